@@ -1,0 +1,5 @@
+"""`python -m sae_sweep`."""
+
+from sae_sweep.cli import main
+
+main()

@@ -1,0 +1,192 @@
+"""The settings of a point, and of the sweep around it: typed, frozen, checked.
+
+No heavy import here: everything that handles a point imports this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+# Raise when the same settings would train to other parameters than before.
+TRAIN_VERSION = 1
+# Raise when the same parameters would measure to other numbers than before.
+MEASURE_VERSION = 1
+
+TOY_DISTRIBUTIONS = ("uniform", "max_stratified")
+DISTRIBUTIONS = ("uniform", "max_stratified", "cell_stratified", "copies_balanced", "weights")
+SITES = ("pre_unembed", "post_unembed")
+ARCHITECTURES = ("relu", "topk", "batchtopk")
+# Architectures whose sparsity is a count of active latents: they take `sae.k` and no penalty.
+COUNTED = ("topk", "batchtopk")
+# Which settings beside the coefficient each penalty reads. `sqrt` is L_p at p = 0.5.
+PENALTY_KEYS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "l1": (),
+    "lp": ("p",),
+    "sqrt": (),
+    "log1p": ("scale",),
+    "log1p_sq": ("scale",),
+    "tanh": ("scale",),
+    "prod1p": ("scale",),
+    "pair": (),
+}
+PENALTIES = tuple(PENALTY_KEYS)
+INITS = ("random", "exemplars", "kmeans", "whitened", "oracle")
+# Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
+PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
+
+
+def _key(default: Any, **limits: Any) -> Any:
+    """A setting with its limits: `ge` at least, `gt` above, `le` at most, `choices` one of."""
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The toy model and how it is trained (REFERENCE: arXiv 2406.11779)."""
+
+    name: str = _key("max_of_k", choices=("max_of_k",))
+    d_vocab: int = _key(64, ge=2)
+    k: int = _key(4, ge=2)
+    d_model: int = _key(32, ge=1)
+    d_head: int = _key(32, ge=1)
+    seed: int = _key(0, ge=0)
+    distribution: str = _key("uniform", choices=TOY_DISTRIBUTIONS)
+    steps: int = _key(3000, ge=1)
+    batch_size: int = _key(128, ge=1)
+    lr: float = _key(1e-3, gt=0)
+    weight_decay: float = _key(0.01, ge=0)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where activations are read."""
+
+    name: str = _key("pre_unembed", choices=SITES)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What inputs the SAE sees. `file` (name=weights): CSV of weights per cell, columns of m q n c + weight."""
+
+    name: str = _key("max_stratified", choices=DISTRIBUTIONS)
+    file: str | None = None
+    # Set from the file's content when the configuration is read: a path has no effect on numbers, content has.
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Sae:
+    """Architecture, size and start of an SAE."""
+
+    architecture: str = _key("relu", choices=ARCHITECTURES)
+    width: int = _key(64, ge=1)
+    # Active latents per input: TopK and BatchTopK only.
+    k: int = _key(1, ge=1)
+    init: str = _key("kmeans", choices=INITS)
+    # The partition whose cells an oracle start gives one latent each.
+    partition: str = _key("m", choices=PARTITIONS)
+    # An exemplar's latent fires where the projection on the exemplar exceeds this fraction of its norm.
+    margin: float = _key(0.5, ge=0, lt=1)
+    # Ridge of the whitened start, relative to the largest eigenvalue of the covariance.
+    ridge: float = _key(1e-2, gt=0)
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """The sparsity term; `p` for L_p, `scale` for penalties that are not scale-free."""
+
+    name: str = _key("l1", choices=PENALTIES)
+    coefficient: float = _key(1.0, ge=0)
+    p: float = _key(1.0, gt=0)
+    scale: float = _key(1.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Optimisation of the SAE: Adam, steps in batches, fractions of the steps for the schedules."""
+
+    steps: int = _key(3000, ge=1)
+    batch_size: int = _key(512, ge=1)
+    lr: float = _key(3e-3, gt=0)
+    lr_warmup: float = _key(0.05, ge=0, le=1)
+    lr_decay: float = _key(0.2, ge=0, le=1)
+    coefficient_warmup: float = _key(0.0, ge=0, le=1)
+    # Largest gradient norm of one SAE over all its parameters.
+    clip: float = _key(100.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a trained SAE is measured; part of a measurement's identity, never of a point's."""
+
+    # Inputs are enumerated exactly up to this many, else this many are drawn by strata.
+    inputs: int = _key(65536, ge=16)
+    # A latent fires where its activation times its decoder norm exceeds this.
+    fires_above: float = _key(0.01, ge=0)
+    purity: float = _key(0.8, gt=0, le=1)
+    f1: float = _key(0.8, gt=0, le=1)
+    f1_gain: float = _key(0.02, ge=0, le=1)
+    permutations: int = _key(20, ge=1)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One SAE to train: every setting that can change its numbers, and nothing else."""
+
+    toy: Toy = Toy()
+    site: Site = Site()
+    distribution: Distribution = Distribution()
+    sae: Sae = Sae()
+    penalty: Penalty = Penalty()
+    training: Training = Training()
+    seed: int = _key(0, ge=0)
+    data_seed: int = _key(0, ge=0)
+
+    @property
+    def id(self) -> str:
+        """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
+        return _digest({**dataclasses.asdict(canonical(self)), "train_version": TRAIN_VERSION})
+
+
+def toy_id(toy: Toy) -> str:
+    """Names the folder of the trained toy. 16 hexadecimal digits."""
+    return _digest({**dataclasses.asdict(toy), "train_version": TRAIN_VERSION})
+
+
+def measure_id(evaluation: Evaluation) -> str:
+    """Tells measurements of one SAE apart. 16 hexadecimal digits."""
+    return _digest({**dataclasses.asdict(evaluation), "measure_version": MEASURE_VERSION})
+
+
+def canonical(point: Point) -> Point:
+    """The same point with every setting that has no effect at its default, and one name for one thing."""
+    sae, penalty, distribution = point.sae, point.penalty, point.distribution
+    if sae.architecture not in COUNTED:
+        sae = dataclasses.replace(sae, k=Sae.k)
+    if sae.init != "oracle":
+        sae = dataclasses.replace(sae, partition=Sae.partition)
+    if sae.init != "whitened":
+        sae = dataclasses.replace(sae, ridge=Sae.ridge)
+    if sae.init == "random":
+        sae = dataclasses.replace(sae, margin=Sae.margin)
+    if penalty.name == "lp" and penalty.p in (0.5, 1.0):
+        penalty = Penalty("sqrt" if penalty.p == 0.5 else "l1", penalty.coefficient)
+    if penalty.coefficient == 0 or penalty.name == "none" or sae.architecture in COUNTED:
+        penalty = Penalty("none", 0.0)
+    kept = {key: getattr(penalty, key) for key in PENALTY_KEYS[penalty.name]}
+    penalty = Penalty(penalty.name, penalty.coefficient, **kept)
+    training = point.training
+    if penalty.name == "none":
+        training = dataclasses.replace(training, coefficient_warmup=Training.coefficient_warmup)
+    # The path of a weights file says nothing about the numbers; the digest of its content does.
+    distribution = Distribution(distribution.name, None, distribution.digest if distribution.name == "weights" else None)
+    return dataclasses.replace(point, sae=sae, penalty=penalty, training=training, distribution=distribution)
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
