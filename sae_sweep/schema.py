@@ -6,6 +6,7 @@ No heavy import here: everything that handles a point imports this file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -74,8 +75,9 @@ class Distribution:
     """What inputs the SAE sees. `file` (name=weights): CSV of weights per cell, columns of m q n c + weight."""
 
     name: str = _key("max_stratified", choices=DISTRIBUTIONS)
-    file: str | None = None
-    # Set from the file's content when the configuration is read: a path has no effect on numbers, content has.
+    # A path has no effect on numbers, so it is no part of equality or identity.
+    file: str | None = field(default=None, compare=False)
+    # Set from the file's content when the configuration is read.
     digest: str | None = None
 
 
@@ -92,7 +94,7 @@ class Sae:
     partition: str = _key("m", choices=PARTITIONS)
     # An exemplar's latent fires where the projection on the exemplar exceeds this fraction of its norm.
     margin: float = _key(0.5, ge=0, lt=1)
-    # Ridge of the whitened start, relative to the largest eigenvalue of the covariance.
+    # Ridge of the whitened and oracle starts, relative to the largest eigenvalue of the covariance.
     ridge: float = _key(1e-2, gt=0)
 
 
@@ -147,30 +149,41 @@ class Point:
     seed: int = _key(0, ge=0)
     data_seed: int = _key(0, ge=0)
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
-        return _digest({**dataclasses.asdict(canonical(self)), "train_version": TRAIN_VERSION})
+        point = canonical(self)
+        settings = {f.name: getattr(point, f.name) for f in dataclasses.fields(point)}
+        return _digest({**settings, "train_version": TRAIN_VERSION})
 
 
 def toy_id(toy: Toy) -> str:
     """Names the folder of the trained toy. 16 hexadecimal digits."""
-    return _digest({**dataclasses.asdict(toy), "train_version": TRAIN_VERSION})
+    return _digest({"toy": toy, "train_version": TRAIN_VERSION})
 
 
 def measure_id(evaluation: Evaluation) -> str:
     """Tells measurements of one SAE apart. 16 hexadecimal digits."""
-    return _digest({**dataclasses.asdict(evaluation), "measure_version": MEASURE_VERSION})
+    return _digest({"evaluation": evaluation, "measure_version": MEASURE_VERSION})
 
 
 def canonical(point: Point) -> Point:
     """The same point with every setting that has no effect at its default, and one name for one thing."""
-    sae, penalty, distribution = point.sae, point.penalty, point.distribution
+    sae, penalty, training = _effective(point.sae, point.penalty, point.training)
+    distribution = point.distribution
+    if distribution.name != "weights":
+        distribution = Distribution(distribution.name)
+    return Point(point.toy, point.site, distribution, sae, penalty, training, point.seed, point.data_seed)
+
+
+# Cached: a grid of 100,000 points has few combinations of these, and copying dataclasses is slow.
+@functools.lru_cache(maxsize=2**17)
+def _effective(sae: Sae, penalty: Penalty, training: Training) -> tuple[Sae, Penalty, Training]:
     if sae.architecture not in COUNTED:
         sae = dataclasses.replace(sae, k=Sae.k)
     if sae.init != "oracle":
         sae = dataclasses.replace(sae, partition=Sae.partition)
-    if sae.init != "whitened":
+    if sae.init not in ("whitened", "oracle"):
         sae = dataclasses.replace(sae, ridge=Sae.ridge)
     if sae.init == "random":
         sae = dataclasses.replace(sae, margin=Sae.margin)
@@ -180,13 +193,21 @@ def canonical(point: Point) -> Point:
         penalty = Penalty("none", 0.0)
     kept = {key: getattr(penalty, key) for key in PENALTY_KEYS[penalty.name]}
     penalty = Penalty(penalty.name, penalty.coefficient, **kept)
-    training = point.training
     if penalty.name == "none":
         training = dataclasses.replace(training, coefficient_warmup=Training.coefficient_warmup)
-    # The path of a weights file says nothing about the numbers; the digest of its content does.
-    distribution = Distribution(distribution.name, None, distribution.digest if distribution.name == "weights" else None)
-    return dataclasses.replace(point, sae=sae, penalty=penalty, training=training, distribution=distribution)
+    return sae, penalty, training
+
+
+@functools.lru_cache(maxsize=2**17)
+def _json(part: Any) -> str:
+    """One part of an identity. 1 and 1.0 are one setting, so every float is written as a float."""
+    if not dataclasses.is_dataclass(part):
+        return json.dumps(part)
+    values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.compare}
+    floats = {f.name: float(values[f.name]) for f in dataclasses.fields(part) if f.type == "float"}
+    return json.dumps({**values, **floats}, sort_keys=True)
 
 
 def _digest(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    text = ", ".join(f'"{key}": {_json(settings[key])}' for key in sorted(settings))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:16]

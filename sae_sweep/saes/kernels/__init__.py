@@ -1,0 +1,57 @@
+"""One training step of a stack, computed by different means: the same numbers, at different speeds."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sae_sweep.saes.stack import Stack
+
+
+@dataclass
+class Progress:
+    """Sums over the steps of one call, per SAE [n]; stays on the device until it is read."""
+
+    steps: int
+    variance: Tensor  # [] Σ E‖x‖² over the batches: x is centred over the distribution
+    loss: Tensor
+    error: Tensor
+    l0: Tensor
+
+    @classmethod
+    def zeros(cls, stack: Stack) -> Progress:
+        """Nothing summed yet."""
+        zeros = torch.zeros(len(stack.points), device=stack.flat.device)
+        return cls(0, torch.zeros((), device=stack.flat.device), zeros, zeros.clone(), zeros.clone())
+
+    def add(self, x: Tensor, loss: Tensor, error: Tensor, l0: Tensor) -> None:
+        """Count one step on batch x [b, d]."""
+        self.steps += 1
+        self.variance += x.square().sum(-1).mean()
+        self.loss += loss
+        self.error += error
+        self.l0 += l0
+
+
+def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backend:
+    """The fastest backend that can train this stack where it lies; `pool` has `threads` threads."""
+    # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
+    if stack.flat.device.type == "cpu" and stack.architecture.name in ("relu", "topk"):
+        from sae_sweep.saes.kernels.cpu import CpuBackend
+
+        return CpuBackend(pool, threads)
+    from sae_sweep.saes.kernels.dense import DenseBackend
+
+    return DenseBackend()
+
+
+class Backend(Protocol):
+    """Trains every SAE of a stack on batches [steps, b, d], in place."""
+
+    def advance(self, stack: Stack, batches: Tensor) -> Progress:
+        """Advance by `steps` steps from `stack.step`."""
+        ...

@@ -1,0 +1,161 @@
+"""The command line: a face. Each command parses its arguments and calls one function of commands.py.
+
+No heavy import at the top: `sae-sweep --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae_sweep.errors import UserError
+
+app = typer.Typer(
+    name="sae-sweep",
+    help="Feature-splitting sweeps: train toy models and sparse autoencoders, count split features against exact truth.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Overrides are Hydra's: sae.width=16,128 penalty=l1,sqrt seed=range(0,3) experiment=splitting. "
+    "Exit codes: 0 done, 2 usage or configuration, 3 finished with failed points, 4 environment, "
+    "75 interrupted (resumable), 130 Ctrl-C (resumable).",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE[,VALUE…]]…", help="Hydra overrides; none: the quickstart.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the points whose id ≡ I mod N, I from 0.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Let grids of more than 100,000 combinations through.")]
+SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep under the output directory.")]
+OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.")]
+
+
+class TableFormat(StrEnum):
+    """What `results` can print."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+class Aggregate(StrEnum):
+    """How `results` can bring seeds together."""
+
+    none = "none"
+    mean = "mean"
+    best = "best"
+
+
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    shard: Shard = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed point.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Plan a grid, train what is missing, count the splits, report."""
+    from sae_sweep import commands
+
+    if dry_run:
+        commands.plan(overrides or [], shard, yes, json)
+    else:
+        raise typer.Exit(commands.run(overrides or [], shard, fail_fast, yes, json))
+
+
+@app.command()
+def plan(overrides: Overrides = None, shard: Shard = None, yes: Yes = False, json: Json = False) -> None:
+    """Axes, points, finished, packs, and an estimate of memory and time."""
+    from sae_sweep import commands
+
+    commands.plan(overrides or [], shard, yes, json)
+
+
+@app.command()
+def results(
+    sweep: SweepName,
+    format: Annotated[TableFormat, typer.Option(help="csv and json go to stdout as text, parquet as bytes.")] = (
+        TableFormat.table
+    ),
+    seeds: Annotated[Aggregate, typer.Option(help="Aggregate over seeds: their mean, or the one of lowest loss.")] = (
+        Aggregate.none
+    ),
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """The one table of a sweep."""
+    from sae_sweep import commands
+
+    commands.results(sweep, format.value, seeds.value, output_dir)
+
+
+@app.command()
+def report(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """Tables, front, split counts and claims of a sweep, from its records."""
+    from sae_sweep import commands
+
+    commands.report(sweep, json, output_dir)
+
+
+@app.command()
+def cells(overrides: Overrides = None, json: Json = False) -> None:
+    """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
+    from sae_sweep import commands
+
+    commands.cells(overrides or [], json)
+
+
+@app.command()
+def penalties(json: Json = False) -> None:
+    """The penalties there are: formula, prior, slope at zero, ladder, source."""
+    from sae_sweep import commands
+
+    commands.penalties(json)
+
+
+@app.command()
+def architectures(json: Json = False) -> None:
+    """The SAE architectures there are."""
+    from sae_sweep import commands
+
+    commands.architectures(json)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from sae_sweep import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors of the user's and of the machine's are one line and an exit code."""
+    # Hydra users type -m out of habit; every sweep here is a multirun.
+    arguments = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

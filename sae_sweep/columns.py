@@ -1,0 +1,84 @@
+"""The columns of the results table, constant over every sweep. No heavy import: configs are checked against them."""
+
+from __future__ import annotations
+
+# Column: the pandas type that holds it. A float is null as NaN; whatever else may be null has a nullable type.
+SETTINGS: dict[str, str] = {
+    "toy": "string",
+    "toy_seed": "int64",
+    "site": "string",
+    "distribution": "string",
+    "architecture": "string",
+    "init": "string",
+    "partition": "string",
+    "width": "int64",
+    "k": "Int64",
+    "penalty": "string",
+    "coefficient": "float64",
+    "penalty_p": "float64",
+    "penalty_scale": "float64",
+    "seed": "int64",
+    "data_seed": "int64",
+    "steps": "int64",
+}
+# The key that sets each setting column (the name of a toy is put together from several).
+KEYS: dict[str, str] = {
+    "toy_seed": "toy.seed",
+    "site": "site.name",
+    "distribution": "distribution.name",
+    "architecture": "sae.architecture",
+    "init": "sae.init",
+    "partition": "sae.partition",
+    "width": "sae.width",
+    "k": "sae.k",
+    "penalty": "penalty.name",
+    "coefficient": "penalty.coefficient",
+    "penalty_p": "penalty.p",
+    "penalty_scale": "penalty.scale",
+    "seed": "seed",
+    "data_seed": "data_seed",
+    "steps": "training.steps",
+}
+COLUMN_OF: dict[str, str] = {key: column for column, key in KEYS.items()}
+# What only tells repetitions of one experiment apart.
+SEEDS = ("toy_seed", "seed", "data_seed")
+LABELS = ("q", "n", "c", "m", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
+METRICS: dict[str, str] = {
+    "loss": "float64",
+    "fvu": "float64",
+    "fvu_above_ceiling": "float64",
+    "l0": "float64",
+    "live_latents": "Int64",
+    "dead_latents": "Int64",
+    "pure_latents": "Int64",
+    "owned_maxes": "Int64",
+    "splits_per_max": "float64",
+    "duplicates_per_max": "float64",
+    "split_maxes": "Int64",
+    **{f"label_{label}": "Int64" for label in LABELS},
+    "info_query": "float64",
+    "info_runner_up": "float64",
+    "info_copies": "float64",
+    "unique_query": "float64",
+    "unique_runner_up": "float64",
+    "unique_copies": "float64",
+    "oracle_gap": "float64",
+    "k_sparse_splits": "float64",
+    "absorption_full": "float64",
+    "absorption_fraction": "float64",
+    "loss_recovered": "float64",
+    "kl": "float64",
+    "shrinkage": "float64",
+    "seconds": "float64",
+}
+COLUMNS: dict[str, str] = {"point_id": "string", **SETTINGS, **METRICS, "on_front": "boolean"}
+
+
+def is_setting(column: str) -> bool:
+    """Whether a column of the table is a setting: a constant one, or a swept key, which alone are dotted."""
+    return column in SETTINGS or "." in column
+
+
+def is_seed(column: str) -> bool:
+    """Whether a column only tells repetitions apart."""
+    return column in SEEDS or column == "toy.seed"

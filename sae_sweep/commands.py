@@ -1,0 +1,260 @@
+"""What each command does, from arguments to what is printed. Data on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from sae_sweep import config
+from sae_sweep.errors import UserError
+from sae_sweep.reports import layout
+from sae_sweep.store import Store
+from sae_sweep.sweep.grid import Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae_sweep.reports.wandb import WandbLog
+    from sae_sweep.sweep.run import Outcome, Work
+
+OK, FAILED_POINTS, INTERRUPTED, CONTROL_C = 0, 3, 75, 130
+
+
+def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool, json: bool) -> int:
+    """Plan, train what is missing, report. Returns the exit code."""
+    sweep = config.load(overrides, yes=yes)
+    config.check_writable(sweep.output_dir)
+    part = parse_shard(shard)
+
+    from sae_sweep.sweep import run as runner
+
+    store = Store(sweep.output_dir)
+    try:
+        work = runner.look(sweep, store, part)
+        outcome = _work(sweep, work, store, fail_fast)
+    except (KeyboardInterrupt, runner.Interrupted) as interruption:
+        again = shlex.join(["sae-sweep", "run", *overrides, *(["--shard", shard] if shard else [])])
+        print(f"interrupted: finished points are kept; resume with: {again}", file=sys.stderr)
+        return CONTROL_C if isinstance(interruption, KeyboardInterrupt) else INTERRUPTED
+    if json:
+        print(json_module.dumps(outcome.to_json()))
+    else:
+        _print_report(store, sweep.name)
+    return FAILED_POINTS if outcome.failed else OK
+
+
+def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
+    """Run with a live view, log to W&B beside it, and write the sweep's tables."""
+    from sae_sweep import frame
+    from sae_sweep.reports.live import LiveView
+    from sae_sweep.sweep import run as runner
+    from sae_sweep.sweep.events import Event, Note, PointDone
+
+    with ExitStack() as stack:
+        finished = len(work.plan.finished) - len(work.stale)
+        view = stack.enter_context(LiveView(len(work.plan.points), finished, work.plan.seconds))
+        log = _wandb(sweep, store, lambda text: view.handle(Note(text)))
+        if log is not None:
+            stack.enter_context(log)
+
+        def say(event: Event) -> None:
+            view.handle(event)
+            if log is not None and isinstance(event, PointDone):
+                log.log_point(event.record)
+
+        outcome = runner.run(sweep, work, store, say, fail_fast)
+        results, untrained = frame.write(store, sweep.name)
+        if log is not None:
+            _log_the_sweep(log, sweep, store, results, untrained)
+    return outcome
+
+
+def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool) -> None:
+    """Say what a run would do."""
+    sweep = config.load(overrides, yes=yes)
+
+    from sae_sweep.sweep.plan import plan as make_plan
+
+    store = Store(sweep.output_dir)
+    planned = make_plan(sweep, store.ids("points"), parse_shard(shard), store.ids("toys"))
+    if json:
+        print(json_module.dumps(planned.to_json(sweep)))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key, values in config.axes_of(sweep):
+        table.add_row(key, ", ".join(map(str, values)))
+    seconds = planned.seconds
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
+    table.add_row("packs", f"{len(planned.packs):,}")
+    table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
+    layout.write(layout.console(), f"{sweep.name}", table)
+
+
+def results(sweep: str, format: str, seeds: str, output_dir: Path) -> None:
+    """Print the one table."""
+    from sae_sweep import frame
+
+    table = frame.load(Store(output_dir), sweep)
+    if seeds != "none":
+        table = frame.aggregate(table, seeds)  # type: ignore[arg-type]
+    if format == "csv":
+        table.to_csv(sys.stdout, index=False)
+    elif format == "json":
+        print(table.to_json(orient="records"))
+    elif format == "parquet":
+        table.to_parquet(sys.stdout.buffer, index=False)
+    else:
+        print(table.dropna(axis=1, how="all").to_string(index=False, max_colwidth=20))
+
+
+def report(sweep: str, json: bool, output_dir: Path) -> None:
+    """Print the report of a sweep from its records, and write its tables anew."""
+    from sae_sweep import frame
+
+    store = Store(output_dir)
+    info = frame.sweep_info(store, sweep)
+    results, untrained = frame.write(store, sweep)
+    if json:
+        verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(info["claims"], results, untrained)]
+        print(json_module.dumps({"schema": 1, "sweep": sweep, "points": len(results), "claims": verdicts}))
+    else:
+        _print_report(store, sweep)
+
+
+def cells(overrides: Sequence[str], json: bool) -> None:
+    """Print the ground truth of a toy."""
+    sweep = config.load([*overrides, *(["toy=max_of_k"] if not overrides else [])])
+    toy = sweep.points[0].toy
+
+    from sae_sweep.schema import PARTITIONS
+    from sae_sweep.sweep.grid import count_classes
+    from sae_sweep.toys.cells import cells_per_max, count_cells
+
+    per_max = [int(cells_per_max(m, toy.k)) for m in range(toy.d_vocab)]
+    partitions = {name: count_classes(name, toy.d_vocab, toy.k) for name in PARTITIONS}
+    total = int(count_cells(toy.d_vocab, toy.k))
+    if json:
+        head = {"schema": 1, "d_vocab": toy.d_vocab, "k": toy.k, "cells": total}
+        print(json_module.dumps(head | {"per_max": per_max, "partitions": partitions}))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("partition")
+    table.add_column("cells", justify="right")
+    table.add_column("tells apart")
+    spelled = {"m": "maximum", "q": "query", "n": "runner-up", "c": "copies of the maximum"}
+    for name, count in partitions.items():
+        table.add_row(name, f"{count:,}", ", ".join(spelled[letter] for letter in name))
+    sentence = (
+        f"max of {toy.k} tokens out of {toy.d_vocab}: {toy.d_vocab**toy.k:,} inputs in {total:,} cells "
+        f"(maximum, query, runner-up, copies); from {per_max[0]} for maximum 0 to {per_max[-1]:,} for {toy.d_vocab - 1}"
+    )
+    layout.write(layout.console(), sentence, table)
+
+
+def penalties(json: bool) -> None:
+    """Print the penalties there are."""
+    from sae_sweep.saes.penalties import FORMULAS
+
+    ladders = config.ladders()
+    rows = [
+        {
+            "name": name,
+            "formula": formula.formula,
+            "slope_at_zero": str(formula.slope_at_zero),
+            "prior": formula.prior,
+            "keys": [f"penalty.{key}" for key in formula.keys],
+            "ladder": ladders.get(name),
+            "source": formula.source,
+        }
+        for name, formula in FORMULAS.items()
+    ]
+    _listing(rows, json, "every penalty acts on a = activation · decoder norm of each latent, summed over latents")
+
+
+def architectures(json: bool) -> None:
+    """Print the architectures there are."""
+    from sae_sweep.saes.architectures import ARCHITECTURES
+
+    rows = [
+        {"name": name, "description": a.description, "keys": list(a.keys), "source": a.source}
+        for name, a in ARCHITECTURES.items()
+    ]
+    _listing(rows, json, "all: pre = W_enc·x + b_enc, reconstruction = W_dec·z + b_dec")
+
+
+def parse_shard(shard: str | None) -> tuple[int, int]:
+    """`I/N` to (I, N). UserError if it is not that."""
+    if shard is None:
+        return 0, 1
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise UserError(f"--shard {shard}: expected I/N, such as 0/4 for the first of four")
+    return int(index), int(count)
+
+
+def _print_report(store: Store, name: str) -> None:
+    from sae_sweep import frame
+    from sae_sweep.reports import terminal
+
+    info = frame.sweep_info(store, name)
+    results, untrained = frame.tables(store, name)
+    verdicts = _verdicts(info["claims"], results, untrained)
+    terminal.show(layout.console(), results, untrained, info, verdicts, store.sweep(name), store.failures(name))
+
+
+def _verdicts(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd.DataFrame) -> list[Any]:
+    from sae_sweep.reports.claims import evaluate_all
+
+    return evaluate_all(claims, results, untrained)
+
+
+def _wandb(sweep: Sweep, store: Store, note: Callable[[str], None]) -> WandbLog | None:
+    if sweep.logger["name"] == "none":
+        return None
+    from sae_sweep.reports.wandb import WandbLog
+
+    settings = {key: sweep.logger[key] for key in ("project", "entity", "mode")}
+    return WandbLog(store.sweep(sweep.name), sweep.name, **settings, note=note)
+
+
+def _log_the_sweep(
+    log: WandbLog, sweep: Sweep, store: Store, results: pd.DataFrame, untrained: pd.DataFrame
+) -> None:
+    """Log the points that an earlier, killed run finished but did not log, then the sweep's own run."""
+    from sae_sweep.schema import measure_id
+
+    wanted = measure_id(sweep.evaluation)
+    missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
+    from sae_sweep.frame import measured
+
+    for record in measured(store, missing, wanted):
+        log.log_point(record)
+    verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(sweep.claims, results, untrained)]
+    log.log_sweep(results, untrained, verdicts, {"experiment": sweep.experiment, "overrides": sweep.overrides})
+
+
+def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:
+    if json:
+        print(json_module.dumps(rows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    layout.write(layout.console(), heading, table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

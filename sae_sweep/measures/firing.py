@@ -1,0 +1,201 @@
+"""The firing table: on which cells each latent fires, and which latent is on top, from one pass over the inputs.
+
+Two sparse tables with evaluation weights; every measure of splitting and information is a function of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_sweep.toys.cells import Cells
+
+# "No latent fires" in the table of top latents.
+NO_LATENT = -1
+# Rows held before they are merged; once a merged table is larger, it may grow to twice its length.
+ROWS_HELD = 1 << 21
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FiringTable:
+    """Where latents fire (a‖d‖ above the cut), in evaluation weights.
+
+    Rows (latent, cell), each pair at most once and sorted: `weight` of the inputs of the cell on which the latent
+    fires, `mass` = Σ weight · a‖d‖ over them, `count` of them. Rows (top_cell, top_latent), likewise: `top_weight` and
+    `top_count` of the inputs of the cell on which that latent has the largest a‖d‖, or NO_LATENT where none fires.
+    Every input is in exactly one row of the second table, so that its sums over latents are the cells' own totals.
+    """
+
+    width: int
+    cells: int
+    latent: Ints
+    cell: Ints
+    weight: Floats
+    mass: Floats
+    count: Ints
+    top_cell: Ints
+    top_latent: Ints
+    top_weight: Floats
+    top_count: Ints
+
+    @cached_property
+    def cell_weight(self) -> Floats:
+        """Evaluation weight of every cell [cells]."""
+        return np.bincount(self.top_cell, self.top_weight, self.cells).astype(np.float64, copy=False)
+
+    @cached_property
+    def total(self) -> float:
+        """Evaluation weight of all inputs."""
+        return float(self.cell_weight.sum())
+
+    @cached_property
+    def fired(self) -> Floats:
+        """Evaluation weight of the inputs on which each latent fires [width]."""
+        return np.bincount(self.latent, self.weight, self.width).astype(np.float64, copy=False)
+
+    @cached_property
+    def inputs(self) -> Ints:
+        """How many evaluation inputs each latent fires on [width], whatever their weight."""
+        return np.bincount(self.latent, self.count, self.width).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How rows of dense latents are merged, to bound the table's size.
+
+    A latent that fires on more weight than `above` has its cells replaced by `onto[cell]` [cells].
+    """
+
+    above: float
+    onto: Ints
+
+
+def fold_dense(cells: Cells, chance: Floats, f1: float) -> Fold:
+    """Merge the cells of each (m, c) for latents too dense for any label that needs more detail.
+
+    F1 = 2·TP/(fired + class) ≤ 2·class/(fired + class), so a latent that fires on more than (2/f1 - 1) times the
+    heaviest class of m, of q and of n reaches `f1` with no predicate that names one of them: c alone is left.
+    Owner, purity and the F1 of m, c and mc are the same on merged rows. `chance` [T]: probability of every cell.
+    The factor 2 leaves room for drawn inputs, whose class weights are near their probabilities but not equal.
+    """
+    heaviest = max(float(np.bincount(cells.partition(name).of_cell, chance).max()) for name in "mqn")
+    classes = cells.partition("mc").of_cell
+    _, first = np.unique(classes, return_index=True)
+    return Fold(2 * (2 / f1 - 1) * heaviest, first.astype(np.int64)[classes])
+
+
+class FiringCounter:
+    """Builds a firing table from batches of inputs: `add` them in any order, then read `table`.
+
+    Sums are float64 in a fixed order: the same batches give the same bits. Memory: 32 bytes a distinct pair of latent
+    and cell (with `fold`, few pairs of a dense latent), three times that while merging, and one batch.
+    """
+
+    def __init__(self, width: int, cells: int, fires_above: float, fold: Fold | None = None) -> None:
+        """`width` latents, `cells` cells; a latent fires where a‖d‖ > `fires_above`."""
+        self.width, self.cells, self.fires_above, self.fold = width, cells, fires_above, fold
+        self._fired = np.zeros(width)
+        self._pairs, self._tops = _Rows(floats=2), _Rows(floats=1)
+
+    def add(self, norms: Tensor, cell: NDArray[Any], weight: Floats) -> None:
+        """Count a batch: a‖d‖ `norms` [b, width] on any device, and each input's `cell` [b] and `weight` [b].
+
+        Inputs of weight 0 are not in the distribution and are left out.
+        """
+        order = np.argsort(cell, kind="stable")
+        order = order[weight[order] > 0]
+        if not np.array_equal(order, np.arange(len(cell))):
+            norms = norms[torch.from_numpy(order).to(norms.device)]
+        if not len(order):
+            return
+        cell, weight = np.asarray(cell, np.int64)[order], np.asarray(weight, np.float64)[order]
+        self._add_pairs(norms, cell, weight)
+        self._add_tops(norms, cell, weight)
+        if self._pairs.overdue:
+            self._pairs.merge(self._folded)
+        if self._tops.overdue:
+            self._tops.merge()
+
+    def _add_pairs(self, norms: Tensor, cell: Ints, weight: Floats) -> None:
+        # Latent by latent and inputs in the order of their cells: the keys come out sorted.
+        latent, row = (norms > self.fires_above).T.contiguous().nonzero(as_tuple=True)
+        values = norms[row, latent].double().cpu().numpy()
+        latents, rows = latent.cpu().numpy(), row.cpu().numpy()
+        weights = weight[rows]
+        self._fired += np.bincount(latents, weights, self.width)
+        keys = latents * self.cells + cell[rows]
+        self._pairs.pieces.append(_sum_sorted(keys, weights, weights * values, np.ones_like(keys)))
+
+    def _add_tops(self, norms: Tensor, cell: Ints, weight: Floats) -> None:
+        # torch documents that of equal maxima the first is returned.
+        largest, latent = norms.max(1)
+        latent = torch.where(largest > self.fires_above, latent, NO_LATENT)
+        keys = cell * (self.width + 1) + (latent.cpu().numpy() - NO_LATENT)
+        self._tops.pieces.append(sum_by(keys, weight, np.ones_like(keys)))
+
+    def _folded(self, keys: Ints) -> Ints:
+        if self.fold is None:
+            return keys
+        rows = np.flatnonzero((self._fired > self.fold.above)[keys // self.cells])
+        cell = keys[rows] % self.cells
+        keys[rows] += self.fold.onto[cell] - cell
+        return keys
+
+    @property
+    def table(self) -> FiringTable:
+        """The table of all inputs added so far."""
+        key, weight, mass, count = self._pairs.merge(self._folded)
+        top_key, top_weight, top_count = self._tops.merge()
+        latent, cell = np.divmod(key, self.cells)
+        top_cell, top_latent = np.divmod(top_key, self.width + 1)
+        top = (top_cell, top_latent + NO_LATENT, top_weight, top_count)
+        return FiringTable(self.width, self.cells, latent, cell, weight, mass, count, *top)
+
+
+class _Rows:
+    """Rows of a key, `floats` float64 sums and a count, as pieces that are merged once they have grown."""
+
+    def __init__(self, floats: int) -> None:
+        none = np.zeros(0, np.int64)
+        self.pieces: list[tuple[NDArray[Any], ...]] = [(none, *[np.zeros(0)] * floats, none)]
+        self._merged = 0
+
+    @property
+    def overdue(self) -> bool:
+        return sum(len(piece[0]) for piece in self.pieces) > max(ROWS_HELD, 2 * self._merged)
+
+    def merge(self, rekey: Callable[[Ints], Ints] = lambda keys: keys) -> tuple[NDArray[Any], ...]:
+        keys, *values = (np.concatenate(column) for column in zip(*self.pieces, strict=True))
+        merged = sum_by(rekey(keys), *values)
+        self.pieces, self._merged = [merged], len(merged[0])
+        return merged
+
+
+def sum_by(keys: Ints, *values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """The distinct `keys`, sorted, and for each array [n] of `values` its sums over the rows of each key."""
+    order = np.argsort(keys, kind="stable")
+    return _sum_sorted(keys[order], *(value[order] for value in values))
+
+
+def _sum_sorted(keys: Ints, *values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    starts = run_starts(keys)
+    if not len(starts):
+        return keys, *values
+    return keys[starts], *(np.add.reduceat(value, starts) for value in values)
+
+
+def run_starts(keys: NDArray[Any]) -> Ints:
+    """Where each run of equal values in `keys` [n] starts."""
+    starts = np.ones(len(keys), np.bool_)
+    np.not_equal(keys[1:], keys[:-1], out=starts[1:])
+    return np.flatnonzero(starts)

@@ -1,0 +1,146 @@
+"""How much the top latent tells of query, runner-up and copies: a function of the table of top latents.
+
+A code of one latent at a time may know a factor only because it knows the maximum, or another factor that comes with
+it, or because it has so many latents that any factor would seem known. So information is taken given the maximum
+(`info`), or given the maximum and both other factors (`unique`), and corrected for what a permutation would show.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_sweep.measures.firing import FiringTable, Floats, Ints, run_starts, sum_by
+from sae_sweep.measures.splitting import partition
+from sae_sweep.toys.cells import FACTORS, Cells
+
+COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
+# Entropies below this (nats) are zero; so is what a null leaves of 1.
+ZERO = 1e-9
+# Inputs dealt to before the mean of a null is good enough: its spread falls with the inputs of a single deal.
+DEALT = 1 << 21
+
+
+def information(table: FiringTable, cells: Cells, permutations: int) -> dict[str, float | None]:
+    """The columns info_* and unique_*: (value - null)/(1 - null), None where the factor is known without the latent.
+
+    Also None where the null is 1: every input has a top latent of its own, so that any factor would seem known.
+    """
+    metrics: dict[str, float | None] = {}
+    for column, factor in COLUMNS.items():
+        others = "".join(name for name in FACTORS if name != factor)
+        for kind, given in (("info", "m"), ("unique", others)):
+            value = share_told(table, cells, factor, given)
+            null = null_share(table, cells, factor, given, permutations)
+            metrics[f"{kind}_{column}"] = corrected(value, null)
+    return metrics
+
+
+def corrected(value: float | None, null: float | None) -> float | None:
+    """(value - null)/(1 - null), or None if either is, or if the null is 1."""
+    if value is None or null is None or 1 - null < ZERO:
+        return None
+    return (value - null) / (1 - null)
+
+
+def share_told(table: FiringTable, cells: Cells, factor: str, given: str) -> float | None:
+    """I(top latent; factor | given)/H(factor | given), no latent being one of the values; None if the entropy is 0.
+
+    `given`: the name of a partition without `factor`. Plug-in estimate in evaluation weights.
+    """
+    rows, groups = _nested(cells, factor, given)
+    row, group = rows[table.top_cell], groups[table.top_cell]
+    latent, width = table.top_latent + 1, table.width + 1
+    joint = _w_log_w(row * width + latent, table.top_weight)
+    by_group = _w_log_w(group, table.top_weight)
+    by_row = _w_log_w(row, table.top_weight)
+    entropy = by_group - by_row
+    if entropy < ZERO * table.total:
+        return None
+    return (joint - _w_log_w(group * width + latent, table.top_weight) + entropy) / entropy
+
+
+def _nested(cells: Cells, factor: str, given: str) -> tuple[Ints, Ints]:
+    """Of each cell, the class of `given` and `factor` together, and the class of `given` alone."""
+    both = "".join(name for name in FACTORS if name in given + factor)
+    return partition(cells, both).of_cell, partition(cells, given).of_cell
+
+
+def _w_log_w(keys: Ints, weights: Floats) -> float:
+    """Σ w·log w over the distinct keys, w being the sum of a key's weights."""
+    total = sum_by(keys, weights)[1]
+    return float((total * np.log(total, where=total > 0, out=np.zeros_like(total))).sum())
+
+
+def null_share(table: FiringTable, cells: Cells, factor: str, given: str, permutations: int) -> float | None:
+    """The mean of `share_told` when the top latents are dealt anew among the inputs of each class of `given`.
+
+    Inputs keep their cell and their weight (the mean of their cell), so that the factor's entropy stays what it is;
+    each keeps to its class, so that the latents of a class stay too. None if the entropy is 0. A fixed seed. Up to
+    `permutations` deals, fewer where the inputs are so many that one deal is an average in itself.
+    """
+    rows, groups = _nested(cells, factor, given)
+    order = np.lexsort((rows[table.top_cell], groups[table.top_cell]))
+    cell, count = table.top_cell[order], table.top_count[order]
+    counts = np.bincount(cell, count, table.cells)
+    mean_weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
+    # One unit per input, those of a class and of a row of it side by side.
+    _, latent = np.unique(table.top_latent[order], return_inverse=True)
+    units = np.repeat(latent, count)
+    unit_cell = np.repeat(cell, count)
+    row_start = _boundaries(rows[unit_cell])
+    group_start = np.searchsorted(row_start, _boundaries(groups[unit_cell]))
+    entropy = _w_log_w(groups, table.cell_weight) - _w_log_w(rows, table.cell_weight)
+    if entropy < ZERO * table.total:
+        return None
+    deals = max(1, min(permutations, DEALT // len(units)))
+    told = _deal(units, mean_weight[unit_cell], row_start, group_start, int(latent.max()) + 1, deals)
+    return (told + entropy) / entropy
+
+
+def _boundaries(values: NDArray[Any]) -> Ints:
+    """Where each run of equal `values` starts, and the end of the last."""
+    return np.append(run_starts(values), len(values))
+
+
+@numba.njit(cache=True)
+def _deal(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, latents: int, deals: int) -> float:
+    """The mean over deals of Σ w·log w by (row, latent), less the same by (group, latent).
+
+    `units` [n]: the latent of each unit, shuffled in place within its group; `weight` [n]. Row r is the units from
+    row_start[r] to row_start[r + 1]; group g is the rows from group_start[g] to group_start[g + 1].
+    """
+    np.random.seed(0)
+    held, seen = np.zeros(latents), np.empty(latents, np.int64)
+    told = 0.0
+    for _ in range(deals):
+        for g in range(len(group_start) - 1):
+            first, last = group_start[g], group_start[g + 1]
+            # A group of one row tells nothing: both sums are the same.
+            if last - first > 1:
+                start, end = row_start[first], row_start[last]
+                np.random.shuffle(units[start:end])
+                told -= _held_w_log_w(units, weight, start, end, held, seen)
+                for row in range(first, last):
+                    told += _held_w_log_w(units, weight, row_start[row], row_start[row + 1], held, seen)
+    return told / deals
+
+
+@numba.njit(cache=True)
+def _held_w_log_w(units: Ints, weight: Floats, start: int, end: int, held: Floats, seen: Ints) -> float:
+    """Σ w·log w over the latents of the units from `start` to `end`. `held` must be zeros, and is left so."""
+    count = 0
+    for unit in range(start, end):
+        latent = units[unit]
+        if held[latent] == 0:
+            seen[count] = latent
+            count += 1
+        held[latent] += weight[unit]
+    total = 0.0
+    for i in range(count):
+        total += held[seen[i]] * np.log(held[seen[i]])
+        held[seen[i]] = 0
+    return total

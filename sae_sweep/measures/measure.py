@@ -1,0 +1,122 @@
+"""Everything that is measured on one SAE, from one pass over the evaluation inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sae_sweep.measures.firing import FiringCounter, FiringTable, fold_dense
+from sae_sweep.measures.information import information
+from sae_sweep.measures.reconstruction import Reconstruction
+from sae_sweep.measures.splitting import (
+    LIVE_INPUTS,
+    NOTHING,
+    Latents,
+    class_name,
+    count_splits,
+    describe,
+    live_floor,
+)
+from sae_sweep.schema import PARTITIONS, Evaluation
+from sae_sweep.toys.cells import Cells
+from sae_sweep.toys.stream import EvaluationInputs
+
+# Numbers in the largest dense array of a pass: 16 MiB in float32. Fixed, as sums depend on where chunks end.
+CHUNK_NUMBERS = 1 << 22
+
+
+class MeasurableSAE(Protocol):
+    """What a pass needs of an SAE: x̂ = encode(x) @ W_dec + b_dec."""
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder rows [width, d] float32, as they are (not normalised)."""
+
+    @property
+    def b_dec(self) -> Tensor:
+        """Decoder bias [d] float32."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Dense codes z [b, width] float32 ≥ 0 of normalised inputs x [b, d], decoder norms not folded in."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`metrics` by column of the results table; `latents`: a row per latent; `per_max`: [d_vocab] counts by name."""
+
+    metrics: dict[str, float | int | None]
+    latents: pd.DataFrame
+    per_max: dict[str, list[int]]
+
+
+@torch.no_grad()
+def measure(
+    sae: MeasurableSAE,
+    inputs: EvaluationInputs,
+    penalty_value: Callable[[Tensor], Tensor],
+    coefficient: float,
+    evaluation: Evaluation,
+) -> Measurement:
+    """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
+
+    `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b]; not called where `coefficient` is 0.
+    Metrics are nan where the SAE's own numbers are not finite.
+    """
+    reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value, coefficient)
+    table = _one_pass(sae, inputs, reconstruction, evaluation)
+    latents = describe(table, inputs.cells, evaluation)
+    splitting = count_splits(latents, inputs.cells, evaluation)
+    metrics = {
+        **reconstruction.metrics,
+        **splitting.metrics,
+        **information(table, inputs.cells, evaluation.permutations),
+        "live_floor_inputs": LIVE_INPUTS,
+        "live_floor_mass": live_floor(table),
+    }
+    per_max = {"splits": splitting.splits.tolist(), "duplicates": splitting.duplicates.tolist()}
+    return Measurement(metrics, _frame(latents, inputs.cells, sae.W_dec.norm(dim=1)), per_max)
+
+
+def _one_pass(
+    sae: MeasurableSAE, inputs: EvaluationInputs, reconstruction: Reconstruction, evaluation: Evaluation
+) -> FiringTable:
+    cells, (width, d) = inputs.cells, sae.W_dec.shape
+    decoder_norms = sae.W_dec.norm(dim=1)
+    counter = FiringCounter(width, cells.count, evaluation.fires_above, fold_dense(cells, inputs.chance, evaluation.f1))
+    rows = max(1, CHUNK_NUMBERS // max(width, d, cells.d_vocab))
+    for chunk in inputs:
+        for x, cell, weight, sequences in zip(
+            *(part.split(rows) for part in (chunk.x, chunk.cell, chunk.weight, chunk.sequences)), strict=True
+        ):
+            z = sae.encode(x)
+            norms = z * decoder_norms
+            reconstruction.add(x, z, norms, z @ sae.W_dec + sae.b_dec, sequences.amax(1), weight)
+            counter.add(norms, cell.cpu().numpy(), weight.cpu().numpy())
+    return counter.table
+
+
+def _frame(latents: Latents, cells: Cells, decoder_norms: Tensor) -> pd.DataFrame:
+    """A row per latent, as in latents.parquet; null where a latent never fires (owner, purity, F1) or has no label."""
+    named = latents.label != NOTHING
+    pairs = zip(latents.label.tolist(), latents.example.tolist(), strict=True)
+    names = [class_name(cells, label, example) if label != NOTHING else None for label, example in pairs]
+    return pd.DataFrame(
+        {
+            "latent": np.arange(len(named)),
+            "owner": pd.Series(latents.owner, dtype="Int64").mask(latents.owner == NOTHING),
+            "purity": latents.purity,
+            "label": [PARTITIONS[label] if label != NOTHING else None for label in latents.label],
+            "label_class": names,
+            "f1": latents.f1,
+            "density": latents.density,
+            "inputs": latents.inputs,
+            "decoder_norm": decoder_norms.cpu().numpy(),
+            "live": latents.live,
+        }
+    )

@@ -1,0 +1,111 @@
+"""How well an SAE reconstructs, how sparsely, and what that costs the toy's own output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae_sweep.toys.max_of_k import MaxOfK
+
+
+class Reconstruction:
+    """Sums over weighted inputs; `add` batches, then read `metrics`. All sums are float64.
+
+    x is centred and scaled (E‖x‖² = d); r = x - x̂; means are over inputs in evaluation weights.
+    """
+
+    def __init__(
+        self,
+        model: MaxOfK,
+        site: str,
+        mean: Tensor,
+        scale: float,
+        penalty_value: Callable[[Tensor], Tensor],
+        coefficient: float,
+    ) -> None:
+        """`mean` [d] and `scale`: x = (raw - mean)·scale. `penalty_value`: a‖d‖ [b, width] to the penalty [b]."""
+        self.model, self.site, self.mean, self.scale = model, site, mean, scale
+        self.penalty_value, self.coefficient = penalty_value, coefficient
+        d, device = len(mean), mean.device
+        self._sums: dict[str, float] = {}
+        # By maximum: Σ w and Σ w·x.
+        self._weights = torch.zeros(model.toy.d_vocab, dtype=torch.float64, device=device)
+        self._totals = torch.zeros(model.toy.d_vocab, d, dtype=torch.float64, device=device)
+        zero = model.logits(torch.zeros(1, d, device=device), site).double()
+        self._zero_log_p = zero.log_softmax(-1)[0]
+
+    def add(self, x: Tensor, z: Tensor, norms: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
+        """Count a batch, all on the toy's device.
+
+        Inputs `x` and reconstructions `x_hat` [b, d], codes `z` and a‖d‖ `norms` [b, width], true `maximum` [b] int64
+        and evaluation `weight` [b] float64.
+        """
+        size = x.double().norm(dim=1)
+        ratio = torch.where(size > 0, x_hat.double().norm(dim=1) / size, 0)
+        self._sum("weight", weight, torch.ones_like(weight))
+        self._sum("sized", weight, (size > 0).double())
+        self._sum("ratio", weight, ratio)
+        self._sum("square", weight, size.square())
+        self._sum("error", weight, (x - x_hat).double().square().sum(1))
+        self._sum("active", weight, (z != 0).sum(1).double())
+        # A penalty that overflows must not turn a coefficient of 0 into nan.
+        if self.coefficient:
+            self._sum("penalty", weight, self.penalty_value(norms).double())
+        # A product with the indicator of the maximum: adding up by index has no fixed order on CUDA.
+        of_max = F.one_hot(maximum, len(self._weights)).double() * weight[:, None]
+        self._weights += of_max.sum(0)
+        self._totals += of_max.T @ x.double()
+        self._add_outputs(x, x_hat, maximum, weight)
+
+    def _add_outputs(self, x: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
+        log_p, log_q = self._log_p(x), self._log_p(x_hat)
+        self._sum("ce_original", weight, F.nll_loss(log_p, maximum, reduction="none"))
+        self._sum("ce_reconstructed", weight, F.nll_loss(log_q, maximum, reduction="none"))
+        self._sum("ce_zero", weight, -self._zero_log_p[maximum])
+        self._sum("kl", weight, (log_p.exp() * (log_p - log_q)).sum(1))
+
+    def _log_p(self, x: Tensor) -> Tensor:
+        return self.model.logits(x / self.scale + self.mean, self.site).double().log_softmax(-1)
+
+    def _sum(self, name: str, weight: Tensor, values: Tensor) -> None:
+        # Summed by numpy, in an order that does not depend on the number of threads.
+        self._sums[name] = self._sums.get(name, 0.0) + float((weight * values).cpu().numpy().sum())
+
+    @property
+    def ceiling(self) -> float:
+        """R²_m: the share of the variance between maxima, the most that a code constant on each maximum can explain."""
+        total = self._weights.sum()
+        centre = self._totals.sum(0) / total
+        means = self._totals / self._weights.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+        return float(self._weights @ (means - centre).square().sum(1)) / self._variance
+
+    @property
+    def _variance(self) -> float:
+        """Σ w‖x - x̄‖²."""
+        return self._sums["square"] - float(self._totals.sum(0).square().sum()) / self._sums["weight"]
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """fvu, fvu_above_ceiling, l0, loss, shrinkage, loss_recovered, kl over all batches.
+
+        fvu = Σ w‖r‖²/Σ w‖x - x̄‖², pooled; fvu_above_ceiling = fvu - (1 - R²_m), may be negative; l0: mean count of
+        z ≠ 0; loss = E‖r‖² + coefficient·E penalty; shrinkage: mean ‖x̂‖/‖x‖ of centred x and x̂, over x ≠ 0;
+        loss_recovered = (CE_reconstructed - CE_zero)/(CE_original - CE_zero) for the true maximum, where zero is raw
+        activation 0, None if that denominator is 0; kl = KL(original ‖ reconstructed) of the outputs, nats.
+        """
+        mean = {name: total / self._sums["weight"] for name, total in self._sums.items()}
+        fvu = self._sums["error"] / self._variance if self._variance > 0 else math.nan
+        recovered, recoverable = mean["ce_reconstructed"] - mean["ce_zero"], mean["ce_original"] - mean["ce_zero"]
+        return {
+            "fvu": fvu,
+            "fvu_above_ceiling": fvu - (1 - self.ceiling),
+            "l0": mean["active"],
+            "loss": mean["error"] + self.coefficient * mean.get("penalty", 0.0),
+            "shrinkage": mean["ratio"] * self._sums["weight"] / self._sums["sized"],
+            "loss_recovered": recovered / recoverable if recoverable else None,
+            "kl": mean["kl"],
+        }

@@ -1,0 +1,191 @@
+"""What each latent stands for, and how many latents share a maximum: functions of the firing table.
+
+Rules of counting: only live latents count; a latent is named by the predicate on the cell's factors that predicts best
+where it fires, and only if it does so with F1 ≥ 0.8; a finer name must be worth it. A latent named finer than its
+maximum is a split; several named by the whole of one maximum are duplicates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_sweep.measures.firing import FiringTable, Floats, Ints, run_starts, sum_by
+from sae_sweep.schema import PARTITIONS, Evaluation
+from sae_sweep.toys.cells import NONE, Cells
+
+# A live latent fires on at least this many evaluation inputs, or on the weight of as many average ones.
+LIVE_INPUTS = 8
+# No owner, no label, no class.
+NOTHING = -1
+# F1 scores that differ by less are equal: the same class summed in another order.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A row per latent, arrays [width]; NOTHING in the integer columns and nan in the others where undefined.
+
+    `owner`: the maximum with most of the latent's mass, `purity`: its share. `label`: index in PARTITIONS of the
+    predicate that names the latent (of live latents only), `example`: a cell of its class. `f1`: the best F1 of any
+    predicate. `density`: share of the evaluation weight on which it fires, `inputs`: on how many inputs.
+    """
+
+    owner: Ints
+    purity: Floats
+    live: NDArray[np.bool_]
+    label: Ints
+    example: Ints
+    f1: Floats
+    density: Floats
+    inputs: Ints
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a partition: `of_cell` [T] in 0..count-1 and the `first` cell of each [count]."""
+
+    of_cell: Ints
+    first: Ints
+
+    @property
+    def count(self) -> int:
+        return len(self.first)
+
+
+@lru_cache(maxsize=2 * len(PARTITIONS))
+def partition(cells: Cells, name: str) -> Classes:
+    """The classes of `cells.partition(name)`, kept: every SAE of a sweep needs the same ones."""
+    of_cell = cells.partition(name).of_cell
+    return Classes(of_cell, np.unique(of_cell, return_index=True)[1].astype(np.int64))
+
+
+def describe(table: FiringTable, cells: Cells, evaluation: Evaluation) -> Latents:
+    """Owner, purity, life, label and density of every latent."""
+    owner, purity = owners(table, cells)
+    live = alive(table)
+    label, example, f1 = labels(table, cells, evaluation)
+    label, example = np.where(live, label, NOTHING), np.where(live, example, NOTHING)
+    return Latents(owner, purity, live, label, example, f1, table.fired / table.total, table.inputs)
+
+
+def owners(table: FiringTable, cells: Cells) -> tuple[Ints, Floats]:
+    """Each latent's owner [width], the maximum that holds most of its mass Σ a‖d‖, and that share [width]."""
+    maxima = partition(cells, "m")
+    key, mass = sum_by(table.latent * maxima.count + maxima.of_cell[table.cell], table.mass)
+    latent, maximum = np.divmod(key, maxima.count)
+    best = _first_best(latent, mass)
+    owner, purity = np.full(table.width, NOTHING), np.full(table.width, np.nan)
+    total = np.bincount(latent, mass, table.width)[latent[best]]
+    owner[latent[best]], purity[latent[best]] = maximum[best], mass[best] / total
+    return owner, purity
+
+
+def alive(table: FiringTable) -> NDArray[np.bool_]:
+    """Which latents [width] fire on enough inputs and on enough weight.
+
+    Inputs: LIVE_INPUTS. Where weights differ, the weight of so many average inputs serves as well: the one input of
+    maximum 0 may be a sixteenth of the data. Weight: `live_floor`.
+    """
+    average = table.total / max(int(table.top_count.sum()), 1)
+    enough_inputs = (table.inputs >= LIVE_INPUTS) | (table.fired >= LIVE_INPUTS * average * (1 - ROUNDING))
+    return enough_inputs & (table.fired >= live_floor(table) * table.total * (1 - ROUNDING))
+
+
+def live_floor(table: FiringTable) -> float:
+    """Half the share of the evaluation weight that the lightest cell seen has: a latent on half of it is not lost."""
+    return float(table.cell_weight[table.cell_weight > 0].min() / 2 / table.total)
+
+
+def labels(table: FiringTable, cells: Cells, evaluation: Evaluation) -> tuple[Ints, Ints, Floats]:
+    """Each latent's label, an example cell of the class and the best F1 of any predicate: three arrays [width].
+
+    A predicate is a class of one of PARTITIONS; F1 = 2·TP/(weight fired on + weight of the class). The label is the
+    best predicate that reaches `evaluation.f1` and beats every coarser one that reaches it by `evaluation.f1_gain`;
+    of equal ones the coarsest, then the first in PARTITIONS.
+    """
+    scores, examples = np.empty((len(PARTITIONS), table.width)), np.empty((len(PARTITIONS), table.width), np.int64)
+    for i, name in enumerate(PARTITIONS):
+        scores[i], examples[i] = _best_class(table, partition(cells, name))
+    reaches = scores >= evaluation.f1 - ROUNDING
+    admitted = reaches.copy()
+    for i, fine in enumerate(PARTITIONS):
+        for j, coarse in enumerate(PARTITIONS):
+            if set(coarse) < set(fine):
+                admitted[i] &= ~reaches[j] | (scores[i] >= scores[j] + evaluation.f1_gain - ROUNDING)
+    # The first of the best is the coarsest: PARTITIONS are in the order of their length.
+    label = np.where(admitted, scores, -1).argmax(0)
+    chosen = examples[label, np.arange(table.width)]
+    named = admitted.any(0)
+    f1 = np.where(table.fired > 0, scores.max(0), np.nan)
+    return np.where(named, label, NOTHING), np.where(named, chosen, NOTHING), f1
+
+
+def _best_class(table: FiringTable, classes: Classes) -> tuple[Floats, Ints]:
+    """Each latent's best F1 over the classes of a partition, 0 if it never fires, and an example cell of that class."""
+    weights = np.bincount(classes.of_cell, table.cell_weight, classes.count)
+    keys = table.latent * classes.count + classes.of_cell[table.cell]
+    key, true_positive = sum_by(keys, table.weight)
+    latent, of_class = np.divmod(key, classes.count)
+    # More than the class weighs can only come from the merged rows of a dense latent, see `fold_dense`.
+    true_positive = np.minimum(true_positive, weights[of_class])
+    f1 = np.round(2 * true_positive / (table.fired[latent] + weights[of_class]), 12)
+    best = _first_best(latent, f1)
+    score, example = np.zeros(table.width), np.full(table.width, NOTHING)
+    score[latent[best]], example[latent[best]] = f1[best], classes.first[of_class[best]]
+    return score, example
+
+
+def _first_best(group: Ints, value: Floats) -> Ints:
+    """Of rows sorted by `group`, the first with the largest value of each group."""
+    starts = run_starts(group)
+    if not len(starts):
+        return starts
+    largest = np.repeat(np.maximum.reduceat(value, starts), np.diff(starts, append=len(group)))
+    best = np.flatnonzero(value == largest)
+    return best[run_starts(group[best])]
+
+
+def class_name(cells: Cells, label: int, example: int) -> str:
+    """The class of partition PARTITIONS[label] that holds the cell `example`, as in "m=5,q=3" or "m=5,n=none"."""
+    values = ((factor, int(cells.factors[factor][example])) for factor in PARTITIONS[label])
+    return ",".join(f"{factor}={'none' if factor == 'n' and value == NONE else value}" for factor, value in values)
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """Counts over the live latents of one SAE: `metrics` by column, and [d_vocab] per maximum."""
+
+    metrics: dict[str, float | int]
+    splits: Ints
+    duplicates: Ints
+
+
+def count_splits(latents: Latents, cells: Cells, evaluation: Evaluation) -> Splitting:
+    """Live latents, owned maxes, splits, duplicates and labels of one SAE.
+
+    Owned: a maximum with a live latent of purity ≥ `evaluation.purity`. Split: a latent labelled finer than m, of the
+    maximum that its label names. Duplicate: one more latent labelled by the whole of a maximum already held.
+    """
+    live, label, d_vocab = latents.live, latents.label, cells.d_vocab
+    pure = live & (np.nan_to_num(latents.purity) >= evaluation.purity - ROUNDING)
+    maximum = np.where(label == NOTHING, NOTHING, cells.factors["m"][latents.example])
+    finer = np.isin(label, [i for i, name in enumerate(PARTITIONS) if set("m") < set(name)])
+    splits = np.bincount(maximum[finer], minlength=d_vocab)
+    wholes = np.bincount(maximum[label == PARTITIONS.index("m")], minlength=d_vocab)
+    duplicates = np.maximum(wholes - 1, 0)
+    metrics: dict[str, Any] = {
+        "live_latents": int(live.sum()),
+        "dead_latents": int((~live).sum()),
+        "pure_latents": int(pure.sum()),
+        "owned_maxes": len(np.unique(latents.owner[pure])),
+        "splits_per_max": int(splits.sum()) / d_vocab,
+        "duplicates_per_max": int(duplicates.sum()) / d_vocab,
+        "split_maxes": int((splits >= 2).sum()),
+        **{f"label_{name}": int((label == i).sum()) for i, name in enumerate(PARTITIONS)},
+    }
+    return Splitting(metrics, splits, duplicates)

@@ -1,0 +1,113 @@
+"""The front of reconstruction against L0 as a chart of characters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import plotext
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from sae_sweep.frame import aggregate
+from sae_sweep.reports.pareto import front
+from sae_sweep.reports.results_table import context, penalty_name, start_name
+
+# Every penalty has a mark and a colour of its own, the same in each chart.
+_MARKS = "ox+*#@%&svdw"
+_COLOURS = ("blue", "red", "green", "magenta", "cyan", "yellow")
+_MOST_CHARTS = 4
+_SIDE_BY_SIDE = 150
+_HEIGHT = 16
+
+
+def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
+    """FVU against L0 at the widest width, one chart per start, both axes logarithmic and shared; None without data.
+
+    A mark is one setting (mean over seeds); the line joins what no other setting of its penalty beats.
+    """
+    means = aggregate(frame, "mean")
+    means = means[(means["width"] == means["width"].max()) & (means["l0"] > 0) & (means["fvu"] > 0)]
+    if means.empty:
+        return None
+    means = means.assign(series=means.apply(penalty_name, axis=1))
+    names = list(dict.fromkeys(means["series"]))
+    limits = [_limits(means["l0"]), _limits(means["fvu"])]
+    beside = width >= _SIDE_BY_SIDE
+    charts: list[RenderableType] = []
+    keys = [*context(frame), "init", "partition"]
+    groups = list(means.groupby(keys, dropna=False, sort=False))
+    for _, group in groups[:_MOST_CHARTS]:
+        varied = [str(group.iloc[0][key]) for key in context(frame)]
+        title = " · ".join([f"width {group.iloc[0]['width']}", start_name(group.iloc[0]), *varied])
+        charts.append(_chart(group, names, limits, title, width // 2 - 2 if beside else width))
+    left_out = len(groups) - len(charts)
+    more = (
+        [Text(f"… and {left_out} more starts or data sets in the results table", style="dim")] if left_out > 0 else []
+    )
+    drawn: RenderableType = Columns(charts, padding=(0, 2)) if beside else Group(*charts)
+    return Group(_legend(names), drawn, *more)
+
+
+def _legend(names: Sequence[str]) -> Text:
+    text = Text()
+    for i, name in enumerate(names):
+        text.append(f"{_mark(i)} {name}   ", style=_colour(i))
+    return text
+
+
+def _mark(i: int) -> str:
+    return _MARKS[i % len(_MARKS)]
+
+
+def _colour(i: int) -> str:
+    return _COLOURS[i % len(_COLOURS)]
+
+
+def _chart(
+    group: pd.DataFrame, names: Sequence[str], limits: list[tuple[float, float]], title: str, width: int
+) -> RenderableType:
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.limit_size(False, False)
+    plotext.plotsize(width, _HEIGHT)
+    series = [(names.index(str(name)), points) for name, points in group.groupby("series", sort=False)]
+    for i, points in series:
+        best = points[front(points)].sort_values(["l0", "fvu"])
+        if len(best) > 1:
+            plotext.plot(_log(best["l0"]), _log(best["fvu"]), marker="braille", color=_colour(i))
+    for i, points in series:  # after every line, so that no line hides a mark
+        plotext.scatter(_log(points["l0"]), _log(points["fvu"]), marker=_mark(i), color=_colour(i))
+    for ticks, limit, (low, high) in (
+        (plotext.xticks, plotext.xlim, limits[0]),
+        (plotext.yticks, plotext.ylim, limits[1]),
+    ):
+        at = _ticks(low, high)
+        ticks([math.log10(value) for value in at], [f"{value:g}" for value in at])
+        limit(math.log10(low), math.log10(high))
+    drawn = Text.from_ansi(plotext.build(), no_wrap=True, overflow="crop")
+    drawn.rstrip()
+    plotext.clear_figure()
+    return Group(Text(f"FVU against L0 · {title}", style="bold"), drawn)
+
+
+def _log(values: pd.Series) -> list[float]:
+    return [math.log10(value) for value in values]
+
+
+def _limits(values: pd.Series) -> tuple[float, float]:
+    """A little more than the range of the values, so that no mark lies on the frame."""
+    low, high = float(values.min()), float(values.max())
+    margin = max((high / low) ** 0.04, 1.05)
+    return low / margin, high * margin
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round values within the limits: 1, 2, 5 of each power of ten, or the powers alone over a wide range."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    leading = (1,) if len(decades) > 4 else (1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    found = [digit * 10.0**decade for decade in decades for digit in leading]
+    inside = [value for value in found if low <= value <= high]
+    return inside if len(inside) > 1 else [low, high]

@@ -1,0 +1,121 @@
+"""Aligned text for the terminal: columns, bars, and a console that writes nothing a reader did not ask for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+NARROWEST, WIDEST = 80, 200
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+# One character for one, so that what is aligned stays so.
+_ASCII: dict[int, int | str] = {
+    **dict.fromkeys(range(0x2800, 0x2900), "."),
+    **dict.fromkeys(map(ord, _EIGHTHS[1:4]), "."),
+    **dict.fromkeys(map(ord, _EIGHTHS[4:]), "#"),
+    **str.maketrans("–−×±·…│─┌┐└┘┤├┬┴┼✓✗→━╸╺", "--x~..|-+++++++++vx>---"),
+}
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on `stream` (stdout): colours only on a terminal without NO_COLOR, 80 to 200 columns wide."""
+    file = stream or sys.stdout
+    plain = bool(os.environ.get("NO_COLOR")) or not file.isatty()
+    found = Console(file=file, color_system=None if plain else "auto", highlight=False, soft_wrap=False)
+    return Console(
+        file=file,
+        color_system=None if plain else "auto",
+        highlight=False,
+        width=min(max(found.width, NARROWEST), WIDEST),
+    )
+
+
+def write(to: Console, *parts: RenderableType) -> None:
+    """Print the parts; where the stream knows no Unicode, in ASCII of the same widths."""
+    with to.capture() as capture:
+        for part in parts:
+            if isinstance(part, Text):  # print would forget that a text is not to be wrapped
+                to.print(part, no_wrap=part.no_wrap, overflow=part.overflow, crop=False)
+            else:
+                to.print(part)
+    text = capture.get()
+    try:
+        text.encode(to.encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode("ascii", "replace").decode()
+    to.file.write(text)
+    to.file.flush()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of cells in one style."""
+
+    cells: Sequence[str]
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under a title of their own."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+def columns(headers: Sequence[str], blocks: Sequence[Block], width: int, last_left: bool = False) -> Text:
+    """Blocks of rows under one head: the first column to the left, the others to the right.
+
+    A header may have two lines. With `last_left` the last column is to the left too and is cut to fit `width`.
+    """
+    heads = [header.split("\n") for header in headers]
+    depth = max(map(len, heads))
+    head = [
+        Row([lines[i - depth + len(lines)] if i >= depth - len(lines) else "" for lines in heads], "bold")
+        for i in range(depth)
+    ]
+    rows = [*head, *(row for block in blocks for row in block.rows)]
+    widths = [max(len(row.cells[i]) for row in rows) for i in range(len(headers))]
+    gap = 2 if sum(widths) + 2 * len(widths) <= width else 1
+    if last_left:
+        widths[-1] = min(widths[-1], max(8, width - sum(widths[:-1]) - gap * (len(widths) - 1)))
+
+    def line(row: Row) -> Text:
+        cells = []
+        for i, (cell, space) in enumerate(zip(row.cells, widths, strict=True)):
+            short = cell if len(cell) <= space else cell[: space - 1] + "…"
+            left = i == 0 or (last_left and i == len(widths) - 1)
+            cells.append(short.ljust(space) if left else short.rjust(space))
+        return Text((" " * gap).join(cells).rstrip() + "\n", style=row.style, no_wrap=True, overflow="crop")
+
+    text = Text(no_wrap=True, overflow="crop")
+    for row in head:
+        text.append_text(line(row))
+    for i, block in enumerate(blocks):
+        if block.title:
+            text.append("\n" * (i > 0) + f"{block.title}\n", style="bold cyan")
+        for row in block.rows:
+            text.append_text(line(row))
+    text.rstrip()
+    return text
+
+
+def bar(value: float, most: float, width: int) -> str:
+    """A bar of `width` cells at `most`, in eighths of a cell."""
+    eighths = round(8 * width * value / most) if most > 0 else 0
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()).ljust(width)
+
+
+def fraction(value: float) -> str:
+    """A share such as FVU: four decimals, fewer digits below."""
+    return f"{value:.4f}".replace("0.", ".", 1) if 1e-4 <= value < 1 else f"{value:.3g}"
+
+
+def count(value: float) -> str:
+    """A mean count: whole where it is whole."""
+    return f"{value:.0f}" if value == round(value) or value >= 100 else f"{value:.1f}"

@@ -1,0 +1,184 @@
+"""The compact results table: a row per penalty under each width and start, the untrained start above them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.text import Text
+
+from sae_sweep.columns import LABELS
+from sae_sweep.frame import aggregate
+from sae_sweep.reports.layout import Block, Row, columns, count, fraction
+from sae_sweep.schema import COUNTED
+
+# More rows than this are for `sae-sweep results`.
+MOST_ROWS = 80
+_START = ["width", "init", "partition"]
+_PENALTY = ["architecture", "penalty", "penalty_p", "penalty_scale"]
+# The widths from which the table has room for a column per label, and for the spread over seeds.
+_LABELS_APART, _SPREAD = 110, 150
+# Fine labels last, in the order in which a whole max breaks up.
+_LABEL_ORDER = ("m", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc", "q", "n", "c")
+
+
+def context(frame: pd.DataFrame) -> list[str]:
+    """The columns beside width and start that set sections apart because this sweep varies them."""
+    swept = [
+        column for column in frame.columns if column.startswith(("toy.", "distribution.")) and column != "toy.seed"
+    ]
+    return [column for column in ("toy", "site", "distribution", "steps", *swept) if frame[column].nunique() > 1]
+
+
+def representatives(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each width, start and penalty the setting (coefficient, or k) with the lowest FVU × max(L0, 1), as means
+    over seeds: a middle of the ladder that neither pays for many active latents nor gives reconstruction up."""
+    means = aggregate(frame, "mean")
+    knee = (means["fvu"] * means["l0"].clip(lower=1)).fillna(float("inf"))
+    keys = [*context(frame), *_START, *_PENALTY]
+    chosen = knee.groupby([means[key] for key in keys], dropna=False, sort=False).idxmin()
+    return means.loc[sorted(chosen)].reset_index(drop=True)
+
+
+def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> Text:
+    """The table as text of at most `width` columns."""
+    chosen = representatives(frame)
+    spread = width >= _SPREAD and bool((chosen["n"] > 1).any())
+    shown = _columns(frame, chosen, untrained, width, spread)
+    keys = [*context(frame), *_START]
+    blocks: list[Block] = []
+    total = 0
+    for _, rows in chosen.groupby(keys, dropna=False, sort=False):
+        lines = _section(frame, untrained, rows, shown)
+        total += len(lines)
+        if total <= MOST_ROWS:
+            blocks.append(Block(_title(rows.iloc[0], keys), lines))
+    text = columns([column.header for column in shown], blocks, width, last_left=shown[-1].header == "labels")
+    if total > MOST_ROWS:
+        text.append(f"\n… {total - sum(len(block.rows) for block in blocks)} more rows: sae-sweep results", style="dim")
+    return text
+
+
+def start_name(row: pd.Series) -> str:
+    """A start in words: "kmeans start", "oracle start, one latent per mq"."""
+    if row["init"] == "oracle":
+        return f"oracle start, one latent per {row['partition']}"
+    return f"{row['init']} start"
+
+
+def penalty_name(row: pd.Series) -> str:
+    """What makes the code sparse, in one word or two: "l1", "lp p=.3", "log1p s=2", "topk"."""
+    if row["architecture"] in COUNTED:
+        return str(row["architecture"])
+    name = str(row["penalty"]) if row["architecture"] == "relu" else f"{row['architecture']} {row['penalty']}"
+    if row["penalty"] == "lp":
+        name += f" p={row['penalty_p']:g}"
+    if pd.notna(row["penalty_scale"]) and row["penalty_scale"] != 1:
+        name += f" s={row['penalty_scale']:g}"
+    return name
+
+
+def coefficient(row: pd.Series) -> str:
+    """The coefficient, or the number of active latents where that is what is set."""
+    return f"k={row['k']:.0f}" if row["architecture"] in COUNTED else f"{row['coefficient']:g}"
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    cell: Callable[[pd.Series], str]
+
+
+def _columns(
+    frame: pd.DataFrame, chosen: pd.DataFrame, untrained: pd.DataFrame, width: int, spread: bool
+) -> list[_Column]:
+    d_vocab = {toy.rsplit("-", 2)[1] for toy in frame["toy"].unique()}
+    owned = f"owned\nof {d_vocab.pop()}" if len(d_vocab) == 1 else "owned\nmaxes"
+    wide = width >= _LABELS_APART
+    found = [
+        _Column("penalty", lambda row: row["name"]),
+        _Column("coef-\nficient", lambda row: row["setting"]),
+        _Column("L0", _cell("l0", _two, spread)),
+        _Column("FVU", _cell("fvu", fraction, spread, "{:.4f}")),
+        _Column(owned, _cell("owned_maxes", count, spread)),
+        _Column("splits\nper max", _cell("splits_per_max", _two, spread)),
+        _Column("dupl.\nper max", _cell("duplicates_per_max", _two, spread)),
+    ]
+    gap = [_Column("oracle\ngap", _cell("oracle_gap", _signed, spread))] if frame["oracle_gap"].notna().any() else []
+    if not wide:
+        return [*found, _Column("dead", _cell("dead_latents", count, False)), *gap, _Column("labels", _labels)]
+    apart = [
+        _Column(f"{'label' if i == 0 else ''}\n{label}", _cell(f"label_{label}", count, False))
+        for i, label in enumerate(_present(chosen, untrained))
+    ]
+    live = [_Column("live", _cell("live_latents", count, False)), _Column("dead", _cell("dead_latents", count, False))]
+    return [*found, *gap, *live, *apart]
+
+
+def _present(*frames: pd.DataFrame) -> list[str]:
+    return [label for label in _LABEL_ORDER if any((frame[f"label_{label}"].fillna(0) > 0).any() for frame in frames)]
+
+
+def _section(frame: pd.DataFrame, untrained: pd.DataFrame, rows: pd.DataFrame, shown: list[_Column]) -> list[Row]:
+    """The rows of one width and start: the untrained one as each architecture reads it, then one per penalty."""
+    starts: list[Row] = []
+    lines: list[Row] = []
+    for architecture, trained in rows.groupby("architecture", sort=False):
+        start = _untrained_means(frame, untrained, trained)
+        start["name"], start["setting"] = f"  as {architecture}" if starts else "untrained", "–"
+        starts.append(Row([column.cell(start) for column in shown], "dim"))
+        for _, row in trained.iterrows():
+            named = pd.concat([row, pd.Series({"name": penalty_name(row), "setting": coefficient(row)})])
+            lines.append(Row([column.cell(named) for column in shown]))
+    return [*starts, *lines]
+
+
+def _untrained_means(frame: pd.DataFrame, untrained: pd.DataFrame, trained: pd.DataFrame) -> pd.Series:
+    """The untrained starts of the points behind these rows, as one mean."""
+    settings = [key for key in trained.columns if key in frame.columns and (key in _KEYS or "." in key)]
+    behind = frame[["point_id", *settings]].merge(trained[settings], on=settings)["point_id"]
+    return untrained[untrained["point_id"].isin(behind)].mean(numeric_only=True)
+
+
+_KEYS = {*_START, *_PENALTY, "toy", "site", "distribution", "steps", "k", "coefficient"}
+
+
+def _title(row: pd.Series, keys: list[str]) -> str:
+    varied = [str(row[key]) if "." not in key else f"{key}={row[key]}" for key in keys if key not in _START]
+    return " · ".join([f"width {row['width']}", start_name(row), *varied])
+
+
+def _cell(metric: str, show: Callable[[float], str], spread: bool, plus: str = "{:.2f}") -> Callable[[pd.Series], str]:
+    """How a metric is shown: `plus` formats its spread over seeds."""
+
+    def cell(row: pd.Series) -> str:
+        value, deviation = row.get(metric), row.get(f"{metric}_std")
+        if value is None or pd.isna(value):
+            return "–"
+        if spread and deviation is not None and pd.notna(deviation):
+            return f"{show(value)} ±{plus.format(deviation).removeprefix('0')}"
+        return show(value)
+
+    return cell
+
+
+def _labels(row: pd.Series) -> str:
+    """The labels as one cell, the most frequent first: "61 mq, 8 m"."""
+    counts = {label: row.get(f"label_{label}") for label in LABELS}
+    held = {label: float(n) for label, n in counts.items() if n is not None and pd.notna(n) and n > 0}
+    return ", ".join(f"{count(n)} {label}" for label, n in sorted(held.items(), key=lambda item: -item[1])) or "none"
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+
+
+def seeds_note(chosen: Iterable[int]) -> str:
+    """How many points stand behind a row."""
+    most = max(chosen, default=0)
+    return f"means over {most} seeds" if most > 1 else "one seed"

@@ -1,0 +1,161 @@
+"""What a run says when it ends: results, fronts, splits, claims, and where it all lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from sae_sweep.columns import LABELS
+from sae_sweep.reports.charts import front_charts
+from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
+from sae_sweep.reports.results_table import (
+    context,
+    representatives,
+    results_table,
+    seeds_note,
+)
+
+_FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
+_MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}
+_MOST_FAILURES = 5
+
+
+def show(
+    console: Console,
+    frame: pd.DataFrame,
+    untrained: pd.DataFrame,
+    info: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    directory: Path,
+    failures: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Print the report of a sweep to `console` (see `layout.console`).
+
+    Args:
+        frame, untrained: the two tables of `frame.tables`.
+        info: sweep.yaml.
+        directory: the sweep's folder.
+        failures: what is known of failed points, by id.
+    """
+    parts: list[RenderableType] = [_headline(frame, info, failures or {})]
+    if len(frame):
+        parts += _results(frame, untrained, console.width)
+        charts = front_charts(frame, console.width)
+        parts += (
+            [_heading("The front: reconstruction against sparsity, lower left is better"), charts] if charts else []
+        )
+        parts += _splits(frame, untrained, console.width)
+    if verdicts:
+        parts += [_heading("Claims, at thresholds set beforehand"), *map(_claim, verdicts)]
+    write(console, *parts, *_whereabouts(directory))
+
+
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold magenta")
+
+
+def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[str, Mapping[str, Any]]) -> Text:
+    text = Text()
+    text.append(str(info.get("name", "sweep")), style="bold")
+    total = info.get("points", len(frame))
+    parts = [f"{len(frame)} of {total} points finished"]
+    shared = [column for column in ("toy", "site", "distribution") if frame[column].nunique() == 1]
+    parts += [str(frame[column].iloc[0]) for column in shared]
+    text.append("  " + " · ".join(parts))
+    if failures:
+        text.append(f"\n{len(failures)} failed; a rerun tries them again:", style="red")
+    for id, failure in list(failures.items())[:_MOST_FAILURES]:
+        text.append(f"\n  {id}  {failure.get('reason', 'no reason was noted')}")
+    if len(failures) > _MOST_FAILURES:
+        text.append(f"\n  … and {len(failures) - _MOST_FAILURES} more")
+    return text
+
+
+def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[RenderableType]:
+    note = (
+        "Each row at the coefficient (or k) of the lowest FVU × max(L0, 1), "
+        f"{seeds_note(representatives(frame)['n'])}. Splits: live latents labelled finer than their max; "
+        "duplicates: further latents for a whole max; oracle gap: loss above the best oracle start's."
+    )
+    return [_heading("Results by width, start and penalty"), results_table(frame, untrained, width), Text(note, "dim")]
+
+
+def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[RenderableType]:
+    """By which factor latents split at the widest width: counts, information, and a sentence for each start."""
+    keys = [*context(frame), "init", "partition"]
+    widest = frame[frame["width"] == frame["width"].max()]
+    starts = {
+        _start(rows.iloc[0], keys): (_numbers(rows), _numbers(untrained[untrained["point_id"].isin(rows["point_id"])]))
+        for _, rows in widest.groupby(keys, dropna=False, sort=False)
+    }
+    most = max(value for pair in starts.values() for counts, _ in pair for value in counts.values())
+    cells = max(4, min(20, (width - max(map(len, starts)) - 48) // 4))
+    lines = []
+    for name, (trained, start) in starts.items():
+        lines.append(Row(_split_cells(name, trained, most, cells)))
+        lines.append(Row(_split_cells("  untrained", start, most, cells), "dim"))
+    heads = ["start", *(f"{factor}\nnamed" for factor in (*_FACTORS, "max only")), "told\nq", "\nn", "\nc"]
+    note = (
+        "Named: live latents whose label is a max with this factor (max only: a whole max). "
+        "Told: how much of the factor the top latent tells, beyond chance."
+    )
+    sentences = [
+        Text(f"{name[0].upper()}{name[1:]} start: {_which(counts)}.") for name, ((counts, _), _) in starts.items()
+    ]
+    title = f"Which factor do latents split by? Width {frame['width'].max()}, mean over {len(widest)} points"
+    return [_heading(title), columns(heads, [Block("", lines)], width), Text(note, "dim"), *sentences]
+
+
+def _start(row: pd.Series, keys: list[str]) -> str:
+    start = f"oracle {row['partition']}" if row["init"] == "oracle" else str(row["init"])
+    return ", ".join([start, *(str(row[key]) for key in keys[:-2])])
+
+
+def _numbers(rows: pd.DataFrame) -> tuple[dict[str, float], list[float]]:
+    """Mean counts of latents by what their label names beside the max, and the mean information on each factor."""
+    labels = [f"label_{label}" for label in LABELS if label.startswith("m")]
+    counts = {}
+    for factor, letter in _FACTORS.items():
+        named = [label for label in labels if letter in label.removeprefix("label_")]
+        counts[factor] = float(rows[named].sum(axis=1).mean())
+    counts["max only"] = float(rows["label_m"].fillna(0).mean())
+    return counts, [rows[f"info_{name}"].mean() for name in ("query", "runner_up", "copies")]
+
+
+def _split_cells(name: str, numbers: tuple[dict[str, float], list[float]], most: float, cells: int) -> list[str]:
+    counts, told = numbers
+    bars = [f"{bar(value, most, cells)} {count(round(value, 1)):>4}" for value in counts.values()]
+    return [name, *bars, *("–" if pd.isna(value) else f"{max(value, 0):.0%}" for value in told)]
+
+
+def _which(counts: Mapping[str, float]) -> str:
+    """The answer in words."""
+    first, second = sorted(_FACTORS, key=lambda factor: -counts[factor])[:2]
+    numbers = {factor: count(round(value, 1)) for factor, value in counts.items()}
+    if counts[first] < 1:
+        return f"latents do not split; {numbers['max only']} stand for a whole max"
+    return (
+        f"latents split by the {first} most, {numbers[first]} of them against {numbers[second]} by the {second}; "
+        f"{numbers['max only']} stand for a whole max"
+    )
+
+
+def _claim(verdict: Verdict) -> RenderableType:
+    mark, colour = _MARKS[verdict.verdict]
+    text = Text(f"{mark} ", style=f"bold {colour}")
+    text.append(verdict.sentence, style="not bold default")
+    return text
+
+
+def _whereabouts(directory: Path) -> list[RenderableType]:
+    points = directory.parents[1] / "points"
+    code = f"  import pandas as pd\n  df = pd.read_parquet({str(directory / 'results.parquet')!r})"
+    lines = f"{directory}/  results.parquet, untrained.parquet, sweep.yaml\n{points}/  every SAE, by point_id"
+    # Never wrapped: paths and code are there to be copied.
+    return [_heading("Where it lies"), *(Text(text, no_wrap=True, overflow="ignore") for text in (lines, code))]

@@ -1,0 +1,169 @@
+"""What a W&B run of ours holds: the run of a point from its record, the run of a sweep from its results table.
+
+Keys are constant over points and sweeps, since a W&B project takes about 10,000 names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_sweep.reports.wandb_charts import LineChart, sweep_charts
+from sae_sweep.schema import COUNTED, Sae, Site
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A row costs about 0.4 ms, most of the price of logging a point; the record in the store keeps every row.
+CURVE_ROWS = 40
+
+Rows = Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to be logged. `history`: (step, values); `media` makes tables and charts, given the wandb module."""
+
+    id: str
+    # Of the content: the same run with another fingerprint is logged anew in its place.
+    fingerprint: str
+    name: str
+    job_type: str
+    config: dict[str, Any]
+    history: Sequence[tuple[int, dict[str, Any]]]
+    summary: dict[str, Any]
+    media: Callable[[Any], dict[str, Any]] | None = None
+
+    @property
+    def mark(self) -> str:
+        """Its entry in the ledger of what was logged."""
+        return f"{self.id}.{self.fingerprint}"
+
+
+def point_run(record: Mapping[str, Any], sweep: str) -> Run:
+    """The run of a finished point: all its settings, the training curve as `train/…`, its metrics as they are named
+    in the results table, and as `untrained/…` the same of its start."""
+    settings = record["settings"]
+    curve = [
+        (int(row["step"]), {f"train/{key}": _plain(value) for key, value in row.items() if key != "step"})
+        for row in _thinned(record["curve"])
+    ]
+    summary = {key: _plain(value) for key, value in record["metrics"].items()}
+    summary |= {f"untrained/{key}": _plain(value) for key, value in record["untrained"].items()}
+    return Run(
+        id=record["id"],
+        fingerprint=record["measure_id"],
+        name=point_name(settings),
+        job_type="sae",
+        config={
+            **settings,
+            "point_id": record["id"],
+            "measure_id": record["measure_id"],
+            "sweep": sweep,
+            "provenance": record["provenance"],
+        },
+        history=curve,
+        summary={**summary, "seconds": _plain(record["seconds"])},
+    )
+
+
+def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """At most `CURVE_ROWS` rows and the last, evenly spaced."""
+    every = math.ceil(len(curve) / CURVE_ROWS) or 1
+    return [row for at, row in enumerate(curve, start=1) if at % every == 0 or at == len(curve)]
+
+
+def point_name(settings: Mapping[str, Any]) -> str:
+    """A name for people, such as `width136-l1-0.5-s0`; a start or a site other than the default is in it too."""
+    sae, penalty = settings["sae"], settings["penalty"]
+    parts = [f"width{sae['width']}"]
+    if sae["architecture"] != Sae.architecture:
+        parts.append(sae["architecture"])
+    if sae["architecture"] in COUNTED:
+        parts.append(f"k{sae['k']}")
+    else:
+        parts.append(f"{penalty['name']}{penalty['p']:g}" if penalty["name"] == "lp" else penalty["name"])
+        parts.append(f"{penalty['coefficient']:g}")
+    if sae["init"] != Sae.init:
+        parts.append(f"oracle-{sae['partition']}" if sae["init"] == "oracle" else sae["init"])
+    if settings["site"]["name"] != Site.name:
+        parts.append(settings["site"]["name"])
+    return "-".join([*parts, f"s{settings['seed']}"])
+
+
+def sweep_run(
+    sweep: str,
+    frame: pd.DataFrame,
+    untrained: pd.DataFrame | None,
+    verdicts: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+) -> Run:
+    """The run of a sweep: its tables (results, untrained starts, claims) and charts, and a few numbers as summary.
+
+    Its id follows from the name alone: a sweep that was interrupted and completed is one run.
+    """
+    content = repr([frame.to_csv(), None if untrained is None else untrained.to_csv(), [*map(dict, verdicts)], config])
+    slug = re.sub(r"[^a-zA-Z0-9_-]+", "-", sweep)[:40]
+
+    def media(wandb: Any) -> dict[str, Any]:
+        tables = {"results": _frame_table(wandb, frame)}
+        if untrained is not None:
+            tables["untrained"] = _frame_table(wandb, untrained)
+        if verdicts:
+            tables["claims"] = _table(wandb, [*verdicts[0]], [[*row.values()] for row in verdicts])
+        return tables | _charts(wandb, frame)
+
+    return Run(
+        id=f"sweep-{slug}-{_digest(sweep)}",
+        fingerprint=_digest(content),
+        name=sweep,
+        job_type="sweep",
+        config={**config, "sweep": sweep},
+        history=(),
+        summary=_sweep_summary(frame),
+        media=media,
+    )
+
+
+def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
+    """Numbers to compare sweeps by; null where nothing was measured."""
+    best = {"fvu": "min", "l0": "min", "owned_maxes": "max", "splits_per_max": "max", "duplicates_per_max": "max"}
+    values = {f"{how}/{column}": _plain(frame[column].astype(float).agg(how)) for column, how in best.items()}
+    return {"points": len(frame), "on_front": int(frame["on_front"].astype(float).sum()), **values}
+
+
+def _charts(wandb: Any, frame: pd.DataFrame) -> dict[str, Any]:
+    charts = {}
+    for chart in sweep_charts(frame):
+        if isinstance(chart, LineChart):
+            xs, ys = ([[point[axis] for point in line] for line in chart.lines.values()] for axis in (0, 1))
+            charts[chart.key] = wandb.plot.line_series(xs, ys, [*chart.lines], title=chart.title, xname=chart.x_name)
+        else:
+            bars = _table(wandb, ["label", "value"], [[*bar] for bar in chart.bars.items()])
+            charts[chart.key] = wandb.plot.bar(bars, "label", "value", title=chart.title)
+    return charts
+
+
+def _frame_table(wandb: Any, frame: pd.DataFrame) -> Any:
+    return _table(wandb, [*frame.columns], frame.astype(object).where(frame.notna(), None).to_numpy().tolist())
+
+
+def _table(wandb: Any, columns: Sequence[Any], rows: Rows) -> Any:
+    return wandb.Table(columns=[str(name) for name in columns], data=[[_plain(value) for value in row] for row in rows])
+
+
+def _plain(value: Any) -> Any:
+    """A value that W&B takes as it is: not-a-number and infinite become null, NumPy's scalars Python's own."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""The reference step: the whole stack at once through PyTorch autograd. Runs on any device.
+
+Faster backends compute the same step; where they differ from this file, they are wrong.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from sae_sweep.saes.kernels import Progress
+from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2, Stack, adam_scale
+
+# BatchTopK's evaluation threshold is an exponential mean of the smallest contribution chosen (as in SAELens).
+THRESHOLD_RATE = 0.01
+
+
+class DenseBackend:
+    """Holds a [n, batch, width] tensor of codes: for narrow stacks, and for checking the others."""
+
+    def advance(self, stack: Stack, batches: Tensor) -> Progress:
+        """Train every SAE of the stack on batches [steps, b, d], in place."""
+        progress = Progress.zeros(stack)
+        for x in batches:
+            loss, error, l0 = self._step(stack, x)
+            progress.add(x, loss, error, l0)
+            stack.step += 1
+        return progress
+
+    def _step(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        leaves = [view.detach().requires_grad_() for view in stack.split(stack.flat)]
+        rates, coefficients = (
+            torch.tensor(column, device=x.device)
+            for column in zip(*(stack.schedule(i, stack.step) for i in range(len(stack.points))), strict=True)
+        )
+        codes, contributions, reconstruction = forward(stack, leaves, x)
+        error = (reconstruction - x).square().sum(-1).mean(-1)
+        loss = error + coefficients * penalties(stack, contributions)
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+        gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
+        with torch.no_grad():
+            self._learn_threshold(stack, contributions)
+            adam(stack, clipped(stack, gradient), rates)
+        return loss.detach(), error.detach(), (codes > 0).sum(-1).float().mean(-1)
+
+    def _learn_threshold(self, stack: Stack, contributions: Tensor) -> None:
+        if stack.architecture.learns_threshold:
+            smallest = torch.where(contributions > 0, contributions, torch.inf).amin((-2, -1))
+            rate = 1.0 if stack.step == 0 else THRESHOLD_RATE
+            stack.threshold.lerp_(torch.where(smallest.isinf(), stack.threshold, smallest), rate)
+
+
+def forward(stack: Stack, leaves: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [b, d] -> codes, contributions [n, b, width] and reconstruction [n, b, d]."""
+    W_enc, W_dec, b_enc, b_dec = leaves
+    norms = W_dec.norm(dim=-1)
+    pre = x @ W_enc.transpose(-1, -2) + b_enc[:, None]
+    codes = stack.architecture.activate(pre, norms, stack.points[0].sae.k, None)
+    return codes, codes * norms[:, None], codes @ W_dec + b_dec[:, None]
+
+
+def penalties(stack: Stack, contributions: Tensor) -> Tensor:
+    """Mean penalty of each SAE over the batch: contributions [n, b, width] -> [n]."""
+    groups = defaultdict(list)
+    for i, point in enumerate(stack.points):
+        groups[point.penalty.name, point.penalty.scale, point.penalty.p].append(i)
+    result = contributions.new_zeros(len(stack.points))
+    for (name, scale, exponent), members in groups.items():
+        values = penalty_value(name, contributions[members], scale, exponent).mean(-1)
+        result = result.index_put((torch.tensor(members, device=result.device),), values)
+    return result
+
+
+def clipped(stack: Stack, gradient: Tensor) -> Tensor:
+    """Scale each SAE's gradient [n, parameter_count] down to its own largest norm: never one norm over the stack."""
+    limits = torch.tensor([point.training.clip for point in stack.points], device=gradient.device)
+    return gradient * (limits / gradient.norm(dim=1).clamp_min(1e-30)).clamp_max(1.0)[:, None]
+
+
+def adam(stack: Stack, gradient: Tensor, rates: Tensor) -> None:
+    """torch.optim.Adam's update for every SAE, with one learning rate each."""
+    correction1, correction2 = adam_scale(stack.step)
+    stack.first.lerp_(gradient, 1 - BETA1)
+    stack.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    denominator = (stack.second / correction2).sqrt_().add_(ADAM_EPS)
+    stack.flat.sub_(rates[:, None] * (stack.first / correction1) / denominator)

@@ -1,0 +1,89 @@
+"""Compiles a penalty's formula into a loop over the active latents of each input: value and slopes in one pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numba
+import sympy as sp
+
+from sae_sweep.saes.penalties import FORMULAS, T, a, p, s
+
+_jit = functools.partial(numba.njit, nogil=True, fastmath={"contract"}, error_model="numpy")
+
+
+@functools.cache
+def compile_slopes(name: str) -> Callable[..., float]:
+    """`slopes(v, rows, scale, p, out) -> sum of the penalty over inputs`.
+
+    v float32 [entries]: contributions a‖d‖, those of input r at rows[r]:rows[r+1]; out float32 [entries] receives
+    the slope of that input's penalty in each. Sums run in double precision and in order, so bits never vary.
+    """
+    formula = FORMULAS[name]
+    sums = T[: len(formula.terms)]
+    if len(sums) == 1 and formula.outer == T[0]:
+        return _separable(_scalar((a, s, p), formula.terms[0]), _scalar((a, s, p), sp.diff(formula.terms[0], a)))
+    # One more (zero) term gives every coupled penalty the same two sums.
+    first, second = (*formula.terms, sp.Integer(0))[:2]
+    return _coupled(
+        *(_scalar((a, s, p), expression) for expression in (first, second, sp.diff(first, a), sp.diff(second, a))),
+        *(_scalar(T, expression) for expression in (formula.outer, *(sp.diff(formula.outer, t) for t in T))),
+    )
+
+
+def _scalar(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[..., float]:
+    return _jit(sp.lambdify(arguments, expression.evalf(), modules="math"))
+
+
+def _separable(value: Callable[..., float], slope: Callable[..., float]) -> Callable[..., float]:
+    @_jit
+    def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for entry in range(rows[0], rows[-1]):
+            contribution = float(v[entry])
+            if contribution > 0:
+                total += value(contribution, scale, p)
+                out[entry] = slope(contribution, scale, p)
+            else:
+                out[entry] = 0
+        return total
+
+    return slopes
+
+
+def _coupled(
+    first: Callable[..., float],
+    second: Callable[..., float],
+    first_slope: Callable[..., float],
+    second_slope: Callable[..., float],
+    outer: Callable[..., float],
+    outer_first: Callable[..., float],
+    outer_second: Callable[..., float],
+) -> Callable[..., float]:
+    @_jit
+    def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for row in range(len(rows) - 1):
+            sum0 = sum1 = 0.0
+            for entry in range(rows[row], rows[row + 1]):
+                contribution = float(v[entry])
+                if contribution > 0:
+                    sum0 += first(contribution, scale, p)
+                    sum1 += second(contribution, scale, p)
+            if sum0 == 0.0:  # nothing fires: the value is outer(0, 0) = 0
+                out[rows[row] : rows[row + 1]] = 0
+                continue
+            total += outer(sum0, sum1)
+            slope0, slope1 = outer_first(sum0, sum1), outer_second(sum0, sum1)
+            for entry in range(rows[row], rows[row + 1]):
+                contribution = float(v[entry])
+                if contribution > 0:
+                    out[entry] = slope0 * first_slope(contribution, scale, p) + slope1 * second_slope(
+                        contribution, scale, p
+                    )
+                else:
+                    out[entry] = 0
+        return total
+
+    return slopes

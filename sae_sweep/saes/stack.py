@@ -1,0 +1,104 @@
+"""N SAEs of equal shape held as one set of tensors, with their optimiser state and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sae_sweep.saes.architectures import ARCHITECTURES, Architecture
+from sae_sweep.schema import Point
+
+BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One SAE, or a stack of them under a leading dimension: pre = W_enc·x + b_enc, x̂ = z·W_dec + b_dec.
+
+    W_enc, W_dec [..., width, d] (a row per latent) · b_enc [..., width] · b_dec [..., d] · threshold [...]:
+    the smallest contribution that fires at evaluation (BatchTopK; 0 elsewhere).
+    """
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    threshold: Tensor
+
+    def norms(self) -> Tensor:
+        """Decoder norms ‖d‖ [..., width]."""
+        return self.W_dec.norm(dim=-1)
+
+
+def parameter_count(width: int, d: int) -> int:
+    """Trained numbers of one SAE."""
+    return 2 * width * d + width + d
+
+
+@dataclass
+class Stack:
+    """SAEs trained together. Everything one SAE's training depends on lies in row i of each tensor.
+
+    flat, first, second [n, parameter_count]: parameters and Adam's moments, W_enc | W_dec | b_enc | b_dec.
+    """
+
+    points: Sequence[Point]
+    d: int
+    flat: Tensor
+    first: Tensor
+    second: Tensor
+    threshold: Tensor
+    # Mean L0 of the last step: decides dense or sparse work on the next (kernels/cpu.py).
+    density: Tensor
+    step: int = 0
+    failed: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, points: Sequence[Point], starts: Sequence[Parameters], device: str) -> Stack:
+        """A stack at step 0 from one start per point."""
+        flat = torch.stack([torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec]) for p in starts])
+        n, d = len(points), starts[0].W_dec.shape[-1]
+        flat = flat.to(device)
+        zeros = torch.zeros(n, device=device)
+        return cls(points, d, flat, torch.zeros_like(flat), torch.zeros_like(flat), zeros, zeros + points[0].sae.width)
+
+    @property
+    def width(self) -> int:
+        """Latents of each SAE."""
+        return self.points[0].sae.width
+
+    @property
+    def architecture(self) -> Architecture:
+        """What all SAEs of the stack share."""
+        return ARCHITECTURES[self.points[0].sae.architecture]
+
+    def parameters(self, i: int | slice = slice(None)) -> Parameters:
+        """Views of SAE i, or of all of them."""
+        return Parameters(*self.split(self.flat[i]), self.threshold[i])
+
+    def split(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """W_enc, W_dec, b_enc, b_dec as views of [..., parameter_count]."""
+        width, d = self.width, self.d
+        W_enc, W_dec, b_enc, b_dec = flat.split([width * d, width * d, width, d], dim=-1)
+        shape = (*flat.shape[:-1], width, d)
+        return W_enc.view(shape), W_dec.view(shape), b_enc, b_dec
+
+    def schedule(self, i: int, step: int) -> tuple[float, float]:
+        """Learning rate and coefficient of SAE i at a step.
+
+        Linear warm-up of both, then the learning rate falls linearly to zero over the last `lr_decay` of the steps.
+        """
+        point = self.points[i]
+        training = point.training
+        warm = min(1.0, (step + 1) / max(1.0, training.lr_warmup * training.steps))
+        cool = min(1.0, (training.steps - step) / max(1.0, training.lr_decay * training.steps))
+        ramp = min(1.0, (step + 1) / max(1.0, training.coefficient_warmup * training.steps))
+        return training.lr * min(warm, cool), point.penalty.coefficient * ramp
+
+
+def adam_scale(step: int) -> tuple[float, float]:
+    """Bias corrections 1 − βᵗ of the step counted from 0 (Kingma & Ba 2015, algorithm 1)."""
+    return 1 - BETA1 ** (step + 1), 1 - BETA2 ** (step + 1)

@@ -1,0 +1,275 @@
+"""One pack: toy → stream → train the stack → measure → store, a point at a time. The same code here and on a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sae_sweep import provenance
+from sae_sweep.measures.measure import Measurement, measure
+from sae_sweep.saes import export
+from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.saes.kernels import Backend, pick_backend
+from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.stack import Parameters, Stack
+from sae_sweep.saes.starts import start
+from sae_sweep.saes.train import Look, train
+from sae_sweep.schema import Evaluation, Point, Sae, Toy, canonical, measure_id, toy_id
+from sae_sweep.store import Store
+from sae_sweep.sweep.events import Event, PointDone, PointFailed, ToyProgress, TrainProgress
+from sae_sweep.toys import max_of_k
+from sae_sweep.toys.stream import EvaluationInputs, Stream
+
+# Rows kept of a training curve.
+CURVE_ROWS = 40
+
+Say = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a pack runs: on which device, with how many CPU threads."""
+
+    device: str
+    threads: int
+
+    def pool(self) -> ThreadPoolExecutor:
+        """Our own threads, each with a PyTorch that keeps to itself: so sums have one order whatever their number."""
+        return ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def run_pack(
+    points: Sequence[Point], number: int, packs: int, store: Store, evaluation: Evaluation, machine: Machine, say: Say
+) -> None:
+    """Train points of one stack key, measure each and commit it. `number` of `packs` is for the progress it says.
+
+    A point that fails is said and left out; the others are committed all the same.
+    """
+    began = time.monotonic()
+    ground = Ground(points[0], store, evaluation, machine.device, say)
+    starts = [ground.start(point) for point in points]
+    stack = Stack.start(points, starts, machine.device)
+    with machine.pool() as pool:
+        curves = _train(stack, ground.stream, pick_backend(stack, pool, machine.threads), number, packs, say)
+    failed = {i: (step, f"the loss was not finite by step {step}") for i, step in stack.failed.items()}
+
+    def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
+        try:
+            trained = export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
+            measured = ground.measure(points[i], trained)
+            untrained = ground.measure(points[i], export.fold(starts[i], ground.mean, ground.scale))
+            record = _record(points[i], evaluation, measured, untrained) | {"curve": curves[i]}
+            return _files(points[i], trained, measured), record
+        except Exception as error:  # one point's failure must not take its pack-mates with it
+            return error
+
+    alive = [i for i in range(len(points)) if i not in failed]
+    with machine.pool() as pool:
+        for i, result in zip(alive, pool.map(finish, alive), strict=True):
+            if isinstance(result, Exception):
+                failed[i] = (stack.step, f"{type(result).__name__}: {result}")
+                continue
+            files, record = result
+            record["seconds"] = (time.monotonic() - began) / len(points)
+            store.commit("points", points[i].id, record | {"provenance": provenance.collect(machine.device)}, files)
+            say(PointDone(points[i], record))
+    for i, (step, reason) in failed.items():
+        say(PointFailed(points[i], step, reason))
+
+
+def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation, machine: Machine, say: Say) -> None:
+    """Measure finished points of one stack key under other evaluation settings, or by a newer measure; trains nothing."""
+    ground = Ground(points[0], store, evaluation, machine.device, say)
+    for point in points:
+        began = time.monotonic()
+        trained = export.from_files(store.read("points", point.id, export.WEIGHTS))
+        measured = ground.measure(point, trained)
+        untrained = ground.measure(point, export.fold(ground.start(point), ground.mean, ground.scale))
+        record = _record(point, evaluation, measured, untrained)
+        record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
+        files = {"latents.parquet": _parquet(measured)}
+        store.commit_measure(point.id, measure_id(evaluation), record, files)
+        say(PointDone(point, record))
+
+
+class Ground:
+    """What the points of a pack share: the toy, its activations, its cells, and the inputs they are measured on."""
+
+    def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say) -> None:
+        train_toys([point.toy], store, device, say)
+        model = load_toy(point.toy, store).to(device)
+        self.evaluation, self.device = evaluation, device
+        self.stream = Stream(
+            model, point.site.name, point.distribution, point.data_seed, point.training.batch_size, device
+        )
+        self.inputs = EvaluationInputs(
+            model, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
+        )
+        self.mean, self.scale = self.stream.mean.cpu(), self.stream.scale
+        self._starts: dict[tuple[Sae, int], Parameters] = {}
+
+    def start(self, point: Point) -> Parameters:
+        """The point's start; SAEs that differ in penalty and coefficient alone share one."""
+        key = (point.sae, point.seed)
+        if key not in self._starts:
+            self._starts[key] = start(point, self)
+        return self._starts[key]
+
+    def exemplars(self, count: int, seed: int) -> Tensor:
+        """Independent draws of activations [count, d]."""
+        return self.stream.exemplars(count, seed).cpu()
+
+    def covariance(self) -> Tensor:
+        """Covariance of the activations [d, d]."""
+        return self.stream.covariance()
+
+    def class_means(self, partition: str) -> tuple[Tensor, Tensor]:
+        """Mean activation [classes, d] and probability [classes] of a partition's classes, over the evaluation inputs."""
+        classes = self.inputs.cells.partition(partition)
+        of_cell = torch.as_tensor(classes.of_cell)
+        sums = torch.zeros(classes.count, len(self.mean), dtype=torch.float64)
+        mass = torch.zeros(classes.count, dtype=torch.float64)
+        for chunk in self.inputs:
+            members, weight = of_cell[chunk.cell.cpu()], chunk.weight.cpu()
+            sums.index_add_(0, members, chunk.x.cpu().double() * weight[:, None])
+            mass.index_add_(0, members, weight)
+        return sums / mass.clamp_min(1e-300)[:, None], mass
+
+    def measure(self, point: Point, folded: Parameters) -> Measurement:
+        """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
+        parameters = export.unfold(folded, self.mean, self.scale)
+        sae = _Sae(point, Parameters(*(getattr(parameters, f.name).to(self.device) for f in _FIELDS)))
+        penalty = point.penalty
+        return measure(
+            sae,
+            self.inputs,
+            lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.p),
+            penalty.coefficient,
+            self.evaluation,
+        )
+
+
+@dataclass(frozen=True)
+class _Sae:
+    """An SAE as measures see it."""
+
+    point: Point
+    parameters: Parameters
+
+    @property
+    def W_dec(self) -> Tensor:
+        return self.parameters.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        return self.parameters.b_dec
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        return self.parameters.norms()
+
+    def encode(self, x: Tensor) -> Tensor:
+        architecture = ARCHITECTURES[self.point.sae.architecture]
+        pre = x @ self.parameters.W_enc.T + self.parameters.b_enc
+        threshold = self.parameters.threshold if architecture.learns_threshold else None
+        return architecture.activate(pre, self._norms, self.point.sae.k, threshold)
+
+
+_FIELDS = dataclasses.fields(Parameters)
+
+
+def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:
+    """Train and store the toys that are missing: those of equal shape as one stack."""
+    finished = store.ids("toys")
+    groups: dict[Any, list[Toy]] = {}
+    for toy in dict.fromkeys(toys):
+        if toy_id(toy) not in finished:
+            groups.setdefault((max_of_k.shapes(toy).values(), toy.steps, toy.batch_size), []).append(toy)
+    for group in groups.values():
+        steps = group[0].steps
+
+        def report(step: int, loss: float, toy: Toy = group[0], steps: int = steps) -> None:
+            say(ToyProgress(toy, step, steps, loss))
+
+        for toy, params in zip(group, max_of_k.train(group, device, report), strict=True):
+            record = {"schema": 1, "id": toy_id(toy), "settings": dataclasses.asdict(toy)}
+            record["provenance"] = provenance.collect(device)
+            store.commit("toys", toy_id(toy), record, {"toy.safetensors": save_tensors(params)})
+
+
+def load_toy(toy: Toy, store: Store) -> max_of_k.MaxOfK:
+    """A stored toy, on the CPU."""
+    return max_of_k.MaxOfK(toy, load_tensors(store.read("toys", toy_id(toy), "toy.safetensors")))
+
+
+def _train(
+    stack: Stack, stream: Stream, backend: Backend, number: int, packs: int, say: Say
+) -> list[list[dict[str, Any]]]:
+    """Train to the end; returns each SAE's curve."""
+    steps = stack.points[0].training.steps
+    looks: list[Look] = []
+    for look in train(stack, stream, backend):
+        looks.append(look)
+        say(
+            TrainProgress(
+                number, packs, len(stack.points), look.step, steps, float(look.fvu.median()), float(look.l0.median())
+            )
+        )
+    return [list(_curve(looks, i)) for i in range(len(stack.points))]
+
+
+def _curve(looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
+    """SAE i's rows of the curve: about CURVE_ROWS evenly spaced looks, the last among them."""
+    stride = -(-len(looks) // CURVE_ROWS)
+    for look in looks[(len(looks) - 1) % stride :: stride]:
+        yield {
+            "step": look.step,
+            "loss": float(look.loss[i]),
+            "fvu": float(look.fvu[i]),
+            "l0": float(look.l0[i]),
+        }
+
+
+def _on_cpu(parameters: Parameters) -> Parameters:
+    return Parameters(*(getattr(parameters, f.name).detach().cpu() for f in _FIELDS))
+
+
+def _record(point: Point, evaluation: Evaluation, measured: Measurement, untrained: Measurement) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "id": point.id,
+        "settings": dataclasses.asdict(canonical(point)),
+        "measure_id": measure_id(evaluation),
+        "evaluation": dataclasses.asdict(evaluation),
+        "metrics": measured.metrics,
+        "untrained": untrained.metrics,
+        "per_max": measured.per_max,
+    }
+
+
+def _files(point: Point, folded: Parameters, measured: Measurement) -> dict[str, bytes]:
+    settings = json.loads(json.dumps(dataclasses.asdict(canonical(point))))
+    return {
+        "config.yaml": yaml.safe_dump(settings, sort_keys=False).encode(),
+        "latents.parquet": _parquet(measured),
+        **export.to_files(point, folded),
+    }
+
+
+def _parquet(measured: Measurement) -> bytes:
+    buffer = io.BytesIO()
+    measured.latents.to_parquet(buffer, index=False)
+    return buffer.getvalue()

@@ -1,0 +1,58 @@
+"""Stores full of made-up results, for tests of what is built on records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae_sweep.columns import METRICS
+from sae_sweep.schema import Distribution, Penalty, Point, Sae, Site, Toy, Training, canonical
+from sae_sweep.store import Store
+
+SMALL = Toy(d_vocab=16, k=3)
+MEASURED = {
+    name: 0 if kind == "Int64" else 0.0 for name, kind in METRICS.items() if name not in ("oracle_gap", "seconds")
+}
+
+
+def point(
+    toy: Toy = SMALL,
+    site: str = "pre_unembed",
+    distribution: Distribution = Distribution(),  # noqa: B008
+    penalty: Penalty = Penalty(),  # noqa: B008
+    training: Training = Training(),  # noqa: B008
+    seed: int = 0,
+    data_seed: int = 0,
+    **sae: Any,
+) -> Point:
+    """A canonical point; keywords that are not a point's own are the SAE's."""
+    return canonical(Point(toy, Site(site), distribution, Sae(**sae), penalty, training, seed, data_seed))
+
+
+def record(at: Point, metrics: Mapping[str, Any], start: Mapping[str, Any] = {}, **more: Any) -> dict[str, Any]:
+    """A record with the given metrics, every other one zero."""
+    return {
+        "schema": 1,
+        "id": at.id,
+        "settings": dataclasses.asdict(at),
+        "measure_id": "e0",
+        "metrics": {**MEASURED, **metrics},
+        "untrained": {**MEASURED, **start},
+        "seconds": 1.5,
+        **more,
+    }
+
+
+def sweep(root: Path, results: Sequence[tuple[Point, Mapping[str, Any]]], name: str = "quick", **info: Any) -> Store:
+    """A store whose sweep holds the points with these metrics, in this order."""
+    store = Store(root)
+    for at, metrics in results:
+        store.commit("points", at.id, record(at, metrics, {"fvu": 0.9, "l0": 1.0}), {})
+    whole = {"name": name, "varied": [], "measure_id": "e0", "claims": [], "points": len(results), **info}
+    store.write_sweep_file(name, "sweep.yaml", yaml.safe_dump(whole).encode())
+    store.write_sweep_file(name, "points.txt", "".join(f"{at.id}\n" for at, _ in results).encode())
+    return store
