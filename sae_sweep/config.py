@@ -11,6 +11,7 @@ import decimal
 import functools
 import hashlib
 import math
+import operator
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,18 @@ from sae_sweep.schema import Evaluation, Point, measure_id
 from sae_sweep.sweep.axes import GROUPS, Axes, check_values, conf_dir, is_file, is_sweep_key, listing, merge_blocks
 from sae_sweep.sweep.claims import check_claims
 from sae_sweep.sweep.grid import LARGEST_GRID, YES, Settings, Sweep, expand, varied
-from sae_sweep.sweep.keys import PART_KEYS, PARTS, POINT_KEYS, SEEDS, SWEEP_KEYS, Rule, coerce, nearest, show
+from sae_sweep.sweep.keys import (
+    PART_KEYS,
+    PARTS,
+    POINT_KEYS,
+    SEEDS,
+    SWEEP_KEYS,
+    Rule,
+    check_axis,
+    coerce,
+    nearest,
+    show,
+)
 
 # Overrides of these alone leave the grid as it is.
 NEUTRAL = ("logger", "device", "output_dir", "launcher", "name")
@@ -93,6 +105,21 @@ def check_writable(path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"output_dir={show(str(path))} cannot be written: {reason} (choose another)") from error
+
+
+def axes_of(sweep: Sweep) -> list[tuple[str, list[Any]]]:
+    """Every key that the sweep varies with its values, both in the order of the schema and of the grid."""
+    pick = {key: operator.attrgetter(key) for key in sweep.varied}
+    return [(key, list(dict.fromkeys(map(value, sweep.points)))) for key, value in pick.items()]
+
+
+def ladders() -> dict[str, list[float]]:
+    """The coefficients that each penalty takes where none is given."""
+    found = {}
+    for name in listing("penalty"):
+        tree, _ = _compose({"penalty": name})
+        found[name] = check_axis("penalty.coefficient", tree["penalty"]["ladder"])
+    return found
 
 
 def _parse(words: Sequence[str], largest: int | None) -> Axes:
@@ -212,7 +239,7 @@ def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str
         del config["hydra"]
         tree: Any = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"{' '.join(overrides)}: {(str(error).splitlines() or ['cannot be composed'])[0]}") from error
+        raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())[:300]}") from error
     _check_tree(tree, " ".join(overrides))
     return tree, chosen
 

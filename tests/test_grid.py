@@ -13,13 +13,18 @@ from hypothesis import strategies as st
 
 from sae_sweep.errors import UserError
 from sae_sweep.schema import PARTITIONS, Distribution, Penalty, Point, Sae, Site, Toy, Training, canonical, toy_id
-from sae_sweep.sweep.grid import Settings, count_classes, expand, varied
+from sae_sweep.sweep.grid import Block, Settings, count_classes, expand, varied
 from sae_sweep.sweep.keys import POINT_KEYS, check_axis, coerce, nearest
 
 
 def settings(**changes: Any) -> Settings:
     """Two penalties and two architectures over a small toy; `changes` are dotted keys, dots as double underscores."""
-    parts = {"toy": Toy(d_vocab=16, k=3), "site": Site(), "distribution": Distribution(), "training": Training()}
+    parts: dict[str, Any] = {
+        "toy": Toy(d_vocab=16, k=3),
+        "site": Site(),
+        "distribution": Distribution(),
+        "training": Training(),
+    }
     options: dict[str, dict[str, dict[str, Any]]] = {
         name: {"a": dataclasses.asdict(part)} for name, part in parts.items()
     }
@@ -51,7 +56,7 @@ def test_a_given_coefficient_replaces_the_ladders_and_null_asks_for_them() -> No
 
 
 def test_the_grid_is_the_union_of_the_blocks_products_in_order() -> None:
-    blocks = [
+    blocks: list[Block] = [
         {"sae.width": [4, 8], "penalty.coefficient": [1.0], "seed": [0, 1]},
         {"sae.width": [8, 2], "penalty.coefficient": [1.0]},
     ]
@@ -73,7 +78,12 @@ def test_references_follow_the_point_they_are_in() -> None:
         [{"toy.d_vocab": [8, 16], "sae.width": ["${toy.d_vocab}", "${cells:mq}", 5], "penalty.coefficient": [1.0]}],
     )
     assert [(p.toy.d_vocab, p.sae.width) for p in points] == [(8, 8), (8, 36), (8, 5), (16, 16), (16, 136), (16, 5)]
-    chain = {"seed": ["${toy.seed}"], "toy.seed": ["${data_seed}"], "data_seed": [3, 4], "penalty.coefficient": [1.0]}
+    chain: Block = {
+        "seed": ["${toy.seed}"],
+        "toy.seed": ["${data_seed}"],
+        "data_seed": [3, 4],
+        "penalty.coefficient": [1.0],
+    }
     assert [(p.seed, p.toy.seed, p.data_seed) for p in expand(settings(), [chain])] == [(3, 3, 3), (4, 4, 4)]
     assert expand(settings(sae__width="${toy.k}"), [{}])[0].sae.width == 3
 

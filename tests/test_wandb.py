@@ -17,11 +17,12 @@ import pandas as pd
 import pytest
 from wandb_server import Server
 
+from sae_sweep.columns import COLUMNS, LABELS
 from sae_sweep.reports import wandb as client
 from sae_sweep.reports.wandb import WandbLog
 from sae_sweep.reports.wandb_charts import BarChart, LineChart, sweep_charts
 from sae_sweep.reports.wandb_runs import point_name, point_run
-from sae_sweep.schema import PARTITIONS, Evaluation, Penalty, Point, Sae, Site, canonical, measure_id
+from sae_sweep.schema import Evaluation, Penalty, Point, Sae, Site, canonical, measure_id
 
 METRICS = {"loss": 2.5, "fvu": 0.04, "l0": 2.25, "owned_maxes": 15, "kl": None, "oracle_gap": float("nan")}
 COEFFICIENTS = (0.5, 1.0, 2.0)
@@ -52,18 +53,19 @@ def points() -> list[Point]:
 
 def results() -> pd.DataFrame:
     """Two seeds of every point; L0 falls and FVU rises with the coefficient; the middle one is off the front."""
-    return pd.DataFrame([row(point, seed) for seed in (0, 1) for point in points()])
+    rows = [row(point, seed) for seed in (0, 1) for point in points()]
+    return pd.DataFrame(rows).reindex(columns=[*COLUMNS]).astype(COLUMNS)
 
 
 def row(point: Point, seed: int) -> dict:
     coefficient = point.penalty.coefficient
     settings = {"toy": "max_of_k", "toy_seed": 0, "site": "pre_unembed", "distribution": "max_stratified"}
-    settings |= {"architecture": "relu", "init": "kmeans", "partition": "m", "width": point.sae.width, "k": 1}
+    settings |= {"architecture": "relu", "init": "kmeans", "partition": None, "width": point.sae.width, "k": None}
     settings |= {"penalty": point.penalty.name, "coefficient": coefficient, "penalty_p": None, "penalty_scale": None}
     settings |= {"seed": seed, "data_seed": 0, "steps": 3000}
     metrics = {"loss": 2.0, "fvu": coefficient / 100 + seed / 1000, "l0": 4.0 / coefficient, "kl": None}
     metrics |= {"owned_maxes": 14 + seed, "splits_per_max": coefficient / 2, "duplicates_per_max": 8.0 - seed}
-    metrics |= {f"label_{partition}": 0 for partition in PARTITIONS}
+    metrics |= {f"label_{label}": 0 for label in LABELS}
     metrics |= {"label_m": 3, "label_mq": 2 * int(point.penalty.name == "sqrt"), "seconds": 1.0}
     return {"point_id": f"{point.id[:-1]}{seed}", **settings, **metrics, "on_front": coefficient != 1.0}
 
@@ -231,7 +233,7 @@ def test_lines_are_told_apart_by_what_varies():
     swept = pd.concat([frame, oracle]).assign(**{"training.lr": [0.001] * 24 + [0.003] * 24, "seed": 0})
     (front, *_) = sweep_charts(swept[swept["width"] == 16])
     assert set(front.lines) == {
-        f"{start} {penalty} lr={lr}"
+        f"{penalty} {start} lr={lr}"
         for start, lr in (("kmeans", "0.001"), ("oracle-mq", "0.003"))
         for penalty in ("l1", "sqrt")
     }
@@ -240,8 +242,8 @@ def test_lines_are_told_apart_by_what_varies():
 
 
 def test_nothing_measured_draws_nothing():
-    blank = results().assign(fvu=None, l0=None, owned_maxes=None, label_m=None, label_mq=None, on_front=None)
-    assert [*sweep_charts(blank)] == []
+    blank = ["fvu", "l0", "owned_maxes", "label_m", "label_mq", "on_front"]
+    assert [*sweep_charts(results().assign(**dict.fromkeys(blank)).astype(COLUMNS))] == []
 
 
 def test_logging_again_logs_nothing(open_log, tmp_path, monkeypatch):

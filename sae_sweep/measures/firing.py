@@ -134,7 +134,9 @@ class FiringCounter:
         weights = weight[rows]
         self._fired += np.bincount(latents, weights, self.width)
         keys = latents * self.cells + cell[rows]
-        self._pairs.pieces.append(_sum_sorted(keys, weights, weights * values, np.ones_like(keys)))
+        starts = run_starts(keys)
+        columns = weights, weights * values, np.ones_like(keys)
+        self._pairs.pieces.append((keys[starts], *(_sum_runs(column, starts) for column in columns)))
 
     def _add_tops(self, norms: Tensor, cell: Ints, weight: Floats) -> None:
         # torch documents that of equal maxima the first is returned.
@@ -184,14 +186,13 @@ class _Rows:
 def sum_by(keys: Ints, *values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The distinct `keys`, sorted, and for each array [n] of `values` its sums over the rows of each key."""
     order = np.argsort(keys, kind="stable")
-    return _sum_sorted(keys[order], *(value[order] for value in values))
-
-
-def _sum_sorted(keys: Ints, *values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    keys = keys[order]
     starts = run_starts(keys)
-    if not len(starts):
-        return keys, *values
-    return keys[starts], *(np.add.reduceat(value, starts) for value in values)
+    return keys[starts], *(_sum_runs(value[order], starts) for value in values)
+
+
+def _sum_runs(values: NDArray[Any], starts: Ints) -> NDArray[Any]:
+    return np.add.reduceat(values, starts) if len(starts) else values
 
 
 def run_starts(keys: NDArray[Any]) -> Ints:

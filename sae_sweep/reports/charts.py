@@ -17,7 +17,7 @@ from sae_sweep.reports.results_table import context, penalty_name, start_name
 
 # Every penalty has a mark and a colour of its own, the same in each chart.
 _MARKS = "ox+*#@%&svdw"
-_COLOURS = ("blue", "red", "green", "magenta", "cyan", "yellow")
+_COLOURS = (4, 1, 2, 5, 6, 3, 12, 9, 10, 13, 14, 11)  # of the terminal's own sixteen
 _MOST_CHARTS = 4
 _SIDE_BY_SIDE = 150
 _HEIGHT = 16
@@ -47,14 +47,15 @@ def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
     more = (
         [Text(f"… and {left_out} more starts or data sets in the results table", style="dim")] if left_out > 0 else []
     )
-    drawn: RenderableType = Columns(charts, padding=(0, 2)) if beside else Group(*charts)
+    apart = [part for chart in charts for part in (chart, Text(""))][:-1]
+    drawn: RenderableType = Columns(charts, padding=(0, 2)) if beside else Group(*apart)
     return Group(_legend(names), drawn, *more)
 
 
 def _legend(names: Sequence[str]) -> Text:
     text = Text()
     for i, name in enumerate(names):
-        text.append(f"{_mark(i)} {name}   ", style=_colour(i))
+        text.append(f"{_mark(i)} {name}   ", style=f"color({_colour(i)})")
     return text
 
 
@@ -62,7 +63,7 @@ def _mark(i: int) -> str:
     return _MARKS[i % len(_MARKS)]
 
 
-def _colour(i: int) -> str:
+def _colour(i: int) -> int:
     return _COLOURS[i % len(_COLOURS)]
 
 

@@ -22,17 +22,23 @@ _ASCII: dict[int, int | str] = {
 }
 
 
-def console(stream: TextIO | None = None) -> Console:
-    """A console on `stream` (stdout): colours only on a terminal without NO_COLOR, 80 to 200 columns wide."""
-    file = stream or sys.stdout
-    plain = bool(os.environ.get("NO_COLOR")) or not file.isatty()
-    found = Console(file=file, color_system=None if plain else "auto", highlight=False, soft_wrap=False)
-    return Console(
-        file=file,
-        color_system=None if plain else "auto",
-        highlight=False,
-        width=min(max(found.width, NARROWEST), WIDEST),
-    )
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would end the process here; a run must outlive whoever read its progress."""
+        raise BrokenPipeError
+
+
+def console(stream: TextIO) -> Console:
+    """A console on `stream`: no escape codes but on a terminal without NO_COLOR (there, none that colour)."""
+    plain = bool(os.environ.get("NO_COLOR")) or not stream.isatty()
+    return _Console(file=stream, color_system=None if plain else "auto", highlight=False)
+
+
+def report_console(stream: TextIO | None = None) -> Console:
+    """The console for a report, on `stream` (stdout): 80 to 200 columns wide."""
+    found = console(stream or sys.stdout)
+    found.width = min(max(found.width, NARROWEST), WIDEST)
+    return found
 
 
 def write(to: Console, *parts: RenderableType) -> None:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sae_sweep.reports.layout import console as console_on
+from sae_sweep.reports import layout
 from sae_sweep.reports.layout import fraction, write
 from sae_sweep.schema import COUNTED, PENALTY_KEYS, Point
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
@@ -45,12 +45,18 @@ class LiveView:
         self._started = time.monotonic()
         self._silent = False
         self._live: Live | None = None
-        self._console = console_on(stream or sys.stderr)
+        self._console = layout.console(stream or sys.stderr)
 
     def __enter__(self) -> LiveView:
         self._started = time.monotonic()
         if _can_redraw(self._console):
-            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+            self._live = Live(
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=4,
+                transient=True,
+                redirect_stdout=False,
+            )
             try:
                 self._live.start()
             except Exception:
@@ -109,6 +115,7 @@ class LiveView:
             write(self._console, Text(line, style=style, no_wrap=True, overflow="ignore"))
         elif keep:
             self._console.print(Text(line, style=style))
+            self._live.refresh()
         else:
             self._last.append(line)
 

@@ -138,7 +138,7 @@ def _untrained_means(frame: pd.DataFrame, untrained: pd.DataFrame, trained: pd.D
     """The untrained starts of the points behind these rows, as one mean."""
     settings = [key for key in trained.columns if key in frame.columns and (key in _KEYS or "." in key)]
     behind = frame[["point_id", *settings]].merge(trained[settings], on=settings)["point_id"]
-    return untrained[untrained["point_id"].isin(behind)].mean(numeric_only=True)
+    return untrained[untrained["point_id"].isin(behind)].mean(numeric_only=True).astype(object)
 
 
 _KEYS = {*_START, *_PENALTY, "toy", "site", "distribution", "steps", "k", "coefficient"}

@@ -35,7 +35,7 @@ def show(
     directory: Path,
     failures: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Print the report of a sweep to `console` (see `layout.console`).
+    """Print the report of a sweep to `console` (see `layout.report_console`).
 
     Args:
         frame, untrained: the two tables of `frame.tables`.

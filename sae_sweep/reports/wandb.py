@@ -82,7 +82,7 @@ class WandbLog:
         self._mode = os.environ.get("WANDB_MODE", "auto") if mode == "auto" else mode
         self._asked = mode
         self._ledger = self.directory / "wandb" / "logged"
-        self._logged = {path.name for path in self._ledger.iterdir()} if self._ledger.is_dir() else set()
+        self._logged = {path.name for path in _listing(self._ledger)}
         self._jobs: queue.Queue[Run | None] = queue.Queue()
         self._abandoned = threading.Event()
         self._thread: threading.Thread | None = None
@@ -153,12 +153,11 @@ class WandbLog:
             self._give_up(problem)
 
     def _drain(self, wandb: Any) -> None:
-        leftovers = _leftovers(self.directory / "wandb")
+        earlier = self._earlier()
         while (run := self._jobs.get()) is not None:
             if self._abandoned.is_set() or self._mode == "disabled":
                 return
-            # Logs of a run that was killed half-way, or whose measurement is out of date.
-            _remove(leftovers.pop(run.id, ()))
+            _remove(earlier.pop(run.id, ()))
             try:
                 self._log(wandb, run)
             except Exception as problem:
@@ -169,7 +168,7 @@ class WandbLog:
                 # A service of its own again: the first one still holds the run's id.
                 wandb.teardown()
                 _set_up("offline")
-                _remove(_leftovers(self.directory / "wandb").get(run.id, ()))
+                _remove(self._earlier().get(run.id, ()))
                 self._log(wandb, run)
 
     def _log(self, wandb: Any, run: Run) -> None:
@@ -197,9 +196,18 @@ class WandbLog:
             raise OSError(f"nothing was written to {live.settings.sync_file}")
         if run.job_type == "sweep":
             self.url = live.url
-        for path in self._ledger.glob(f"{run.id}.*"):
-            path.unlink()
         (self._ledger / run.mark).touch()
+
+    def _earlier(self) -> dict[str, list[Path]]:
+        """Run id → what there is of an earlier log of it, to be replaced: the log of a run killed half-way, or the log
+        and the entry in the ledger of one whose measurement is out of date."""
+        found: dict[str, list[Path]] = {}
+        for path in self._ledger.iterdir():
+            found.setdefault(path.name.rpartition(".")[0], []).append(path)
+        for path in self._ledger.parent.iterdir():
+            if match := re.fullmatch(r"(?:offline-)?run-\d{8}_\d{6}-(.+?)(?:-\d{1,3})?", path.name):
+                found.setdefault(match[1], []).append(path)
+        return found
 
     def _settle_mode(self, wandb: Any) -> str:
         """online, offline or disabled. Looks for a key and asks its server only where online is possible."""
@@ -257,18 +265,20 @@ def _set_up(mode: str) -> Any:
     return wandb
 
 
-def _leftovers(folder: Path) -> dict[str, list[Path]]:
-    """Run id → folders of earlier logs of it."""
-    found: dict[str, list[Path]] = {}
-    for path in folder.iterdir():
-        if match := re.fullmatch(r"(?:offline-)?run-\d{8}_\d{6}-(.+?)(?:-\d{1,3})?", path.name):
-            found.setdefault(match[1], []).append(path)
-    return found
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        # Not there yet; or not readable, which is found and said when the first run is written.
+        return []
 
 
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _one_line(problem: BaseException) -> str:

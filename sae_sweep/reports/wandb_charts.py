@@ -9,32 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from sae_sweep.schema import PARTITIONS
+from sae_sweep.columns import COLUMN_OF, LABELS, is_setting
+from sae_sweep.frame import aggregate
+from sae_sweep.reports.results_table import penalty_name
 
-# Columns that tell two lines of one chart apart; the coefficient (or k) runs along a line, seeds are averaged.
-LINE_COLUMNS = (
-    "toy",
-    "site",
-    "distribution",
-    "architecture",
-    "start",
-    "penalty",
-    "penalty_p",
-    "penalty_scale",
-    "steps",
-)
-ALONG_LINE = ("coefficient", "k")
-# Swept keys whose value a fixed column already holds, or that are averaged over.
-KNOWN_KEYS = frozenset(
+# Setting columns that run along a line, are in the name of a penalty or a start, or are told by another column.
+NAMED = frozenset(
     (
-        *("toy.name", "toy.seed", "site.name", "distribution.name", "training.steps"),
-        *("sae.architecture", "sae.width", "sae.k", "sae.init", "sae.partition"),
-        *("penalty.name", "penalty.coefficient", "penalty.p", "penalty.scale"),
+        *("width", "coefficient", "k", "architecture", "penalty", "penalty_p", "penalty_scale", "init", "partition"),
+        *("toy.d_vocab", "toy.k", *COLUMN_OF),
     )
 )
+DRAWN = ("l0", "fvu", "splits_per_max", "duplicates_per_max", "owned_maxes", *(f"label_{label}" for label in LABELS))
 MAX_BARS = 40
 
 
@@ -71,7 +61,7 @@ def sweep_charts(frame: pd.DataFrame) -> Iterator[LineChart | BarChart]:
 def _width_charts(width: int, means: pd.DataFrame) -> Iterator[LineChart | BarChart]:
     end = f"width_{width}"
     against = "L0 (mean active latents)"
-    front = means[means["on_front"] > 0] if (means["on_front"] > 0).any() else means
+    front = means[means["on_front"]]
     fronts = {
         line: [(x, math.log10(y)) for x, y in points if y > 0] for line, points in _lines(front, "l0", "fvu").items()
     }
@@ -89,31 +79,25 @@ def _width_charts(width: int, means: pd.DataFrame) -> Iterator[LineChart | BarCh
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of what is drawn, with a column `line` that names the line a row belongs to."""
-    rows = rows.assign(start=_start(rows))
-    swept = [key for key in rows.columns if "." in key and key not in KNOWN_KEYS]
-    columns = [key for key in (*LINE_COLUMNS, *swept) if key in rows]
-    varied = [key for key in columns if rows[key].nunique(dropna=False) > 1] or ["penalty"]
-    rows = rows.assign(line=rows[varied].apply(_line_name, axis="columns"))
-    drawn = ["l0", "fvu", "splits_per_max", "duplicates_per_max", "owned_maxes", "on_front"]
-    drawn += [f"label_{partition}" for partition in PARTITIONS]
-    rows[drawn] = rows[drawn].astype(float)
-    return rows.groupby(["line", *ALONG_LINE], sort=False, dropna=False)[drawn].mean().reset_index()
+    """Means over seeds, with a column `line` that names the line a row belongs to: its penalty and what else varies."""
+    means = aggregate(rows, "mean")
+    means["on_front"] = means["on_front"].fillna(False).astype(bool)
+    means = means.astype(dict.fromkeys(DRAWN, float))
+    parts = [means.apply(penalty_name, axis="columns")]
+    starts = means["init"].where(means["init"] != "oracle", "oracle-" + means["partition"])
+    if starts.nunique() > 1:
+        parts.append(starts)
+    for column in means.columns:
+        if is_setting(column) and column not in NAMED and means[column].nunique(dropna=False) > 1:
+            parts.append(means[column].map(lambda value, column=column: _said(column, value)))
+    return means.assign(line=[" ".join(filter(None, said)) for said in zip(*parts, strict=True)])
 
 
-def _start(rows: pd.DataFrame) -> pd.Series:
-    """The start, with the partition where it has one: an oracle start without it is not named."""
-    return rows["init"].where(rows["init"] != "oracle", rows["init"] + "-" + rows["partition"].astype(str))
-
-
-def _line_name(values: pd.Series) -> str:
-    """The values that vary, but for those that say nothing; a number is named by its column."""
-    said = []
-    for key, value in values.items():
-        if value is None or value == "none" or pd.isna(value):
-            continue
-        said.append(value if isinstance(value, str) else f"{str(key).rpartition('.')[2]}={value:g}")
-    return " ".join(said) or "none"
+def _said(column: str, value: Any) -> str:
+    """A value that varies; a number is named by its column, a null says nothing."""
+    if pd.isna(value):
+        return ""
+    return value if isinstance(value, str) else f"{column.rpartition('.')[2]}={value:g}"
 
 
 def _lines(means: pd.DataFrame, x: str, y: str) -> dict[str, list[tuple[float, float]]]:
@@ -126,12 +110,12 @@ def _lines(means: pd.DataFrame, x: str, y: str) -> dict[str, list[tuple[float, f
 
 def _label_bars(means: pd.DataFrame) -> dict[str, float]:
     """Counts above zero by line and label, the largest `MAX_BARS` of them, a line's bars side by side."""
-    counts = means.groupby("line", sort=False)[[f"label_{partition}" for partition in PARTITIONS]].mean()
+    counts = means.groupby("line", sort=False)[[f"label_{label}" for label in LABELS]].mean()
     bars = {
-        f"{line}: {partition}": float(row[f"label_{partition}"])
+        f"{line}: {label}": float(row[f"label_{label}"])
         for line, row in counts.iterrows()
-        for partition in PARTITIONS
-        if row[f"label_{partition}"] > 0
+        for label in LABELS
+        if row[f"label_{label}"] > 0
     }
     shown = sorted(bars, key=lambda label: -bars[label])[:MAX_BARS]
     return {label: value for label, value in bars.items() if label in shown}

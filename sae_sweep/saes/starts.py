@@ -4,6 +4,12 @@ An exemplar start gives latent j an exemplar xⱼ: decoder xⱼ/‖xⱼ‖, enco
 xⱼ itself and crosses zero where the projection on it (in the encoder's metric S) has fallen to `margin` of that:
 W_enc = g‖x‖·Sx/(xᵀSx), b_enc = −(g−1)‖x‖, g = 1/(1−margin). S = I, or for whitened and oracle starts
 (Σ + ridge·λ_max·I)⁻¹, which looks along the directions that tell neighbouring exemplars apart.
+
+random     directions uniform on the sphere, encoder = decoder, no bias
+exemplars  inputs drawn from the data
+kmeans     greedy k-means++ and Lloyd steps: finds the clusters of large variance, one per maximum before any split
+whitened   the same in the metric S, in which the small differences that splits are made of count as much as the large
+oracle     the means of the classes of a named partition: what the optimiser would have to find
 """
 
 from __future__ import annotations
@@ -48,21 +54,23 @@ def start(point: Point, source: Source) -> Parameters:
     draw = int(torch.randint(2**62, (), generator=generator))
     if sae.init == "random":
         return _random(sae.width, source.covariance().shape[0], generator)
+    d = source.covariance().shape[0]
+    values, axes = _spectrum(source, sae.ridge) if sae.init in ("whitened", "oracle") else (torch.ones(d), torch.eye(d))
     if sae.init == "oracle":
         exemplars = _heaviest(*source.class_means(sae.partition), sae.width)
-    elif sae.init == "kmeans":
-        pool = source.exemplars(max(POOL_PER_LATENT * sae.width, POOL_AT_LEAST), draw)
-        exemplars = kmeans(pool, sae.width, generator)
-    else:
+    elif sae.init == "exemplars":
         exemplars = source.exemplars(sae.width, draw)
-    metric = _inverse_covariance(source, sae.ridge) if sae.init in ("whitened", "oracle") else None
-    return _pad(from_exemplars(exemplars, sae.margin, metric), sae.width, generator)
+    else:
+        pool = source.exemplars(max(POOL_PER_LATENT * sae.width, POOL_AT_LEAST), draw)
+        root = axes * values.rsqrt()
+        exemplars = kmeans(pool @ root, sae.width, generator) @ (axes * values.sqrt()).T
+    return _pad(from_exemplars(exemplars, sae.margin, (axes / values) @ axes.T), sae.width, generator)
 
 
-def from_exemplars(exemplars: Tensor, margin: float, metric: Tensor | None = None) -> Parameters:
-    """One latent per exemplar [width, d], as the head of this file says; `metric` is S [d, d], identity if None."""
+def from_exemplars(exemplars: Tensor, margin: float, metric: Tensor) -> Parameters:
+    """One latent per exemplar [width, d], as the head of this file says; `metric` is S [d, d]."""
     norms = exemplars.norm(dim=1).clamp_min(1e-6)
-    seen = exemplars if metric is None else exemplars @ metric.to(exemplars.dtype)
+    seen = exemplars @ metric
     gain = 1 / (1 - margin)
     along = (exemplars * seen).sum(1).clamp_min(1e-12)
     W_enc = gain * (norms / along)[:, None] * seen
@@ -116,10 +124,10 @@ def _pad(parameters: Parameters, width: int, generator: torch.Generator) -> Para
     )
 
 
-def _inverse_covariance(source: Source, ridge: float) -> Tensor:
-    covariance = source.covariance().double().cpu()
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors / (values.clamp_min(0) + ridge * values[-1])) @ vectors.T
+def _spectrum(source: Source, ridge: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [d] of Σ + ridge·λ_max·I and its axes [d, d], float32."""
+    values, axes = torch.linalg.eigh(source.covariance().double().cpu())
+    return (values.clamp_min(0) + ridge * values[-1]).float(), axes.float()
 
 
 def _seed(point: Point) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from sae_sweep.columns import COLUMNS
 from sae_sweep.errors import UserError
-from sae_sweep.sweep.keys import Rule, coerce, nearest, show
+from sae_sweep.sweep.keys import CHOSEN, POINT_KEYS, Rule, coerce, nearest, show
 
 AGGREGATES = ("median", "mean", "min", "max", "share")
 _WORDS = {"name": Rule("str"), "prediction": Rule("str"), "measure": Rule("str")}
@@ -18,10 +19,11 @@ _KEYS = (*_WORDS, "aggregate", "where", *_NUMBERS, "versus", "best_of_seeds")
 def check_claims(claims: Any, where: str) -> list[dict[str, Any]]:
     """The claims as given, checked. UserError: a key is unknown, missing or of the wrong type.
 
-    A claim: `name`, `prediction` (text), `measure` (a column), `aggregate` of it over the points that match `where`
-    ({column: value or list}); one of `at_least` and `at_most`. With `versus: {where: …}`, the difference from the
-    same aggregate there is what is compared. `share` is the share of the points with measure ≥ `threshold`;
-    `best_of_seeds` keeps the seed of lowest loss of each setting.
+    A claim: `name`, `prediction` (text), `measure` (a column, or the difference of two: `label_mq - label_mn`),
+    `aggregate` of it over the points that match `where` ({column or dotted key: value or list}); one of `at_least`
+    and `at_most`. With `versus: {where: …}`, the difference from the same aggregate there is what is compared.
+    `share` is the share of the points with measure ≥ `threshold`; `best_of_seeds` keeps the seed of lowest loss of
+    each setting.
     """
     if not isinstance(claims, list):
         raise UserError(f"{where}: claims must be a list, got {show(claims)}")
@@ -35,9 +37,8 @@ def check_claims(claims: Any, where: str) -> list[dict[str, Any]]:
 
 def _claim(claim: Any, where: str) -> dict[str, Any]:
     _mapping(claim, where)
-    unknown = next((key for key in claim if key not in _KEYS), None)
-    if unknown is not None:
-        raise UserError(f"{where}: unknown key {show(unknown)}{nearest(str(unknown), _KEYS)}")
+    for key in claim:
+        _known(key, _KEYS, where)
     for key, rule in {**_WORDS, "aggregate": _AGGREGATE}.items():
         coerce(f"{where}.{key}", rule, claim.get(key))
     for key, rule in _NUMBERS.items():
@@ -47,12 +48,14 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where} needs one of at_least and at_most")
     if (claim["aggregate"] == "share") != ("threshold" in claim):
         raise UserError(f"{where}: threshold belongs to aggregate: share, and share needs it")
-    _mapping(claim.get("where", {}), f"{where}.where")
+    for column in claim["measure"].split(" - "):
+        _known(column, COLUMNS, f"{where}.measure")
+    _condition(claim.get("where", {}), f"{where}.where")
     if "versus" in claim:
         _mapping(claim["versus"], f"{where}.versus")
         if set(claim["versus"]) != {"where"}:
             raise UserError(f"{where}.versus takes where and nothing else")
-        _mapping(claim["versus"]["where"], f"{where}.versus.where")
+        _condition(claim["versus"]["where"], f"{where}.versus.where")
     if not isinstance(claim.get("best_of_seeds", False), bool):
         raise UserError(f"{where}.best_of_seeds must be true or false, got {show(claim['best_of_seeds'])}")
     return dict(claim)
@@ -61,3 +64,14 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
 def _mapping(value: Any, where: str) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{where} must be a mapping, got {show(value)}")
+
+
+def _condition(value: Any, where: str) -> None:
+    _mapping(value, where)
+    for key in value:
+        _known(key, (*COLUMNS, *POINT_KEYS, *CHOSEN), where)
+
+
+def _known(word: str, valid: Collection[str], where: str) -> None:
+    if word not in valid:
+        raise UserError(f"{where}: unknown key {show(word)}{nearest(word, valid)}")

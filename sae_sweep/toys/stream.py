@@ -228,9 +228,8 @@ def _moments(model: MaxOfK, site: str, cells: Cells, chance: NDArray[np.float64]
     products = torch.zeros(d, d, dtype=torch.float64, device=model.device)
     for sequences, _, weight in weighted_inputs(cells, chance, CONSTANTS_INPUTS, model.device):
         acts = model.activations(sequences, site).double()
-        weighted = acts * weight[:, None]
-        total += weighted.sum(0)
-        products += product(acts.T, weighted)
+        total += product(weight[None], acts)[0]
+        products += product(acts.T, acts * weight[:, None])
     return total, products - torch.outer(total, total)
 
 

@@ -1,0 +1,42 @@
+"""Small toys' inputs and codes with known answers, for the tests of the measures."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sae_sweep.measures.firing import FiringCounter, FiringTable, Fold
+from sae_sweep.schema import Distribution
+from sae_sweep.toys.cells import Cells
+from sae_sweep.toys.sampler import cell_weights
+
+CUT = 0.01
+
+
+class Planted:
+    """All inputs of max-of-k over d_vocab tokens: `sequences` [N, k], `cell` [N], `weight` [N] under a distribution."""
+
+    def __init__(self, d_vocab: int, k: int, distribution: str = "max_stratified") -> None:
+        self.cells = Cells(d_vocab, k)
+        self.sequences = np.array(list(itertools.product(range(d_vocab), repeat=k)))
+        self.cell = self.cells.index(self.sequences)
+        self.chance = cell_weights(self.cells, Distribution(distribution))
+        self.weight = (self.chance / self.cells.sizes)[self.cell]
+
+    def factor(self, name: str) -> NDArray[np.int32]:
+        """m, q, n or c of every input [N]."""
+        return self.cells.factors[name][self.cell]
+
+    def one_per(self, partition: str) -> NDArray[np.float32]:
+        """A code [N, classes] with one latent for each class of a partition, active by 1 on all of it."""
+        classes = self.cells.partition(partition)
+        return np.eye(classes.count, dtype=np.float32)[classes.of_cell[self.cell]]
+
+    def table(self, norms: NDArray[np.float32], fold: Fold | None = None) -> FiringTable:
+        """The firing table of contributions a‖d‖ [N, width]."""
+        counter = FiringCounter(norms.shape[1], self.cells.count, CUT, fold)
+        counter.add(torch.from_numpy(np.asarray(norms, np.float32)), self.cell, self.weight)
+        return counter.table

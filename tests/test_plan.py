@@ -1,0 +1,141 @@
+"""The plan: what is left, what stacks with what, which shard, at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_sweep import config
+from sae_sweep.errors import UserError
+from sae_sweep.schema import Penalty, Point, Sae, Toy, canonical, toy_id
+from sae_sweep.sweep import plan as plan_module
+from sae_sweep.sweep.grid import Sweep
+from sae_sweep.sweep.plan import LARGEST_PACK, activation_size, plan, stack_key
+
+CPU = ["toy=small", "device=cpu"]
+
+
+def sweep_of(*overrides: str) -> Sweep:
+    return config.load([*CPU, *overrides])
+
+
+def test_points_of_equal_shape_and_data_share_a_pack_whatever_their_penalty() -> None:
+    sweep = sweep_of("penalty=l1,sqrt,tanh", "seed=0,1", "training.lr=0.1,0.2", "sae.init=kmeans,oracle")
+    assert [len(pack) for pack in plan(sweep, set()).packs] == [48, 48]
+    assert [len(pack) for pack in plan(sweep_of("penalty=l1,sqrt", "sae.width=16,32"), set()).packs] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "toy.seed=0,1",
+        "site=pre_unembed,post_unembed",
+        "distribution=uniform,max_stratified",
+        "data_seed=0,1",
+        "sae=topk,batchtopk",
+        "sae.width=8,16",
+        "training.steps=10,20",
+        "training.batch_size=64,128",
+    ],
+)
+def test_what_tells_stacks_apart(override: str) -> None:
+    packs = plan(sweep_of(override, "penalty.coefficient=1"), set()).packs
+    assert [len(pack) for pack in packs] == [1, 1]
+    assert stack_key(packs[0][0]) != stack_key(packs[1][0])
+
+
+def test_k_tells_counted_architectures_apart() -> None:
+    assert len(plan(sweep_of("sae=topk", "sae.k=1,2"), set()).packs) == 2
+
+
+def test_packs_hold_every_missing_point_once_in_grid_order() -> None:
+    sweep = sweep_of("sae.width=8,4", "seed=range(0,100)", "penalty.coefficient=1")
+    whole = plan(sweep, set())
+    assert [point for pack in whole.packs for point in pack] == sweep.points == whole.points
+    assert [len(pack) for pack in whole.packs] == [50, 50, 50, 50]
+    finished = {point.id for point in sweep.points[:95]}
+    rest = plan(sweep, finished)
+    assert rest.finished == sweep.points[:95]
+    assert [point for pack in rest.packs for point in pack] == sweep.points[95:]
+    assert rest.points == sweep.points
+
+
+def test_memory_bounds_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_of("seed=range(0,10)", "penalty.coefficient=1")
+    speed = plan_module.SPEEDS["cpu"]
+    one = plan(sweep_of("seed=0", "penalty.coefficient=1"), set()).peak_memory_bytes - speed.base_bytes
+    for room, sizes in ((3 * one, [3, 3, 3, 1]), (5 * one, [5, 5]), (one - 1, [1] * 10)):
+        monkeypatch.setitem(plan_module.SPEEDS, "cpu", replace(speed, pack_bytes=room))
+        bounded = plan(sweep, set())
+        assert [len(pack) for pack in bounded.packs] == sizes
+        assert bounded.peak_memory_bytes == speed.base_bytes + max(sizes) * one
+    # Parameters and Adam's moments of two 16 × 32 matrices, and four tensors of 512 × 16, in float32.
+    assert one == 4 * (4 * (2 * 16 * 32 + 16 + 32) + 4 * 512 * 16)
+
+
+@given(st.integers(1, 7), st.integers(0, 30))
+def test_shards_partition_the_grid_and_do_not_drift(count: int, done: int) -> None:
+    sweep = SHARDED
+    shards = [plan(sweep, set(), (index, count)) for index in range(count)]
+    ids = [point.id for shard in shards for point in shard.points]
+    assert sorted(ids) == sorted(point.id for point in sweep.points)
+    finished = {point.id for point in sweep.points[:done]}
+    for index, shard in enumerate(shards):
+        assert all(int(point.id, 16) % count == index for point in shard.points)
+        later = plan(sweep, finished, (index, count))
+        assert later.points == shard.points
+        assert {point.id for pack in later.packs for point in pack} == {p.id for p in shard.points} - finished
+
+
+SHARDED = sweep_of("seed=range(0,30)", "penalty.coefficient=1")
+
+
+def test_no_such_shard() -> None:
+    for shard in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(UserError, match="no shard"):
+            plan(SHARDED, set(), shard)
+
+
+def test_the_estimate_grows_with_the_work_and_shrinks_with_what_is_done() -> None:
+    def seconds(*overrides: str, finished: set[str] | None = None, toys: set[str] | None = None) -> float:
+        return plan(
+            sweep_of("penalty.coefficient=1", *overrides), finished or set(), trained_toys=toys or set()
+        ).seconds
+
+    base = seconds()
+    assert base > 0
+    for more in ("training.steps=100000", "sae.width=4096", "seed=0,1", "toy.seed=0,1", "toy.steps=99999"):
+        assert seconds(more) > base
+    point = sweep_of("penalty.coefficient=1").points[0]
+    assert seconds(finished={point.id}) == 0
+    assert 0 < seconds(toys={toy_id(point.toy)}) < base
+    # Sizes beyond any machine are still only numbers.
+    assert seconds("toy.k=9000000000000000", "sae.width=9000000000000000") > 1e20
+
+
+def test_the_report() -> None:
+    sweep = sweep_of("seed=0,1,2", "penalty.coefficient=1", "name=three")
+    report = plan(sweep, {sweep.points[0].id}).to_json(sweep)
+    estimate = report.pop("estimate")
+    assert report == {"schema": 1, "sweep": "three", "points": 3, "finished": 1, "packs": 1}
+    assert set(estimate) == {"seconds", "peak_memory_bytes"}
+    nothing = plan(sweep, {point.id for point in sweep.points})
+    assert nothing.packs == []
+    assert (nothing.seconds, nothing.peak_memory_bytes) == (0, 0)
+
+
+def test_the_size_of_an_activation() -> None:
+    point = Point(toy=Toy(d_vocab=16, d_model=32))
+    assert activation_size(point) == 32
+    assert activation_size(replace(point, site=replace(point.site, name="post_unembed"))) == 16
+
+
+def test_a_stack_takes_no_more_than_it_can_share() -> None:
+    points = [canonical(Point(sae=Sae(width=4), penalty=Penalty(coefficient=c))) for c in range(1, 131)]
+    sweep = replace(SHARDED, points=points, output_dir=Path("x"))
+    assert [len(pack) for pack in plan(sweep, set()).packs] == [44, 44, 42]
+    assert max(len(pack) for pack in plan(sweep, set()).packs) <= LARGEST_PACK

@@ -1,0 +1,265 @@
+"""The report and the live view: what they say, on any width and any stream."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+import re
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated import SMALL, point, record, sweep
+
+from sae_sweep.frame import tables, write
+from sae_sweep.reports import layout, terminal
+from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.live import LiveView, clock, describe
+from sae_sweep.reports.results_table import penalty_name, representatives
+from sae_sweep.schema import Penalty, Point
+from sae_sweep.store import Store
+from sae_sweep.sweep.events import Note, PointDone, PointFailed, ToyProgress, TrainProgress
+
+INFO = {"name": "quick", "points": 20}
+START = {"fvu": 0.4321, "l0": 7.5, "owned_maxes": 14, "label_mq": 22, "info_query": 0.4}
+
+
+def results() -> list[tuple[Point, dict[str, Any]]]:
+    """Two widths, three starts, two penalties and TopK, two coefficients, two seeds."""
+    found = []
+    for seed in (0, 1):
+        for width, init in ((16, "kmeans"), (136, "whitened"), (136, "oracle")):
+            for c in (0.5, 2.0):
+                for name in ("l1", "tanh", "topk"):
+                    sparsity: dict[str, Any] = (
+                        {"penalty": Penalty(name, c)}
+                        if name != "topk"
+                        else {
+                            "architecture": "topk",
+                            "k": int(2 * c),
+                        }
+                    )
+                    metrics = {
+                        "fvu": 0.01 * c + 0.002 * seed,
+                        "l0": 3 / c,
+                        "loss": c + (init != "oracle"),
+                        "owned_maxes": 16,
+                        "label_m": 16 if width == 16 else 3,
+                        "label_mq": 0 if width == 16 else 61,
+                        "label_mn": 0 if width == 16 else 4,
+                        "splits_per_max": 0 if width == 16 else 65 / 16,
+                        "info_query": 0.8,
+                    }
+                    found.append((point(width=width, init=init, partition="mq", seed=seed, **sparsity), metrics))
+    return found
+
+
+def planted(root: Path, planted: list[tuple[Point, dict[str, Any]]] | None = None):
+    planted = results() if planted is None else planted
+    store = sweep(root, [])
+    for at, metrics in planted:
+        store.commit("points", at.id, record(at, metrics, START), {})
+    store.write_sweep_file("quick", "points.txt", "".join(f"{at.id}\n" for at, _ in planted).encode())
+    return store, *tables(store, "quick")
+
+
+def rendered(root: Path, width: int = 80, planted_results=None, encoding: str = "utf-8", **more: Any) -> str:
+    store, frame, untrained = planted(root, planted_results)
+    raw = io.BytesIO()
+    console = layout.report_console(io.TextIOWrapper(raw, encoding=encoding))
+    console.width = width
+    terminal.show(console, frame, untrained, INFO, more.pop("verdicts", []), store.sweep("quick"), **more)
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_report_fits_the_terminal_and_has_no_escape_codes(tmp_path: Path, width: int) -> None:
+    text = rendered(tmp_path, width)
+    assert "\x1b" not in text
+    lines = text.split("Where it lies")[0].splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    for part in ("quick  36 of 20 points", "width 16 · kmeans start", "width 136 · oracle start, one latent per mq"):
+        assert part in text
+    assert text.count("untrained") >= 5
+
+
+def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(tmp_path: Path) -> None:
+    text = rendered(tmp_path)
+    table = text.split("width 136 · whitened start")[1].split("width 136 · oracle")[0].splitlines()
+    rows = {line.split()[0]: line.split() for line in table if line.strip()}
+    # FVU × max(L0, 1): .011 × 6 at c = 0.5, .021 × 1.5 at c = 2
+    assert rows["l1"][:9] == ["l1", "2", "1.50", ".0210", "16", "4.06", "0.00", "0", "+1.000"]
+    assert " ".join(rows["tanh"][9:]).startswith("61 mq, 4 mn")
+    assert rows["topk"][1] == "k=4"
+    assert rows["untrained"][:5] == ["untrained", "–", "7.50", ".4321", "14"]
+    assert rows["untrained"][-2:] == ["22", "mq"]
+    assert "means over 2 seeds" in " ".join(text.split())
+
+
+def test_wide_terminals_show_each_label_and_the_spread(tmp_path: Path) -> None:
+    text = rendered(tmp_path, 200)
+    assert ".0210 ±.0014" in text
+    head = next(line for line in text.splitlines() if line.startswith("penalty"))
+    assert head.split()[-3:] == ["m", "mq", "mn"]
+
+
+def test_what_a_penalty_reads_tells_rows_apart(tmp_path: Path) -> None:
+    penalties = [Penalty("lp", 1.0, p=0.3), Penalty("lp", 1.0, p=0.7), Penalty("log1p", 1.0, scale=2.0)]
+    _, frame, _ = planted(tmp_path, [(point(penalty=penalty), {"fvu": 0.1, "l0": 2.0}) for penalty in penalties])
+    assert len(representatives(frame)) == 3
+    assert [penalty_name(row) for _, row in frame.iterrows()] == [
+        "lp p=0.3",
+        "lp p=0.7",
+        "log1p s=2",
+    ]
+
+
+def test_the_charts_show_every_penalty_and_the_same_axes(tmp_path: Path) -> None:
+    text = rendered(tmp_path, 100)
+    front = text.split("The front")[1].split("Which factor")[0]
+    assert "o l1   x tanh   + topk" in front
+    first, second = front.split("FVU against L0")[1:]
+    assert [line.split()[0] for line in first.splitlines() if "┤" in line] == [
+        line.split()[0] for line in second.splitlines() if "┤" in line
+    ]
+    assert "+" in first  # l1, tanh and topk lie on one another; the last is seen
+    assert re.search(r"^ +2 +5$", first, re.MULTILINE)
+
+
+def test_the_factor_that_latents_split_by_is_named(tmp_path: Path) -> None:
+    text = rendered(tmp_path, 120)
+    sentence = "Whitened start: latents split by the query most, 61 of them against 4 by the runner-up; 3 stand for"
+    assert sentence in text
+    whitened = next(line for line in text.splitlines() if re.match(r"whitened +█", line))
+    assert whitened.split()[-3:] == ["80%", "0%", "0%"]
+    unsplit = rendered(tmp_path / "narrow", 120, [(at, m) for at, m in results() if at.sae.width == 16])
+    assert "Kmeans start: latents do not split; 16 stand for a whole max." in unsplit
+
+
+def test_claims_failures_and_where_it_lies(tmp_path: Path) -> None:
+    verdicts = [
+        Verdict(name, name, 1.0, 1.0, 1.0, 1, 1, None, f"Claim {name}.")
+        for name in ("supported", "not supported", "undecided")
+    ]
+    failures = {f"f{i}": {"reason": f"reason {i}"} for i in range(7)}
+    text = rendered(tmp_path, 80, verdicts=verdicts, failures=failures)
+    for line in ("✓ Claim supported.", "✗ Claim not supported.", "? Claim undecided.", "7 failed", "… and 2 more"):
+        assert line in text
+    write(Store(tmp_path), "quick")
+    scope: dict[str, Any] = {}
+    exec(textwrap.dedent(text[text.index("  import pandas") :]), scope)
+    assert len(scope["df"]) == 36
+
+
+def test_nothing_finished_and_nothing_measured(tmp_path: Path) -> None:
+    assert "0 of 20 points finished" in rendered(tmp_path / "none", 80, [])
+    nulls = dict.fromkeys(results()[0][1], None)
+    assert "–" in rendered(tmp_path / "nulls", 80, [(point(), nulls), (point(seed=1), nulls)])
+
+
+def test_a_stream_without_unicode_gets_ascii(tmp_path: Path) -> None:
+    text = rendered(tmp_path, 80, encoding="ascii")
+    assert "width 136 . oracle start" in text and "####" in text and "?" not in text.split("Which factor")[0]
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch, no_color: bool, show) -> str:
+    """What `show(stream)` writes to a terminal."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1") if no_color else monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    ours, theirs = pty.openpty()
+    written: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while chunk := os.read(ours, 65536):
+                written.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        show(stream)
+    reader.join(30)
+    os.close(ours)
+    return b"".join(written).decode()
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_colour_on_a_terminal_unless_told_not_to(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+    def show(stream) -> None:
+        layout.write(layout.report_console(stream), terminal._heading("Results"))
+
+    assert ("\x1b[" in on_terminal(monkeypatch, no_color, show)) is not no_color
+
+
+def run_live(stream, steps: int = 2) -> LiveView:
+    with LiveView(total=6, finished=2, estimate_seconds=40, stream=stream) as view:
+        view.handle(ToyProgress(SMALL, 1500, 1500, 0.01))
+        view.handle(TrainProgress(0, 1, 4, 50, 100, 0.02, 2.3))
+        for seed in range(steps):
+            at = point(width=136, penalty=Penalty("l1", 0.5), seed=seed)
+            view.handle(PointDone(at, {"metrics": {"fvu": 0.012, "l0": 2.3, "splits_per_max": None}}))
+        view.handle(PointFailed(point(seed=9), 300, "the loss became NaN"))
+        view.handle(Note("a damaged file is being recomputed"))
+    return view
+
+
+def test_piped_there_is_one_line_per_point() -> None:
+    stream = io.StringIO()
+    run_live(stream)
+    first, second = (point(width=136, penalty=Penalty("l1", 0.5), seed=seed).id[:8] for seed in (0, 1))
+    assert stream.getvalue().splitlines() == [
+        "toy max_of_k-16-3 seed 0 trained, loss 0.0100",
+        f"[3/6] done {first} width=136 kmeans l1 c=0.5 seed=0 fvu=.0120 l0=2.30",
+        f"[4/6] done {second} width=136 kmeans l1 c=0.5 seed=1 fvu=.0120 l0=2.30",
+        f"[5/6] FAILED {point(seed=9).id[:8]} width=64 kmeans l1 c=1 seed=9 at step 300: the loss became NaN",
+        "a damaged file is being recomputed",
+    ]
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_on_a_terminal_the_view_is_drawn_and_failures_stay(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+    text = on_terminal(monkeypatch, no_color, run_live)
+    coloured = re.search(r"\x1b\[[\d;]*m", text)
+    assert (coloured is None) is no_color
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+    assert "pack 1 of 1" in plain and "5/6, 1 failed" in plain and "left" in plain
+    assert "the loss became NaN" in plain and "a damaged file" in plain
+
+
+class Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError("nobody reads")
+
+
+def test_a_view_that_cannot_be_written_never_ends_the_run() -> None:
+    view = run_live(Broken())
+    view.handle(object())  # type: ignore[arg-type]
+
+
+def test_time_left_goes_from_the_estimate_to_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("sae_sweep.reports.live.time.monotonic", lambda: now[0])
+    view = LiveView(total=10, finished=0, estimate_seconds=50, stream=io.StringIO())
+    assert view.seconds_left() == 50
+    now[0] += 10
+    view.handle(TrainProgress(0, 2, 5, 20, 100, 0.1, 1.0))  # a tenth of the work: half trusted
+    assert view.seconds_left() == pytest.approx(0.9 * (0.5 * 50 + 0.5 * 100))
+    view.handle(TrainProgress(0, 2, 5, 100, 100, 0.1, 1.0))
+    for seed in range(5):
+        view.handle(PointDone(point(seed=seed), {}))
+    assert view.seconds_left() == pytest.approx(10)  # half the work took 10 s
+    assert LiveView(3, 3, 0.0, io.StringIO()).seconds_left() == 0
+    assert [clock(s) for s in (0, 61.4, 3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+def test_points_in_a_few_words() -> None:
+    assert describe(point(width=8, init="oracle", partition="mq", penalty=Penalty("tanh", 0.5, scale=2.0))) == (
+        "width=8 oracle-mq tanh c=0.5 scale=2 seed=0"
+    )
+    assert describe(point(architecture="topk", k=3)) == "width=64 kmeans topk k=3 seed=0"
