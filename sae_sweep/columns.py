@@ -71,7 +71,9 @@ METRICS: dict[str, str] = {
     "shrinkage": "float64",
     "seconds": "float64",
 }
-COLUMNS: dict[str, str] = {"point_id": "string", **SETTINGS, **METRICS, "on_front": "boolean"}
+# Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
+FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}
+COLUMNS: dict[str, str] = {"point_id": "string", **SETTINGS, **METRICS, **FRONTS}
 
 
 def is_setting(column: str) -> bool:

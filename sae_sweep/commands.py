@@ -96,7 +96,7 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool) -> 
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
-    layout.write(layout.console(), f"{sweep.name}", table)
+    layout.write(layout.console(sys.stdout), f"{sweep.name}", table)
 
 
 def results(sweep: str, format: str, seeds: str, output_dir: Path) -> None:
@@ -157,7 +157,7 @@ def cells(overrides: Sequence[str], json: bool) -> None:
         f"max of {toy.k} tokens out of {toy.d_vocab}: {toy.d_vocab**toy.k:,} inputs in {total:,} cells "
         f"(maximum, query, runner-up, copies); from {per_max[0]} for maximum 0 to {per_max[-1]:,} for {toy.d_vocab - 1}"
     )
-    layout.write(layout.console(), sentence, table)
+    layout.write(layout.console(sys.stdout), sentence, table)
 
 
 def penalties(json: bool) -> None:
@@ -208,7 +208,7 @@ def _print_report(store: Store, name: str) -> None:
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
     verdicts = _verdicts(info["claims"], results, untrained)
-    terminal.show(layout.console(), results, untrained, info, verdicts, store.sweep(name), store.failures(name))
+    terminal.show(layout.console(sys.stdout), results, untrained, info, verdicts, store.sweep(name), store.failures(name))
 
 
 def _verdicts(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd.DataFrame) -> list[Any]:
@@ -251,7 +251,7 @@ def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> Non
         table.add_column(key.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    layout.write(layout.console(), heading, table)
+    layout.write(layout.console(sys.stdout), heading, table)
 
 
 def _cell(value: Any) -> str:

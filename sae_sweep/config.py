@@ -14,6 +14,7 @@ import math
 import operator
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,8 @@ def _compose(asked: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str,
 @functools.lru_cache(maxsize=256)
 def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        # Hydra 1.3 warns where the version is not given, 1.4 where it is.
+        with warnings.catch_warnings(action="ignore"), initialize_config_dir(str(conf_dir()), version_base="1.3"):
             config = compose("config", list(overrides), return_hydra_config=True)
         chosen = dict(config.hydra.runtime.choices)
         OmegaConf.set_readonly(config, False)

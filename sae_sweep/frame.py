@@ -13,13 +13,16 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from sae_sweep.columns import COLUMN_OF, COLUMNS, KEYS, METRICS, SETTINGS, is_seed, is_setting
+from sae_sweep.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.errors import UserError
 from sae_sweep.reports.pareto import front
 from sae_sweep.schema import COUNTED, PENALTY_KEYS
 from sae_sweep.store import Store
 
-_FRONT_WITHIN = ("toy", "site", "distribution", "architecture", "init", "penalty", "width")
+_FRONT_WITHIN = {
+    "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
+    "on_common_front": ("toy", "site", "distribution", "width"),
+}
 _ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition"))
 
 
@@ -51,7 +54,7 @@ def load(store: Store, name: str) -> pd.DataFrame:
 
 
 def untrained(store: Store, name: str) -> pd.DataFrame:
-    """The same table, measured on the untrained starts; `on_front`, `oracle_gap` and `seconds` are null."""
+    """The same table, measured on the untrained starts; the fronts, `oracle_gap` and `seconds` are null."""
     return tables(store, name)[1]
 
 
@@ -63,7 +66,8 @@ def tables(store: Store, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     trained = _table(settings, [{**record["metrics"], "seconds": record.get("seconds")} for record in records])
     start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
-    trained["on_front"] = _on_front(trained)
+    for column, within in _FRONT_WITHIN.items():
+        trained[column] = _on_front(trained, within)
     return trained, start
 
 
@@ -103,12 +107,12 @@ def aggregate(frame: pd.DataFrame, how: Literal["mean", "best"]) -> pd.DataFrame
         return _best(frame, [column for column in settings if column != "seed"])
     keys = [column for column in settings if not is_seed(column)]
     groups = frame.groupby(keys, dropna=False, sort=False)
-    metrics = [column for column in _names(frame) if column not in {*settings, "point_id", "on_front"}]
+    metrics = [column for column in _names(frame) if column not in {*settings, "point_id", *FRONTS}]
     parts: dict[str, pd.Series] = {"n": groups.size()}
     for metric in metrics:
         parts[metric] = groups[metric].mean()
         parts[f"{metric}_std"] = groups[metric].std()
-    parts["on_front"] = groups["on_front"].max()
+    parts |= {column: groups[column].max() for column in FRONTS}
     constant = [column for column in keys if column in SETTINGS]
     swept = [column for column in keys if column not in SETTINGS]
     return pd.DataFrame(parts).reset_index()[[*constant, *parts, *swept]]
@@ -201,13 +205,13 @@ def _swept_type(name: str, values: list[Any]) -> str:
     return "float64" if all(isinstance(value, int | float) for value in given) else "string"
 
 
-def _on_front(frame: pd.DataFrame) -> pd.Series:
-    """Whether the point's setting is Pareto-optimal by its means over seeds, among the settings it is compared with."""
+def _on_front(frame: pd.DataFrame, shared: Iterable[str]) -> pd.Series:
+    """Whether the point's setting is Pareto-optimal by its means over seeds, among those with the same `shared`."""
     if frame.empty:
-        return frame["on_front"]
+        return pd.Series(dtype="boolean")
     keys = [column for column in _names(frame) if is_setting(column) and not is_seed(column)]
     means = frame.groupby(keys, dropna=False, sort=False)[["l0", "fvu"]].mean().reset_index()
-    within = [*_FRONT_WITHIN, *(key for key in keys if key.startswith(("toy.", "distribution.")))]
+    within = [*shared, *(key for key in keys if key.startswith(("toy.", "distribution.")))]
     optimal = pd.concat([front(group) for _, group in means.groupby(within, dropna=False, sort=False)]).sort_index()
     setting = frame.groupby(keys, dropna=False, sort=False).ngroup()
     return pd.Series(optimal.to_numpy()[setting.to_numpy()], index=frame.index, dtype="boolean")

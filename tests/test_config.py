@@ -211,7 +211,7 @@ def test_the_shell_wins_over_axes_blocks_and_values(conf: Path) -> None:
     ("text", "message"),
     [
         ("grid: {axis: {}}", "axes and blocks"),
-        ("grid: {blocks: {seed: 1}}", "Cannot merge DictConfig with ListConfig"),
+        ("grid: {blocks: {seed: 1}}", "trial"),
         ("grid: {axes: {seed: {a: 1}}}", "whole number"),
         ("grid: {blocks: [3]}", "must be a mapping"),
         ("grid: {blocks: [{sae.widht: 3}]}", "blocks[0]: unknown key 'sae.widht' (did you mean 'sae.width'?)"),

@@ -28,6 +28,7 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         kl shrinkage seconds on_front
     """
     named = design.split()
+    named.append("on_common_front")
     assert list(COLUMNS) == named
     store = sweep(tmp_path / "some", [(point(), {"l0": 1.0}), (point(seed=1), {"l0": None, "owned_maxes": None})])
     none = sweep(tmp_path / "none", [])
@@ -136,6 +137,18 @@ def test_the_front_is_over_means_across_seeds_within_what_is_compared(tmp_path: 
     assert means["on_front"].tolist() == [True, True, False, True, True]
 
 
+def test_the_common_front_is_over_all_penalties_and_starts_of_a_width(tmp_path: Path) -> None:
+    results = [
+        (point(penalty=Penalty("l1")), {"l0": 1.0, "fvu": 0.3}),
+        (point(penalty=Penalty("sqrt"), init="random"), {"l0": 1.0, "fvu": 0.2}),
+        (point(architecture="topk"), {"l0": 2.0, "fvu": 0.1}),
+        (point(width=9), {"l0": 9.0, "fvu": 0.9}),
+    ]
+    table = frame.load(sweep(tmp_path, results), "quick")
+    assert table["on_front"].tolist() == [True] * 4
+    assert table["on_common_front"].tolist() == [False, True, True, True]
+
+
 def test_toy_and_data_seeds_are_merged_in_the_front(tmp_path: Path) -> None:
     def at(toy_seed: int, data_seed: int, coefficient: float, fvu: float):
         toy = dataclasses.replace(SMALL, seed=toy_seed)
@@ -206,4 +219,4 @@ def test_both_tables_are_written_the_same_whatever_order_the_points_came_in(tmp_
         pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(content)), table)
     assert start["point_id"].tolist() == trained["point_id"].tolist()
     assert start["fvu"].tolist() == [0.9] * 4
-    assert start[["on_front", "oracle_gap", "seconds"]].isna().all(axis=None)
+    assert start[["on_front", "on_common_front", "oracle_gap", "seconds"]].isna().all(axis=None)

@@ -95,6 +95,7 @@ def test_references_follow_the_point_they_are_in() -> None:
         ({"sae.width": ["${cells:mx}"]}, "no such partition"),
         ({"sae.width": ["2${toy.k}"]}, "neither"),
         ({"sae.width": ["${sae.k}"], "sae.k": ["${sae.width}"]}, "refers back to itself"),
+        ({"toy.k": ["${cells:mq}"]}, "refers back to itself"),
         ({"sae.width": ["${site.name}"]}, "whole number"),
         ({"sae.width": ["${seed}"]}, "at least 1, got 0"),
         ({"sae": ["topk"], "sae.k": [9]}, "sae.k=9 is more than sae.width=8"),

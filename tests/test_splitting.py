@@ -25,9 +25,7 @@ def counts(norms, planted=PLANTED, fold=None):
 
 def labelled(metrics):
     """The label counts that are not 0."""
-    return {
-        name.removeprefix("label_"): n for name, n in metrics.items() if name.startswith("label_") and n
-    }
+    return {name.removeprefix("label_"): n for name, n in metrics.items() if name.startswith("label_") and n}
 
 
 def test_one_latent_per_maximum():

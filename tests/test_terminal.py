@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from fabricated import SMALL, point, record, sweep
 
-from sae_sweep.frame import tables, write
+from sae_sweep.frame import load, tables, write
 from sae_sweep.reports import layout, terminal
 from sae_sweep.reports.claims import Verdict
 from sae_sweep.reports.live import LiveView, clock, describe
 from sae_sweep.reports.results_table import penalty_name, representatives
-from sae_sweep.schema import Penalty, Point
+from sae_sweep.schema import Penalty, Point, Training
 from sae_sweep.store import Store
 from sae_sweep.sweep.events import Note, PointDone, PointFailed, ToyProgress, TrainProgress
 
@@ -35,14 +35,8 @@ def results() -> list[tuple[Point, dict[str, Any]]]:
         for width, init in ((16, "kmeans"), (136, "whitened"), (136, "oracle")):
             for c in (0.5, 2.0):
                 for name in ("l1", "tanh", "topk"):
-                    sparsity: dict[str, Any] = (
-                        {"penalty": Penalty(name, c)}
-                        if name != "topk"
-                        else {
-                            "architecture": "topk",
-                            "k": int(2 * c),
-                        }
-                    )
+                    counted: dict[str, Any] = {"architecture": "topk", "k": int(2 * c)}
+                    sparsity = counted if name == "topk" else {"penalty": Penalty(name, c)}
                     metrics = {
                         "fvu": 0.01 * c + 0.002 * seed,
                         "l0": 3 / c,
@@ -58,27 +52,31 @@ def results() -> list[tuple[Point, dict[str, Any]]]:
     return found
 
 
-def planted(root: Path, planted: list[tuple[Point, dict[str, Any]]] | None = None):
-    planted = results() if planted is None else planted
+def planted(root: Path, found: list[tuple[Point, dict[str, Any]]]) -> Store:
     store = sweep(root, [])
-    for at, metrics in planted:
+    for at, metrics in found:
         store.commit("points", at.id, record(at, metrics, START), {})
-    store.write_sweep_file("quick", "points.txt", "".join(f"{at.id}\n" for at, _ in planted).encode())
-    return store, *tables(store, "quick")
+    store.write_sweep_file("quick", "points.txt", "".join(f"{at.id}\n" for at, _ in found).encode())
+    return store
 
 
-def rendered(root: Path, width: int = 80, planted_results=None, encoding: str = "utf-8", **more: Any) -> str:
-    store, frame, untrained = planted(root, planted_results)
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return planted(tmp_path_factory.mktemp("quick"), results())
+
+
+def rendered(store: Store, width: int = 80, encoding: str = "utf-8", **more: Any) -> str:
     raw = io.BytesIO()
-    console = layout.report_console(io.TextIOWrapper(raw, encoding=encoding))
+    console = layout.console(io.TextIOWrapper(raw, encoding=encoding))
     console.width = width
-    terminal.show(console, frame, untrained, INFO, more.pop("verdicts", []), store.sweep("quick"), **more)
+    verdicts = more.pop("verdicts", [])
+    terminal.show(console, *tables(store, "quick"), INFO, verdicts, store.sweep("quick"), **more)
     return raw.getvalue().decode(encoding)
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_report_fits_the_terminal_and_has_no_escape_codes(tmp_path: Path, width: int) -> None:
-    text = rendered(tmp_path, width)
+def test_the_report_fits_the_terminal_and_has_no_escape_codes(quick: Store, width: int) -> None:
+    text = rendered(quick, width)
     assert "\x1b" not in text
     lines = text.split("Where it lies")[0].splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
@@ -87,8 +85,8 @@ def test_the_report_fits_the_terminal_and_has_no_escape_codes(tmp_path: Path, wi
     assert text.count("untrained") >= 5
 
 
-def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(tmp_path: Path) -> None:
-    text = rendered(tmp_path)
+def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(quick: Store) -> None:
+    text = rendered(quick)
     table = text.split("width 136 · whitened start")[1].split("width 136 · oracle")[0].splitlines()
     rows = {line.split()[0]: line.split() for line in table if line.strip()}
     # FVU × max(L0, 1): .011 × 6 at c = 0.5, .021 × 1.5 at c = 2
@@ -100,8 +98,8 @@ def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(tmp_path: Path
     assert "means over 2 seeds" in " ".join(text.split())
 
 
-def test_wide_terminals_show_each_label_and_the_spread(tmp_path: Path) -> None:
-    text = rendered(tmp_path, 200)
+def test_wide_terminals_show_each_label_and_the_spread(quick: Store) -> None:
+    text = rendered(quick, 200)
     assert ".0210 ±.0014" in text
     head = next(line for line in text.splitlines() if line.startswith("penalty"))
     assert head.split()[-3:] == ["m", "mq", "mn"]
@@ -109,7 +107,8 @@ def test_wide_terminals_show_each_label_and_the_spread(tmp_path: Path) -> None:
 
 def test_what_a_penalty_reads_tells_rows_apart(tmp_path: Path) -> None:
     penalties = [Penalty("lp", 1.0, p=0.3), Penalty("lp", 1.0, p=0.7), Penalty("log1p", 1.0, scale=2.0)]
-    _, frame, _ = planted(tmp_path, [(point(penalty=penalty), {"fvu": 0.1, "l0": 2.0}) for penalty in penalties])
+    store = planted(tmp_path, [(point(penalty=penalty), {"fvu": 0.1, "l0": 2.0}) for penalty in penalties])
+    frame = load(store, "quick")
     assert len(representatives(frame)) == 3
     assert [penalty_name(row) for _, row in frame.iterrows()] == [
         "lp p=0.3",
@@ -118,8 +117,8 @@ def test_what_a_penalty_reads_tells_rows_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_the_charts_show_every_penalty_and_the_same_axes(tmp_path: Path) -> None:
-    text = rendered(tmp_path, 100)
+def test_the_charts_show_every_penalty_and_the_same_axes(quick: Store) -> None:
+    text = rendered(quick, 100)
     front = text.split("The front")[1].split("Which factor")[0]
     assert "o l1   x tanh   + topk" in front
     first, second = front.split("FVU against L0")[1:]
@@ -130,39 +129,53 @@ def test_the_charts_show_every_penalty_and_the_same_axes(tmp_path: Path) -> None
     assert re.search(r"^ +2 +5$", first, re.MULTILINE)
 
 
-def test_the_factor_that_latents_split_by_is_named(tmp_path: Path) -> None:
-    text = rendered(tmp_path, 120)
+def test_the_factor_that_latents_split_by_is_named(quick: Store, tmp_path: Path) -> None:
+    text = rendered(quick, 120)
     sentence = "Whitened start: latents split by the query most, 61 of them against 4 by the runner-up; 3 stand for"
     assert sentence in text
     whitened = next(line for line in text.splitlines() if re.match(r"whitened +█", line))
     assert whitened.split()[-3:] == ["80%", "0%", "0%"]
-    unsplit = rendered(tmp_path / "narrow", 120, [(at, m) for at, m in results() if at.sae.width == 16])
+    unsplit = rendered(planted(tmp_path, [(at, m) for at, m in results() if at.sae.width == 16]), 120)
     assert "Kmeans start: latents do not split; 16 stand for a whole max." in unsplit
 
 
-def test_claims_failures_and_where_it_lies(tmp_path: Path) -> None:
+def test_what_a_sweep_varies_beside_width_and_start_titles_its_sections(tmp_path: Path) -> None:
+    found = [
+        (point(width=width, site=site, training=Training(steps=steps)), {"fvu": 0.1, "l0": 2.0, "label_mq": 5})
+        for site in ("pre_unembed", "post_unembed")
+        for width, steps in ((16, 100), (136, 200))
+    ]
+    text = rendered(planted(tmp_path / "sites", found), 120)
+    assert "width 136 · kmeans start · post_unembed\n" in text  # the steps follow from the width
+    assert "Kmeans start, pre_unembed: latents split by the query most" in text
+    found.append((point(width=136, training=Training(steps=300)), {"fvu": 0.1, "l0": 2.0}))
+    text = rendered(planted(tmp_path / "steps", found), 120)
+    assert "width 136 · kmeans start · pre_unembed · steps=300\n" in text
+
+
+def test_claims_failures_and_where_it_lies(quick: Store) -> None:
     verdicts = [
         Verdict(name, name, 1.0, 1.0, 1.0, 1, 1, None, f"Claim {name}.")
         for name in ("supported", "not supported", "undecided")
     ]
     failures = {f"f{i}": {"reason": f"reason {i}"} for i in range(7)}
-    text = rendered(tmp_path, 80, verdicts=verdicts, failures=failures)
+    text = rendered(quick, 80, verdicts=verdicts, failures=failures)
     for line in ("✓ Claim supported.", "✗ Claim not supported.", "? Claim undecided.", "7 failed", "… and 2 more"):
         assert line in text
-    write(Store(tmp_path), "quick")
+    write(quick, "quick")
     scope: dict[str, Any] = {}
     exec(textwrap.dedent(text[text.index("  import pandas") :]), scope)
     assert len(scope["df"]) == 36
 
 
 def test_nothing_finished_and_nothing_measured(tmp_path: Path) -> None:
-    assert "0 of 20 points finished" in rendered(tmp_path / "none", 80, [])
+    assert "0 of 20 points finished" in rendered(planted(tmp_path / "none", []))
     nulls = dict.fromkeys(results()[0][1], None)
-    assert "–" in rendered(tmp_path / "nulls", 80, [(point(), nulls), (point(seed=1), nulls)])
+    assert "–" in rendered(planted(tmp_path / "nulls", [(point(), nulls), (point(seed=1), nulls)]))
 
 
-def test_a_stream_without_unicode_gets_ascii(tmp_path: Path) -> None:
-    text = rendered(tmp_path, 80, encoding="ascii")
+def test_a_stream_without_unicode_gets_ascii(quick: Store) -> None:
+    text = rendered(quick, 80, encoding="ascii")
     assert "width 136 . oracle start" in text and "####" in text and "?" not in text.split("Which factor")[0]
 
 
@@ -192,7 +205,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, no_color: bool, show) -> str:
 @pytest.mark.parametrize("no_color", [True, False])
 def test_colour_on_a_terminal_unless_told_not_to(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
     def show(stream) -> None:
-        layout.write(layout.report_console(stream), terminal._heading("Results"))
+        layout.write(layout.console(stream), terminal._heading("Results"))
 
     assert ("\x1b[" in on_terminal(monkeypatch, no_color, show)) is not no_color
 
@@ -200,7 +213,7 @@ def test_colour_on_a_terminal_unless_told_not_to(monkeypatch: pytest.MonkeyPatch
 def run_live(stream, steps: int = 2) -> LiveView:
     with LiveView(total=6, finished=2, estimate_seconds=40, stream=stream) as view:
         view.handle(ToyProgress(SMALL, 1500, 1500, 0.01))
-        view.handle(TrainProgress(0, 1, 4, 50, 100, 0.02, 2.3))
+        view.handle(TrainProgress(1, 1, 4, 50, 100, 0.02, 2.3))
         for seed in range(steps):
             at = point(width=136, penalty=Penalty("l1", 0.5), seed=seed)
             view.handle(PointDone(at, {"metrics": {"fvu": 0.012, "l0": 2.3, "splits_per_max": None}}))
@@ -248,9 +261,9 @@ def test_time_left_goes_from_the_estimate_to_the_pace(monkeypatch: pytest.Monkey
     view = LiveView(total=10, finished=0, estimate_seconds=50, stream=io.StringIO())
     assert view.seconds_left() == 50
     now[0] += 10
-    view.handle(TrainProgress(0, 2, 5, 20, 100, 0.1, 1.0))  # a tenth of the work: half trusted
+    view.handle(TrainProgress(1, 2, 5, 20, 100, 0.1, 1.0))  # a tenth of the work: half trusted
     assert view.seconds_left() == pytest.approx(0.9 * (0.5 * 50 + 0.5 * 100))
-    view.handle(TrainProgress(0, 2, 5, 100, 100, 0.1, 1.0))
+    view.handle(TrainProgress(1, 2, 5, 100, 100, 0.1, 1.0))
     for seed in range(5):
         view.handle(PointDone(point(seed=seed), {}))
     assert view.seconds_left() == pytest.approx(10)  # half the work took 10 s

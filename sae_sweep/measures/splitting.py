@@ -22,7 +22,9 @@ from sae_sweep.toys.cells import NONE, Cells
 LIVE_INPUTS = 8
 # No owner, no label, no class.
 NOTHING = -1
-# F1 scores that differ by less are equal: the same class summed in another order.
+# Shares and scores are rounded to so many digits, so that ties do not hang on the order of a sum.
+DIGITS = 12
+# By so much a number may miss a threshold that it equals but for rounding.
 ROUNDING = 1e-9
 
 
@@ -32,7 +34,8 @@ class Latents:
 
     `owner`: the maximum with most of the latent's mass, `purity`: its share. `label`: index in PARTITIONS of the
     predicate that names the latent (of live latents only), `example`: a cell of its class. `f1`: the best F1 of any
-    predicate. `density`: share of the evaluation weight on which it fires, `inputs`: on how many inputs.
+    predicate (an upper bound for dense latents whose rows are merged: `fold_dense`). `density`: share of the evaluation
+    weight on which it fires, `inputs`: on how many inputs.
     """
 
     owner: Ints
@@ -78,10 +81,10 @@ def owners(table: FiringTable, cells: Cells) -> tuple[Ints, Floats]:
     maxima = partition(cells, "m")
     key, mass = sum_by(table.latent * maxima.count + maxima.of_cell[table.cell], table.mass)
     latent, maximum = np.divmod(key, maxima.count)
-    best = _first_best(latent, mass)
+    share = np.round(mass / np.bincount(latent, mass, table.width)[latent], DIGITS)
+    best = _first_best(latent, share)
     owner, purity = np.full(table.width, NOTHING), np.full(table.width, np.nan)
-    total = np.bincount(latent, mass, table.width)[latent[best]]
-    owner[latent[best]], purity[latent[best]] = maximum[best], mass[best] / total
+    owner[latent[best]], purity[latent[best]] = maximum[best], share[best]
     return owner, purity
 
 
@@ -133,7 +136,7 @@ def _best_class(table: FiringTable, classes: Classes) -> tuple[Floats, Ints]:
     latent, of_class = np.divmod(key, classes.count)
     # More than the class weighs can only come from the merged rows of a dense latent, see `fold_dense`.
     true_positive = np.minimum(true_positive, weights[of_class])
-    f1 = np.round(2 * true_positive / (table.fired[latent] + weights[of_class]), 12)
+    f1 = np.round(2 * true_positive / (table.fired[latent] + weights[of_class]), DIGITS)
     best = _first_best(latent, f1)
     score, example = np.zeros(table.width), np.full(table.width, NOTHING)
     score[latent[best]], example[latent[best]] = f1[best], classes.first[of_class[best]]

@@ -13,14 +13,14 @@ from rich.text import Text
 
 from sae_sweep.frame import aggregate
 from sae_sweep.reports.pareto import front
-from sae_sweep.reports.results_table import context, penalty_name, start_name
+from sae_sweep.reports.results_table import context, context_words, penalty_name, start_name
 
 # Every penalty has a mark and a colour of its own, the same in each chart.
 _MARKS = "ox+*#@%&svdw"
 _COLOURS = (4, 1, 2, 5, 6, 3, 12, 9, 10, 13, 14, 11)  # of the terminal's own sixteen
 _MOST_CHARTS = 4
 _SIDE_BY_SIDE = 150
-_HEIGHT = 16
+_HEIGHT, _LOW = 16, 12
 
 
 def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
@@ -39,10 +39,11 @@ def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
     charts: list[RenderableType] = []
     keys = [*context(frame), "init", "partition"]
     groups = list(means.groupby(keys, dropna=False, sort=False))
+    size = (width // 2 - 2 if beside else width, _HEIGHT if len(groups) <= 2 else _LOW)
     for _, group in groups[:_MOST_CHARTS]:
-        varied = [str(group.iloc[0][key]) for key in context(frame)]
-        title = " · ".join([f"width {group.iloc[0]['width']}", start_name(group.iloc[0]), *varied])
-        charts.append(_chart(group, names, limits, title, width // 2 - 2 if beside else width))
+        row = group.iloc[0]
+        title = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, context(frame))])
+        charts.append(_chart(group, names, limits, title, size))
     left_out = len(groups) - len(charts)
     more = (
         [Text(f"… and {left_out} more starts or data sets in the results table", style="dim")] if left_out > 0 else []
@@ -68,12 +69,12 @@ def _colour(i: int) -> int:
 
 
 def _chart(
-    group: pd.DataFrame, names: Sequence[str], limits: list[tuple[float, float]], title: str, width: int
+    group: pd.DataFrame, names: Sequence[str], limits: list[tuple[float, float]], title: str, size: tuple[int, int]
 ) -> RenderableType:
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.limit_size(False, False)
-    plotext.plotsize(width, _HEIGHT)
+    plotext.plotsize(*size)
     series = [(names.index(str(name)), points) for name, points in group.groupby("series", sort=False)]
     for i, points in series:
         best = points[front(points)].sort_values(["l0", "fvu"])

@@ -28,15 +28,15 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def console(stream: TextIO) -> Console:
-    """A console on `stream`: no escape codes but on a terminal without NO_COLOR (there, none that colour)."""
+def stream_console(stream: TextIO) -> Console:
+    """A console as wide as the terminal: no colours but on a terminal without NO_COLOR, elsewhere no escape codes."""
     plain = bool(os.environ.get("NO_COLOR")) or not stream.isatty()
     return _Console(file=stream, color_system=None if plain else "auto", highlight=False)
 
 
-def report_console(stream: TextIO | None = None) -> Console:
+def console(stream: TextIO | None = None) -> Console:
     """The console for a report, on `stream` (stdout): 80 to 200 columns wide."""
-    found = console(stream or sys.stdout)
+    found = stream_console(stream or sys.stdout)
     found.width = min(max(found.width, NARROWEST), WIDEST)
     return found
 

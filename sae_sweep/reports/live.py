@@ -45,7 +45,7 @@ class LiveView:
         self._started = time.monotonic()
         self._silent = False
         self._live: Live | None = None
-        self._console = layout.console(stream or sys.stderr)
+        self._console = layout.stream_console(stream or sys.stderr)
 
     def __enter__(self) -> LiveView:
         self._started = time.monotonic()
@@ -139,7 +139,7 @@ class LiveView:
         elif training is not None:
             detail = f"{training.step}/{training.steps} steps  FVU {fraction(training.fvu)}  L0 {training.l0:.2f}"
             grid.add_row(
-                f"pack {training.pack + 1} of {training.packs}",
+                f"pack {training.pack} of {training.packs}",
                 _progress(training.step, training.steps, "cyan"),
                 detail,
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from rich.text import Text
 
-from sae_sweep.columns import LABELS
+from sae_sweep.columns import COLUMN_OF, LABELS, SETTINGS
 from sae_sweep.frame import aggregate
 from sae_sweep.reports.layout import Block, Row, columns, count, fraction
 from sae_sweep.schema import COUNTED
@@ -28,7 +28,16 @@ def context(frame: pd.DataFrame) -> list[str]:
     swept = [
         column for column in frame.columns if column.startswith(("toy.", "distribution.")) and column != "toy.seed"
     ]
-    return [column for column in ("toy", "site", "distribution", "steps", *swept) if frame[column].nunique() > 1]
+    known = {COLUMN_OF.get(column, column) for column in swept} | {"toy", "site", "distribution"}
+    found = [column for column in (*SETTINGS, *swept) if column in known and frame[column].nunique() > 1]
+    # Steps that follow from the width or the start are no choice of their own.
+    chosen = frame.groupby(_START, dropna=False)["steps"].nunique()
+    return [*found, "steps"] if (chosen > 1).any() else found
+
+
+def context_words(row: pd.Series, keys: list[str]) -> list[str]:
+    """The values of those columns, named where the value alone would not say what it is."""
+    return [str(row[key]) if key in ("toy", "site", "distribution") else f"{key}={row[key]}" for key in keys]
 
 
 def representatives(frame: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +154,7 @@ _KEYS = {*_START, *_PENALTY, "toy", "site", "distribution", "steps", "k", "coeff
 
 
 def _title(row: pd.Series, keys: list[str]) -> str:
-    varied = [str(row[key]) if "." not in key else f"{key}={row[key]}" for key in keys if key not in _START]
+    varied = context_words(row, [key for key in keys if key not in _START])
     return " · ".join([f"width {row['width']}", start_name(row), *varied])
 
 

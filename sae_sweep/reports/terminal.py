@@ -16,6 +16,7 @@ from sae_sweep.reports.claims import Verdict
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
 from sae_sweep.reports.results_table import (
     context,
+    context_words,
     representatives,
     results_table,
     seeds_note,
@@ -35,7 +36,7 @@ def show(
     directory: Path,
     failures: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Print the report of a sweep to `console` (see `layout.report_console`).
+    """Print the report of a sweep to `console` (see `layout.console`).
 
     Args:
         frame, untrained: the two tables of `frame.tables`.
@@ -105,16 +106,19 @@ def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[Re
         "Named: live latents whose label is a max with this factor (max only: a whole max). "
         "Told: how much of the factor the top latent tells, beyond chance."
     )
-    sentences = [
-        Text(f"{name[0].upper()}{name[1:]} start: {_which(counts)}.") for name, ((counts, _), _) in starts.items()
-    ]
+    sentences = [Text(f"{_sentence_start(name)}: {_which(counts)}.") for name, ((counts, _), _) in starts.items()]
     title = f"Which factor do latents split by? Width {frame['width'].max()}, mean over {len(widest)} points"
     return [_heading(title), columns(heads, [Block("", lines)], width), Text(note, "dim"), *sentences]
 
 
 def _start(row: pd.Series, keys: list[str]) -> str:
     start = f"oracle {row['partition']}" if row["init"] == "oracle" else str(row["init"])
-    return ", ".join([start, *(str(row[key]) for key in keys[:-2])])
+    return ", ".join([start, *context_words(row, keys[:-2])])
+
+
+def _sentence_start(name: str) -> str:
+    start, comma, rest = name.partition(", ")
+    return f"{start[0].upper()}{start[1:]} start{comma}{rest}"
 
 
 def _numbers(rows: pd.DataFrame) -> tuple[dict[str, float], list[float]]:

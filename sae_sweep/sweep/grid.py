@@ -20,6 +20,7 @@ LARGEST_GRID = 100_000
 YES = ": pass --yes if that is meant"
 
 _REFERENCE = re.compile(r"\$\{\s*(?:cells:\s*(?P<partition>\w*)|(?P<key>[\w.]+))\s*\}")
+_SIZES = ("toy.d_vocab", "toy.k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +169,11 @@ class _Product:
         rule = PART_KEYS[part][name] if part else POINT_KEYS[key]
         return coerce(key, rule, self._resolve(key, values, ()))
 
-    def _raw(self, key: str, values: Sequence[Any]) -> Any:
-        return values[self.place[key]] if key in self.place else self.base[key]
-
     def _resolve(self, key: str, values: Sequence[Any], trail: tuple[str, ...]) -> Any:
         """The value of `key` where the axes have `values`; `trail` are the keys that led here by reference."""
-        value = self._raw(key, values)
+        value = values[self.place[key]] if key in self.place else self.base[key]
+        if key in trail:
+            raise UserError(f"{key}: {show(value)} refers back to itself")
         if not isinstance(value, str) or "${" not in value:
             return value
         match = _REFERENCE.fullmatch(value)
@@ -185,8 +185,6 @@ class _Product:
         target = match["key"]
         if target not in self.base:
             raise UserError(f"{key}: {show(value)} names no setting{nearest(target, POINT_KEYS)}")
-        if target in (*trail, key):
-            raise UserError(f"{key}: {show(value)} refers back to itself")
         return self._resolve(target, values, (*trail, key))
 
     def _reads(self, keys: Sequence[str]) -> tuple[int, ...]:
@@ -202,9 +200,6 @@ class _Product:
                 if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
                     waiting += [match["key"]] if match["key"] else _SIZES
         return tuple(self.place[key] for key in self.axes if key in found)
-
-
-_SIZES = ("toy.d_vocab", "toy.k")
 
 
 def _weights(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def run_pack(
             trained = export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
             measured = ground.measure(points[i], trained)
             untrained = ground.measure(points[i], export.fold(starts[i], ground.mean, ground.scale))
-            record = _record(points[i], evaluation, measured, untrained) | {"curve": curves[i]}
+            record = _record(points[i], evaluation, machine, measured, untrained) | {"curve": curves[i]}
             return _files(points[i], trained, measured), record
         except Exception as error:  # one point's failure must not take its pack-mates with it
             return error
@@ -84,7 +84,7 @@ def run_pack(
                 continue
             files, record = result
             record["seconds"] = (time.monotonic() - began) / len(points)
-            store.commit("points", points[i].id, record | {"provenance": provenance.collect(machine.device)}, files)
+            store.commit("points", points[i].id, record, files)
             say(PointDone(points[i], record))
     for i, (step, reason) in failed.items():
         say(PointFailed(points[i], step, reason))
@@ -98,7 +98,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
         trained = export.from_files(store.read("points", point.id, export.WEIGHTS))
         measured = ground.measure(point, trained)
         untrained = ground.measure(point, export.fold(ground.start(point), ground.mean, ground.scale))
-        record = _record(point, evaluation, measured, untrained)
+        record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
         files = {"latents.parquet": _parquet(measured)}
         store.commit_measure(point.id, measure_id(evaluation), record, files)
@@ -247,7 +247,9 @@ def _on_cpu(parameters: Parameters) -> Parameters:
     return Parameters(*(getattr(parameters, f.name).detach().cpu() for f in _FIELDS))
 
 
-def _record(point: Point, evaluation: Evaluation, measured: Measurement, untrained: Measurement) -> dict[str, Any]:
+def _record(
+    point: Point, evaluation: Evaluation, machine: Machine, measured: Measurement, untrained: Measurement
+) -> dict[str, Any]:
     return {
         "schema": 1,
         "id": point.id,
@@ -257,6 +259,7 @@ def _record(point: Point, evaluation: Evaluation, measured: Measurement, untrain
         "metrics": measured.metrics,
         "untrained": untrained.metrics,
         "per_max": measured.per_max,
+        "provenance": provenance.collect(machine.device),
     }
 
 

@@ -58,7 +58,7 @@ class Stream:
         mean, covariance = _moments(self.model, site, cells, chance)
         power = float(covariance.trace())
         if not 0 < power < math.inf:
-            raise UserError(f"the toy's activations at {site} do not vary under {distribution.name}: nothing to encode")
+            raise UserError(f"the toy's activations at {site} do not vary, or are not finite, under {distribution.name}")
         self.mean = mean.float()
         self.scale = math.sqrt(len(mean) / power)
         self._covariance = covariance * self.scale**2

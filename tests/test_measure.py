@@ -1,0 +1,144 @@
+"""One pass over a toy's inputs, end to end: SAEs planted by looking inputs up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from sae_sweep.measures import measure as module
+from sae_sweep.measures.measure import Measurement, measure
+from sae_sweep.schema import PARTITIONS, Distribution, Evaluation, Toy
+from sae_sweep.toys.max_of_k import MaxOfK, shapes
+from sae_sweep.toys.stream import EvaluationInputs, Stream
+
+TOY = Toy(d_vocab=6, k=3, d_model=8, d_head=8)
+EVALUATION = Evaluation()
+SCORES = ["fvu", "fvu_above_ceiling", "l0", "loss", "shrinkage", "loss_recovered", "kl"]
+COUNTS = ["live_latents", "dead_latents", "pure_latents", "owned_maxes", "split_maxes"]
+PER_MAX = ["splits_per_max", "duplicates_per_max"]
+LABELS = [f"label_{name}" for name in PARTITIONS]
+TOLD = [f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")]
+FLOORS = ["live_floor_inputs", "live_floor_mass"]
+
+
+@dataclass
+class LookUp:
+    """The SAE whose code for each known input `x` [N, d] is a row of `codes` [N, width]."""
+
+    x: Tensor
+    codes: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.codes[torch.cdist(x.double(), self.x.double()).argmin(1)]
+
+
+def inputs(evaluation=EVALUATION) -> EvaluationInputs:
+    generator = torch.Generator().manual_seed(0)
+    # Small weights: attention stays soft, so that no two inputs have the same activations.
+    params = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes(TOY).items()}
+    distribution = Distribution("max_stratified")
+    stream = Stream(MaxOfK(TOY, params), "pre_unembed", distribution, 0, 64, "cpu")
+    return EvaluationInputs(stream.model, "pre_unembed", distribution, stream.mean, stream.scale, evaluation)
+
+
+def planted_sae(partition: str, norm: float = 1.0) -> LookUp:
+    """One latent per class of a partition; decoder rows are the classes' means, at the length `norm`."""
+    everything = inputs()
+    chunks = list(everything)
+    x, cell, weight = (torch.cat([getattr(c, name) for c in chunks]) for name in ("x", "cell", "weight"))
+    classes = everything.cells.partition(partition)
+    member = torch.nn.functional.one_hot(torch.from_numpy(classes.of_cell)[cell], classes.count).double()
+    means = (member * weight[:, None]).T @ x.double() / (member.T @ weight)[:, None]
+    size = means.norm(dim=1, keepdim=True)
+    codes = member * (size / norm).T
+    return LookUp(x, codes.float(), (means / size * norm).float(), torch.zeros(x.shape[1]))
+
+
+def found(sae, coefficient=0.5, evaluation=EVALUATION) -> Measurement:
+    return measure(sae, inputs(evaluation), lambda norms: norms.sum(1), coefficient, evaluation)
+
+
+def test_one_latent_per_maximum():
+    result = found(planted_sae("m"))
+    assert sorted(result.metrics) == sorted(SCORES + COUNTS + PER_MAX + LABELS + TOLD + FLOORS)
+    assert result.metrics["l0"] == pytest.approx(1)
+    assert result.metrics["fvu_above_ceiling"] == pytest.approx(0, abs=1e-6)
+    assert result.metrics["owned_maxes"] == result.metrics["label_m"] == 6
+    assert result.per_max == {"splits": [0] * 6, "duplicates": [0] * 6}
+    assert result.metrics["info_query"] == pytest.approx(0, abs=1e-9)
+    table = result.latents
+    assert table["label_class"].tolist() == [f"m={m}" for m in range(6)]
+    assert table["owner"].tolist() == list(range(6))
+    assert table["density"].to_numpy() == pytest.approx(np.full(6, 1 / 6))
+    assert table["inputs"].tolist() == [(m + 1) ** 3 - m**3 for m in range(6)]
+
+
+def test_split_by_query():
+    result = found(planted_sae("mq"))
+    # Maximum 0 is one input, query 5 is (m=5, q=5) by a coarser name, and of m=3 each smaller query has 7 inputs.
+    assert result.metrics["label_mq"] == 16
+    assert result.metrics["label_q"] == result.metrics["label_m"] == 1
+    assert result.metrics["dead_latents"] == 3
+    assert result.per_max["splits"] == [0, 2, 3, 1, 5, 5]
+    assert result.metrics["splits_per_max"] == pytest.approx(16 / 6)
+    assert result.metrics["info_query"] == pytest.approx(1)
+    assert result.metrics["unique_runner_up"] == pytest.approx(0, abs=1e-9)
+    assert "m=4,q=2" in set(result.latents["label_class"])
+
+
+def test_decoder_norms_are_folded_in():
+    """A short decoder row with a large code fires like a long one with a small code; only the first is over the cut."""
+    long, short = found(planted_sae("m", norm=100.0)), found(planted_sae("m", norm=0.001))
+    assert long.metrics["live_latents"] == short.metrics["live_latents"] == 6
+    assert long.metrics["loss"] == pytest.approx(short.metrics["loss"], rel=1e-4)
+    assert short.latents["decoder_norm"].to_numpy() == pytest.approx(np.full(6, 0.001))
+    faint = planted_sae("m")
+    faint.codes *= 0.001
+    assert found(faint).metrics["live_latents"] == 0
+    assert found(faint).metrics["l0"] == pytest.approx(1)
+
+
+def test_chunks_do_not_matter(monkeypatch):
+    whole = found(planted_sae("mn"))
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", 17 * len(planted_sae("mn").W_dec))
+    cut = found(planted_sae("mn"))
+    assert whole.metrics == pytest.approx(cut.metrics, rel=1e-5, abs=1e-6)
+    pd.testing.assert_frame_equal(whole.latents, cut.latents)
+
+
+def test_same_bits_twice():
+    sae = planted_sae("mqn")
+    assert found(sae).metrics == found(sae).metrics
+
+
+def test_drawn_inputs_estimate_the_same():
+    exact = found(planted_sae("mq"))
+    drawn = found(planted_sae("mq"), evaluation=Evaluation(inputs=200))
+    for name in ("fvu", "loss", "shrinkage", "kl"):
+        assert drawn.metrics[name] == pytest.approx(exact.metrics[name], rel=0.15)
+    assert drawn.metrics["l0"] == pytest.approx(1)
+    assert drawn.metrics["owned_maxes"] == 6
+
+
+def test_dead_latents_have_no_name():
+    sae = planted_sae("m")
+    sae.codes[:, 2] = 0
+    table = found(sae).latents
+    assert not table["live"][2]
+    assert table.loc[2, ["owner", "purity", "label", "label_class", "f1"]].isna().all()
+    assert table["owner"].isna().sum() == 1
+
+
+def test_diverged_sae_is_measured_as_nan():
+    sae = planted_sae("m")
+    sae.codes[:] = torch.nan
+    metrics = found(sae).metrics
+    assert np.isnan(metrics["fvu"]) and np.isnan(metrics["loss"])
+    assert metrics["live_latents"] == 0
