@@ -1,0 +1,68 @@
+"""Small stacks of SAEs for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from sae_sweep.saes.kernels.cpu import CpuBackend
+from sae_sweep.saes.stack import Parameters, Stack
+from sae_sweep.schema import Penalty, Point, Sae, Training
+
+# One coefficient for each penalty under which a random SAE keeps some latents alive and loses others.
+PENALTIES = [
+    Penalty("l1", 1.0),
+    Penalty("sqrt", 0.5),
+    Penalty("lp", 0.5, p=0.3),
+    Penalty("log1p", 0.5, scale=0.7),
+    Penalty("log1p_sq", 0.5, scale=2.0),
+    Penalty("tanh", 0.3),
+    Penalty("prod1p", 0.01),
+    Penalty("pair", 0.05),
+    Penalty("none", 0.0),
+]
+
+
+def points(penalties: Sequence[Penalty], architecture: str = "relu", width: int = 40, k: int = 3, **training: float) -> list[Point]:
+    """A point per penalty, the seed counting up."""
+    settings = {"steps": 40, "batch_size": 64, "lr": 3e-3, **training}
+    return [
+        Point(
+            sae=Sae(architecture=architecture, width=width, k=k, init="random"),
+            penalty=penalty,
+            training=Training(**settings),  # type: ignore[arg-type]
+            seed=seed,
+        )
+        for seed, penalty in enumerate(penalties)
+    ]
+
+
+def start_of(point: Point, d: int = 16) -> Parameters:
+    """A random start whose decoder rows are no unit vectors and whose biases are not zero."""
+    generator = torch.Generator().manual_seed(point.seed)
+    width = point.sae.width
+    W_enc, W_dec = torch.randn(2, width, d, generator=generator) / d**0.5
+    b_enc, b_dec = torch.randn(width, generator=generator) - 1, torch.randn(d, generator=generator) / 10
+    return Parameters(W_enc, W_dec, b_enc, b_dec, torch.zeros(()))
+
+
+def stack_of(chosen: Sequence[Point], d: int = 16) -> Stack:
+    """A stack at step 0."""
+    return Stack.start(chosen, [start_of(point, d) for point in chosen], "cpu")
+
+
+def batches(steps: int, batch_size: int = 64, d: int = 16) -> torch.Tensor:
+    """[steps, batch_size, d] of noise with a few directions that matter."""
+    generator = torch.Generator().manual_seed(99)
+    scales = torch.linspace(0.2, 3, d)
+    return torch.randn(steps, batch_size, d, generator=generator) * scales
+
+
+@contextmanager
+def cpu_backend(threads: int = 2) -> Iterator[CpuBackend]:
+    """The compiled backend with its own threads."""
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield CpuBackend(pool, threads)

@@ -1,0 +1,61 @@
+"""Files: folding changes no code and no reconstruction, and what is written is what is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load
+from stacks import PENALTIES, points, start_of
+
+from sae_sweep.saes import export
+from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.saes.stack import Parameters
+
+MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
+
+
+def with_threshold(parameters: Parameters) -> Parameters:
+    return Parameters(*list(vars(parameters).values())[:-1], torch.tensor(0.8))
+
+
+def run(parameters: Parameters, architecture: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    kind = ARCHITECTURES[architecture]
+    threshold = parameters.threshold if kind.learns_threshold else None
+    codes = kind.activate(x @ parameters.W_enc.T + parameters.b_enc, parameters.norms(), 3, threshold)
+    return codes, codes @ parameters.W_dec + parameters.b_dec
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_folded_sae_takes_raw_activations(architecture: str) -> None:
+    parameters = with_threshold(start_of(points(PENALTIES[:1], architecture)[0]))
+    raw = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * 3 + MEAN
+    codes, reconstruction = run(parameters, architecture, (raw - MEAN) * SCALE)
+    folded_codes, folded_reconstruction = run(export.fold(parameters, MEAN, SCALE), architecture, raw)
+    torch.testing.assert_close(folded_codes, codes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(folded_reconstruction, reconstruction / SCALE + MEAN, atol=1e-5, rtol=1e-5)
+
+
+def test_unfold_is_the_inverse() -> None:
+    parameters = with_threshold(start_of(points(PENALTIES[:1])[0]))
+    back = export.unfold(export.fold(parameters, MEAN, SCALE), MEAN, SCALE)
+    for name, tensor in vars(parameters).items():
+        torch.testing.assert_close(getattr(back, name), tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_files_hold_the_same_sae(architecture: str) -> None:
+    point = points(PENALTIES[:1], architecture)[0]
+    parameters = with_threshold(start_of(point))
+    files = export.to_files(point, parameters)
+    config = json.loads(files[export.CONFIG])
+    tensors = load(files[export.WEIGHTS])
+    assert (config["d_in"], config["d_sae"]) == (16, 40) == tuple(tensors["W_enc"].shape)
+    assert config["architecture"] == {"relu": "standard", "topk": "topk", "batchtopk": "jumprelu"}[architecture]
+    read = export.from_files(files[export.WEIGHTS])
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        assert torch.equal(getattr(read, name), getattr(parameters, name)), name
+    if architecture == "batchtopk":
+        torch.testing.assert_close(read.threshold, parameters.threshold)
+        torch.testing.assert_close(tensors["threshold"] * parameters.norms(), torch.full((40,), 0.8))
