@@ -70,9 +70,8 @@ def main() -> int:
         print(f"seed {toy.seed}: accuracy {results[-1].accuracy:.5f}, loss {results[-1].loss:.5f}", file=sys.stderr)
     accuracy, loss = [r.accuracy for r in results], [r.loss for r in results]
 
-    print(
-        f"| {args.seeds} seeds, all 64⁴ inputs | mean ± sd | median | range | published (150 seeds) | standard errors apart |"
-    )
+    titles = (f"{args.seeds} seeds, all 64⁴ inputs", "mean ± sd", "median", "range", "published (150 seeds)")
+    print("| " + " | ".join([*titles, "standard errors apart"]) + " |")
     print("|---|---|---|---|---|---|")
     print(row("accuracy", accuracy, ACCURACY))
     print(row("loss (nats)", loss, LOSS))

@@ -15,9 +15,9 @@ D = 8
 
 
 class Clusters:
-    """Six clusters on orthogonal axes, each of two sub-clusters a little apart along a seventh."""
+    """Six clusters on orthogonal axes about the origin, each of two sub-clusters a little apart along a seventh."""
 
-    centres = torch.eye(D)[:6] * 8
+    centres = torch.eye(D)[:6] * 8 - torch.tensor([8 / 6] * 6 + [0.0] * 2)
     offset = torch.eye(D)[6] * 0.8
 
     def exemplars(self, count: int, seed: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_kmeans_finds_every_cluster() -> None:
 
 def test_the_whitened_start_tells_sub_clusters_apart_and_kmeans_does_not() -> None:
     x = torch.cat([Clusters.centres - Clusters.offset, Clusters.centres + Clusters.offset])
-    apart = start(point(init="whitened", width=12, ridge=1e-4, margin=0.6), Clusters())
+    apart = start(point(init="whitened", width=12, ridge=1e-3, margin=0.75), Clusters())
     assert (codes(apart, x) > 0).sum(1).tolist() == [1] * 12
     assert (codes(apart, x) > 0).sum(0).tolist() == [1] * 12
     merged = start(point(init="kmeans", width=12), Clusters())

@@ -1,4 +1,4 @@
-"""The stream: what is drawn, against exact probabilities; constants, batches and weighted inputs, against enumeration."""
+"""The stream: draws against exact probabilities; constants, batches and weighted inputs against enumeration."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def chi_square(counts: np.ndarray, chance: np.ndarray) -> float:
 # ---- probabilities of cells
 
 
-@pytest.mark.parametrize(("name", "partition"), zip(NAMES[1:], ("m", "mqnc", "mc"), strict=True))
+@pytest.mark.parametrize(("name", "partition"), list(zip(NAMES[1:], ("m", "mqnc", "mc"), strict=True)))
 def test_every_class_is_equally_likely_and_sequences_within_it_too(name: str, partition: str) -> None:
     cells = Cells(6, 4)
     chance, classes = cell_weights(cells, Distribution(name)), cells.partition(partition)
@@ -234,7 +234,8 @@ def test_large_toys_are_normalised_from_a_sample() -> None:
 
 
 def test_activations_that_do_not_vary_are_refused(tmp_path: Path) -> None:
-    only = csv(tmp_path / "one.csv", "m,weight\n0,1\n")
+    # One sequence in the cell: (0, 0, 6).
+    only = csv(tmp_path / "one.csv", "m,q,n,weight\n6,6,0,1\n")
     with pytest.raises(UserError, match="do not vary"):
         Stream(toy_model(), "pre_unembed", only, 0, 8, "cpu")
     broken = toy_model()

@@ -57,8 +57,10 @@ class Stream:
         self._sampler = Sampler(cells, None if distribution.name == "uniform" else chance, device)
         mean, covariance = _moments(self.model, site, cells, chance)
         power = float(covariance.trace())
-        if not 0 < power < math.inf:
-            raise UserError(f"the toy's activations at {site} do not vary, or are not finite, under {distribution.name}")
+        # Rounding leaves a little of a variance that is zero.
+        if not power > 1e-9 * float(mean @ mean):
+            wrong = "are not finite" if math.isnan(power) else "do not vary"
+            raise UserError(f"the toy's activations at {site} {wrong} under distribution {distribution.name}")
         self.mean = mean.float()
         self.scale = math.sqrt(len(mean) / power)
         self._covariance = covariance * self.scale**2
@@ -191,7 +193,7 @@ def _drawn(
     for number, start in enumerate(range(0, count, CHUNK_ROWS)):
         cell = np.searchsorted(ends, np.arange(start, min(start + CHUNK_ROWS, count)), side="right")
         on_device = torch.from_numpy(cell).to(device)
-        generator = torch.Generator(device).manual_seed(mix("evaluation", number))
+        generator = torch.Generator(device).manual_seed(mix("evaluation", count, number))
         yield sampler.draw_within(on_device, generator), on_device, torch.from_numpy(weight[cell]).to(device)
 
 
