@@ -1,6 +1,6 @@
 """Train max-of-K toys by the published recipe and compare their exact accuracy and loss with the published figures.
 
-    python scripts/toy_accuracy.py [--seeds 20] [--device cpu]
+    python scripts/toy_accuracy.py [--seeds 50] [--device cpu]
 
 d_vocab 64, K 4, every toy evaluated on all 64^4 inputs. Prints a Markdown table; exits with 1 if a mean over the seeds
 is more than three standard errors from the published one (Compact Proofs, arXiv 2406.11779: 150 seeds).
@@ -51,7 +51,7 @@ def row(name: str, values: Sequence[float], published: Published) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20, help="toys to train, at least 2 (default 20)")
+    parser.add_argument("--seeds", type=int, default=50, help="toys to train, at least 2 (default 50)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     if args.seeds < 2:

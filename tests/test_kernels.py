@@ -10,7 +10,7 @@ from stacks import PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.kernels import pick_backend
-from sae_sweep.saes.kernels.cpu import PARTITION_ABOVE, CpuBackend
+from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, PARTITION_ABOVE, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Stack, parameter_count
@@ -78,7 +78,7 @@ def test_the_compiled_step_is_the_reference_step(architecture: str, penalties: l
 
 
 def test_dense_and_sparse_work_agree() -> None:
-    chosen = points(PENALTIES)
+    chosen = points(PENALTIES, width=2 * DENSE_AT_LEAST)
     data = batches(1)
     dense, sparse = stack_of(chosen), stack_of(chosen)
     sparse.density.zero_()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +145,24 @@ def test_the_small_recipe_learns_the_maximum_and_reports_its_loss() -> None:
 def test_toys_of_other_shapes_are_not_stacked(other: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="equal shapes"):
         train([SMALL, replace(SMALL, **other)], "cpu")
+
+
+def test_the_comparison_with_the_published_figures_fails_for_worse_toys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[1] / "scripts" / "toy_accuracy.py"
+    spec = importlib.util.spec_from_file_location("toy_accuracy", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "toy_accuracy", script)
+    spec.loader.exec_module(script)
+    # 0.0003 above the published mean: √(0.0001²/2 + 0.00148²/150) = 0.00014 is the error of the difference.
+    close = [script.ACCURACY.mean + 0.0003 + sign * 0.0001 / np.sqrt(2) for sign in (-1, 1)]
+    assert script.standard_errors(close, script.ACCURACY) == pytest.approx(2.14, abs=0.01)
+    monkeypatch.setattr(script, "Toy", lambda seed: replace(SMALL, seed=seed))
+    monkeypatch.setattr(sys, "argv", ["toy_accuracy.py", "--seeds", "3"])
+    assert script.main() == 1
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["accuracy", "loss (nats)"]
+    assert len({line.count("|") for line in table}) == 1

@@ -235,7 +235,7 @@ def test_large_toys_are_normalised_from_a_sample() -> None:
 
 def test_activations_that_do_not_vary_are_refused(tmp_path: Path) -> None:
     # One sequence in the cell: (0, 0, 6).
-    only = csv(tmp_path / "one.csv", "m,q,n,weight\n6,6,0,1\n")
+    only = csv(tmp_path / "one.csv", "m,q,n,c,weight\n6,6,0,1,1\n")
     with pytest.raises(UserError, match="do not vary"):
         Stream(toy_model(), "pre_unembed", only, 0, 8, "cpu")
     broken = toy_model()
@@ -280,10 +280,13 @@ def test_enumeration_has_every_input_once_in_the_order_of_cells(name: str, monke
     assert (whole.weight @ whole.x.double().square().sum(1)).item() == pytest.approx(5, rel=1e-5)
 
 
-def test_inputs_of_no_weight_are_left_out(tmp_path: Path) -> None:
+def test_inputs_of_no_weight_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHUNK_ROWS", 10)
     some = csv(tmp_path / "some.csv", "m,weight\n2,1\n5,3\n6,0\n")
     exact = evaluation_inputs(toy_model(), some, 343)
-    whole = joined(list(exact))
+    chunks = list(exact)
+    assert [len(chunk.x) for chunk in chunks] == [10] * 11
+    whole = joined(chunks)
     assert exact.count == len(whole.x) == (3**3 - 2**3) + (6**3 - 5**3)
     assert set(whole.sequences.amax(1).tolist()) == {2, 5}
     drawn = joined(list(evaluation_inputs(toy_model(), some, 300)))

@@ -26,7 +26,7 @@ BLOCK = 50
 # Numbers in 64 bytes of float32.
 ALIGN = 16
 # Inputs held at once by the exact evaluation.
-ROWS = 1 << 16
+ROWS = 1 << 14
 
 
 def shapes(toy: Toy) -> dict[str, tuple[int, ...]]:
@@ -216,7 +216,8 @@ class MaxOfK:
             codes = torch.arange(start, min(start + ROWS, count), device=self.device)
             sequences = spelled(codes, d_vocab, k)
             logits, maxima = self.activations(sequences, "post_unembed"), sequences.amax(-1)
-            correct += int((logits.argmax(-1) == maxima).sum())
+            # No logit above that of the maximum: an argmax would take longer than all the rest.
+            correct += int((logits.gather(1, maxima[:, None])[:, 0] == logits.amax(-1)).sum())
             loss += float(F.cross_entropy(logits, maxima, reduction="none").double().sum())
         return Exact(correct / count, loss / count)
 

@@ -102,7 +102,7 @@ class Stream:
         code = sequences[:, 0]
         for token in sequences.unbind(1)[1:]:
             code = code * self.model.toy.d_vocab + token
-        return self._table[code]
+        return self._table.index_select(0, code)
 
     def _tabulate(self) -> Tensor:
         """x of every input [d_vocab^k, d], at the number that its tokens spell in base d_vocab."""
@@ -169,13 +169,10 @@ def weighted_inputs(
         yield from _drawn(cells, chance, limit, device)
         return
     of_input = chance / cells.sizes
-    for sequences in _rechunked(_inputs_of_max(cells, m) for m in range(cells.d_vocab)):
+    for sequences in _rechunked(_inputs_of_max(cells, m, chance > 0) for m in range(cells.d_vocab)):
         cell = cells.index(sequences)
-        possible = of_input[cell] > 0
-        sequences, cell = sequences[possible], cell[possible]
-        arrays = sequences, cell, of_input[cell]
-        sequences_, cell_, weight_ = (torch.from_numpy(array).to(device) for array in arrays)
-        yield sequences_, cell_, weight_
+        on_device = torch.from_numpy(cell).to(device)
+        yield torch.from_numpy(sequences).to(device), on_device, torch.from_numpy(of_input[cell]).to(device)
 
 
 def _drawn(
@@ -197,8 +194,8 @@ def _drawn(
         yield sampler.draw_within(on_device, generator), on_device, torch.from_numpy(weight[cell]).to(device)
 
 
-def _inputs_of_max(cells: Cells, m: int) -> NDArray[np.int64]:
-    """All sequences whose maximum is `m` [(m+1)^k - m^k, k], sorted by cell."""
+def _inputs_of_max(cells: Cells, m: int, possible: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The sequences [., k] with maximum `m`, (m+1)^k - m^k in all, whose cell is `possible` [T], sorted by cell."""
     parts = []
     for first in range(cells.k):
         # Tokens below m, then the first m, then tokens up to m.
@@ -207,7 +204,9 @@ def _inputs_of_max(cells: Cells, m: int) -> NDArray[np.int64]:
         tokens[:, first] = m
         parts.append(tokens)
     sequences = np.concatenate(parts)
-    return sequences[np.argsort(cells.index(sequences), kind="stable")]
+    cell = cells.index(sequences)
+    order = np.argsort(cell, kind="stable")
+    return sequences[order[possible[cell[order]]]]
 
 
 def _rechunked(parts: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:

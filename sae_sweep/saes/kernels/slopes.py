@@ -11,6 +11,10 @@ import sympy as sp
 from sae_sweep.saes.penalties import FORMULAS, T, a, p, s
 
 _jit = functools.partial(numba.njit, nogil=True, fastmath={"contract"}, error_model="numpy")
+_float = numba.float64
+_SIGNATURE = _float(numba.float32[::1], numba.int64[::1], _float, _float, numba.float32[::1])
+# Kernels take a penalty as a pointer to its slopes: they are compiled once, for every penalty there will be.
+SLOPES = numba.types.FunctionType(_SIGNATURE)
 
 
 @functools.cache
@@ -37,7 +41,7 @@ def _scalar(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[.
 
 
 def _separable(value: Callable[..., float], slope: Callable[..., float]) -> Callable[..., float]:
-    @_jit
+    @_jit(_SIGNATURE)
     def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
         total = 0.0
         for entry in range(rows[0], rows[-1]):
@@ -61,7 +65,7 @@ def _coupled(
     outer_first: Callable[..., float],
     outer_second: Callable[..., float],
 ) -> Callable[..., float]:
-    @_jit
+    @_jit(_SIGNATURE)
     def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
         total = 0.0
         for row in range(len(rows) - 1):
