@@ -6,19 +6,21 @@ No heavy import at the top: `sae-sweep --help` must answer at once.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sae_sweep.errors import UserError
+from sae_sweep.errors import EnvironmentProblem, UserError
+from sae_sweep.interruption import Interrupted, ignore_signals, raise_on_signals
 
 app = typer.Typer(
     name="sae-sweep",
     help="Feature-splitting sweeps: train toy models and sparse autoencoders, count split features against exact truth.",
-    no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Overrides are Hydra's: sae.width=16,128 penalty=l1,sqrt seed=range(0,3) experiment=splitting. "
@@ -51,7 +53,6 @@ class Aggregate(StrEnum):
     none = "none"
     mean = "mean"
     best = "best"
-
 
 
 
@@ -147,15 +148,45 @@ def _top(
     pass
 
 
+# click's UsageError; typer's versions keep click in different places.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
-    """Entry point: errors of the user's and of the machine's are one line and an exit code."""
+    """Entry point: what the user or the machine did wrong is one line and an exit code."""
     # Hydra users type -m out of habit; every sweep here is a multirun.
     arguments = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
+    raise_on_signals()
     try:
-        app(arguments)
+        code = _run(arguments)
+        ignore_signals()
+    except Interrupted as interruption:
+        ignore_signals()
+        again = shlex.join(["sae-sweep", *arguments])
+        print(f"interrupted: finished points are kept; resume with: {again}", file=sys.stderr, flush=True)
+        # Not sys.exit: it would wait for worker threads, whose results nobody needs any more.
+        os._exit(interruption.exit_code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Parse the arguments and run the command; returns the exit code."""
+    try:
+        code = app(arguments or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return _refuse(str(error), error.exit_code)
+    except _UsageError as error:
+        return _refuse(error.format_message(), UserError.exit_code)
+    # typer makes a SystemExit of a broken pipe: its reader has seen enough.
+    except (BrokenPipeError, SystemExit):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        return _refuse(str(error), EnvironmentProblem.exit_code)
+    return code or 0
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from sae_sweep.reports.wandb import WandbLog
     from sae_sweep.sweep.run import Outcome, Work
 
-OK, FAILED_POINTS, INTERRUPTED, CONTROL_C = 0, 3, 75, 130
+OK, FAILED_POINTS = 0, 3
 
 
 def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool, json: bool) -> int:
@@ -36,14 +35,9 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 
     from sae_sweep.sweep import run as runner
 
+    runner.check_weights(sweep)
     store = Store(sweep.output_dir)
-    try:
-        work = runner.look(sweep, store, part)
-        outcome = _work(sweep, work, store, fail_fast)
-    except (KeyboardInterrupt, runner.Interrupted) as interruption:
-        again = shlex.join(["sae-sweep", "run", *overrides, *(["--shard", shard] if shard else [])])
-        print(f"interrupted: finished points are kept; resume with: {again}", file=sys.stderr)
-        return CONTROL_C if isinstance(interruption, KeyboardInterrupt) else INTERRUPTED
+    outcome = _work(sweep, runner.look(sweep, store, part), store, fail_fast)
     if json:
         print(json_module.dumps(outcome.to_json()))
     else:
@@ -72,6 +66,8 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
 
         outcome = runner.run(sweep, work, store, say, fail_fast)
         results, untrained = frame.write(store, sweep.name)
+        for line in store.damaged:
+            view.handle(Note(line))
         if log is not None:
             _log_the_sweep(log, sweep, store, results, untrained)
     return outcome
@@ -82,7 +78,9 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool) -> 
     sweep = config.load(overrides, yes=yes)
 
     from sae_sweep.sweep.plan import plan as make_plan
+    from sae_sweep.sweep.run import check_weights
 
+    check_weights(sweep)
     store = Store(sweep.output_dir)
     planned = make_plan(sweep, store.ids("points"), parse_shard(shard), store.ids("toys"))
     if json:

@@ -80,25 +80,26 @@ class Store:
         """A file's content, its checksum verified. Raises StoreDamaged, or UserError if there is no such id."""
         with self._set_aside_if_damaged(self.root / kind, id):
             folder = self.path(kind, id)
-            expected = _read_record(folder)["checksums"].get(filename)
-            if expected is None:
+            record = _read_record(folder)
+            if filename not in record["checksums"]:
                 raise UserError(f"{folder} holds no file {filename}")
-            content = _read_file(folder / filename)
-            if hashlib.sha256(content).hexdigest() != expected:
-                raise _Damage(f"{filename} does not match its checksum")
-            return content
+            return _read_verified(folder, record, filename)
 
-    def records(self, kind: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def records(self, kind: str, ids: Iterable[str], verify: bool = False) -> dict[str, dict[str, Any]]:
         """The records of those ids that are finished and whole, in the order asked for.
 
         Each record's digest and the presence and size of every file beside it are checked; the content of the files
-        is checked when they are read. A damaged folder is set aside, noted in `damaged`, and left out.
+        is checked when they are read, or here with `verify`. A damaged folder is set aside, noted in `damaged`, and
+        left out.
         """
         finished, found = self.ids(kind), {}
         for id in ids:
             if id in finished:
                 with contextlib.suppress(StoreDamaged), self._set_aside_if_damaged(self.root / kind, id):
-                    found[id] = _read_record(self.path(kind, id))
+                    record = _read_record(self.path(kind, id))
+                    for filename in record["checksums"] if verify else ():
+                        _read_verified(self.path(kind, id), record, filename)
+                    found[id] = record
         return found
 
     # -- measurements under other evaluation settings -------------------------------------------------------------
@@ -259,6 +260,13 @@ def _read_record(folder: Path) -> dict[str, Any]:
         if actual[name] != size:
             raise _Damage(f"{name} has {actual[name]} bytes instead of {size}")
     return record
+
+
+def _read_verified(folder: Path, record: Mapping[str, Any], filename: str) -> bytes:
+    content = _read_file(folder / filename)
+    if hashlib.sha256(content).hexdigest() != record["checksums"][filename]:
+        raise _Damage(f"{filename} does not match its checksum")
+    return content
 
 
 def _read_file(path: Path) -> bytes:

@@ -48,14 +48,34 @@ def test_unfold_is_the_inverse() -> None:
 def test_files_hold_the_same_sae(architecture: str) -> None:
     point = points(PENALTIES[:1], architecture)[0]
     parameters = with_threshold(start_of(point))
+    parameters.W_dec[7] = 0
+    files = export.to_files(point, export.fold(parameters, MEAN, SCALE))
+    back = export.unfold(export.from_files(files[export.WEIGHTS]), MEAN, SCALE)
+    x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 3
+    for got, expected in zip(run(back, architecture, x), run(parameters, architecture, x), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(back.norms(), parameters.norms())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_layout_of_the_files(architecture: str) -> None:
+    point = points(PENALTIES[:1], architecture)[0]
+    parameters = with_threshold(start_of(point))
     files = export.to_files(point, parameters)
     config = json.loads(files[export.CONFIG])
     tensors = load(files[export.WEIGHTS])
     assert (config["d_in"], config["d_sae"]) == (16, 40) == tuple(tensors["W_enc"].shape)
     assert config["architecture"] == {"relu": "standard", "topk": "topk", "batchtopk": "jumprelu"}[architecture]
-    read = export.from_files(files[export.WEIGHTS])
+    assert config.get("k") == (3 if architecture == "topk" else None)
+    norms = parameters.norms() if architecture == "relu" else torch.ones(40)
+    torch.testing.assert_close(tensors["W_dec"].norm(dim=1), norms)
+    assert ("threshold" in tensors) == (architecture == "batchtopk")
+
+
+def test_what_is_not_rescaled_is_read_to_the_bit() -> None:
+    relu, batchtopk = (points(PENALTIES[:1], architecture)[0] for architecture in ("relu", "batchtopk"))
+    parameters = with_threshold(start_of(relu))
+    read = export.from_files(export.to_files(relu, parameters)[export.WEIGHTS])
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         assert torch.equal(getattr(read, name), getattr(parameters, name)), name
-    if architecture == "batchtopk":
-        torch.testing.assert_close(read.threshold, parameters.threshold)
-        torch.testing.assert_close(tensors["threshold"] * parameters.norms(), torch.full((40,), 0.8))
+    assert export.from_files(export.to_files(batchtopk, parameters)[export.WEIGHTS]).threshold == torch.tensor(0.8)

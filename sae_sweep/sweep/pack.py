@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sae_sweep import provenance
+from sae_sweep.interruption import Interrupted
 from sae_sweep.measures.measure import Measurement, measure
 from sae_sweep.saes import export
 from sae_sweep.saes.architectures import ARCHITECTURES
@@ -28,7 +31,7 @@ from sae_sweep.saes.stack import Parameters, Stack
 from sae_sweep.saes.starts import start
 from sae_sweep.saes.train import Look, train
 from sae_sweep.schema import Evaluation, Point, Sae, Toy, canonical, measure_id, toy_id
-from sae_sweep.store import Store
+from sae_sweep.store import Store, StoreDamaged
 from sae_sweep.sweep.events import Event, PointDone, PointFailed, ToyProgress, TrainProgress
 from sae_sweep.toys import max_of_k
 from sae_sweep.toys.stream import EvaluationInputs, Stream
@@ -46,9 +49,15 @@ class Machine:
     device: str
     threads: int
 
-    def pool(self) -> ThreadPoolExecutor:
+    @contextmanager
+    def pool(self) -> Iterator[ThreadPoolExecutor]:
         """Our own threads, each with a PyTorch that keeps to itself: so sums have one order whatever their number."""
-        return ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        threads = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield threads
+        finally:
+            # Whoever interrupts a run does not wait for what its threads are at.
+            threads.shutdown(wait=not isinstance(sys.exception(), Interrupted), cancel_futures=True)
 
 
 def run_pack(
@@ -64,7 +73,9 @@ def run_pack(
     stack = Stack.start(points, starts, machine.device)
     with machine.pool() as pool:
         curves = _train(stack, ground.stream, pick_backend(stack, pool, machine.threads), number, packs, say)
-    failed = {i: (step, f"the loss was not finite by step {step}") for i, step in stack.failed.items()}
+    broken = [i for i in range(len(points)) if not stack.flat[i].isfinite().all()]
+    failed = {i: (stack.step, "the last step left parameters that are not finite") for i in broken}
+    failed |= {i: (step, f"the loss was not finite by step {step}") for i, step in stack.failed.items()}
 
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
@@ -74,13 +85,15 @@ def run_pack(
             record = _record(points[i], evaluation, machine, measured, untrained) | {"curve": curves[i]}
             return _files(points[i], trained, measured), record
         except Exception as error:  # one point's failure must not take its pack-mates with it
+            if out_of_memory(error):
+                raise
             return error
 
     alive = [i for i in range(len(points)) if i not in failed]
     with machine.pool() as pool:
         for i, result in zip(alive, pool.map(finish, alive), strict=True):
             if isinstance(result, Exception):
-                failed[i] = (stack.step, f"{type(result).__name__}: {result}")
+                failed[i] = (stack.step, " ".join(f"{type(result).__name__}: {result}".split()))
                 continue
             files, record = result
             record["seconds"] = (time.monotonic() - began) / len(points)
@@ -109,8 +122,7 @@ class Ground:
     """What the points of a pack share: the toy, its activations, its cells, and the inputs they are measured on."""
 
     def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say) -> None:
-        train_toys([point.toy], store, device, say)
-        model = load_toy(point.toy, store).to(device)
+        model = trained_toy(point.toy, store, device, say).to(device)
         self.evaluation, self.device = evaluation, device
         self.stream = Stream(
             model, point.site.name, point.distribution, point.data_seed, point.training.batch_size, device
@@ -208,6 +220,20 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
             record = {"schema": 1, "id": toy_id(toy), "settings": dataclasses.asdict(toy)}
             record["provenance"] = provenance.collect(device)
             store.commit("toys", toy_id(toy), record, {"toy.safetensors": save_tensors(params)})
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or numpy found too little memory, on the device or on the CPU."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> max_of_k.MaxOfK:
+    """A toy of the store, on the CPU; trained first if it is missing or damaged."""
+    while True:
+        train_toys([toy], store, device, say)
+        with suppress(StoreDamaged):
+            return load_toy(toy, store)
 
 
 def load_toy(toy: Toy, store: Store) -> max_of_k.MaxOfK:

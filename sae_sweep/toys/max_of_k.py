@@ -198,10 +198,11 @@ class MaxOfK:
         scores = scores.view_as(rows)
         weights = (scores - scores.amax(0)).exp()
         # Added in the order of positions: softmax(0) and sum(0) round by an input's place in the batch.
-        attention = (weights / sum(weights.unbind(0))).T.contiguous()
-        direct, moved = self._effects[site]
-        attended = F.embedding_bag(rows.T.contiguous(), moved, per_sample_weights=attention, mode="sum")
-        return attended.add_(direct.index_select(0, query))
+        attention = weights / sum(weights.unbind(0))
+        # The query's own embedding reaches the residual whole.
+        rows = torch.cat([rows, query[None] + self._scores.shape[1]]).T.contiguous()
+        shares = F.pad(attention, (0, 0, 0, 1), value=1.0).T.contiguous()
+        return F.embedding_bag(rows, self._effects[site], per_sample_weights=shares, mode="sum")
 
     def logits(self, acts: Tensor, site: str) -> Tensor:
         """The toy's logits [..., d_vocab] from (possibly reconstructed) activations [..., d] at `site`."""
@@ -234,9 +235,8 @@ class MaxOfK:
         return product(queries, keys.mT) / math.sqrt(self.toy.d_head)
 
     @cached_property
-    def _effects(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """By site: what the query adds itself [d_vocab, d], and an attended token [position · d_vocab + token, d]."""
-        direct = self._embedded[-1]
+    def _effects(self) -> dict[str, Tensor]:
+        """By site, what a token adds: attended to, at [position · d_vocab + token, d]; as the query, after these."""
         moved = product(product(self._embedded.flatten(0, 1), self.params["W_V"]), self.params["W_O"])
-        unembed = self.params["W_U"]
-        return {"pre_unembed": (direct, moved), "post_unembed": (product(direct, unembed), product(moved, unembed))}
+        effects = torch.cat([moved, self._embedded[-1]])
+        return {"pre_unembed": effects, "post_unembed": product(effects, self.params["W_U"])}

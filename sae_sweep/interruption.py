@@ -1,0 +1,33 @@
+"""Signals that ask the process to stop become one exception, whatever it is doing."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+# Ctrl-C; what schedulers send to end a job; what Slurm sends, if asked, some time before it does.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop; finished points are in the store and a rerun does the rest."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 130 if number == signal.SIGINT else 75
+
+
+def raise_on_signals() -> None:
+    """From now on the main thread raises Interrupted where it stands."""
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+
+
+def ignore_signals() -> None:
+    """From now on they change nothing: the process is about to end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)

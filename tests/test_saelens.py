@@ -1,0 +1,85 @@
+"""SAELens itself loads what we write: the same activations and reconstructions of raw activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from stacks import PENALTIES, points, start_of
+
+from sae_sweep.saes import export
+from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.saes.stack import Parameters
+from sae_sweep.schema import Point
+
+sae_lens = pytest.importorskip("sae_lens", exc_type=ImportError)
+
+MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
+
+
+def a_point(architecture: str) -> Point:
+    return points(PENALTIES[:1], architecture)[0]
+
+
+def trained(point: Point, threshold: float = 0.8) -> Parameters:
+    """As if trained: decoder rows from 0.1 to 10 long, and a threshold."""
+    start = start_of(point)
+    W_dec = start.W_dec * torch.logspace(-1, 1, len(start.W_dec))[:, None]
+    return Parameters(start.W_enc, W_dec, start.b_enc, start.b_dec, torch.tensor(threshold))
+
+
+def loaded(point: Point, parameters: Parameters, folder: Path, mean: torch.Tensor = MEAN, scale: float = SCALE):
+    for name, content in export.to_files(point, export.fold(parameters, mean, scale)).items():
+        (folder / name).write_bytes(content)
+    return sae_lens.SAE.load_from_disk(folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_saelens_computes_the_same(architecture: str, tmp_path: Path) -> None:
+    point = a_point(architecture)
+    parameters = trained(point)
+    sae = loaded(point, parameters, tmp_path)
+    x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 2
+    raw = x / SCALE + MEAN
+    kind = ARCHITECTURES[architecture]
+    pre = x @ parameters.W_enc.T + parameters.b_enc
+    codes = kind.activate(pre, parameters.norms(), 3, parameters.threshold if kind.learns_threshold else None)
+    # SAELens's own habit: TopK and BatchTopK SAEs are saved with unit decoder rows, so activations are contributions.
+    expected = codes if architecture == "relu" else codes * parameters.norms() / SCALE
+    reconstruction = (codes @ parameters.W_dec + parameters.b_dec) / SCALE + MEAN
+
+    activations = sae.encode(raw)
+    assert torch.equal(activations != 0, codes != 0)
+    assert 0 < (codes != 0).float().mean() < 0.5
+    torch.testing.assert_close(activations, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sae.decode(activations), reconstruction, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sae(raw), reconstruction, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_contribution_at_the_threshold_fires(tmp_path: Path) -> None:
+    width, d = 40, 16
+    eye = torch.eye(width, d)
+    parameters = Parameters(eye, eye, torch.zeros(width), torch.zeros(d), torch.tensor(0.8))
+    sae = loaded(a_point("batchtopk"), parameters, tmp_path, torch.zeros(d), 1.0)
+    at, below = torch.full((1, d), 0.8), torch.full((1, d), 0.7999)
+    assert torch.equal(sae.encode(at), torch.where(torch.arange(width) < d, 0.8, 0.0)[None])
+    assert not sae.encode(below).any()
+
+
+@torch.no_grad()
+def test_a_decoder_row_of_zeros_is_harmless(tmp_path: Path) -> None:
+    point = a_point("topk")
+    parameters = trained(point)
+    parameters.W_dec[7], parameters.b_enc[7] = 0, 100
+    activations = loaded(point, parameters, tmp_path).encode(MEAN.expand(4, 16))
+    assert activations[:, 7].max() < 1e-20 < activations.amax()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_saelens_keeps_what_we_say_of_an_sae(architecture: str, tmp_path: Path) -> None:
+    point = a_point(architecture)
+    metadata = loaded(point, trained(point), tmp_path).cfg.metadata
+    assert (metadata.point_id, metadata.site) == (point.id, "pre_unembed")
