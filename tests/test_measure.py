@@ -18,7 +18,7 @@ from sae_sweep.toys.stream import EvaluationInputs, Stream
 
 TOY = Toy(d_vocab=6, k=3, d_model=8, d_head=8)
 EVALUATION = Evaluation()
-SCORES = ["fvu", "fvu_above_ceiling", "l0", "loss", "shrinkage", "loss_recovered", "kl"]
+SCORES = ["fvu", "fvu_above_ceiling", "l0", "squared_error", "penalty_mean", "shrinkage", "loss_recovered", "kl"]
 COUNTS = ["live_latents", "dead_latents", "pure_latents", "owned_maxes", "split_maxes"]
 PER_MAX = ["splits_per_max", "duplicates_per_max"]
 LABELS = [f"label_{name}" for name in PARTITIONS]
@@ -61,8 +61,8 @@ def planted_sae(partition: str, norm: float = 1.0) -> LookUp:
     return LookUp(x, codes.float(), (means / size * norm).float(), torch.zeros(x.shape[1]))
 
 
-def found(sae, coefficient=0.5, evaluation=EVALUATION) -> Measurement:
-    return measure(sae, inputs(evaluation), lambda norms: norms.sum(1), coefficient, evaluation)
+def found(sae, evaluation=EVALUATION) -> Measurement:
+    return measure(sae, inputs(evaluation), lambda norms: norms.sum(1), evaluation)
 
 
 def test_one_latent_per_maximum():
@@ -97,7 +97,7 @@ def test_decoder_norms_are_folded_in():
     """A short decoder row with a large code fires like a long one with a small code; only the first is over the cut."""
     long, short = found(planted_sae("m", norm=100.0)), found(planted_sae("m", norm=0.001))
     assert long.metrics["live_latents"] == short.metrics["live_latents"] == 6
-    assert long.metrics["loss"] == pytest.approx(short.metrics["loss"], rel=1e-4)
+    assert long.metrics["penalty_mean"] == pytest.approx(short.metrics["penalty_mean"], rel=1e-4)
     assert short.latents["decoder_norm"].to_numpy() == pytest.approx(np.full(6, 0.001))
     faint = planted_sae("m")
     faint.codes *= 0.001
@@ -121,7 +121,7 @@ def test_same_bits_twice():
 def test_drawn_inputs_estimate_the_same():
     exact = found(planted_sae("mq"))
     drawn = found(planted_sae("mq"), evaluation=Evaluation(inputs=200))
-    for name in ("fvu", "loss", "shrinkage", "kl"):
+    for name in ("fvu", "squared_error", "penalty_mean", "shrinkage", "kl"):
         assert drawn.metrics[name] == pytest.approx(exact.metrics[name], rel=0.15)
     assert drawn.metrics["l0"] == pytest.approx(1)
     assert drawn.metrics["owned_maxes"] == 6
@@ -140,5 +140,5 @@ def test_diverged_sae_is_measured_as_nan():
     sae = planted_sae("m")
     sae.codes[:] = torch.nan
     metrics = found(sae).metrics
-    assert np.isnan(metrics["fvu"]) and np.isnan(metrics["loss"])
+    assert np.isnan(metrics["fvu"]) and np.isnan(metrics["squared_error"])
     assert metrics["live_latents"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,10 +33,10 @@ class Case:
         self.z = torch.relu(torch.randn(len(raw), 7, generator=generator))
         self.decoder = torch.randn(7, raw.shape[1], generator=generator)
 
-    def measure(self, x_hat, z=None, coefficient=0.5, batches=1):
+    def measure(self, x_hat, z=None, batches=1):
         z = self.z if z is None else z
         norms = z * self.decoder.norm(dim=1)
-        found = Reconstruction(self.model, self.site, self.mean, SCALE, lambda norms: norms.sum(1), coefficient)
+        found = Reconstruction(self.model, self.site, self.mean, SCALE, lambda norms: norms.sum(1))
         for rows in torch.arange(len(self.x)).tensor_split(batches):
             parts = (part[rows] for part in (self.x, z, norms, x_hat, self.maximum, self.weight))
             found.add(*parts)
@@ -62,7 +61,8 @@ def test_formulas_over_all_inputs(case):
     assert found["fvu"] == pytest.approx(float(error / variance), rel=1e-5)
     assert found["fvu_above_ceiling"] == pytest.approx(float((error - within) / variance), rel=1e-5)
     assert found["l0"] == pytest.approx(float(w @ (case.z != 0).sum(1).double()))
-    assert found["loss"] == pytest.approx(float(error + 0.5 * penalty), rel=1e-5)
+    assert found["squared_error"] == pytest.approx(float(error), rel=1e-5)
+    assert found["penalty_mean"] == pytest.approx(float(penalty), rel=1e-5)
     assert found["shrinkage"] == pytest.approx(float(w @ (x_hat.norm(dim=1) / x.norm(dim=1)).double()), rel=1e-5)
     logits, logits_hat = (case.model.logits(acts / SCALE + case.mean, case.site).double() for acts in (case.x, x_hat))
     original, reconstructed, zero = (
@@ -76,8 +76,8 @@ def test_formulas_over_all_inputs(case):
 
 
 def test_perfect_reconstruction(case):
-    found = case.measure(case.x, coefficient=0).metrics
-    assert found["fvu"] == found["kl"] == found["loss"] == 0
+    found = case.measure(case.x).metrics
+    assert found["fvu"] == found["kl"] == found["squared_error"] == 0
     assert found["loss_recovered"] == pytest.approx(1)
     assert found["shrinkage"] == pytest.approx(1)
     assert found["fvu_above_ceiling"] < 0
@@ -119,11 +119,3 @@ def test_inputs_without_size_are_no_ratio():
     case.x[3] = 0
     found = case.measure(case.x / 2).metrics
     assert found["shrinkage"] == pytest.approx(0.5)
-
-
-def test_infinite_penalty_at_coefficient_0():
-    case = Case("pre_unembed")
-    norms = torch.ones(len(case.x), 7)
-    found = Reconstruction(case.model, case.site, case.mean, SCALE, lambda norms: norms.sum(1) * np.inf, 0.0)
-    found.add(case.x, case.z, norms, case.x, case.maximum, case.weight)
-    assert found.metrics["loss"] == 0

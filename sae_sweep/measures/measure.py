@@ -60,15 +60,14 @@ def measure(
     sae: MeasurableSAE,
     inputs: EvaluationInputs,
     penalty_value: Callable[[Tensor], Tensor],
-    coefficient: float,
     evaluation: Evaluation,
 ) -> Measurement:
     """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
 
-    `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b]; not called where `coefficient` is 0.
+    `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b].
     Metrics are nan where the SAE's own numbers are not finite.
     """
-    reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value, coefficient)
+    reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
     table = _one_pass(sae, inputs, reconstruction, evaluation)
     latents = describe(table, inputs.cells, evaluation)
     splitting = count_splits(latents, inputs.cells, evaluation)

@@ -25,11 +25,10 @@ class Reconstruction:
         mean: Tensor,
         scale: float,
         penalty_value: Callable[[Tensor], Tensor],
-        coefficient: float,
     ) -> None:
         """`mean` [d] and `scale`: x = (raw - mean)·scale. `penalty_value`: a‖d‖ [b, width] to the penalty [b]."""
         self.model, self.site, self.mean, self.scale = model, site, mean, scale
-        self.penalty_value, self.coefficient = penalty_value, coefficient
+        self.penalty_value = penalty_value
         d, device = len(mean), mean.device
         self._sums: dict[str, float] = {}
         # By maximum: Σ w and Σ w·x.
@@ -52,9 +51,7 @@ class Reconstruction:
         self._sum("square", weight, size.square())
         self._sum("error", weight, (x - x_hat).double().square().sum(1))
         self._sum("active", weight, (z != 0).sum(1).double())
-        # A penalty that overflows must not turn a coefficient of 0 into nan.
-        if self.coefficient:
-            self._sum("penalty", weight, self.penalty_value(norms).double())
+        self._sum("penalty", weight, self.penalty_value(norms).double())
         # A product with the indicator of the maximum: adding up by index has no fixed order on CUDA.
         of_max = F.one_hot(maximum, len(self._weights)).double() * weight[:, None]
         self._weights += of_max.sum(0)
@@ -90,10 +87,10 @@ class Reconstruction:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """fvu, fvu_above_ceiling, l0, loss, shrinkage, loss_recovered, kl over all batches.
+        """fvu, fvu_above_ceiling, l0, squared_error, penalty_mean, shrinkage, loss_recovered, kl over all batches.
 
         fvu = Σ w‖r‖²/Σ w‖x - x̄‖², pooled; fvu_above_ceiling = fvu - (1 - R²_m), may be negative; l0: mean count of
-        z ≠ 0; loss = E‖r‖² + coefficient·E penalty; shrinkage: mean ‖x̂‖/‖x‖ of centred x and x̂, over x ≠ 0;
+        z ≠ 0; squared_error = E‖r‖², penalty_mean = E penalty; shrinkage: mean ‖x̂‖/‖x‖ of centred x and x̂, over x ≠ 0;
         loss_recovered = (CE_reconstructed - CE_zero)/(CE_original - CE_zero) for the true maximum, where zero is raw
         activation 0, None if that denominator is 0; kl = KL(original ‖ reconstructed) of the outputs, nats.
         """
@@ -104,7 +101,8 @@ class Reconstruction:
             "fvu": fvu,
             "fvu_above_ceiling": fvu - (1 - self.ceiling),
             "l0": mean["active"],
-            "loss": mean["error"] + self.coefficient * mean.get("penalty", 0.0),
+            "squared_error": mean["error"],
+            "penalty_mean": mean["penalty"],
             "shrinkage": mean["ratio"] * self._sums["weight"] / self._sums["sized"],
             "loss_recovered": recovered / recoverable if recoverable else None,
             "kl": mean["kl"],

@@ -38,6 +38,8 @@ from sae_sweep.toys.stream import EvaluationInputs, Stream
 
 # Rows kept of a training curve.
 CURVE_ROWS = 40
+# The inputs that class means are taken over: all of them, or a million drawn.
+CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
 Say = Callable[[Event], None]
 
@@ -80,8 +82,7 @@ def run_pack(
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
             trained = export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
-            measured = ground.measure(points[i], trained)
-            untrained = ground.measure(points[i], export.fold(starts[i], ground.mean, ground.scale))
+            measured, untrained = ground.measure(points[i], trained), untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained) | {"curve": curves[i]}
             return _files(points[i], trained, measured), record
         except Exception as error:  # one point's failure must not take its pack-mates with it
@@ -91,6 +92,11 @@ def run_pack(
 
     alive = [i for i in range(len(points)) if i not in failed]
     with machine.pool() as pool:
+        # Queued first, so that no thread ever waits for one that has not begun.
+        untrained_rows = {
+            ground.start_key(points[i]): pool.submit(ground.measure_start, points[i])
+            for i in {ground.start_key(points[i]): i for i in alive}.values()
+        }
         for i, result in zip(alive, pool.map(finish, alive), strict=True):
             if isinstance(result, Exception):
                 failed[i] = (stack.step, " ".join(f"{type(result).__name__}: {result}".split()))
@@ -109,8 +115,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     for point in points:
         began = time.monotonic()
         trained = export.from_files(store.read("points", point.id, export.WEIGHTS))
-        measured = ground.measure(point, trained)
-        untrained = ground.measure(point, export.fold(ground.start(point), ground.mean, ground.scale))
+        measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
         files = {"latents.parquet": _parquet(measured)}
@@ -123,7 +128,7 @@ class Ground:
 
     def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say) -> None:
         model = trained_toy(point.toy, store, device, say).to(device)
-        self.evaluation, self.device = evaluation, device
+        self.evaluation, self.device, self.distribution = evaluation, device, point.distribution
         self.stream = Stream(
             model, point.site.name, point.distribution, point.data_seed, point.training.batch_size, device
         )
@@ -149,12 +154,18 @@ class Ground:
         return self.stream.covariance()
 
     def class_means(self, partition: str) -> tuple[Tensor, Tensor]:
-        """Mean activation [classes, d] and probability [classes] of a partition's classes, over the evaluation inputs."""
-        classes = self.inputs.cells.partition(partition)
+        """Mean activation [classes, d] and probability [classes] of a partition's classes.
+
+        Over inputs of their own: what an SAE is trained to must not depend on how it will be measured.
+        """
+        inputs = EvaluationInputs(
+            self.stream.model, self.stream.site, self.distribution, self.stream.mean, self.stream.scale, CLASS_INPUTS
+        )
+        classes = inputs.cells.partition(partition)
         of_cell = torch.as_tensor(classes.of_cell)
         sums = torch.zeros(classes.count, len(self.mean), dtype=torch.float64)
         mass = torch.zeros(classes.count, dtype=torch.float64)
-        for chunk in self.inputs:
+        for chunk in inputs:
             members, weight = of_cell[chunk.cell.cpu()], chunk.weight.cpu()
             sums.index_add_(0, members, chunk.x.cpu().double() * weight[:, None])
             mass.index_add_(0, members, weight)
@@ -169,9 +180,16 @@ class Ground:
             sae,
             self.inputs,
             lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.p),
-            penalty.coefficient,
             self.evaluation,
         )
+
+    def measure_start(self, point: Point) -> Measurement:
+        """Measure the untrained SAE of a point: the same for every coefficient of its penalty."""
+        return self.measure(point, export.fold(self.start(point), self.mean, self.scale))
+
+    def start_key(self, point: Point) -> Any:
+        """Points with the same key have the same `measure_start`."""
+        return point.sae, point.seed, dataclasses.replace(point.penalty, coefficient=0.0)
 
 
 @dataclass(frozen=True)
@@ -282,11 +300,20 @@ def _record(
         "settings": dataclasses.asdict(canonical(point)),
         "measure_id": measure_id(evaluation),
         "evaluation": dataclasses.asdict(evaluation),
-        "metrics": measured.metrics,
-        "untrained": untrained.metrics,
+        "metrics": _with_loss(measured, point),
+        "untrained": _with_loss(untrained, point),
         "per_max": measured.per_max,
         "provenance": provenance.collect(machine.device),
     }
+
+
+def _with_loss(measured: Measurement, point: Point) -> dict[str, float | int | None]:
+    """The metrics with what was trained for: E‖r‖² + coefficient · E penalty."""
+    squared_error, penalty = measured.metrics["squared_error"], measured.metrics["penalty_mean"]
+    assert squared_error is not None and penalty is not None
+    # A penalty that overflows must not turn a coefficient of 0 into nan.
+    cost = point.penalty.coefficient * penalty if point.penalty.coefficient else 0.0
+    return {**measured.metrics, "loss": squared_error + cost}
 
 
 def _files(point: Point, folded: Parameters, measured: Measurement) -> dict[str, bytes]:
