@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from sae_sweep import config
 from sae_sweep.errors import UserError
@@ -241,18 +242,17 @@ def _log_the_sweep(
 
 
 def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:
+    """A paragraph per row: its name and what follows from it."""
     if json:
         print(json_module.dumps(rows))
         return
-    table = Table(box=None, pad_edge=False)
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "), overflow="fold")
+    console = layout.console(sys.stdout)
+    parts = [Text(heading)]
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    layout.write(layout.console(sys.stdout), heading, table)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        name, *rest = row.items()
+        parts.append(Text.assemble("\n", (str(name[1]), "bold")))
+        for key, value in rest:
+            if value not in (None, [], "-"):
+                spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+                parts.append(Text(f"  {key.replace('_', ' '):<15}{spelled}"))
+    layout.write(console, *parts)

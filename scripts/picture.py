@@ -53,7 +53,9 @@ def draw_labels(axes: Axes, frame: pd.DataFrame) -> None:
         height = means[column].astype(float) if column else 136 - means[named].astype(float).sum(axis=1)
         axes.bar(list(STARTS.values()), height, bottom=bottom, color=colour, label=name, width=0.7)
         bottom += height
-    axes.set(ylabel="latents (mean over 4 penalties × 4 coefficients)", title="What a latent stands for, by start of the SAE")
+    axes.set(
+        ylabel="latents (mean over 4 penalties × 4 coefficients)", title="What a latent stands for, by start of the SAE"
+    )
     axes.set_ylim(0, 175)
     axes.legend(fontsize=8, ncols=2, loc="upper center")
 

@@ -26,7 +26,9 @@ PENALTIES = [
 ]
 
 
-def points(penalties: Sequence[Penalty], architecture: str = "relu", width: int = 40, k: int = 3, **training: float) -> list[Point]:
+def points(
+    penalties: Sequence[Penalty], architecture: str = "relu", width: int = 40, k: int = 3, **training: float
+) -> list[Point]:
     """A point per penalty, the seed counting up."""
     settings = {"steps": 40, "batch_size": 64, "lr": 3e-3, **training}
     return [

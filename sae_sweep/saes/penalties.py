@@ -51,7 +51,7 @@ class PenaltyFormula:
     @property
     def slope_at_zero(self) -> sp.Expr:
         """The slope for a latent about to fire on an input where nothing else does."""
-        alone = {symbol: term for symbol, term in zip(T, self.terms, strict=False)}
+        alone = dict(zip(T, self.terms, strict=False))
         return sp.diff(self.outer.subs(alone), a).subs(a, 0)
 
 

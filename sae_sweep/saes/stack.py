@@ -12,6 +12,8 @@ from sae_sweep.saes.architectures import ARCHITECTURES, Architecture
 from sae_sweep.schema import Point
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+# float32 numbers in a cache line.
+ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,15 @@ class Stack:
     @classmethod
     def start(cls, points: Sequence[Point], starts: Sequence[Parameters], device: str) -> Stack:
         """A stack at step 0 from one start per point."""
-        flat = torch.stack([torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec]) for p in starts])
-        n, d = len(points), starts[0].W_dec.shape[-1]
-        flat = flat.to(device)
+        n, d, width = len(points), starts[0].W_dec.shape[-1], points[0].sae.width
+        count = parameter_count(width, d)
+        # Every row begins on a cache line: matrix libraries choose kernels, and so bits, by alignment.
+        stride = -(-count // ALIGNED) * ALIGNED
+        flat, first, second = (torch.zeros(n, stride, device=device)[:, :count] for _ in range(3))
+        for row, p in zip(flat, starts, strict=True):
+            row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec]))
         zeros = torch.zeros(n, device=device)
-        return cls(points, d, flat, torch.zeros_like(flat), torch.zeros_like(flat), zeros, zeros + points[0].sae.width)
+        return cls(points, d, flat, first, second, zeros, zeros + width)
 
     @property
     def width(self) -> int:

@@ -79,7 +79,7 @@ def from_exemplars(exemplars: Tensor, margin: float, metric: Tensor) -> Paramete
 
 
 def kmeans(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007, 2 + ln k candidates), then Lloyd steps: pool [n, d] -> [count, d]."""
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007), then Lloyd steps: pool [n, d] -> centres [count, d]."""
     candidates = 2 + int(math.log(count))
     centres = torch.empty(count, pool.shape[1])
     centres[0] = pool[torch.randint(len(pool), (), generator=generator)]

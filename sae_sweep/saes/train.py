@@ -47,7 +47,9 @@ def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
         progress = backend.advance(stack, batches)
 
         # The one synchronisation with the device per block.
-        loss, error, l0 = (torch.as_tensor(s).cpu() / progress.steps for s in (progress.loss, progress.error, progress.l0))
+        loss, error, l0 = (
+            torch.as_tensor(s).cpu() / progress.steps for s in (progress.loss, progress.error, progress.l0)
+        )
         for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
             stack.failed.setdefault(i, stack.step)
         yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0)

@@ -36,7 +36,7 @@ class CpuBackend:
     """Threads share the SAEs of a stack, or the partitions of one SAE when there are fewer SAEs than threads."""
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
-        """`pool` must keep PyTorch to one thread each: its own threads would fight ours, and change the order of sums."""
+        """`pool` must keep PyTorch to one thread each: threads of its own would fight ours and reorder sums."""
         self.pool, self.threads = pool, threads
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:

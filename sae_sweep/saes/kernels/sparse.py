@@ -172,9 +172,7 @@ _steps_signature = numba.types.UniTuple(numba.float64, 5)(
 )  # fmt: skip
 
 
-@numba.njit(
-    _steps_signature, nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy"
-)
+@numba.njit(_steps_signature, nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def take_steps(  # type: ignore[no-untyped-def]
     batches, schedule, flat, first, second, gradients, pulls, width, k, slopes, scale, p, clip, dense_above
 ):
