@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -91,7 +92,8 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool) -> 
     for key, values in config.axes_of(sweep):
         table.add_row(key, ", ".join(map(str, values)))
     seconds = planned.seconds
-    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    spans = ((120, 1, "s"), (7200, 60, "min"), (math.inf, 3600, "h"))
+    time = next(f"{seconds / unit:.0f} {name}" for below, unit, name in spans if seconds < below)
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
@@ -176,7 +178,11 @@ def penalties(json: bool) -> None:
         }
         for name, formula in FORMULAS.items()
     ]
-    _listing(rows, json, "every penalty acts on a = activation · decoder norm of each latent, summed over latents")
+    _listing(
+        rows,
+        json,
+        "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000",
+    )
 
 
 def architectures(json: bool) -> None:
@@ -207,7 +213,8 @@ def _print_report(store: Store, name: str) -> None:
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
     verdicts = _verdicts(info["claims"], results, untrained)
-    terminal.show(layout.console(sys.stdout), results, untrained, info, verdicts, store.sweep(name), store.failures(name))
+    console = layout.console(sys.stdout)
+    terminal.show(console, results, untrained, info, verdicts, store.sweep(name), store.failures(name))
 
 
 def _verdicts(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd.DataFrame) -> list[Any]:
@@ -225,9 +232,7 @@ def _wandb(sweep: Sweep, store: Store, note: Callable[[str], None]) -> WandbLog 
     return WandbLog(store.sweep(sweep.name), sweep.name, **settings, note=note)
 
 
-def _log_the_sweep(
-    log: WandbLog, sweep: Sweep, store: Store, results: pd.DataFrame, untrained: pd.DataFrame
-) -> None:
+def _log_the_sweep(log: WandbLog, sweep: Sweep, store: Store, results: pd.DataFrame, untrained: pd.DataFrame) -> None:
     """Log the points that an earlier, killed run finished but did not log, then the sweep's own run."""
     from sae_sweep.schema import measure_id
 

@@ -17,7 +17,7 @@ import torch
 
 from sae_sweep.schema import PENALTY_KEYS
 
-a, s, p = sp.symbols("a s p", positive=True)
+a, s, p, ε = sp.symbols("a s p ε", positive=True)
 T = sp.symbols("T0 T1", positive=True)
 
 # L_p's slope p(a+ε)^(p-1) stays finite at 0: with ε = 1e-3 and activations of norm √d it is at most 16 for p = 1/2.
@@ -40,6 +40,11 @@ class PenaltyFormula:
     def keys(self) -> tuple[str, ...]:
         """The settings it reads beside the coefficient."""
         return PENALTY_KEYS[self.name]
+
+    @property
+    def numeric_terms(self) -> tuple[sp.Expr, ...]:
+        """The terms with ε put in: what is computed."""
+        return tuple(term.subs(ε, EPSILON) for term in self.terms)
 
     @property
     def formula(self) -> str:
@@ -67,17 +72,17 @@ _product = sp.Piecewise(
 FORMULAS = {
     formula.name: formula
     for formula in (
-        PenaltyFormula("none", (sp.Integer(0) * a,), "flat", "-"),
+        PenaltyFormula("none", (sp.Integer(0),), "flat", "-"),
         PenaltyFormula("l1", (a,), "exponential (one-sided Laplace), rate λ", "Tibshirani 1996; arXiv 2309.08600"),
         PenaltyFormula(
             "lp",
-            ((a + EPSILON) ** p - EPSILON**p,),
+            ((a + ε) ** p - ε**p,),
             "exponential power, Z = Γ(1/p)/(p·λ^(1/p)) as ε → 0",
             "EkibeZomncsPxfYwu (P7)",
         ),
         PenaltyFormula(
             "sqrt",
-            (sp.sqrt(a + EPSILON) - sp.sqrt(EPSILON),),
+            (sp.sqrt(a + ε) - sp.sqrt(ε),),
             "exponential power with p = 1/2: Z = 2/λ² as ε → 0",
             "EkibeZomncsPxfYwu (P7)",
         ),
@@ -128,7 +133,7 @@ def _torch_functions(
     name: str, scale: float, exponent: float
 ) -> tuple[list[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
     formula = FORMULAS[name]
-    terms = [_on_tensors((a,), term.subs({s: scale, p: exponent})) for term in formula.terms]
+    terms = [_on_tensors((a,), term.subs({s: scale, p: exponent})) for term in formula.numeric_terms]
     return terms, _on_tensors(T[: len(terms)], formula.outer)
 
 

@@ -25,11 +25,11 @@ def compile_slopes(name: str) -> Callable[..., float]:
     the slope of that input's penalty in each. Sums run in double precision and in order, so bits never vary.
     """
     formula = FORMULAS[name]
-    sums = T[: len(formula.terms)]
-    if len(sums) == 1 and formula.outer == T[0]:
-        return _separable(_scalar((a, s, p), formula.terms[0]), _scalar((a, s, p), sp.diff(formula.terms[0], a)))
+    terms = formula.numeric_terms
+    if len(terms) == 1 and formula.outer == T[0]:
+        return _separable(_scalar((a, s, p), terms[0]), _scalar((a, s, p), sp.diff(terms[0], a)))
     # One more (zero) term gives every coupled penalty the same two sums.
-    first, second = (*formula.terms, sp.Integer(0))[:2]
+    first, second = (*terms, sp.Integer(0))[:2]
     return _coupled(
         *(_scalar((a, s, p), expression) for expression in (first, second, sp.diff(first, a), sp.diff(second, a))),
         *(_scalar(T, expression) for expression in (formula.outer, *(sp.diff(formula.outer, t) for t in T))),
