@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_sweep import interruption
 from sae_sweep.errors import EnvironmentProblem, UserError
-from sae_sweep.interruption import Interrupted, ignore_signals, raise_on_signals
 
 app = typer.Typer(
     name="sae-sweep",
@@ -156,16 +156,19 @@ def main() -> None:
     """Entry point: what the user or the machine did wrong is one line and an exit code."""
     # Hydra users type -m out of habit; every sweep here is a multirun.
     arguments = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
-    raise_on_signals()
+    interruption.raise_on_signals()
     try:
         code = _run(arguments)
-        ignore_signals()
-    except Interrupted as interruption:
-        ignore_signals()
+        interruption.ignore_signals()
+    except BaseException:
+        interruption.ignore_signals()
+        stop = interruption.received()
+        if stop is None:
+            raise
         again = shlex.join(["sae-sweep", *arguments])
         print(f"interrupted: finished points are kept; resume with: {again}", file=sys.stderr, flush=True)
         # Not sys.exit: it would wait for worker threads, whose results nobody needs any more.
-        os._exit(interruption.exit_code)
+        os._exit(stop.exit_code)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_module
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 from sae_sweep.store import Store
 from sae_sweep.sweep.grid import Sweep
+from sae_sweep.sweep.keys import show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,15 +106,18 @@ def results(sweep: str, format: str, seeds: str, output_dir: Path) -> None:
     """Print the one table."""
     from sae_sweep import frame
 
-    table = frame.load(Store(output_dir), sweep)
+    store = Store(output_dir)
+    table = frame.load(store, sweep)
+    _warn_of_damage(store)
     if seeds != "none":
         table = frame.aggregate(table, seeds)  # type: ignore[arg-type]
     if format == "csv":
         table.to_csv(sys.stdout, index=False)
     elif format == "json":
-        print(table.to_json(orient="records"))
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        print(json_module.dumps(rows))  # pandas would round to ten digits
     elif format == "parquet":
-        table.to_parquet(sys.stdout.buffer, index=False)
+        sys.stdout.buffer.write(table.to_parquet(index=False))
     else:
         print(table.dropna(axis=1, how="all").to_string(index=False, max_colwidth=20))
 
@@ -124,6 +129,7 @@ def report(sweep: str, json: bool, output_dir: Path) -> None:
     store = Store(output_dir)
     info = frame.sweep_info(store, sweep)
     results, untrained = frame.write(store, sweep)
+    _warn_of_damage(store)
     if json:
         verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(info["claims"], results, untrained)]
         print(json_module.dumps({"schema": 1, "sweep": sweep, "points": len(results), "claims": verdicts}))
@@ -133,8 +139,10 @@ def report(sweep: str, json: bool, output_dir: Path) -> None:
 
 def cells(overrides: Sequence[str], json: bool) -> None:
     """Print the ground truth of a toy."""
-    sweep = config.load([*overrides, *(["toy=max_of_k"] if not overrides else [])])
-    toy = sweep.points[0].toy
+    toys = {point.toy for point in config.load(overrides, ["experiment=null"]).points}
+    if len(toys) > 1:
+        raise UserError(f"cells shows one toy at a time, got {len(toys)}")
+    (toy,) = toys
 
     from sae_sweep.schema import PARTITIONS
     from sae_sweep.sweep.grid import count_classes
@@ -200,10 +208,15 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     """`I/N` to (I, N). UserError if it is not that."""
     if shard is None:
         return 0, 1
-    index, slash, count = shard.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise UserError(f"--shard {shard}: expected I/N, such as 0/4 for the first of four")
-    return int(index), int(count)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard, re.ASCII)
+    if match is None:
+        raise UserError(f"--shard {show(shard)}: expected I/N, such as 0/4 for the first of four")
+    return int(match[1]), int(match[2])
+
+
+def _warn_of_damage(store: Store) -> None:
+    for line in store.damaged:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _print_report(store: Store, name: str) -> None:

@@ -23,11 +23,26 @@ def raise_on_signals() -> None:
         signal.signal(number, _stop)
 
 
+def received() -> Interrupted | None:
+    """What a signal has asked for. It may not have got through: C libraries drop or replace what is raised in them."""
+    return _received[0] if _received else None
+
+
+def check() -> None:
+    """Raise what a signal has asked for, if that did not get through."""
+    if _received:
+        raise _received[0]
+
+
 def ignore_signals() -> None:
     """From now on they change nothing: the process is about to end."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
+_received: list[Interrupted] = []
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
+    _received.append(Interrupted(number))
+    raise _received[0]

@@ -19,8 +19,7 @@ from unittest import mock
 import pandas as pd
 import torch
 
-from sae_sweep import cli
-from sae_sweep.interruption import SIGNALS
+from sae_sweep import cli, interruption
 
 # A toy and SAEs so small that training takes no time.
 TINY = [
@@ -54,7 +53,7 @@ class Result:
 def call(*words: str) -> Result:
     """Run a command in this process."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True), io.StringIO()
-    handlers, threads = {number: signal.getsignal(number) for number in SIGNALS}, torch.get_num_threads()
+    handlers, threads = {number: signal.getsignal(number) for number in interruption.SIGNALS}, torch.get_num_threads()
     try:
         with mock.patch.object(sys, "argv", ["sae-sweep", *words]), redirect_stdout(out), redirect_stderr(err):
             cli.main()
@@ -88,7 +87,9 @@ class Forked:
         self.folder = folder
         listens, child_end = _SERVER.Pipe(duplex=False)
         self.process: ForkServerProcess = _SERVER.Process(target=_child, args=(list(words), folder, child_end))
-        self.process.start()
+        # The server takes neither this interpreter's sys.path nor pytest's.
+        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+            self.process.start()
         child_end.close()
         listens.recv_bytes()
 
@@ -109,14 +110,14 @@ def _child(words: list[str], folder: Path, parent: Connection) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["sae-sweep", *words]
-    raise_on_signals = cli.raise_on_signals
+    raise_on_signals = interruption.raise_on_signals
 
     def ready() -> None:
         raise_on_signals()
         parent.send_bytes(b"ready")
 
-    cli.raise_on_signals = ready
-    cli.main()
+    with mock.patch.object(interruption, "raise_on_signals", ready):
+        cli.main()
 
 
 def tables(root: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from sae_sweep import config
 from sae_sweep.errors import UserError
-from sae_sweep.schema import PENALTIES, Evaluation, Point
+from sae_sweep.schema import ARCHITECTURES, PENALTIES, Evaluation, Point
 from sae_sweep.sweep.axes import GROUPS, conf_dir, listing
 from sae_sweep.sweep.claims import check_claims
 from sae_sweep.sweep.keys import PARTS, POINT_KEYS, SWEEP_KEYS
@@ -75,6 +75,11 @@ def test_there_is_an_option_for_every_penalty_and_its_ladder_is_geometric() -> N
             # Thirds of a decade are written .03 .1 .3 1: 3 and 3.33.
             assert min(steps) > 1.9
             assert max(steps) / min(steps) < 1.2
+
+
+def test_there_is_an_option_for_every_architecture() -> None:
+    chosen = {name: config.load([f"sae={name}", "penalty.coefficient=1"]).points[0].sae for name in listing("sae")}
+    assert {name: sae.architecture for name, sae in chosen.items()} == {name: name for name in ARCHITECTURES}
 
 
 def test_the_fast_path_gives_what_hydra_composes() -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load
 from stacks import PENALTIES, points, start_of
 
+from sae_sweep import schema
 from sae_sweep.saes import export
 from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.stack import Parameters
@@ -25,6 +26,10 @@ def run(parameters: Parameters, architecture: str, x: torch.Tensor) -> tuple[tor
     threshold = parameters.threshold if kind.learns_threshold else None
     codes = kind.activate(x @ parameters.W_enc.T + parameters.b_enc, parameters.norms(), 3, threshold)
     return codes, codes @ parameters.W_dec + parameters.b_dec
+
+
+def test_every_architecture_is_covered() -> None:
+    assert set(ARCHITECTURES) == set(schema.ARCHITECTURES) == set(export.ARCHITECTURES)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -81,10 +81,12 @@ def run_pack(
 
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
-            trained = export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
-            measured, untrained = ground.measure(points[i], trained), untrained_rows[ground.start_key(points[i])].result()
+            folded = export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
+            stored = export.to_files(points[i], folded)
+            measured = ground.measure(points[i], export.from_files(stored[export.WEIGHTS]))
+            untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained) | {"curve": curves[i]}
-            return _files(points[i], trained, measured), record
+            return _files(points[i], stored, measured), record
         except Exception as error:  # one point's failure must not take its pack-mates with it
             if out_of_memory(error):
                 raise
@@ -316,12 +318,12 @@ def _with_loss(measured: Measurement, point: Point) -> dict[str, float | int | N
     return {**measured.metrics, "loss": squared_error + cost}
 
 
-def _files(point: Point, folded: Parameters, measured: Measurement) -> dict[str, bytes]:
+def _files(point: Point, stored: dict[str, bytes], measured: Measurement) -> dict[str, bytes]:
     settings = json.loads(json.dumps(dataclasses.asdict(canonical(point))))
     return {
         "config.yaml": yaml.safe_dump(settings, sort_keys=False).encode(),
         "latents.parquet": _parquet(measured),
-        **export.to_files(point, folded),
+        **stored,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sae_sweep.errors import UserError
+from sae_sweep.interruption import check
 from sae_sweep.schema import Point, Toy, measure_id, toy_id
 from sae_sweep.store import Store
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed
@@ -41,7 +42,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """A plan with what the store already knows: `stale` points are trained but not measured as asked."""
+    """A plan with what the store already knows.
+
+    `toys`: those of the plan's points that are not trained; `stale`: points trained but not measured as asked.
+    """
 
     plan: Plan
     toys: list[Toy]
@@ -67,7 +71,8 @@ def look(sweep: Sweep, store: Store, shard: tuple[int, int] = (0, 1)) -> Work:
     toys = dict.fromkeys(point.toy for point in whole.points)
     trained = store.records("toys", map(toy_id, toys), verify=True)
     planned = plan(sweep, records, shard, trained)
-    stale = [p for p in planned.finished if records[p.id]["measure_id"] != wanted and wanted not in store.measures(p.id)]
+    elsewise = [point for point in planned.finished if records[point.id]["measure_id"] != wanted]
+    stale = [point for point in elsewise if wanted not in store.measures(point.id)]
     return Work(planned, [toy for toy in toys if toy_id(toy) not in trained], stale)
 
 
@@ -79,6 +84,7 @@ def run(sweep: Sweep, work: Work, store: Store, say: Callable[[Event], None], fa
     )
 
     def count(event: Event) -> None:
+        check()
         while store.damaged:
             say(Note(store.damaged.pop(0)))
         if isinstance(event, PointDone):

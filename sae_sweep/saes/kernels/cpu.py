@@ -1,7 +1,7 @@
 """The CPU step: a dense encoder product, then work on the active latents only (sparse.py).
 
-Partitions and slices follow from shapes, sums run in a fixed order, and an SAE touches nothing of its pack-mates: so
-its bits depend neither on the stack nor on the number of threads.
+Parts and slices follow from shapes, sums run in a fixed order, and an SAE touches nothing of its pack-mates: so its
+bits depend neither on the stack nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,63 +15,92 @@ import torch
 from torch import Tensor
 
 from sae_sweep.saes.kernels import Progress
+from sae_sweep.saes.kernels.batchtopk import HALF, contributions, drop_below, rank_in, tally
+from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
 from sae_sweep.saes.kernels.slopes import compile_slopes
-from sae_sweep.saes.kernels.sparse import accumulate, adam, combine, decoder_norms, encoder_panels, take_steps
+from sae_sweep.saes.kernels.sparse import FIELDS, GROUP, collect, encode, reconstruct, refresh
+from sae_sweep.saes.kernels.steps import clip_factor, find_idle, finish, squares, take_steps, update
+from sae_sweep.saes.kernels.tile import LANES
 from sae_sweep.saes.stack import Stack, adam_scale
 
-# Above this many parameters an SAE's batch is cut in PARTITIONS that threads share; one gradient buffer each.
-PARTITION_ABOVE, PARTITIONS = 1 << 17, 4
-# Parameters that one thread updates at a time.
-SLICE = 1 << 16
+# One part for so many products of the encoder (1 ms): less is not worth sharing. More than MOST_PARTS no laptop has cores.
+PART, MOST_PARTS = 1 << 26, 16
+# Entries that a part lists before their gradients are collected; and always room for one more input.
+ENTRIES = 1 << 17
 # Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
 DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
-# Numbers in the largest buffer of the dense step: never batch × width of a wide SAE.
-DENSE_BUFFER = 1 << 20
+# Numbers in the largest buffer of a dense step, and gradients that its threads fill.
+DENSE_BUFFER, DENSE_PARTS = 1 << 20, 4
+# BatchTopK looks for its threshold above this share of the last.
+GUESS = np.float32(0.9)
 
-# Loss, squared error and L0.
-Sums = np.ndarray[Any, np.dtype[np.float64]]
+Array = np.ndarray[Any, Any]
 
 
 class CpuBackend:
-    """Threads share the SAEs of a stack, or the partitions of one SAE when there are fewer SAEs than threads."""
+    """Threads share the SAEs of a stack, or the parts and slices of one SAE when there are fewer SAEs than threads."""
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
-        """`pool` must keep PyTorch to one thread each: threads of its own would fight ours and reorder sums."""
+        """`pool` must keep PyTorch to one thread each: its own threads would fight ours, and change the order of sums."""
         self.pool, self.threads = pool, threads
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         n = len(stack.points)
-        across = n >= self.threads
-        trainers = [_Trainer(stack, i, map if across else self.pool.map) for i in range(n)]
-        sums = list((self.pool.map if across else map)(lambda trainer: trainer.advance(batches), trainers))
+        alone = n < self.threads
+
+        def train(i: int) -> Array:
+            return _Trainer(stack, i, batches.shape[1], self.pool.map if alone else None).advance(batches)
+
+        sums = list((map if alone else self.pool.map)(train, range(n)))
         stack.step += len(batches)
         loss, error, l0 = torch.tensor(np.array(sums), dtype=torch.float32).unbind(1)
         return Progress(len(batches), batches.square().sum(-1).mean(1).sum(), loss, error, l0)
 
 
 class _Trainer:
-    """One SAE of the stack: views of its rows, its gradient, and the step."""
+    """One SAE of the stack: views of its rows, what a step needs beside them, and the step."""
 
-    def __init__(self, stack: Stack, i: int, within: Callable[..., Iterable[Any]]) -> None:
-        self.stack, self.i, self.within = stack, i, within
-        self.point, self.width, self.k = stack.points[i], stack.width, 0
-        if stack.architecture.name == "topk":
-            self.k = stack.points[i].sae.k
+    def __init__(self, stack: Stack, i: int, b: int, share: Callable[..., Iterable[Any]] | None) -> None:
+        self.stack, self.i = stack, i
+        self.point, self.width, self.d = stack.points[i], stack.width, stack.d
+        self.k = self.point.sae.k if stack.architecture.name == "topk" else 0
+        # BatchTopK: so many entries of a batch.
+        self.chosen = b * self.point.sae.k if stack.architecture.name == "batchtopk" else 0
         self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         self.slopes = compile_slopes(self.point.penalty.name)
-        partitions = PARTITIONS if self.flat.size > PARTITION_ABOVE else 1
-        self.gradients = torch.zeros(partitions, self.flat.size)
-        # Σ over inputs of slope·a/‖d‖: what the penalty adds to the gradient of W_dec, in units of W_dec.
-        self.pulls = np.zeros((partitions, self.width), np.float32)
-        self.slices = [(at, min(at + SLICE, self.flat.size)) for at in range(0, self.flat.size, SLICE)]
+        count = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
+        self.parts = _cut(b, count, GROUP)
+        self.slices = _cut(self.width, 1 if count == 1 else 2 * count, LANES)
+        self.share = share if count > 1 else None
+        self._allocate(b)
 
-    def advance(self, batches: Tensor) -> Sums:
+    def _allocate(self, b: int) -> None:
+        width, d, parts = self.width, self.d, len(self.parts)
+        panels = -(-width // LANES)
+        self.gradient = np.empty(self.flat.size, np.float32)
+        self.active, self.idle = np.zeros((2, width), np.uint8)
+        # Latents that fill up the last panel never fire.
+        self.panels, self.bias = np.zeros((panels, d, LANES), np.float32), np.full(panels * LANES, -np.inf, np.float32)
+        self.norms, ones = np.ones((2, panels * LANES), np.float32)
+        # What decides which latents count is their contribution, or only its sign.
+        self.weights = self.norms if self.k or self.chosen else ones
+        self.floats = np.empty((parts, ENTRIES + width, FIELDS), np.float32)
+        self.ints = self.floats.view(np.int32)
+        self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
+        self.heads = np.full((parts, width), -1, np.int32)
+        self.residuals, self.g_bdec = np.empty((b, d), np.float32), np.empty((parts, d), np.float32)
+
+    def advance(self, batches: Tensor) -> Array:
         """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps."""
-        totals, step, most = np.zeros(3), 0, max(DENSE_ABOVE * self.width, DENSE_AT_LEAST)
+        find_idle(self.first, self.second, self.width, self.d, self.idle)
+        refresh(self.flat, self.width, self.d, self.panels, self.bias, self.norms, 0, self.width)
+        # TopK and BatchTopK are sparse by construction.
+        most = np.inf if self.k or self.chosen else max(DENSE_ABOVE * self.width, DENSE_AT_LEAST)
+        totals, step = np.zeros(3), 0
         while step < len(batches):
-            dense = not self.k and float(self.stack.density[self.i]) > most
-            if dense or len(self.gradients) > 1:
+            dense = float(self.stack.density[self.i]) > most
+            if dense or self.chosen or self.share:
                 totals += self._step(batches[step], self.stack.step + step, dense)
                 step += 1
             else:
@@ -82,102 +111,134 @@ class _Trainer:
         return totals
 
     def _steps(self, batches: Tensor, first: int, most: float) -> tuple[float, ...]:
-        """A narrow SAE's steps, with no Python between them, until more than `most` latents fire."""
+        """Steps on one thread, with no Python between them, until more than `most` latents fire."""
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
         penalty, clip = self.point.penalty, self.point.training.clip
         return take_steps(
             batches.numpy(),
             schedule,
             self.flat,
+            self.gradient,
             self.first,
             self.second,
-            self.gradients.numpy(),
-            self.pulls,
             self.width,
             self.k,
             self.slopes,
             penalty.scale,
             penalty.p,
             clip,
-            # TopK is sparse by construction.
-            np.inf if self.k else most,
+            most,
+            self.panels,
+            self.bias,
+            self.norms,
+            self.weights,
+            self.floats,
+            self.ints,
+            self.starts,
+            self.heads,
+            self.residuals,
+            self.g_bdec,
+            self.active,
+            self.idle,
+            self.parts,
+            self.slices,
         )
 
-    def _step(self, x: Tensor, step: int, dense: bool) -> Sums:
-        """One step on x [b, d], its partitions and slices shared by threads; loss, squared error and L0 before it."""
+    def _step(self, batch: Tensor, step: int, dense: bool) -> Array:
+        """One step on batch [b, d], shared by threads; loss, squared error and L0 before it."""
         rate, correction2, coefficient = self._scheduled(step)
-        W_enc, W_dec, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
-        norms = decoder_norms(W_dec.numpy())
-        panels = None if dense else encoder_panels(W_enc.numpy(), b_enc.numpy())
-        parts = x.tensor_split(len(self.gradients))
-        weights = 2 / len(x), coefficient / len(x)
+        b = len(batch)
+        weights = np.float32(2 / b), np.float32(coefficient / b)
+        if dense:
+            penalty, error, entries = self._dense_gradient(batch, *weights)
+        else:
+            penalty, error, entries = self._sparse_gradient(batch.numpy(), step, *weights)
+        self._update(rate, correction2)
+        self.stack.density[self.i] = entries / b
+        return np.array([error + coefficient * penalty, error, entries]) / b
 
-        def work(part: int) -> tuple[float, float, int]:
-            if panels is None:
-                return self._dense(part, parts[part], torch.from_numpy(norms), *weights)
-            sinks = (view.numpy() for view in self.stack.split(self.gradients[part]))
-            penalty = self.point.penalty
-            return accumulate(
-                parts[part].numpy(),
-                *panels,
-                W_dec.numpy(),
-                b_dec.numpy(),
-                norms,
-                self.k,
+    def _sparse_gradient(self, x: Array, step: int, *weights: np.float32) -> Array:
+        """Penalty and squared error summed over x, and entries; the gradient of the latents marked active."""
+        sums, begins, penalty = np.zeros((len(self.parts), 3)), self.parts[:, 0].copy(), self.point.penalty
+        self.g_bdec[:] = 0
+        floor, stops = self._choose(x, step) if self.chosen else (np.float32(0), None)
+
+        def work(part: int) -> int:
+            stop = self._encode(x, part, begins[part], floor) if stops is None else stops[part]
+            sums[part] += reconstruct(
+                x,
+                begins[part],
+                stop,
+                self.flat,
+                self.width,
+                self.norms,
                 self.slopes,
                 penalty.scale,
                 penalty.p,
-                *map(np.float32, weights),
-                *sinks,
-                self.pulls[part],
+                *weights,
+                *self._list(part),
+                self.residuals,
+                self.heads[part],
+                self.g_bdec[part : part + 1],
             )
+            return stop
 
-        penalty, error, entries = np.array(list(self.within(work, range(len(parts))))).sum(0)
-        self._update(rate, correction2, W_dec.numpy())
-        self.stack.density[self.i] = entries / len(x)
-        return np.array([error + coefficient * penalty, error, entries]) / len(x)
-
-    def _dense(
-        self, part: int, x: Tensor, norms: Tensor, of_error: float, of_penalty: float
-    ) -> tuple[float, float, int]:
-        """What `accumulate` does, by matrix products: for the steps in which much of the dictionary fires."""
-        W_enc, W_dec, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
-        g_enc, g_dec, g_benc, g_bdec = self.stack.split(self.gradients[part])
-        setting, pulls = self.point.penalty, torch.from_numpy(self.pulls[part])
-        penalty, error, entries = 0.0, 0.0, 0
-        for chunk in x.split(max(DENSE_BUFFER // self.width, 1)):
-            codes = torch.addmm(b_enc, chunk, W_enc.T).relu_()
-            bounds = np.arange(0, codes.numel() + 1, self.width)
-            slope = torch.empty_like(codes)
-            penalty += self.slopes(
-                (codes * norms).numpy().ravel(), bounds, setting.scale, setting.p, slope.numpy().ravel()
+        while (begins < self.parts[:, 1]).any():
+            begins[:] = list(self._map(work, range(len(self.parts))))
+            self._over_slices(
+                lambda begin, end: collect(
+                    x,
+                    self.residuals,
+                    self.flat,
+                    self.width,
+                    self.norms,
+                    self.floats,
+                    self.ints,
+                    self.heads,
+                    self.gradient,
+                    self.active,
+                    begin,
+                    end,
+                )
             )
-            residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
-            error += float(residual.square().sum(dtype=torch.float64))
-            entries += int(codes.count_nonzero())
-            residual *= of_error
-            slope *= of_penalty
-            pulls += (slope * codes).sum(0) / norms
-            g_pre = torch.addcmul(residual @ W_dec.T, slope, norms)
-            g_pre[codes == 0] = 0
-            g_enc.addmm_(g_pre.T, chunk)
-            g_dec.addmm_(codes.T, residual)
-            g_benc += g_pre.sum(0)
-            g_bdec += residual.sum(0)
-        return penalty, error, entries
+        return sum(sums, np.zeros(3))
 
-    def _update(self, rate: float, correction2: float, W_dec: np.ndarray[Any, Any]) -> None:
-        """Clip this SAE's gradient to its own norm and take Adam's step; leaves the gradient at zero."""
-        gradients = self.gradients.numpy()
-        squares = self.within(lambda part: combine(gradients, self.pulls, W_dec, *part), self.slices)
-        norm = float(np.sqrt(sum(squares)))
-        clip = min(1.0, self.point.training.clip / max(norm, 1e-30)) if norm == norm else norm
-        arrays = self.flat, gradients, self.first, self.second
-        list(self.within(lambda part: adam(*arrays, *part, clip, rate, correction2), self.slices))
-        self.pulls[:] = 0
+    def _encode(self, x: Array, part: int, begin: int, floor: np.float32) -> int:
+        end = self.parts[part, 1]
+        return encode(x, begin, end, self.panels, self.bias, self.weights, self.k, floor, *self._list(part))
 
-    def _scheduled(self, step: int) -> tuple[float, float, float]:
-        """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
-        rate, coefficient = self.stack.schedule(self.i, step)
-        correction1, correction2 = adam_scale(step)
-        return rate / correction1, correction2, coefficient
+    def _list(self, part: int) -> tuple[Array, Array, Array]:
+        return self.floats[part], self.ints[part], self.starts[part]
+
+    def _choose(self, x: Array, step: int) -> tuple[np.float32, list[int] | None]:
+        """BatchTopK: the number below the smallest contribution kept; and where each part ends, if they are listed.
+
+        The threshold learned for evaluation follows that contribution.
+        """
+        learned, rate = self.stack.threshold[self.i], 1.0 if step == 0 else THRESHOLD_RATE
+        least, stops = np.float32(0), None
+        guess = GUESS * np.float32(learned)
+        if guess > 0:
+            least, stops = self._choose_above(x, guess)
+        if stops is None:
+            least = self._choose_by_count(x)
+        smallest = least
+        if least > 0:
+            learned.lerp_(torch.tensor(smallest), rate)
+        return np.nextafter(least, np.float32(0)), stops
+
+    def _update(self, rate: float, correction2: float) -> None:
+        """Clip this SAE's gradient to its own norm and take Adam's step."""
+        square = finish(self.gradient, self.g_bdec)
+        size = self.width, self.d
+        square = sum(
+            self._over_slices(lambda begin, end: squares(self.gradient, *size, self.active, begin, end)), square
+        )
+        factor = clip_factor(square, self.point.training.clip)
+        arrays = self.flat, self.gradient, self.first, self.second
+        encoder = self.panels, self.bias, self.norms
+        self._over_slices(
+            lambda begin, end: update(
+                *arrays, *size, self.active, self.idle, *encoder, begin, end, factor, rate, correction2
+            )
+        )

@@ -1,0 +1,77 @@
+"""The smallest contribution that BatchTopK keeps, exactly, without a batch × width tensor to sort.
+
+Positive floats sort as their bits do: a count of the upper halves of all contributions finds that of the one wanted, a
+count of the lower halves under it the rest. That encodes the batch twice; usually a guess just below the last step's
+threshold leaves few enough candidates to list, and their order decides.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from sae_sweep.saes.kernels.sparse import CODE, LATENT, OPTIONS
+from sae_sweep.saes.kernels.tile import LANES, ROWS, lowest_bit, tile
+
+_jit = numba.njit(**OPTIONS)
+
+# Half the bits of a float32.
+HALF = 16
+
+
+@_jit
+def tally(x, begin, end, panels, bias, norms, upper, counts):  # type: ignore[no-untyped-def]
+    """Count the contributions of inputs [begin, end) in counts [2¹⁶] by the upper halves of their bits.
+
+    upper ≥ 0: by the lower halves, of those whose upper half is that.
+    """
+    floors, out, masks = np.zeros(ROWS, np.float32), np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.int32)
+    value = np.empty(1, np.float32)
+    bits = value.view(np.int32)
+    for first in range(begin, end, ROWS):
+        for panel in range(len(panels)):
+            tile(x, first, panels, panel, bias, norms, floors, 0, out, masks)
+            for r in range(min(ROWS, end - first)):
+                mask = masks[r]
+                while mask:
+                    lane = lowest_bit(mask)
+                    mask &= mask - np.int32(1)
+                    value[0] = out[r, lane] * norms[panel * LANES + lane]
+                    high = bits[0] >> HALF
+                    if upper < 0:
+                        counts[high] += 1
+                    elif high == upper:
+                        counts[bits[0] & ((1 << HALF) - 1)] += 1
+
+
+@_jit
+def rank_in(counts, rank):  # type: ignore[no-untyped-def]
+    """Where the rank-th largest (from 1) of what `counts` counted lies, and its rank there; (−1, 0) if it holds fewer."""
+    for half in range(len(counts) - 1, -1, -1):
+        if rank <= counts[half]:
+            return half, rank
+        rank -= counts[half]
+    return -1, 0
+
+
+@_jit
+def contributions(norms, floats, ints, starts, rows):  # type: ignore[no-untyped-def]
+    """The contributions of all entries of a part with `rows` inputs."""
+    result = np.empty(starts[rows], np.float32)
+    for entry in range(len(result)):
+        result[entry] = floats[entry, CODE] * norms[ints[entry, LATENT]]
+    return result
+
+
+@_jit
+def drop_below(least, norms, floats, ints, starts, rows):  # type: ignore[no-untyped-def]
+    """Leave only the entries whose contribution is `least` or more."""
+    kept = begin = 0
+    for row in range(rows):
+        end = starts[row + 1]
+        for entry in range(begin, end):
+            if floats[entry, CODE] * norms[ints[entry, LATENT]] >= least:
+                floats[kept, CODE], ints[kept, LATENT] = floats[entry, CODE], ints[entry, LATENT]
+                kept += 1
+        begin = end
+        starts[row + 1] = kept

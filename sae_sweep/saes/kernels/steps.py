@@ -1,0 +1,170 @@
+"""Adam on the latents that need it, and whole steps of an SAE without Python between them. Shapes as in sparse.py."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from sae_sweep.saes.kernels.slopes import SLOPES
+from sae_sweep.saes.kernels.sparse import OPTIONS, collect, encode, reconstruct, refresh, views
+from sae_sweep.saes.kernels.tile import dot
+from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
+
+_jit = numba.njit(**OPTIONS)
+
+_real, _int, _row = numba.float64, numba.int64, numba.float32[::1]
+_table, _cube, _flags, _bounds = _row.copy(ndim=2), _row.copy(ndim=3), numba.uint8[::1], _int[:, ::1]
+
+
+@_jit
+def find_idle(first, second, width, d, idle):  # type: ignore[no-untyped-def]
+    """Mark the latents that have never had a gradient: Adam's moments are 0."""
+    m_enc, m_dec, m_benc, _ = views(first, width, d)
+    v_enc, v_dec, v_benc, _ = views(second, width, d)
+    for latent in range(width):
+        moved = m_benc[latent] != 0 or v_benc[latent] != 0
+        for i in range(d):
+            if moved:
+                break
+            moved = m_enc[latent, i] != 0 or v_enc[latent, i] != 0 or m_dec[latent, i] != 0 or v_dec[latent, i] != 0
+        idle[latent] = not moved
+
+
+@_jit
+def squares(gradient, width, d, active, begin, end):  # type: ignore[no-untyped-def]
+    """‖g‖² over the active latents of [begin, end)."""
+    g_enc, g_dec, g_benc, _ = views(gradient, width, d)
+    total = 0.0
+    for latent in range(begin, end):
+        if active[latent]:
+            total += dot(g_enc, latent, g_enc, latent) + dot(g_dec, latent, g_dec, latent)
+            total += g_benc[latent] * g_benc[latent]
+    return total
+
+
+@_jit
+def adam(flat, gradient, first, second, begin, end, rule, count):  # type: ignore[no-untyped-def]
+    """torch.optim.Adam's update of flat[begin:end]; `count` 0 stands for a gradient of 0, whatever lies there."""
+    clip, step, correction = rule
+    beta1, beta2, epsilon = np.float32(BETA1), np.float32(BETA2), np.float32(ADAM_EPS)
+    one = np.float32(1)
+    for i in range(begin, end):
+        g = gradient[i] * clip if count else np.float32(0)
+        first[i] += (one - beta1) * (g - first[i])
+        second[i] = beta2 * second[i] + (one - beta2) * g * g
+        flat[i] -= step * first[i] / (math.sqrt(second[i] * correction) + epsilon)
+
+
+@_jit
+def update(  # type: ignore[no-untyped-def]
+    flat, gradient, first, second, width, d, active, idle, panels, bias, norms, begin, end, clip, rate, correction2
+):
+    """Adam's step for latents [begin, end), b_dec with the last; leaves none active and what `encode` reads up to date.
+
+    A latent without gradient takes the step that Adam takes at a gradient of 0. An idle one, which has never had any
+    (its moments are 0), is passed over: that step would not move it.
+    clip: factor on the gradient; rate: learning rate over the first bias correction; correction2: the second.
+    """
+    rule = np.float32(clip), np.float32(rate), np.float32(1 / correction2)
+    size = width * d
+    for latent in range(begin, end):
+        if active[latent]:
+            idle[latent] = 0
+        elif idle[latent]:
+            continue
+        own = np.int64(active[latent])
+        for offset in (latent * d, size + latent * d):
+            adam(flat, gradient, first, second, offset, offset + d, rule, own)
+        adam(flat, gradient, first, second, 2 * size + latent, 2 * size + latent + 1, rule, own)
+        active[latent] = 0
+        refresh(flat, width, d, panels, bias, norms, latent, latent + 1)
+    if end == width:
+        adam(flat, gradient, first, second, 2 * size + width, len(flat), rule, 1)
+
+
+@_jit
+def finish(gradient, g_bdec):  # type: ignore[no-untyped-def]
+    """Sum the parts' gradients of b_dec into its place; its ‖g‖²."""
+    total = 0.0
+    place = len(gradient) - g_bdec.shape[1]
+    for i in range(g_bdec.shape[1]):
+        value = np.float32(0)
+        for part in range(len(g_bdec)):
+            value += g_bdec[part, i]
+        gradient[place + i] = value
+        total += value * value
+    return total
+
+
+@_jit
+def clip_factor(square, clip):  # type: ignore[no-untyped-def]
+    """What scales a gradient of squared norm `square` down to the norm `clip`; not finite where it is not."""
+    norm = math.sqrt(square)
+    return min(1.0, clip / max(norm, 1e-30)) if norm == norm else norm
+
+
+@numba.njit(
+    numba.types.UniTuple(_real, 5)(
+        _cube, _real[:, ::1], _row, _row, _row, _row, _int, _int, SLOPES, _real, _real, _real, _real,
+        _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds, numba.int32[:, ::1], _table, _table, _flags, _flags,
+        _bounds, _bounds,
+    ),
+    **OPTIONS,
+)  # fmt: skip
+def take_steps(  # type: ignore[no-untyped-def]
+    batches, schedule, flat, gradient, first, second, width, k, slopes, scale, p, clip, dense_above,
+    panels, bias, norms, weights, floats, ints, starts, heads, residuals, g_bdec, active, idle, parts, slices,
+):  # fmt: skip
+    """Adam steps of one SAE on batches [steps, b, d], until they end or more than `dense_above` latents fire.
+
+    schedule [steps, 3]: learning rate over the first bias correction, second bias correction, coefficient.
+    parts, slices [·, 2]: where each begins and ends. Returns the steps taken, loss, squared error and L0 summed over
+    them, and the last L0.
+    """
+    steps, b, d = batches.shape
+    total_loss, total_error, total_l0, l0 = 0.0, 0.0, 0.0, 0.0
+    for step in range(steps):
+        rate, correction2, coefficient = schedule[step, 0], schedule[step, 1], schedule[step, 2]
+        x, of_error, of_penalty = batches[step], np.float32(2 / b), np.float32(coefficient / b)
+        sums = np.zeros((len(parts), 3))
+        begins = parts[:, 0].copy()
+        left = len(parts)
+        g_bdec[:] = 0
+        while left:
+            left = 0
+            for part in range(len(parts)):
+                begin, end = begins[part], parts[part, 1]
+                stop = encode(x, begin, end, panels, bias, weights, k, 0, floats[part], ints[part], starts[part])
+                of_part = reconstruct(
+                    x, begin, stop, flat, width, norms, slopes, scale, p, of_error, of_penalty,
+                    floats[part], ints[part], starts[part], residuals, heads[part], g_bdec[part : part + 1],
+                )  # fmt: skip
+                for column in range(3):
+                    sums[part, column] += of_part[column]
+                begins[part] = stop
+                left += stop < end
+            for piece in range(len(slices)):
+                begin, end = slices[piece]
+                collect(x, residuals, flat, width, norms, floats, ints, heads, gradient, active, begin, end)
+        square = finish(gradient, g_bdec)
+        for piece in range(len(slices)):
+            square += squares(gradient, width, d, active, slices[piece, 0], slices[piece, 1])
+        factor = clip_factor(square, clip)
+        for piece in range(len(slices)):
+            begin, end = slices[piece]
+            update(
+                flat, gradient, first, second, width, d, active, idle, panels, bias, norms, begin, end,
+                factor, rate, correction2,
+            )  # fmt: skip
+        penalty, error, entries = 0.0, 0.0, 0.0
+        for part in range(len(parts)):
+            penalty, error, entries = penalty + sums[part, 0], error + sums[part, 1], entries + sums[part, 2]
+        l0 = entries / b
+        total_loss += (error + coefficient * penalty) / b
+        total_error += error / b
+        total_l0 += l0
+        if l0 > dense_above:
+            return step + 1.0, total_loss, total_error, total_l0, l0
+    return float(steps), total_loss, total_error, total_l0, l0

@@ -1,0 +1,163 @@
+"""Which latents fire on which input, found without a [batch, width] tensor.
+
+`screen` multiplies in half precision and keeps every latent that might fire within the error of that product;
+`rows` (triton_sparse.py) computes those few again in float32. So the codes are float32's, at the speed of half precision.
+
+Kernels see one SAE of the stack per last grid index. Its parameters lie at flat + i·count: W_enc | W_dec | b_enc | b_dec.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# |half-precision w·x − w·x| ≤ ERROR·‖w‖·‖x‖: two operands rounded to 11 bits give 2⁻¹⁰, and 5% of that is more than
+# what sums of up to 128 products in float32 add. Rounding below half precision's normal numbers is covered by TINY.
+ERROR: tl.constexpr = tl.constexpr(1.05 * 2**-10)
+TINY: tl.constexpr = tl.constexpr(1e-6)
+# Half precision ends at 65504; beyond LARGEST a number's length is taken as infinite, so that every latent is a candidate.
+LARGEST: tl.constexpr = tl.constexpr(6e4)
+
+
+@triton.jit
+def _halve(values):  # type: ignore[no-untyped-def]
+    """values [rows, d] in half precision, and their lengths [rows], infinite where they did not fit."""
+    fits = tl.max(tl.abs(values), 1) <= LARGEST
+    length = tl.sqrt(tl.sum(values * values, 1))
+    half = tl.minimum(tl.maximum(values, -LARGEST), LARGEST).to(tl.float16)
+    return half, tl.where(fits | (length != length), length, float("inf"))
+
+
+@triton.jit
+def measure_latents(  # type: ignore[no-untyped-def]
+    flat, norms, reach, packed, width, count,
+    D: tl.constexpr, DP: tl.constexpr, LATENTS: tl.constexpr, SCREENED: tl.constexpr,
+):  # fmt: skip
+    """Decoder norms [n, width]; for `screen` W_enc in half precision [n, width, DP] and its error's reach [n, width]."""
+    i = tl.program_id(1).to(tl.int64)
+    latents, columns = tl.program_id(0) * LATENTS + tl.arange(0, LATENTS), tl.arange(0, DP)
+    there = latents < width
+    inside = there[:, None] & (columns < D)[None, :]
+    at = flat + i * count + latents[:, None] * D + columns[None, :]
+    W_dec = tl.load(at + width * D, mask=inside, other=0.0)
+    tl.store(norms + i * width + latents, tl.sqrt(tl.sum(W_dec * W_dec, 1)), mask=there)
+    if SCREENED:
+        half, length = _halve(tl.load(at, mask=inside, other=0.0))
+        tl.store(reach + i * width + latents, length * ERROR + TINY, mask=there)
+        to = packed + (i * width + latents)[:, None] * DP + columns[None, :]
+        tl.store(to, half, mask=there[:, None] & (columns < DP)[None, :])
+
+
+@triton.jit
+def screen(  # type: ignore[no-untyped-def]
+    x, flat, reach, packed, slots, counts, b, width, count, segment,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
+    """Append the latents that may fire on x [b, d] to slots [n, b, segments, CAPACITY], ascending.
+
+    A program scans `segment` latents for ROWS inputs. counts [n, b, segments] goes on counting where the slots end:
+    a count above CAPACITY tells that latents are missing.
+    """
+    i, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DP)
+    there = rows < b
+    inputs = tl.load(x + rows[:, None] * D + columns[None, :], mask=there[:, None] & (columns < D)[None, :], other=0.0)
+    half, length = _halve(inputs)
+    cells = (i * b + rows) * tl.num_programs(1) + part
+    filled = tl.zeros([ROWS], tl.int32)
+    for start in range(part * segment, tl.minimum((part + 1) * segment, width), LATENTS):
+        latents = start + tl.arange(0, LATENTS)
+        exists = latents < width
+        W_enc = tl.load(
+            packed + (i * width + latents)[:, None] * DP + columns[None, :], mask=exists[:, None], other=0.0
+        )
+        b_enc = tl.load(flat + i * count + 2 * width * D + latents, mask=exists, other=0.0)
+        margin = tl.load(reach + i * width + latents, mask=exists, other=0.0)
+        most = tl.dot(half, tl.trans(W_enc)) + b_enc[None, :] + margin[None, :] * (length + 1e-3)[:, None]
+        fires = ((most > 0) & exists[None, :] & there[:, None]).to(tl.int32)
+        found = tl.sum(fires, 1)
+        if tl.sum(found, 0) > 0:  # most tiles of a wide SAE are empty
+            place = filled[:, None] + tl.cumsum(fires, 1) - 1
+            tl.store(
+                slots + cells[:, None] * CAPACITY + place,
+                tl.broadcast_to(latents[None, :], (ROWS, LATENTS)),
+                mask=(fires > 0) & (place < CAPACITY),
+            )
+            filled += found
+    tl.store(counts + cells, filled, mask=there)
+
+
+@triton.jit
+def choose(  # type: ignore[no-untyped-def]
+    x, flat, norms, reach, packed, slots, counts, b, width, count,
+    K: tl.constexpr, KP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The K latents of largest contribution for each input (TopK), of equals the lower: slots [n, b, 1, K].
+
+    Keeps the best so far while it scans; a tile none of whose latents may be better is never computed in float32.
+    """
+    i = tl.program_id(1).to(tl.int64)
+    rows, columns, places = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DP), tl.arange(0, KP)
+    there, lanes = rows < b, tl.arange(0, LATENTS)
+    inputs = tl.load(x + rows[:, None] * D + columns[None, :], mask=there[:, None] & (columns < D)[None, :], other=0.0)
+    half, length = _halve(inputs)
+    # Places beyond K are taken for good.
+    best = tl.zeros([ROWS, KP], tl.float32) + tl.where(places < K, 0.0, float("inf"))[None, :]
+    chosen = tl.zeros([ROWS, KP], tl.int32) - 1
+    lowest = tl.zeros([ROWS], tl.float32)
+    for start in range(0, width, LATENTS):
+        latents = start + lanes
+        exists = latents < width
+        at = i * width + latents
+        W_half = tl.load(packed + at[:, None] * DP + columns[None, :], mask=exists[:, None], other=0.0)
+        b_enc = tl.load(flat + i * count + 2 * width * D + latents, mask=exists, other=0.0)
+        margin = tl.load(reach + at, mask=exists, other=0.0)
+        norm = tl.load(norms + at, mask=exists, other=0.0)
+        most = tl.dot(half, tl.trans(W_half)) + b_enc[None, :] + margin[None, :] * (length + 1e-3)[:, None]
+        # The margin covers the rounding of the product with the norm too.
+        better = (most * norm[None, :] > lowest[:, None]) & there[:, None]
+        if tl.sum(tl.sum(better.to(tl.int32), 1), 0) > 0:
+            inside = exists[:, None] & (columns < D)[None, :]
+            W_enc = tl.load(flat + i * count + latents[:, None] * D + columns[None, :], mask=inside, other=0.0)
+            codes = tl.dot(inputs, tl.trans(W_enc), input_precision=PRECISION) + b_enc[None, :]
+            v = tl.where(there[:, None] & exists[None, :] & (codes > 0), codes * norm[None, :], 0.0)
+            largest = tl.max(v, 1)
+            while tl.sum((largest > lowest).to(tl.int32), 0) > 0:
+                lane = tl.argmax(v, 1)
+                # Of equally small ones the higher latent goes.
+                worst = tl.argmax(tl.where(best == lowest[:, None], chosen, -2), 1)
+                taken = (largest > lowest)[:, None]
+                here = taken & (places[None, :] == worst[:, None])
+                best = tl.where(here, largest[:, None], best)
+                chosen = tl.where(here, (start + lane)[:, None], chosen)
+                v = tl.where(taken & (lanes[None, :] == lane[:, None]), 0.0, v)
+                lowest = tl.min(best, 1)
+                largest = tl.max(v, 1)
+    taken = (chosen >= 0) & there[:, None]
+    cells = i * b + rows
+    tl.store(slots + cells[:, None] * K + places[None, :], chosen, mask=taken)
+    tl.store(counts + cells, tl.sum(taken.to(tl.int32), 1), mask=there)
+
+
+@triton.jit
+def place_entries(  # type: ignore[no-untyped-def]
+    counts, offsets, dense, cells, room, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Where each cell's entries begin in their SAE's list: offsets of counts [n, cells].
+
+    dense [n] becomes 1 where a cell holds more than CAPACITY entries or the SAE more than `room`: none may be dropped,
+    so such an SAE takes this step by triton_dense.py.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([], tl.int32)
+    most = tl.zeros([], tl.int32)
+    for start in range(0, cells, BLOCK):
+        cell = start + tl.arange(0, BLOCK)
+        count = tl.load(counts + i * cells + cell, mask=cell < cells, other=0)
+        tl.store(offsets + i * cells + cell, total + tl.cumsum(count, 0) - count, mask=cell < cells)
+        # Bounded, so that a sum over a wide SAE cannot wrap around.
+        total += tl.minimum(tl.sum(tl.minimum(count, CAPACITY + 1), 0), room + 1)
+        total = tl.minimum(total, room + 1)
+        most = tl.maximum(most, tl.max(count, 0))
+    tl.store(dense + i, ((total > room) | (most > CAPACITY)).to(tl.int32))
