@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sae_sweep.reports.wandb import WandbLog
-    from sae_sweep.sweep.run import Outcome, Work
+    from sae_sweep.sweep.plan import Work
+    from sae_sweep.sweep.run import Outcome
 
 OK, FAILED_POINTS = 0, 3
 
