@@ -4,12 +4,13 @@
 
 Every row: the same activations, batches, starts, learning rate and penalty convention, in processes of their own that
 take turns (bench_worker.py), with the same version of PyTorch and as many threads. A start is trained first, untimed,
-so that what is timed is the steady state; after the timed steps quality is measured alike for all. The grid starts from
-exemplars instead, and what its rows time is the whole training; the peers, which have L1 alone, train as many L1 points.
+so that what is timed is the steady state; after the timed steps quality is measured alike for all. The grid starts
+from exemplars instead, and its rows time the whole training; the peers, which have L1 alone, train as many L1 points.
 The floor is torch.addmm of the encoders and nothing else. Peers are installed once into an environment of their own.
 
 Columns: median seconds of a step (grid: of all steps), the best peer's time over it and it over the floor's (medians
-over turns), memory above what the process held before, and quality on a batch held out (grid: means over its L1 points).
+over turns), memory above what the process held before, and quality on a batch held out (grid: means over its L1
+points).
 """
 
 from __future__ import annotations
@@ -91,7 +92,12 @@ class Worker:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         command = [python, str(HERE / "bench_worker.py"), backend, "--threads", str(threads)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.backend, self.torch = backend, self._answer()["torch"]
 
@@ -198,7 +204,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     def spell(value: float | None, digits: str, unit: str = "") -> str:
         return "" if value is None else f"{value:{digits}}{unit}"
 
-    lines = ["| work | backend | seconds | best peer / this | this / floor | peak memory | FVU | L0 |", "|" + "---|" * 8]
+    lines = [
+        "| work | backend | seconds | best peer / this | this / floor | peak memory | FVU | L0 |",
+        "|" + "---|" * 8,
+    ]
     for row in rows:
         peak = None if row["peak_bytes"] is None else row["peak_bytes"] / 2**20
         cells = (

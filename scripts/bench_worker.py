@@ -2,8 +2,8 @@
 
     python scripts/bench_worker.py BACKEND --threads N      (BACKEND: floor, sae-sweep, sae-lens, dictionary-learning)
 
-Requests: {"load": WORK, "start": FILE}, {"train": STEPS}, {"measure": true}. Needs torch and the backend alone, so that it
-runs in an environment that has nothing else.
+Requests: {"load": WORK, "start": FILE}, {"train": STEPS}, {"measure": true}. Needs torch and the backend alone, so
+that it runs in an environment that has nothing else.
 """
 
 from __future__ import annotations
@@ -312,7 +312,9 @@ def main() -> int:
             answer["seconds"] = time.perf_counter() - began
         elif "save" in request:
             saes = dict(zip(work.widths, trained.saes(), strict=True))
-            torch.save({width: {k: v.clone() for k, v in vars(sae).items()} for width, sae in saes.items()}, request["save"])
+            torch.save(
+                {width: {k: v.clone() for k, v in vars(sae).items()} for width, sae in saes.items()}, request["save"]
+            )
         else:
             answer["peak_bytes"] = resident_bytes("VmHWM") - before
             answer["quality"] = [quality(work, sae) for sae in trained.saes()]
