@@ -277,6 +277,12 @@ def quality(work: Work, sae: Sae) -> tuple[float, float]:
     return error / float((x - x.mean(0)).square().sum()), active / len(x)
 
 
+def reset_peak() -> None:
+    """Let the high-water mark of this process's memory start anew, where there is a /proc."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def resident_bytes(key: str) -> int:
     """VmRSS or VmHWM of this process; 0 where there is no /proc."""
     status = Path("/proc/self/status")
@@ -300,8 +306,7 @@ def main() -> int:
         answer: dict[str, Any] = {}
         if "load" in request:
             trained = None
-            if Path("/proc/self/clear_refs").exists():
-                Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            reset_peak()
             before, work = resident_bytes("VmRSS"), Work.from_json(request["load"])
             saved = torch.load(request["start"]) if request["start"] else {}
             starts = {width: Sae(**saved[width]) if saved else exemplar_start(width, work.d) for width in work.widths}

@@ -101,7 +101,7 @@ def test_cores_share_a_pack_and_no_more_than_it_has_to_share() -> None:
     narrow, wide = (Point(sae=Sae(width=width, init="exemplars"), training=settings) for width in (64, 1 << 20))
 
     def seconds(point: Point, count: int, workers: int) -> float:
-        return cost.pack_seconds((point,) * count, Evaluation(), speed, workers)
+        return cost.pack_seconds((point,) * count, Evaluation(inputs=16), speed, workers)
 
     assert seconds(narrow, 1, 8) == seconds(narrow, 1, 1)
     assert seconds(narrow, 8, 8) < 0.3 * seconds(narrow, 8, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sae_sweep.schema import COUNTED, Evaluation, Point, Toy
 
@@ -18,6 +18,8 @@ USUAL_L0 = 8
 DENSE_STEPS, DENSE_PRODUCTS = 100, 5
 # Steps whose batches are drawn at once (saes/train.py).
 BLOCK = 25
+# Products of the encoder in a step, per core, from which on its SAE is worth sharing (saes/kernels/cpu.py).
+SHARED = 1 << 26
 # Exemplars among which k-means++ chooses (saes/starts.py).
 POOL_PER_LATENT, POOL_AT_LEAST = 8, 4096
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
@@ -135,21 +137,27 @@ def step_seconds(point: Point, speed: Speed) -> float:
     return 2 * b * width * d / speed.product_flops + inputs + parameter_count(point) * speed.parameter
 
 
+def training_seconds(pack: tuple[Point, ...], speed: Speed, workers: int) -> float:
+    """All steps of a pack with so many cores, batches and overheads included."""
+    point = pack[0]
+    steps, b = point.training.steps, point.training.batch_size
+    alone = steps * (speed.step + b * speed.batch_input)
+    together = sum(steps * step_seconds(each, speed) + _dense_seconds(each, speed) for each in pack)
+    # A wide SAE shares its step among cores; a narrow one has one of them.
+    wide = b * point.sae.width * activation_size(point) >= workers * SHARED
+    return alone + together / (workers if wide else min(workers, len(pack)))
+
+
 def pack_seconds(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, workers: int) -> float:
     """Starting, training, measuring and storing a pack with so many cores."""
-    steps, b = pack[0].training.steps, pack[0].training.batch_size
-    training = sum(steps * step_seconds(point, speed) + _dense_seconds(point, speed) for point in pack)
+    starts = {(point.sae, point.seed): point for point in pack}.values()
     # The untrained SAEs are measured too: one for all that differ in their coefficient alone.
-    starts = {(point.sae, point.seed, point.penalty.name, point.penalty.scale, point.penalty.p): point for point in pack}
+    untrained = {(point.sae, point.seed, replace(point.penalty, coefficient=0.0)) for point in pack}
     inputs = _inputs(pack[0].toy, evaluation)
-    measuring = (len(pack) + len(starts)) * inputs * (
-        speed.measured_input + pack[0].sae.width * speed.measured_number
-    ) + len(pack) * speed.point
-    alone = steps * (speed.step + b * speed.batch_input)
-    alone += sum(_start_seconds(point, speed) for point in {(p.sae, p.seed): p for p in pack}.values())
-    # A wide SAE shares its work among cores; a narrow one has one of them.
-    wide = b * pack[0].sae.width * activation_size(pack[0]) >= workers << 26
-    return alone + training / (workers if wide else min(workers, len(pack))) + measuring / min(workers, len(pack))
+    measured = inputs * (speed.measured_input + pack[0].sae.width * speed.measured_number)
+    finishing = (len(pack) + len(untrained)) * measured + len(pack) * speed.point
+    starting = sum(_start_seconds(point, speed) for point in starts)
+    return starting + training_seconds(pack, speed, workers) + finishing / min(workers, len(pack))
 
 
 def toy_seconds(toy: Toy, speed: Speed) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import Point, toy_id
+from sae_sweep.schema import Point, Toy, toy_id
 from sae_sweep.sweep.cost import SPEEDS, cores, pack_seconds, state_bytes, toy_seconds, work_bytes
 from sae_sweep.sweep.grid import Sweep
 
