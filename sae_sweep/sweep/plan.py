@@ -113,6 +113,21 @@ def activation_size(point: Point) -> int:
     return point.toy.d_model if point.site.name == "pre_unembed" else point.toy.d_vocab
 
 
+def pack_seconds(pack: Pack, evaluation: Evaluation, device: str) -> float:
+    """What a pack takes on a kind of device, its toy trained."""
+    return _pack_seconds(pack, evaluation, SPEEDS[device])
+
+
+def pack_bytes(pack: Pack, device: str) -> int:
+    """The device memory of a process that trains the pack."""
+    return _pack_bytes(pack) + SPEEDS[device].base_bytes
+
+
+def toy_seconds(toy: Toy, device: str) -> float:
+    """What it takes to train a toy on a kind of device."""
+    return _toy_seconds(toy, SPEEDS[device])
+
+
 def device_kind(device: str) -> str:
     """cpu or cuda; for `auto`, by whether NVIDIA's driver is loaded: importing torch to ask takes two seconds."""
     if device != "auto":
