@@ -33,6 +33,7 @@ class Launcher:
     memory: str = "32G"
     time: int = _at(240, ge=1)
     signal_seconds: int = _at(120, ge=1, le=65535)
+    checkpoint_seconds: float = _at(60.0, gt=0)
     target_minutes: float = _at(30.0, gt=0)
     max_tasks: int = _at(1000, ge=1)
     parallelism: int = _at(64, ge=1)

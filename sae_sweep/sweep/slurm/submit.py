@@ -180,6 +180,7 @@ def _content(sweep: Sweep, task: Task, job_name: str, fail_fast: bool) -> dict[s
         "device": sweep.device,
         "evaluation": asdict(sweep.evaluation),
         "logger": sweep.logger,
+        "checkpoint_seconds": sweep.launcher["checkpoint_seconds"],
         "fail_fast": fail_fast,
         "points": to_json(task.points),
     }

@@ -97,7 +97,7 @@ def _work(task: dict[str, Any]) -> int:
     store = Store(place)
     work = runner.look(part, store)
     outcome = runner.before(part, work, store)
-    machine = this_machine(part.device)
+    machine = replace(this_machine(part.device), checkpoint_seconds=task["checkpoint_seconds"])
     with ExitStack() as stack:
         view = stack.enter_context(LiveView(len(points), outcome.skipped, work.plan.seconds))
         log = commands.wandb_log(part, store, lambda text: view.handle(Note(text)))
