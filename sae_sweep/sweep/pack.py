@@ -33,7 +33,7 @@ from sae_sweep.saes.train import Look, train
 from sae_sweep.schema import Evaluation, Point, Sae, Toy, canonical, measure_id, toy_id
 from sae_sweep.store import Store, StoreDamaged
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
-from sae_sweep.sweep.events import Event, PointDone, PointFailed, ToyProgress, TrainProgress
+from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 from sae_sweep.toys import max_of_k
 from sae_sweep.toys.stream import EvaluationInputs, Stream
 
@@ -78,6 +78,8 @@ def run_pack(
     stack = Stack.start(points, starts, machine.device)
     checkpoint = Checkpoint(store, points, machine.device, machine.checkpoint_seconds)
     looks = checkpoint.restore(stack)
+    if looks:
+        say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
         backend = pick_backend(stack, pool, machine.threads)
         _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)

@@ -15,6 +15,7 @@ import re
 import secrets
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,9 @@ if [ $code -eq {node.INTERRUPTED} ]; then
     scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code"""
+
+# What asks a task to stop would end Python while it starts, and the job with it: until the task listens, nothing does.
+GUARD = ["bash", "-c", 'trap "" USR2 TERM; exec "$@"', "guard"]
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,10 @@ class _Executor(SlurmExecutor):
 
 def _executor(sweep: Sweep, job_name: str, folder: Path) -> _Executor:
     launcher = Launcher.of(sweep.launcher)
-    python = None
+    python = [sys.executable]
     if launcher.container:
-        graphics = ["--nv"] if launcher.gpus else []
-        python = shlex.join(["apptainer", "exec", *graphics, launcher.container, "python"])
-    executor = _Executor(folder, python=python)
+        python = ["apptainer", "exec", *(["--nv"] if launcher.gpus else []), launcher.container, "python"]
+    executor = _Executor(folder, python=shlex.join([*GUARD, *python]))
     named = {key: getattr(launcher, key) for key in ("partition", "account", "qos", "constraint")}
     executor.update_parameters(
         **{key: value for key, value in named.items() if value is not None},

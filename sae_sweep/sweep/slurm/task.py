@@ -71,7 +71,7 @@ def _run(path: Path) -> None:
     job += f"_{os.environ['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_TASK_ID" in os.environ else ""
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     starts = int(os.environ.get("SLURM_RESTART_COUNT", 0)) + 1
-    facts = {"job": job, "node": node, "starts": starts, "cuda_visible_devices": visible}
+    facts = {"job": job, "node": node, "pid": os.getpid(), "starts": starts, "cuda_visible_devices": visible}
     note(path, state="running", began=time.time(), reason=None, **facts)
     print(f"job {job} on {node}, start {starts}, CUDA_VISIBLE_DEVICES={visible}", file=sys.stderr, flush=True)
     failed = _work(task)
