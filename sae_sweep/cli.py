@@ -131,6 +131,22 @@ def logs(
 
 
 @app.command()
+def sync(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """Push to W&B what nodes without a network logged offline; once each, however often it is called."""
+    from sae_sweep import cluster
+
+    cluster.sync(sweep, json, output_dir)
+
+
+@app.command()
+def doctor(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """GPU, output folder, Slurm, sacct, W&B: what works here, and what to do about the rest."""
+    from sae_sweep import cluster
+
+    cluster.doctor(json, output_dir)
+
+
+@app.command()
 def results(
     sweep: SweepName,
     format: Annotated[TableFormat, typer.Option(help="csv and json go to stdout as text, parquet as bytes.")] = (

@@ -64,7 +64,7 @@ def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
         return commands.OK
     _send(sweep, store, planned, tasks, fail_fast)
     end = _watch(store, sweep.name, _line_by_line)
-    commands.finish(sweep, store)
+    commands.finish(store, sweep.name, sweep.logger)
     if json:
         counts = {"ran": end.finished - len(planned.finished), "skipped": len(planned.finished), "failed": end.failed}
         head = {"schema": 1, "sweep": sweep.name, "points": end.points, **counts, "lost": end.lost}
@@ -135,6 +135,39 @@ def logs(sweep: str, point: str | None, output_dir: Path) -> None:
         print(f"== job {job}, task {number} of {folder}")
         for path in sorted(folder.glob(f"{job}_0_log.*")):
             sys.stdout.write(path.read_text(errors="replace"))
+
+
+def sync(sweep: str, json: bool, output_dir: Path) -> None:
+    """Push to W&B what was logged offline; log first what was finished but never logged."""
+    from sae_sweep.frame import sweep_info
+    from sae_sweep.reports import wandb_sync
+
+    store = Store(output_dir)
+    logger = sweep_info(store, sweep).get("logger") or {}
+    if logger.get("name") != "wandb":
+        raise UserError(f"{sweep} was run with logger=none: run it again with logger=wandb to log its points")
+    commands.log_rest(store, sweep, {**logger, "mode": "offline"})
+    pushed = wandb_sync.push(store.sweep(sweep).absolute() / "wandb", lambda line: print(line, file=sys.stderr))
+    if json:
+        print(json_module.dumps({"schema": 1, "sweep": sweep, "pushed": pushed}))
+    else:
+        print(f"{sweep}: pushed {pushed:,} runs" if pushed else f"{sweep}: everything is pushed")
+
+
+def doctor(json: bool, output_dir: Path) -> None:
+    """What works here, and what to do about the rest."""
+    from sae_sweep.doctor import examine
+
+    findings = examine(output_dir)
+    if json:
+        print(json_module.dumps({"schema": 1, "findings": [dataclasses.asdict(each) for each in findings]}))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for each in findings:
+        table.add_row("✓" if each.usable else "✗", each.name, each.found)
+        if each.advice:
+            table.add_row("", "", each.advice)
+    layout.write(layout.console(sys.stdout), table)
 
 
 def _prepare(sweep: Sweep) -> tuple[Sweep, Store, Plan, list[Task]]:

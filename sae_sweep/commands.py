@@ -79,20 +79,30 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
         for line in store.damaged:
             view.handle(Note(line))
         if log is not None:
-            _log_the_sweep(log, sweep, store, results, untrained)
+            _log_the_sweep(log, frame.sweep_info(store, sweep.name), store, results, untrained)
     return outcome
 
 
-def finish(sweep: Sweep, store: Store) -> None:
-    """Write a sweep's tables, and log its own run, once others have trained its points."""
+def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:
+    """Write a sweep's tables and log what is not logged yet, once others have trained its points."""
     from sae_sweep import frame
 
-    results, untrained = frame.write(store, sweep.name)
+    frame.write(store, name)
     _warn_of_damage(store)
-    log = wandb_log(sweep, store, lambda text: print(text, file=sys.stderr))
-    if log is not None:
-        with log:
-            _log_the_sweep(log, sweep, store, results, untrained)
+    if logger["name"] != "none":
+        log_rest(store, name, logger)
+
+
+def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> None:
+    """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run."""
+    from sae_sweep import frame
+    from sae_sweep.reports.wandb import WandbLog
+
+    info = frame.sweep_info(store, name)
+    results, untrained = frame.tables(store, name)
+    settings = {key: logger[key] for key in ("project", "entity", "mode")}
+    with WandbLog(store.sweep(name), name, **settings, note=lambda text: print(text, file=sys.stderr)) as log:
+        _log_the_sweep(log, info, store, results, untrained)
 
 
 def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry_run: bool = False) -> None:
@@ -274,18 +284,18 @@ def wandb_log(sweep: Sweep, store: Store, note: Callable[[str], None]) -> WandbL
     return WandbLog(store.sweep(sweep.name), sweep.name, **settings, note=note)
 
 
-def _log_the_sweep(log: WandbLog, sweep: Sweep, store: Store, results: pd.DataFrame, untrained: pd.DataFrame) -> None:
-    """Log the points that an earlier, killed run finished but did not log, then the sweep's own run."""
-    from sae_sweep.schema import measure_id
-
-    wanted = measure_id(sweep.evaluation)
-    missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
+def _log_the_sweep(
+    log: WandbLog, info: Mapping[str, Any], store: Store, results: pd.DataFrame, untrained: pd.DataFrame
+) -> None:
+    """Log the points that are finished but were not logged, then the sweep's own run. `info`: its sweep.yaml."""
     from sae_sweep.frame import measured
 
+    wanted = info["measure_id"]
+    missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
     for record in measured(store, missing, wanted):
         log.log_point(record)
-    verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(sweep.claims, results, untrained)]
-    log.log_sweep(results, untrained, verdicts, {"experiment": sweep.experiment, "overrides": sweep.overrides})
+    verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(info["claims"], results, untrained)]
+    log.log_sweep(results, untrained, verdicts, {"experiment": info["experiment"], "overrides": info["overrides"]})
 
 
 def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:

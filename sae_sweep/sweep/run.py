@@ -142,6 +142,7 @@ def freeze(sweep: Sweep, store: Store) -> None:
         "evaluation": dataclasses.asdict(sweep.evaluation),
         "measure_id": measure_id(sweep.evaluation),
         "claims": sweep.claims,
+        "logger": sweep.logger,
     }
     store.write_sweep_file(sweep.name, "points.txt", ("\n".join(ids) + "\n").encode())
     store.write_sweep_file(sweep.name, "sweep.yaml", yaml.safe_dump(info, sort_keys=False, allow_unicode=True).encode())
