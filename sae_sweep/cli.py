@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from sae_sweep.errors import EnvironmentProblem, UserError
 
 app = typer.Typer(
     name="sae-sweep",
-    help="Feature-splitting sweeps: train toy models and sparse autoencoders, count split features against exact truth.",
+    help="Feature-splitting sweeps: train toy models and sparse autoencoders, count splits against exact ground truth.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -221,6 +222,7 @@ def main() -> None:
     # Hydra users type -m out of habit; every sweep here is a multirun.
     arguments = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
     interruption.raise_on_signals()
+    _fill_closed_streams()
     try:
         code = _run(arguments)
         interruption.ignore_signals()
@@ -230,7 +232,7 @@ def main() -> None:
         if stop is None:
             raise
         again = shlex.join(["sae-sweep", *arguments])
-        print(f"interrupted: finished points are kept; resume with: {again}", file=sys.stderr, flush=True)
+        _say(f"interrupted: finished points are kept; resume with: {again}")
         # Not sys.exit: it would wait for worker threads, whose results nobody needs any more.
         os._exit(stop.exit_code)
     sys.exit(code)
@@ -254,6 +256,18 @@ def _run(arguments: list[str]) -> int:
     return code or 0
 
 
+def _fill_closed_streams() -> None:
+    """Where a stream was closed (`2>&-`), the next file opened would take its number, and what C libraries print."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
 def _refuse(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    _say(f"error: {' '.join(message.split())}")
     return code
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody listens
+        print(line, file=sys.stderr, flush=True)

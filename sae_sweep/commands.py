@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_sweep import config
-from sae_sweep.errors import UserError
+from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import layout
 from sae_sweep.store import Store
 from sae_sweep.sweep.grid import Sweep
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sae_sweep.reports.wandb import WandbLog
-    from sae_sweep.sweep.run import Outcome, Work
+    from sae_sweep.sweep.plan import Work
+    from sae_sweep.sweep.run import Outcome
 
 OK, FAILED_POINTS = 0, 3
 
@@ -57,7 +58,6 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 
 def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
     """Run with a live view, log to W&B beside it, and write the sweep's tables."""
-    from sae_sweep import frame
     from sae_sweep.reports.live import LiveView
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.events import Event, Note, PointDone
@@ -75,12 +75,26 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
                 log.log_point(event.record)
 
         outcome = runner.run(sweep, work, store, say, fail_fast)
-        results, untrained = frame.write(store, sweep.name)
+        results, untrained = _write_tables(sweep, work, outcome, store)
         for line in store.damaged:
             view.handle(Note(line))
         if log is not None:
             _log_the_sweep(log, frame.sweep_info(store, sweep.name), store, results, untrained)
     return outcome
+
+
+def _write_tables(sweep: Sweep, work: Work, outcome: Outcome, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write a sweep's tables. EnvironmentProblem if they lack points that the run found or made."""
+    from sae_sweep import frame
+
+    if sweep.name not in store.sweeps():
+        raise EnvironmentProblem(f"{store.sweep(sweep.name)} was deleted while the sweep ran: run it again")
+    results, untrained = frame.write(store, sweep.name)
+    there = set(results["point_id"])
+    lost = outcome.ran + outcome.skipped - sum(point.id in there for point in work.plan.points)
+    if lost:
+        raise EnvironmentProblem(f"{lost} finished points were deleted or damaged while the sweep ran: run it again")
+    return results, untrained
 
 
 def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:

@@ -14,11 +14,11 @@ PACKAGES = ("sae-sweep", "torch", "numpy", "numba")
 
 @functools.cache
 def collect(device: str) -> dict[str, Any]:
-    """Git commit (null outside a checkout) and whether the tree was dirty, versions, and the device's name."""
-    sha = _git("rev-parse", "HEAD")
+    """Git commit and whether the tree was dirty (null outside a checkout), versions, and the device's name."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "git_sha": sha,
-        "git_dirty": None if sha is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else bool(changes),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "device": _device_name(device),
     }

@@ -65,21 +65,27 @@ class Cluster:
         self.start_controller()
         for node in NODES:
             self.start_node(node)
-        wait_for("both nodes idle", lambda: self.ask("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D") == "2")
+        self.wait_until_idle()
 
     def start_controller(self) -> None:
         """Start slurmctld as if for the first time: job ids begin at 1 again."""
         self._run("slurmctld", "-c", "-f", str(self.conf))
+
+    def wait_until_idle(self) -> None:
+        """Returns once both nodes take jobs."""
+        wait_for("both nodes idle", lambda: self.ask("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D") == "2")
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of a node."""
         self._run("slurmd", "-N", node, "-f", str(self.conf))
 
     def kill(self, daemon: str) -> None:
-        """Kill a daemon outright: slurmctld, or slurmd-n1."""
+        """Kill a daemon outright with all that it has started: slurmctld, or slurmd-n1, which is as if a node died."""
         pid = self._pid(f"run/{daemon}.pid")
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        for each in (pid, *_descendants(pid)):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
         wait_for(f"{daemon} gone", lambda: not Path(f"/proc/{pid}").exists() or _zombie(pid), 20)
 
     def ask(self, *command: str) -> str:
@@ -182,6 +188,7 @@ class Cluster:
             "ReturnToService": 2,
             "KillWait": 10,
             "SlurmdTimeout": 10,
+            "MinJobAge": 2,
             "MaxArraySize": 5,
             "GresTypes": "gpu",
             "AccountingStorageType": "accounting_storage/none",
@@ -219,6 +226,14 @@ def _free_ports(count: int) -> list[int]:
     for each in taken:
         each.close()
     return ports
+
+
+def _descendants(pid: int) -> list[int]:
+    found = [pid]
+    for each in found:
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            found += map(int, children.read_text().split())
+    return found[1:]
 
 
 def _zombie(pid: int) -> bool:

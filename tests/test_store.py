@@ -123,6 +123,16 @@ def test_bulk_reading_leaves_out_what_is_missing_or_damaged(store: Store) -> Non
     assert store.ids("points") == {"a1", "d4"}
 
 
+def test_content_is_verified_where_asked(store: Store) -> None:
+    for id in ("a1", "b2"):
+        store.commit("points", id, {**RECORD, "id": id}, FILES)
+    flip(store.path("points", "a1") / "cfg.json")
+    assert list(store.records("points", ["a1", "b2"])) == ["a1", "b2"]
+    assert list(store.records("points", ["a1", "b2"], verify=True)) == ["b2"]
+    assert len(store.damaged) == 1 and "cfg.json does not match its checksum" in store.damaged[0]
+    assert store.ids("points") == {"b2"}
+
+
 def test_a_whole_folder_that_took_the_damaged_ones_place_stays(store: Store) -> None:
     store.commit("points", "a1", RECORD, FILES)
     with pytest.raises(StoreDamaged), store._set_aside_if_damaged(store.root / "points", "a1"):

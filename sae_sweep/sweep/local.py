@@ -13,8 +13,7 @@ from sae_sweep.schema import Evaluation, Point
 from sae_sweep.store import Store
 from sae_sweep.sweep.events import Note, PointFailed
 from sae_sweep.sweep.pack import Machine, Say, measure_again, out_of_memory, run_pack, train_toys
-from sae_sweep.sweep.plan import device_kind, stack_key
-from sae_sweep.sweep.run import Work
+from sae_sweep.sweep.plan import Work, device_kind, stack_key
 
 
 def this_machine(device: str) -> Machine:

@@ -1,4 +1,4 @@
-"""One pack: toy → stream → train the stack → measure → store, a point at a time. The same code here and on a cluster."""
+"""One pack: toy → stream → train the stack → measure → store, a point at a time. The same here and on a cluster."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def run_pack(
     with machine.pool() as pool:
         backend = pick_backend(stack, pool, machine.threads)
         _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)
-    broken = [i for i in range(len(points)) if not stack.flat[i].isfinite().all()]
-    failed = {i: (stack.step, "the last step left parameters that are not finite") for i in broken}
-    failed |= {i: (step, f"the loss was not finite by step {step}") for i, step in stack.failed.items()}
+    for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
+        stack.failed.setdefault(i, stack.step)
+    failed = {i: (step, f"loss or parameters were not finite by step {step}") for i, step in stack.failed.items()}
 
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
@@ -123,7 +123,7 @@ def run_pack(
 
 
 def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation, machine: Machine, say: Say) -> None:
-    """Measure finished points of one stack key under other evaluation settings, or by a newer measure; trains nothing."""
+    """Measure finished points of one stack key under other evaluation settings, or by a newer measure; no training."""
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()

@@ -70,6 +70,18 @@ class Plan:
         }
 
 
+@dataclass(frozen=True)
+class Work:
+    """A plan with what the store already knows.
+
+    `toys`: those of the plan's points that are not trained; `stale`: points trained but not measured as asked.
+    """
+
+    plan: Plan
+    toys: list[Toy]
+    stale: list[Point]
+
+
 def plan(
     sweep: Sweep,
     finished: Collection[str],

@@ -13,11 +13,11 @@ import yaml
 
 from sae_sweep.errors import UserError
 from sae_sweep.interruption import check
-from sae_sweep.schema import Point, Toy, measure_id, toy_id
+from sae_sweep.schema import measure_id, toy_id
 from sae_sweep.store import Store
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed
 from sae_sweep.sweep.grid import Sweep
-from sae_sweep.sweep.plan import Plan, plan
+from sae_sweep.sweep.plan import Work, plan
 
 
 class TooManyFailures(Exception):
@@ -38,18 +38,6 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """The report of `sae-sweep run --json`."""
         return {"schema": 1, **dataclasses.asdict(self), "directory": str(self.directory)}
-
-
-@dataclass(frozen=True)
-class Work:
-    """A plan with what the store already knows.
-
-    `toys`: those of the plan's points that are not trained; `stale`: points trained but not measured as asked.
-    """
-
-    plan: Plan
-    toys: list[Toy]
-    stale: list[Point]
 
 
 def check_weights(sweep: Sweep) -> None:

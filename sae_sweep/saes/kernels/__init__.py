@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sae_sweep.saes.stack import Stack
+
+# The longest activation of which a tile fits a GPU's registers, and for which the error of its screening is bounded.
+LONGEST = 128
 
 
 @dataclass
@@ -40,10 +44,14 @@ class Progress:
 def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backend:
     """The fastest backend that can train this stack where it lies; `pool` has `threads` threads."""
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
-    if stack.flat.device.type == "cpu" and stack.architecture.name in ("relu", "topk"):
+    if stack.flat.device.type == "cpu":
         from sae_sweep.saes.kernels.cpu import CpuBackend
 
         return CpuBackend(pool, threads)
+    if stack.architecture.name in ("relu", "topk") and stack.d <= LONGEST and find_spec("triton"):
+        from sae_sweep.saes.kernels.cuda import CudaBackend
+
+        return CudaBackend()
     from sae_sweep.saes.kernels.dense import DenseBackend
 
     return DenseBackend()

@@ -46,32 +46,32 @@ def tally(x, begin, end, panels, bias, norms, upper, counts):  # type: ignore[no
 
 @_jit
 def rank_in(counts, rank):  # type: ignore[no-untyped-def]
-    """Where the rank-th largest (from 1) of what `counts` counted lies, and its rank there; (−1, 0) if it holds fewer."""
+    """Where the rank-th largest (from 1) of what `counts` counted lies, and its rank there; (−1, 0) for rank 0."""
     for half in range(len(counts) - 1, -1, -1):
-        if rank <= counts[half]:
+        if 0 < rank <= counts[half]:
             return half, rank
         rank -= counts[half]
     return -1, 0
 
 
 @_jit
-def contributions(norms, floats, ints, starts, rows):  # type: ignore[no-untyped-def]
+def contributions(norms, codes, latents, starts, rows):  # type: ignore[no-untyped-def]
     """The contributions of all entries of a part with `rows` inputs."""
     result = np.empty(starts[rows], np.float32)
     for entry in range(len(result)):
-        result[entry] = floats[entry, CODE] * norms[ints[entry, LATENT]]
+        result[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
     return result
 
 
 @_jit
-def drop_below(least, norms, floats, ints, starts, rows):  # type: ignore[no-untyped-def]
+def drop_below(least, norms, codes, latents, starts, rows):  # type: ignore[no-untyped-def]
     """Leave only the entries whose contribution is `least` or more."""
     kept = begin = 0
     for row in range(rows):
         end = starts[row + 1]
         for entry in range(begin, end):
-            if floats[entry, CODE] * norms[ints[entry, LATENT]] >= least:
-                floats[kept, CODE], ints[kept, LATENT] = floats[entry, CODE], ints[entry, LATENT]
+            if codes[entry, CODE] * norms[latents[entry, LATENT]] >= least:
+                codes[kept, CODE], latents[kept, LATENT] = codes[entry, CODE], latents[entry, LATENT]
                 kept += 1
         begin = end
         starts[row + 1] = kept

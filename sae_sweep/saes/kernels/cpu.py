@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from sae_sweep.saes.kernels import Progress
 from sae_sweep.saes.kernels.batchtopk import HALF, contributions, drop_below, rank_in, tally
 from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
 from sae_sweep.saes.kernels.slopes import compile_slopes
-from sae_sweep.saes.kernels.sparse import FIELDS, GROUP, collect, encode, reconstruct, refresh
+from sae_sweep.saes.kernels.sparse import GROUP, LISTED, PLACED, collect, count, encode, place, reconstruct, refresh
 from sae_sweep.saes.kernels.steps import clip_factor, find_idle, finish, squares, take_steps, update
 from sae_sweep.saes.kernels.tile import LANES
 from sae_sweep.saes.stack import Stack, adam_scale
@@ -35,6 +35,7 @@ DENSE_BUFFER, DENSE_PARTS = 1 << 20, 4
 GUESS = np.float32(0.9)
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 class CpuBackend:
@@ -69,10 +70,11 @@ class _Trainer:
         self.chosen = b * self.point.sae.k if stack.architecture.name == "batchtopk" else 0
         self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         self.slopes = compile_slopes(self.point.penalty.name)
-        count = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
-        self.parts = _cut(b, count, GROUP)
-        self.slices = _cut(self.width, 1 if count == 1 else 2 * count, LANES)
-        self.share = share if count > 1 else None
+        parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
+        self.parts = _cut(b, parts, GROUP)
+        self.slices = _cut(self.width, 1 if parts == 1 else 2 * parts, LANES)
+        self.share = share if parts > 1 else None
+        self.guess = GUESS * np.float32(stack.threshold[i])
         self._allocate(b)
 
     def _allocate(self, b: int) -> None:
@@ -85,10 +87,12 @@ class _Trainer:
         self.norms, ones = np.ones((2, panels * LANES), np.float32)
         # What decides which latents count is their contribution, or only its sign.
         self.weights = self.norms if self.k or self.chosen else ones
-        self.floats = np.empty((parts, ENTRIES + width, FIELDS), np.float32)
-        self.ints = self.floats.view(np.int32)
+        capacity = ENTRIES + width
+        self.codes, self.sums = (np.empty((parts, capacity, fields), np.float32) for fields in (LISTED, PLACED))
+        self.sums = self.sums.reshape(-1, PLACED)
+        self.latents, self.rows = self.codes.view(np.int32), self.sums.view(np.int32)
         self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
-        self.heads = np.full((parts, width), -1, np.int32)
+        self.bounds, self.places = np.empty(width + 1, np.int64), np.zeros((width, parts), np.int32)
         self.residuals, self.g_bdec = np.empty((b, d), np.float32), np.empty((parts, d), np.float32)
 
     def advance(self, batches: Tensor) -> Array:
@@ -132,10 +136,13 @@ class _Trainer:
             self.bias,
             self.norms,
             self.weights,
-            self.floats,
-            self.ints,
+            self.codes,
+            self.latents,
             self.starts,
-            self.heads,
+            self.sums,
+            self.rows,
+            self.bounds,
+            self.places,
             self.residuals,
             self.g_bdec,
             self.active,
@@ -159,86 +166,159 @@ class _Trainer:
 
     def _sparse_gradient(self, x: Array, step: int, *weights: np.float32) -> Array:
         """Penalty and squared error summed over x, and entries; the gradient of the latents marked active."""
-        sums, begins, penalty = np.zeros((len(self.parts), 3)), self.parts[:, 0].copy(), self.point.penalty
+        totals, begins, penalty = np.zeros((len(self.parts), 3)), self.parts[:, 0].copy(), self.point.penalty
+        floor, listed = self._choose(x, step) if self.chosen else (0.0, False)
         self.g_bdec[:] = 0
-        floor, stops = self._choose(x, step) if self.chosen else (np.float32(0), None)
 
-        def work(part: int) -> int:
-            stop = self._encode(x, part, begins[part], floor) if stops is None else stops[part]
-            sums[part] += reconstruct(
-                x,
-                begins[part],
-                stop,
-                self.flat,
-                self.width,
-                self.norms,
-                self.slopes,
-                penalty.scale,
-                penalty.p,
-                *weights,
-                *self._list(part),
-                self.residuals,
-                self.heads[part],
-                self.g_bdec[part : part + 1],
-            )
+        def find(part: int) -> int:
+            stop = int(self.parts[part, 1]) if listed else self._encode(x, part, begins[part], floor)
+            count(self.latents[part], self.starts[part, stop - begins[part]], self.places, part)
             return stop
 
-        while (begins < self.parts[:, 1]).any():
-            begins[:] = list(self._map(work, range(len(self.parts))))
-            self._over_slices(
-                lambda begin, end: collect(
-                    x,
-                    self.residuals,
-                    self.flat,
-                    self.width,
-                    self.norms,
-                    self.floats,
-                    self.ints,
-                    self.heads,
-                    self.gradient,
-                    self.active,
-                    begin,
-                    end,
-                )
+        def work(part: int) -> None:
+            sae, rule = (self.flat, self.width, self.norms), (self.slopes, penalty.scale, penalty.p, *weights)
+            arrays = *self._list(part), self.residuals, self.places, part, self.sums, self.rows
+            totals[part] += reconstruct(
+                x, begins[part], stops[part], *sae, *rule, *arrays, self.g_bdec[part : part + 1]
             )
-        return sum(sums, np.zeros(3))
 
-    def _encode(self, x: Array, part: int, begin: int, floor: np.float32) -> int:
+        def gather(begin: int, end: int) -> None:
+            entries = self.sums, self.rows, self.bounds, self.places
+            sae = self.residuals, self.flat, self.width, self.norms
+            collect(x, *sae, *entries, self.gradient, self.active, begin, end)
+
+        while (begins < self.parts[:, 1]).any():  # once, unless a list is full
+            stops = self._over_parts(find)
+            place(self.places, self.bounds)
+            self._over_parts(work)
+            self._over_slices(gather)
+            begins[:] = stops
+        return sum(totals, np.zeros(3))
+
+    def _choose(self, x: Array, step: int) -> tuple[float, bool]:
+        """BatchTopK: what a contribution has to exceed to be kept, and whether those that do are already listed."""
+        least = self._least_listed(x)
+        listed = least is not None
+        if least is None:
+            least = self._least_counted(x)
+        # The threshold for evaluation, as the reference learns it.
+        if least > 0:
+            self.stack.threshold[self.i].lerp_(torch.tensor(least), 1.0 if step == 0 else THRESHOLD_RATE)
+        self.guess = GUESS * least
+        return np.nextafter(least, np.float32(0)), listed
+
+    def _least_listed(self, x: Array) -> np.float32 | None:
+        """The smallest contribution to keep, if all that reach a guess can be listed and are enough; lists what stays."""
+        if not self.guess > 0:
+            return None
+        below = np.nextafter(self.guess, np.float32(0))
+        ends = self._over_parts(lambda part: self._encode(x, part, self.parts[part, 0], below))
+        rows = self.parts[:, 1] - self.parts[:, 0]
+        parts = [(self.norms, *self._list(part), rows[part]) for part in range(len(rows))]
+        candidates = np.concatenate([contributions(*part) for part in parts])
+        if ends != self.parts[:, 1].tolist() or len(candidates) < self.chosen:
+            return None
+        least: np.float32 = np.partition(candidates, len(candidates) - self.chosen)[len(candidates) - self.chosen]
+        for part in parts:
+            drop_below(least, *part)
+        return least
+
+    def _least_counted(self, x: Array) -> np.float32:
+        """The same from two counts over all contributions: of the upper halves of their bits, then of the lower."""
+        upper, rank = self._count(x, -1, self.chosen)
+        if upper < 0:
+            return np.float32(0)
+        lower, _ = self._count(x, upper, rank)
+        return np.int32(upper << HALF | lower).view(np.float32)
+
+    def _count(self, x: Array, upper: int, rank: int) -> tuple[int, int]:
+        """Which half of the bits the rank-th largest has, or the smallest, and its rank among those that have it."""
+        counts = np.zeros((len(self.parts), 1 << HALF), np.int64)
+        encoder = self.panels, self.bias, self.norms
+        self._over_parts(lambda part: tally(x, *self.parts[part], *encoder, upper, counts[part]))
+        total = counts.sum(0)
+        return rank_in(total, min(rank, int(total.sum())))
+
+    def _encode(self, x: Array, part: int, begin: int, floor: float) -> int:
         end = self.parts[part, 1]
         return encode(x, begin, end, self.panels, self.bias, self.weights, self.k, floor, *self._list(part))
 
     def _list(self, part: int) -> tuple[Array, Array, Array]:
-        return self.floats[part], self.ints[part], self.starts[part]
+        return self.codes[part], self.latents[part], self.starts[part]
 
-    def _choose(self, x: Array, step: int) -> tuple[np.float32, list[int] | None]:
-        """BatchTopK: the number below the smallest contribution kept; and where each part ends, if they are listed.
+    def _dense_gradient(self, batch: Tensor, of_error: float, of_penalty: float) -> Array:
+        """What `_sparse_gradient` does, by matrix products: for the steps in which much of the dictionary fires."""
+        shares = batch.tensor_split(min(len(self.parts), DENSE_PARTS))
+        gradients = torch.zeros(len(shares), self.flat.size)
+        sums = np.zeros((len(shares), 3))
 
-        The threshold learned for evaluation follows that contribution.
-        """
-        learned, rate = self.stack.threshold[self.i], 1.0 if step == 0 else THRESHOLD_RATE
-        least, stops = np.float32(0), None
-        guess = GUESS * np.float32(learned)
-        if guess > 0:
-            least, stops = self._choose_above(x, guess)
-        if stops is None:
-            least = self._choose_by_count(x)
-        smallest = least
-        if least > 0:
-            learned.lerp_(torch.tensor(smallest), rate)
-        return np.nextafter(least, np.float32(0)), stops
+        def work(part: int) -> None:
+            sums[part] = self._dense_part(shares[part], gradients[part], of_error, of_penalty)
+
+        self._map(work, range(len(shares)))
+        torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))
+        self.g_bdec[:] = 0
+        self.g_bdec[0] = self.gradient[-self.d :]
+        self.active[:] = 1
+        return sum(sums, np.zeros(3))
+
+    def _dense_part(self, x: Tensor, gradient: Tensor, of_error: float, of_penalty: float) -> tuple[float, float, int]:
+        W_enc, W_dec, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
+        g_enc, g_dec, g_benc, g_bdec = self.stack.split(gradient)
+        norms, pulls = torch.from_numpy(self.norms[: self.width]), torch.zeros(self.width)
+        setting = self.point.penalty
+        penalty, error, entries = 0.0, 0.0, 0
+        for chunk in x.split(max(DENSE_BUFFER // self.width, 1)):
+            codes = torch.addmm(b_enc, chunk, W_enc.T).relu_()
+            bounds = np.arange(0, codes.numel() + 1, self.width)
+            slope = torch.empty_like(codes)
+            penalty += self.slopes(
+                (codes * norms).numpy().ravel(), bounds, setting.scale, setting.p, slope.numpy().ravel()
+            )
+            residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
+            error += float(residual.square().sum(dtype=torch.float64))
+            entries += int(codes.count_nonzero())
+            residual *= of_error
+            slope *= of_penalty
+            pulls += (slope * codes).sum(0)
+            g_pre = torch.addcmul(residual @ W_dec.T, slope, norms)
+            g_pre[codes == 0] = 0
+            g_enc.addmm_(g_pre.T, chunk)
+            g_dec.addmm_(codes.T, residual)
+            g_benc += g_pre.sum(0)
+            g_bdec += residual.sum(0)
+        g_dec.addcmul_((pulls / norms)[:, None], W_dec)
+        return penalty, error, entries
 
     def _update(self, rate: float, correction2: float) -> None:
         """Clip this SAE's gradient to its own norm and take Adam's step."""
-        square = finish(self.gradient, self.g_bdec)
         size = self.width, self.d
-        square = sum(
-            self._over_slices(lambda begin, end: squares(self.gradient, *size, self.active, begin, end)), square
-        )
-        factor = clip_factor(square, self.point.training.clip)
-        arrays = self.flat, self.gradient, self.first, self.second
-        encoder = self.panels, self.bias, self.norms
-        self._over_slices(
-            lambda begin, end: update(
-                *arrays, *size, self.active, self.idle, *encoder, begin, end, factor, rate, correction2
-            )
-        )
+        square = finish(self.gradient, self.g_bdec)
+        for part in self._over_slices(lambda *at: squares(self.gradient, *size, self.active, *at)):
+            square += part
+        rule = clip_factor(square, self.point.training.clip), rate, correction2
+        arrays = self.flat, self.gradient, self.first, self.second, *size, self.active, self.idle
+        self._over_slices(lambda *at: update(*arrays, self.panels, self.bias, self.norms, *at, *rule))
+
+    def _scheduled(self, step: int) -> tuple[float, float, float]:
+        """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
+        rate, coefficient = self.stack.schedule(self.i, step)
+        correction1, correction2 = adam_scale(step)
+        return rate / correction1, correction2, coefficient
+
+    def _over_parts(self, function: Callable[[int], T]) -> list[T]:
+        return self._map(function, range(len(self.parts)))
+
+    def _over_slices(self, function: Callable[[int, int], T]) -> list[T]:
+        return self._map(lambda piece: function(*piece), self.slices.tolist())
+
+    def _map(self, function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+        """On the threads of the pool, if they have nothing better to do."""
+        return list((self.share or map)(function, items))
+
+
+def _cut(size: int, pieces: int, grain: int) -> Array:
+    """Begin and end of about so many equal pieces of range(size), each but the last a multiple of `grain`: [·, 2]."""
+    length = -(-size // (pieces * grain)) * grain
+    begins = np.arange(0, size, length)
+    return np.stack([begins, np.minimum(begins + length, size)], axis=1)

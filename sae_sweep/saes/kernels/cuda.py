@@ -28,7 +28,7 @@ NARROW = 512
 WIDE, SEGMENTS = 8192, 8
 # float32 products on tensor cores: three of TF32, which lose nothing that float32 would keep.
 PRECISION = "tf32x3"
-# Inputs, and latents, in a tile of the matrix products; fewer inputs where the activations are long.
+# Inputs, and latents, in a tile.
 TILE = 64
 # Programs per SAE that its gradient is split among, at least, where there are inputs enough.
 PROGRAMS = 32
@@ -55,7 +55,7 @@ class _Trainer:
 
     def __init__(self, stack: Stack, b: int, precision: str) -> None:
         self.stack, self.b, self.precision = stack, b, precision
-        self.n, self.width, self.d, self.count = len(stack.points), stack.width, stack.d, stack.flat.shape[1]
+        self.n, self.width, self.d, self.stride = len(stack.points), stack.width, stack.d, stack.flat.stride(0)
         self.k = stack.points[0].sae.k if stack.architecture.name == "topk" else 0
         self.sparse = bool(self.k) or self.width > NARROW
         self.shape = {"D": self.d, "DP": max(16, triton.next_power_of_2(self.d))}
@@ -87,20 +87,19 @@ class _Trainer:
         return torch.tensor(values, dtype=torch.int64, device=self.stack.flat.device)
 
     def _room_for_products(self) -> None:
-        most_rows = TILE if self.shape["DP"] <= 64 else TILE // 2
-        self.rows = min(most_rows, max(16, triton.next_power_of_2(self.b)))
-        tiles = triton.cdiv(self.width, TILE)
-        parts = 1 if self.k else min(triton.cdiv(self.b, self.rows), triton.cdiv(PROGRAMS, tiles))
-        self.share = triton.cdiv(triton.cdiv(self.b, parts), self.rows) * self.rows
+        # Registers decide: half as many inputs where d is long, and half again where two gradients are summed.
+        self.rows = TILE if self.shape["DP"] <= 64 else TILE // 2
+        tiles, rows = triton.cdiv(self.width, TILE), self.rows // 2
+        parts = 1 if self.k else min(triton.cdiv(self.b, rows), triton.cdiv(PROGRAMS, tiles))
+        self.share = triton.cdiv(triton.cdiv(self.b, parts), rows) * rows
         self.parts = triton.cdiv(self.b, self.share)
-        self.gradient = self._zeros(self.parts, self.n, self.count)
+        self.gradient = self._zeros(self.parts, self.n, self.stride)
         self.pulls = self._zeros(self.parts, self.n, self.width)
         self.slopes = self._zeros(self.n, self.b, 2)
 
     def _room_for_entries(self) -> None:
         wide = self.width >= WIDE and not self.k
         self.segments, self.screen_rows = (SEGMENTS, 2 * TILE) if wide else (1, TILE)
-        self.screen_rows = min(self.screen_rows, max(16, triton.next_power_of_2(self.b)))
         # Mean entries per input, and most of one input in one segment.
         mean = self.k or min(max(self.width // 32, 32), 256)
         self.capacity = self.k or triton.next_power_of_2(4 * mean // self.segments)
@@ -146,11 +145,11 @@ class _Trainer:
 
     def _launch(self) -> None:
         """One step on self.x: every line is one kernel, or one per penalty of the stack."""
-        shape, n, b, width, count = self.shape, self.n, self.b, self.width, self.count
-        flat, parts_stride = self.stack.flat, n * count
+        shape, n, b, width, stride = self.shape, self.n, self.b, self.width, self.stride
+        flat, parts_stride = self.stack.flat, n * stride
         extra = (self.reach, self.packed) if self.sparse else (self.norms, self.norms)
-        encode.measure_latents[(triton.cdiv(width, 16), n)](
-            flat, self.norms, *extra, width, count, **shape, LATENTS=16, SCREENED=self.sparse
+        encode.measure_latents[(triton.cdiv(width, 32), n)](
+            flat, self.norms, *extra, width, stride, **shape, LATENTS=32, SCREENED=self.sparse
         )
         if self.sparse:
             self._screen()
@@ -165,25 +164,25 @@ class _Trainer:
             self.residuals, self.rows_sums, self.input_sums, b, **shape, ROWS=TILE
         )
         update.sum_latents[(self.latent_sums.shape[1], n)](
-            flat, self.dense, self.gradient, self.pulls, squares, self.latent_sums, n, width, count, self.parts,
+            flat, self.dense, self.gradient, self.pulls, squares, self.latent_sums, n, width, stride, self.parts,
             parts_stride, **shape, LATENTS=self.run, TILE=8, PARTS=min(8, triton.next_power_of_2(self.parts)),
             SPARSE=self.sparse,
         )  # fmt: skip
         update.finish_sums[(n,)](
             self.input_sums, self.latent_sums, self.gradient, self.settings, self.schedule, self.step, self.factors,
-            self.metrics, b, n, count, self.input_sums.shape[1], self.latent_sums.shape[1], **shape, BLOCK=64,
+            self.metrics, b, n, width, stride, self.input_sums.shape[1], self.latent_sums.shape[1], **shape, BLOCK=64,
         )  # fmt: skip
-        update.adam[(triton.cdiv(width, 16), n)](
+        update.adam[(triton.cdiv(width, 32), n)](
             flat, self.stack.first, self.stack.second, self.gradient, squares, self.dense, self.factors, self.schedule,
-            self.step, n, width, count, **shape, LATENTS=16, SPARSE=self.sparse,
+            self.step, n, width, stride, **shape, LATENTS=32, SPARSE=self.sparse,
         )  # fmt: skip
         self.step.add_(1)
 
     def _screen(self) -> None:
-        """Slots of the latents that may fire, where each input's entries begin, and for which SAEs they have no room."""
+        """Slots of the latents that may fire, where each input's entries begin, and which SAEs have no room for them."""
         rows, n, width = self.screen_rows, self.n, self.width
         before = (self.x, self.stack.flat)
-        after = (self.reach, self.packed, self.slots, self.counts, self.b, width, self.count)
+        after = (self.reach, self.packed, self.slots, self.counts, self.b, width, self.stride)
         if self.k:
             places = triton.next_power_of_2(self.k)
             rows = min(rows, 16)
@@ -192,11 +191,9 @@ class _Trainer:
                 PRECISION=self.precision,
             )  # fmt: skip
         else:
-            latents = self.screen_rows
-            segment = triton.cdiv(triton.cdiv(width, self.segments), latents) * latents
+            segment = triton.cdiv(triton.cdiv(width, self.segments), TILE) * TILE
             encode.screen[(triton.cdiv(self.b, rows), self.segments, n)](
-                *before, *after, segment, **self.shape, ROWS=rows, LATENTS=latents, CAPACITY=self.capacity,
-                num_warps=8 if latents > TILE else 4,
+                *before, *after, segment, **self.shape, ROWS=rows, LATENTS=TILE, CAPACITY=self.capacity,
             )  # fmt: skip
         encode.place_entries[(n,)](
             self.counts, self.offsets, self.dense, self.b * self.segments, self.room, CAPACITY=self.capacity, BLOCK=1024
@@ -206,7 +203,7 @@ class _Trainer:
         by_entries.gradients_of_entries[(self.b, len(members))](
             self.x, self.stack.flat, self.norms, self.slots, self.counts, self.offsets, self.dense, members,
             self.settings, self.schedule, self.step, self.keys, self.inputs, self.codes, self.g_codes,
-            self.entry_pulls, self.residuals, self.rows_sums, self.b, self.n, self.width, self.count, self.room,
+            self.entry_pulls, self.residuals, self.rows_sums, self.b, self.n, self.width, self.stride, self.room,
             TERMS=slopes.terms, TERM_SLOPES=slopes.term_slopes, OUTER=slopes.outer, **self.shape,
             SEGMENTS=self.segments, CAPACITY=self.capacity, CHUNK=16, num_warps=1,
         )  # fmt: skip
@@ -225,19 +222,21 @@ class _Trainer:
         by_entries.gradients_of_latents[(self.programs,)](
             self.x, self.stack.flat, self.sorted, self.order, self.runs, self.run_count, self.inputs, self.codes,
             self.g_codes, self.entry_pulls, self.residuals, self.gradient, self.squares, self.b, self.width,
-            self.count, **self.shape, CHUNK=32, num_warps=2,
+            self.stride, **self.shape, CHUNK=32, num_warps=2,
         )  # fmt: skip
 
     def _products(self, slopes: Slopes, members: Tensor) -> None:
-        tile = {**self.shape, "ROWS": self.rows, "LATENTS": TILE, "PRECISION": self.precision}
+        # One stage: what a program reads lies in the L2 cache, and copies under way would take registers' place.
+        tile = {**self.shape, "LATENTS": TILE, "PRECISION": self.precision, "num_stages": 1}
         common = (self.x, self.stack.flat, self.norms, self.dense, members, self.settings)
         by_products.reconstruct[(triton.cdiv(self.b, self.rows), len(members))](
-            *common, self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.count,
-            TERMS=slopes.terms, OUTER=slopes.outer, **tile,
+            *common, self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride,
+            TERMS=slopes.terms, OUTER=slopes.outer, **tile, ROWS=self.rows,
         )  # fmt: skip
         by_products.gradients[(triton.cdiv(self.width, TILE), self.parts, len(members))](
             *common, self.schedule, self.step, self.residuals, self.slopes, self.gradient, self.pulls, self.b, self.n,
-            self.width, self.count, self.share, self.n * self.count, TERM_SLOPES=slopes.term_slopes, **tile,
+            self.width, self.stride, self.share, self.n * self.stride, TERM_SLOPES=slopes.term_slopes, **tile,
+            ROWS=self.rows // 2,
         )  # fmt: skip
 
 
@@ -259,6 +258,9 @@ def _schedule(stack: Stack) -> Tensor:
         if key not in columns:
             rows = [stack.schedule(i, step) for step in steps]
             columns[key] = torch.tensor(
-                [(rate / c1, 1 / c2, coefficient) for (rate, coefficient), (c1, c2) in zip(rows, corrections, strict=True)]
+                [
+                    (rate / c1, 1 / c2, coefficient)
+                    for (rate, coefficient), (c1, c2) in zip(rows, corrections, strict=True)
+                ]
             )
     return torch.stack([columns[point.training, point.penalty.coefficient] for point in stack.points], 1)

@@ -1,13 +1,15 @@
 """The compiled half of the CPU step: encode, keep what fires, and do all other work on that alone.
 
-A batch is cut into parts, an SAE's latents into slices; threads may share both. A part encodes its inputs into a list of
-entries (one per active latent of an input), reconstructs them, and links the entries of each latent. A slice then
-collects the gradient of its latents along those links, so that a gradient is written once and only where there is one.
-What a part or a slice computes depends on nothing but its operands.
+A batch is cut into parts, an SAE's latents into slices; threads may share both. A part lists its entries, one per active
+latent of an input, input by input. Once all entries are counted, each has its place in an order by latent and then by
+input. A part reconstructs its inputs and puts its entries into their places; a slice then sums the gradient of its
+latents: written once, and only where there is one. What a part or a slice computes depends on nothing but its operands.
 
 Shapes: x [b, d]; flat and gradient [2·width·d + width + d]; panels [panels, d, LANES]; bias, norms, weights
-[panels · LANES]; floats and ints [parts, capacity, FIELDS] are one memory; starts [parts, rows + 1] bounds a row's
-entries; heads [parts, width] is a latent's last entry or −1; residuals [b, d]; active [width].
+[panels · LANES]; codes and latents [parts, capacity, 2] are one memory, the list of each part, and starts
+[parts, rows + 1] bounds a row's entries in it; sums and rows [parts · capacity, 4] are one memory, the entries by
+latent, and bounds [width + 1] those of a latent; places [width, parts] where a part's next entry of a latent goes;
+residuals [b, d]; active [width].
 """
 
 from __future__ import annotations
@@ -18,21 +20,24 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.slopes import SLOPES
-from sae_sweep.saes.kernels.tile import LANES, ROWS, axpy, dot, lowest_bit, tile
+from sae_sweep.saes.kernels.tile import LANES, ROWS, add_rows, dot, lowest_bit, prefetch, tile
 
 # Inputs that pass a panel of the encoder while it is in the nearest cache.
 GROUP = 8 * ROWS
-# An entry: its code, what the loss gains per unit of its code, and of its contribution through the penalty;
-# its latent, its input, and the entry of the same latent before it.
-CODE, GAIN, SLOPE, LATENT, ROW, BEFORE, FIELDS = 0, 1, 2, 3, 4, 5, 8
+# A listed entry: its code and its latent. One that has its place: its code, what the loss gains per unit of its code and,
+# through the penalty, of its contribution; and its input.
+CODE, LATENT, LISTED = 0, 1, 2
+GAIN, SLOPE, ROW, PLACED = 1, 2, 3, 4
+# Entries from asking for a row to using it: what a far cache takes to answer.
+AHEAD = 8
 
-# Sums may be reordered into vectors and products fused; nothing else of fast-math, so NaN and infinity stay visible.
-OPTIONS = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
+# Products may be fused with sums inside a function; sums keep their order, also where a function is built into another.
+OPTIONS = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 _jit = numba.njit(**OPTIONS)
 
 _float, _int = numba.float32, numba.int64
 _real, _row, _table, _cube = numba.float64, _float[::1], _float[:, ::1], _float[:, :, ::1]
-_places, _entries, _heads, _flags = _int[::1], numba.int32[:, ::1], numba.int32[::1], numba.uint8[::1]
+_ints = numba.int32[:, ::1]
 
 
 @_jit
@@ -78,16 +83,16 @@ def keep(latents, codes, ranks, count, k, latent, code, rank):  # type: ignore[n
 
 
 @numba.njit(
-    _int(_table, _int, _int, _cube, _row, _row, _int, _float, _table, _entries, _places), **OPTIONS
+    _int(_table, _int, _int, _cube, _row, _row, _int, _float, _table, _ints, _int[::1]), **OPTIONS
 )
-def encode(x, begin, end, panels, bias, weights, k, floor, floats, ints, starts):  # type: ignore[no-untyped-def]
+def encode(x, begin, end, panels, bias, weights, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
     """List the latents of inputs [begin, end) with code · weight > floor, row by row, latents ascending.
 
     k: only so many of an input, those of the largest code · weight; 0: all. floor ≥ 0.
     Returns the first input that found no room.
     """
     room = k if k else len(bias)
-    latents, codes = np.empty((GROUP, room), np.int32), np.empty((GROUP, room), np.float32)
+    found, values = np.empty((GROUP, room), np.int32), np.empty((GROUP, room), np.float32)
     ranks, floors = np.empty((GROUP, k), np.float32), np.empty(GROUP, np.float32)
     out, masks, counts = np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.int32), np.empty(GROUP, np.int64)
     count = 0
@@ -109,94 +114,120 @@ def encode(x, begin, end, panels, bias, weights, k, floor, floats, ints, starts)
                             rank = code * weights[latent]
                             if rank > floors[row]:
                                 floors[row] = max(
-                                    floor, keep(latents[row], codes[row], ranks[row], counts[row], k, latent, code, rank)
+                                    floor, keep(found[row], values[row], ranks[row], counts[row], k, latent, code, rank)
                                 )
                                 counts[row] = min(counts[row] + 1, k)
                         else:
-                            latents[row, counts[row]] = latent
-                            codes[row, counts[row]] = code
+                            found[row, counts[row]] = latent
+                            values[row, counts[row]] = code
                             counts[row] += 1
         for row in range(rows):
-            if count + counts[row] > len(floats):
+            if count + counts[row] > len(codes):
                 return first + row
             for entry in range(counts[row]):
-                floats[count + entry, CODE] = codes[row, entry]
-                ints[count + entry, LATENT] = latents[row, entry]
+                codes[count + entry, CODE] = values[row, entry]
+                latents[count + entry, LATENT] = found[row, entry]
             count += counts[row]
             starts[first + row - begin + 1] = count
     return end
 
 
+@_jit
+def count(latents, entries, places, part):  # type: ignore[no-untyped-def]
+    """Count the first `entries` of a part's list by latent, in places[:, part]."""
+    for entry in range(entries):
+        places[latents[entry, LATENT], part] += 1
+
+
+@_jit
+def place(places, bounds):  # type: ignore[no-untyped-def]
+    """From the counts, where the entries of a latent begin, and in them those of each part."""
+    at = 0
+    for latent in range(len(places)):
+        bounds[latent] = at
+        for part in range(places.shape[1]):
+            entries = places[latent, part]
+            places[latent, part] = at
+            at += entries
+    bounds[len(places)] = at
+
+
 @numba.njit(
     numba.types.UniTuple(_real, 3)(
         _table, _int, _int, _row, _int, _row, SLOPES, _real, _real, _float, _float,
-        _table, _entries, _places, _table, _heads, _table,
+        _table, _ints, _int[::1], _table, _ints, _int, _table, _ints, _table,
     ),
     **OPTIONS,
 )  # fmt: skip
 def reconstruct(  # type: ignore[no-untyped-def]
     x, begin, end, flat, width, norms, slopes, scale, p, of_error, of_penalty,
-    floats, ints, starts, residuals, heads, g_bdec,
+    codes, latents, starts, residuals, places, part, sums, rows, g_bdec,
 ):  # fmt: skip
-    """Complete and link the entries of inputs [begin, end); penalty and squared error summed over them, and entries.
+    """Reconstruct inputs [begin, end) and put their entries into place; penalty and squared error, and entries.
 
     of_error = 2/batch and of_penalty = coefficient/batch weigh an input. residuals receives of_error · (x̂ − x).
     """
     d = x.shape[1]
     _, W_dec, _, b_dec = views(flat, width, d)
-    count, bounds = starts[end - begin], starts[: end - begin + 1]
-    contributions, slope = np.empty(count, np.float32), np.empty(count, np.float32)
-    for entry in range(count):
-        contributions[entry] = floats[entry, CODE] * norms[ints[entry, LATENT]]
+    total, bounds = starts[end - begin], starts[: end - begin + 1]
+    contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
+    for entry in range(total):
+        contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
     penalty, error = slopes(contributions, bounds, scale, p, slope), 0.0
     for row in range(begin, end):
+        first, last = bounds[row - begin], bounds[row - begin + 1]
+        for entry in range(last, min(total, last + AHEAD)):
+            prefetch(W_dec, latents[entry, LATENT])
         for i in range(d):
             residuals[row, i] = b_dec[0, i] - x[row, i]
-        for entry in range(bounds[row - begin], bounds[row - begin + 1]):
-            axpy(residuals, row, floats[entry, CODE], W_dec, ints[entry, LATENT])
+        add_rows(residuals, row, codes, CODE, W_dec, latents, LATENT, first, last)
         error += dot(residuals, row, residuals, row)
         for i in range(d):
             residuals[row, i] *= of_error
-        axpy(g_bdec, 0, np.float32(1), residuals, row)
-        for entry in range(bounds[row - begin], bounds[row - begin + 1]):
-            latent, weighted = ints[entry, LATENT], of_penalty * slope[entry]
-            floats[entry, GAIN] = dot(residuals, row, W_dec, latent) + weighted * norms[latent]
-            floats[entry, SLOPE] = weighted
-            ints[entry, ROW], ints[entry, BEFORE] = row, heads[latent]
-            heads[latent] = entry
-    return penalty, error, float(count)
+            g_bdec[0, i] += residuals[row, i]
+        for entry in range(first, last):
+            latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
+            at = places[latent, part]
+            places[latent, part] += 1
+            sums[at, CODE] = codes[entry, CODE]
+            sums[at, GAIN] = dot(residuals, row, W_dec, latent) + weighted * norms[latent]
+            sums[at, SLOPE] = weighted
+            rows[at, ROW] = row
+    return penalty, error, float(total)
 
 
 @_jit
-def collect(x, residuals, flat, width, norms, floats, ints, heads, gradient, active, begin, end):  # type: ignore[no-untyped-def]
-    """Add the gradient of latents [begin, end) over all listed entries, and clear the links.
+def collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end):  # type: ignore[no-untyped-def]
+    """Add the gradient of latents [begin, end) over all entries, and leave their counts at 0.
 
     The gradient of a latent counts only where it is marked active; whatever lies there before is overwritten.
     """
     d = x.shape[1]
     _, W_dec, _, _ = views(flat, width, d)
     g_enc, g_dec, g_benc, _ = views(gradient, width, d)
+    asked, total = bounds[begin], bounds[end]
+    places[begin:end] = 0
     for latent in range(begin, end):
-        bias, pull, found = np.float32(0), np.float32(0), False
-        for part in range(len(heads)):
-            entry = heads[part, latent]
-            if entry < 0:
-                continue
-            heads[part, latent] = -1
-            found = True
-            if not active[latent]:
-                active[latent] = 1
-                g_enc[latent, :] = 0
-                g_dec[latent, :] = 0
-                g_benc[latent] = 0
-            while entry >= 0:
-                row, code, gain = ints[part, entry, ROW], floats[part, entry, CODE], floats[part, entry, GAIN]
-                axpy(g_enc, latent, gain, x, row)
-                axpy(g_dec, latent, code, residuals, row)
-                bias += gain
-                pull += floats[part, entry, SLOPE] * code
-                entry = ints[part, entry, BEFORE]
-        if found:
-            # d‖d‖/dd = d/‖d‖: what the penalty on a‖d‖ adds.
-            axpy(g_dec, latent, pull / norms[latent], W_dec, latent)
-            g_benc[latent] += bias
+        first, last = bounds[latent], bounds[latent + 1]
+        if first == last:
+            continue
+        while asked < min(last + AHEAD, total):
+            prefetch(x, rows[asked, ROW])
+            prefetch(residuals, rows[asked, ROW])
+            asked += 1
+        if not active[latent]:
+            active[latent] = 1
+            g_enc[latent, :] = 0
+            g_dec[latent, :] = 0
+            g_benc[latent] = 0
+        add_rows(g_enc, latent, sums, GAIN, x, rows, ROW, first, last)
+        add_rows(g_dec, latent, sums, CODE, residuals, rows, ROW, first, last)
+        bias, pull = np.float32(0), np.float32(0)
+        for entry in range(first, last):
+            bias += sums[entry, GAIN]
+            pull += sums[entry, SLOPE] * sums[entry, CODE]
+        g_benc[latent] += bias
+        # d‖d‖/dd = d/‖d‖: what the penalty on a‖d‖ adds.
+        pull /= norms[latent]
+        for i in range(d):
+            g_dec[latent, i] += pull * W_dec[latent, i]

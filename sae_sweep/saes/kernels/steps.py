@@ -8,14 +8,15 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.slopes import SLOPES
-from sae_sweep.saes.kernels.sparse import OPTIONS, collect, encode, reconstruct, refresh, views
+from sae_sweep.saes.kernels.sparse import OPTIONS, collect, count, encode, place, reconstruct, refresh, views
 from sae_sweep.saes.kernels.tile import dot
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
 
 _jit = numba.njit(**OPTIONS)
 
 _real, _int, _row = numba.float64, numba.int64, numba.float32[::1]
-_table, _cube, _flags, _bounds = _row.copy(ndim=2), _row.copy(ndim=3), numba.uint8[::1], _int[:, ::1]
+_table, _cube, _flags = _row.copy(ndim=2), _row.copy(ndim=3), numba.uint8[::1]
+_bounds, _ints = _int[:, ::1], numba.int32[:, ::1]
 
 
 @_jit
@@ -45,13 +46,13 @@ def squares(gradient, width, d, active, begin, end):  # type: ignore[no-untyped-
 
 
 @_jit
-def adam(flat, gradient, first, second, begin, end, rule, count):  # type: ignore[no-untyped-def]
-    """torch.optim.Adam's update of flat[begin:end]; `count` 0 stands for a gradient of 0, whatever lies there."""
+def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-def]
+    """torch.optim.Adam's update of `flat`; `own` 0 stands for a gradient of 0, whatever lies there."""
     clip, step, correction = rule
     beta1, beta2, epsilon = np.float32(BETA1), np.float32(BETA2), np.float32(ADAM_EPS)
     one = np.float32(1)
-    for i in range(begin, end):
-        g = gradient[i] * clip if count else np.float32(0)
+    for i in range(len(flat)):
+        g = gradient[i] * clip if own else np.float32(0)
         first[i] += (one - beta1) * (g - first[i])
         second[i] = beta2 * second[i] + (one - beta2) * g * g
         flat[i] -= step * first[i] / (math.sqrt(second[i] * correction) + epsilon)
@@ -75,13 +76,14 @@ def update(  # type: ignore[no-untyped-def]
         elif idle[latent]:
             continue
         own = np.int64(active[latent])
-        for offset in (latent * d, size + latent * d):
-            adam(flat, gradient, first, second, offset, offset + d, rule, own)
-        adam(flat, gradient, first, second, 2 * size + latent, 2 * size + latent + 1, rule, own)
+        for offset, length in ((latent * d, d), (size + latent * d, d), (2 * size + latent, 1)):
+            at = slice(offset, offset + length)
+            adam(flat[at], gradient[at], first[at], second[at], rule, own)
         active[latent] = 0
         refresh(flat, width, d, panels, bias, norms, latent, latent + 1)
     if end == width:
-        adam(flat, gradient, first, second, 2 * size + width, len(flat), rule, 1)
+        at = slice(2 * size + width, len(flat))
+        adam(flat[at], gradient[at], first[at], second[at], rule, 1)
 
 
 @_jit
@@ -108,14 +110,16 @@ def clip_factor(square, clip):  # type: ignore[no-untyped-def]
 @numba.njit(
     numba.types.UniTuple(_real, 5)(
         _cube, _real[:, ::1], _row, _row, _row, _row, _int, _int, SLOPES, _real, _real, _real, _real,
-        _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds, numba.int32[:, ::1], _table, _table, _flags, _flags,
-        _bounds, _bounds,
+        _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _int[::1], _ints, _table, _table,
+        _flags, _flags, _bounds, _bounds,
     ),
-    **OPTIONS,
+    # Not even fused: the same steps with Python between them must give the same bits.
+    **(OPTIONS | {"fastmath": False}),
 )  # fmt: skip
 def take_steps(  # type: ignore[no-untyped-def]
     batches, schedule, flat, gradient, first, second, width, k, slopes, scale, p, clip, dense_above,
-    panels, bias, norms, weights, floats, ints, starts, heads, residuals, g_bdec, active, idle, parts, slices,
+    panels, bias, norms, weights, codes, latents, starts, sums, rows, bounds, places, residuals, g_bdec,
+    active, idle, parts, slices,
 ):  # fmt: skip
     """Adam steps of one SAE on batches [steps, b, d], until they end or more than `dense_above` latents fire.
 
@@ -128,26 +132,31 @@ def take_steps(  # type: ignore[no-untyped-def]
     for step in range(steps):
         rate, correction2, coefficient = schedule[step, 0], schedule[step, 1], schedule[step, 2]
         x, of_error, of_penalty = batches[step], np.float32(2 / b), np.float32(coefficient / b)
-        sums = np.zeros((len(parts), 3))
-        begins = parts[:, 0].copy()
-        left = len(parts)
+        totals = np.zeros((len(parts), 3))
+        begins, stops = parts[:, 0].copy(), parts[:, 0].copy()
         g_bdec[:] = 0
-        while left:
-            left = 0
+        while (begins < parts[:, 1]).any():  # once, unless a list is full
             for part in range(len(parts)):
                 begin, end = begins[part], parts[part, 1]
-                stop = encode(x, begin, end, panels, bias, weights, k, 0, floats[part], ints[part], starts[part])
+                stops[part] = encode(
+                    x, begin, end, panels, bias, weights, k, 0, codes[part], latents[part], starts[part]
+                )
+                count(latents[part], starts[part, stops[part] - begin], places, part)
+            place(places, bounds)
+            for part in range(len(parts)):
                 of_part = reconstruct(
-                    x, begin, stop, flat, width, norms, slopes, scale, p, of_error, of_penalty,
-                    floats[part], ints[part], starts[part], residuals, heads[part], g_bdec[part : part + 1],
+                    x, begins[part], stops[part], flat, width, norms, slopes, scale, p, of_error, of_penalty,
+                    codes[part], latents[part], starts[part], residuals, places, part, sums, rows,
+                    g_bdec[part : part + 1],
                 )  # fmt: skip
                 for column in range(3):
-                    sums[part, column] += of_part[column]
-                begins[part] = stop
-                left += stop < end
+                    totals[part, column] += of_part[column]
             for piece in range(len(slices)):
                 begin, end = slices[piece]
-                collect(x, residuals, flat, width, norms, floats, ints, heads, gradient, active, begin, end)
+                collect(
+                    x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end
+                )
+            begins[:] = stops
         square = finish(gradient, g_bdec)
         for piece in range(len(slices)):
             square += squares(gradient, width, d, active, slices[piece, 0], slices[piece, 1])
@@ -160,7 +169,7 @@ def take_steps(  # type: ignore[no-untyped-def]
             )  # fmt: skip
         penalty, error, entries = 0.0, 0.0, 0.0
         for part in range(len(parts)):
-            penalty, error, entries = penalty + sums[part, 0], error + sums[part, 1], entries + sums[part, 2]
+            penalty, error, entries = penalty + totals[part, 0], error + totals[part, 1], entries + totals[part, 2]
         l0 = entries / b
         total_loss += (error + coefficient * penalty) / b
         total_error += error / b

@@ -67,26 +67,68 @@ def tile(typingctx, x, row, panels, at, bias, weights, floors, floor, out, masks
 
 
 @intrinsic
-def axpy(typingctx, y, i, scale, x, j):  # type: ignore[no-untyped-def]
-    """y[i] += scale · x[j]: rows of float32 matrices of as many columns."""
+def add_rows(typingctx, y, i, scales, scale, x, rows, row, begin, end):  # type: ignore[no-untyped-def]
+    """y[i] += Σ scales[e, scale] · x[rows[e, row]] over e in [begin, end), in order.
+
+    y and x: float32 matrices of as many columns; scales float32 [entries, ·], rows int32 [entries, ·].
+    """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        y, i, scale, x, j = _arrays(context, builder, signature, arguments)
+        y, i, scales, scale, x, rows, row, begin, end = _arrays(context, builder, signature, arguments)
         d = cgutils.unpack_tuple(builder, y.shape)[1]
         target = builder.gep(y.data, [builder.mul(i, d)])
-        source = builder.gep(x.data, [builder.mul(j, d)])
-        whole = builder.and_(d, _MASK)
-        factor = _splat(builder, scale)
-        with cgutils.for_range_slice(builder, _INT64(0), whole, _INT64(LANES)) as (at, _):
-            place = builder.gep(target, [at])
-            added = _fma(builder, factor, _load(builder, builder.gep(source, [at])), _load(builder, place))
-            _store(builder, added, place)
-        with cgutils.for_range_slice(builder, whole, d, _INT64(1)) as (at, _):
-            place = builder.gep(target, [at])
-            builder.store(_fma(builder, scale, builder.load(builder.gep(source, [at])), builder.load(place)), place)
+
+        def entry(table: Any, e: Any, column: Any) -> Any:
+            stride = cgutils.unpack_tuple(builder, table.shape)[1]
+            return builder.load(builder.gep(table.data, [builder.add(builder.mul(e, stride), column)]))
+
+        def columns(at: Any, vectors: int) -> None:
+            """So many vectors of columns from `at` (0: one column), their sums in registers."""
+            load, store = (_load, _store) if vectors else (ir.IRBuilder.load, ir.IRBuilder.store)
+            offsets = [builder.add(at, _INT64(LANES * v)) for v in range(max(vectors, 1))]
+            places = [builder.gep(target, [offset]) for offset in offsets]
+            sums = [cgutils.alloca_once_value(builder, load(builder, place)) for place in places]
+            with cgutils.for_range_slice(builder, begin, end, _INT64(1)) as (e, _):
+                factor = entry(scales, e, scale)
+                factor = _splat(builder, factor) if vectors else factor
+                source = builder.gep(x.data, [builder.mul(builder.zext(entry(rows, e, row), _INT64), d)])
+                for offset, total in zip(offsets, sums, strict=True):
+                    value = load(builder, builder.gep(source, [offset]))
+                    builder.store(_fma(builder, factor, value, builder.load(total)), total)
+            for place, total in zip(places, sums, strict=True):
+                store(builder, builder.load(total), place)
+
+        at = _INT64(0)
+        for vectors in (4, 1, 0):
+            step = _INT64(LANES * vectors or 1)
+            stop = builder.sub(d, builder.urem(builder.sub(d, at), step))
+            with cgutils.for_range_slice(builder, at, stop, step) as (column, _):
+                columns(column, vectors)
+            at = stop
         return context.get_dummy_value()
 
-    return types.void(y, types.int64, types.float32, x, types.int64), codegen
+    i64 = types.int64
+    return types.void(y, i64, scales, i64, x, rows, i64, i64, i64), codegen
+
+
+@intrinsic
+def prefetch(typingctx, x, j):  # type: ignore[no-untyped-def]
+    """Ask for row j of a float32 matrix, which will be needed soon."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        x, j = _arrays(context, builder, signature, arguments)
+        d = cgutils.unpack_tuple(builder, x.shape)[1]
+        row = builder.gep(x.data, [builder.mul(j, d)])
+        byte = ir.IntType(8).as_pointer()
+        ask = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32]), "llvm.prefetch.p0i8"
+        )
+        with cgutils.for_range_slice(builder, _INT64(0), d, _INT64(LANES)) as (at, _):
+            # To be read, and kept; data, not code.
+            builder.call(ask, [builder.bitcast(builder.gep(row, [at]), byte), _INT32(0), _INT32(3), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64), codegen
 
 
 @intrinsic

@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def reconstruct(  # type: ignore[no-untyped-def]
-    x, flat, norms, dense, members, settings, residuals, rows_sums, slopes, b, width, count,
+    x, flat, norms, dense, members, settings, residuals, rows_sums, slopes, b, width, stride,
     TERMS: tl.constexpr, OUTER: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -25,7 +25,7 @@ def reconstruct(  # type: ignore[no-untyped-def]
         there, inside = rows < b, columns < D
         both = there[:, None] & inside[None, :]
         inputs = tl.load(x + rows[:, None] * D + columns[None, :], mask=both, other=0.0)
-        parameters = flat + i * count
+        parameters = flat + i * stride
         scale, p = tl.load(settings + 3 * i), tl.load(settings + 3 * i + 1)
         decoded = tl.zeros([ROWS, DP], tl.float32)
         sum0, sum1 = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
@@ -62,11 +62,11 @@ def reconstruct(  # type: ignore[no-untyped-def]
 @triton.jit
 def gradients(  # type: ignore[no-untyped-def]
     x, flat, norms, dense, members, settings, schedule, step, residuals, slopes, gradient, pulls,
-    b, n, width, count, share, parts_stride,
+    b, n, width, stride, share, parts_stride,
     TERM_SLOPES: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of LATENTS latents of one SAE from `share` inputs: gradient [parts, n, count], pulls [parts, n, width].
+    """Gradient of LATENTS latents of one SAE from `share` inputs: gradient [parts, n, stride], pulls [parts, n, width].
 
     A pull is what the penalty adds to the gradient of a W_dec row, in units of it; it is not yet added.
     """
@@ -75,7 +75,7 @@ def gradients(  # type: ignore[no-untyped-def]
         latents, columns = tl.program_id(0) * LATENTS + tl.arange(0, LATENTS), tl.arange(0, DP)
         exists, inside = latents < width, columns < D
         tile = exists[:, None] & inside[None, :]
-        parameters = flat + i * count
+        parameters = flat + i * stride
         at = latents[:, None] * D + columns[None, :]
         W_enc = tl.load(parameters + at, mask=tile, other=0.0)
         W_dec = tl.load(parameters + width * D + at, mask=tile, other=0.0)
@@ -104,7 +104,7 @@ def gradients(  # type: ignore[no-untyped-def]
             g_dec += tl.dot(code, residual, input_precision=PRECISION)
             g_benc += tl.sum(g_code, 1)
             pull += tl.sum(tl.where(v > 0, slope * code, 0.0), 1)
-        to = gradient + part * parts_stride + i * count
+        to = gradient + part * parts_stride + i * stride
         tl.store(to + at, g_enc, mask=tile)
         tl.store(to + width * D + at, g_dec * of_error, mask=tile)
         tl.store(to + 2 * width * D + latents, g_benc, mask=exists)

@@ -1,9 +1,9 @@
 """Which latents fire on which input, found without a [batch, width] tensor.
 
 `screen` multiplies in half precision and keeps every latent that might fire within the error of that product;
-`rows` (triton_sparse.py) computes those few again in float32. So the codes are float32's, at the speed of half precision.
+triton_sparse.py computes those few again in float32: so the codes are float32's, at the speed of half precision.
 
-Kernels see one SAE of the stack per last grid index. Its parameters lie at flat + i·count: W_enc | W_dec | b_enc | b_dec.
+The last index of a grid is the SAE. Its parameters lie at flat + i·stride: W_enc | W_dec | b_enc | b_dec.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 # what sums of up to 128 products in float32 add. Rounding below half precision's normal numbers is covered by TINY.
 ERROR: tl.constexpr = tl.constexpr(1.05 * 2**-10)
 TINY: tl.constexpr = tl.constexpr(1e-6)
-# Half precision ends at 65504; beyond LARGEST a number's length is taken as infinite, so that every latent is a candidate.
+# Half precision ends at 65504. A row with a larger number than LARGEST counts as infinitely long: it is never screened out.
 LARGEST: tl.constexpr = tl.constexpr(6e4)
 
 
@@ -30,15 +30,15 @@ def _halve(values):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def measure_latents(  # type: ignore[no-untyped-def]
-    flat, norms, reach, packed, width, count,
+    flat, norms, reach, packed, width, stride,
     D: tl.constexpr, DP: tl.constexpr, LATENTS: tl.constexpr, SCREENED: tl.constexpr,
 ):  # fmt: skip
-    """Decoder norms [n, width]; for `screen` W_enc in half precision [n, width, DP] and its error's reach [n, width]."""
+    """Decoder norms [n, width]; for `screen` W_enc in half precision [n, width, DP] and the reach of its error [n, width]."""
     i = tl.program_id(1).to(tl.int64)
     latents, columns = tl.program_id(0) * LATENTS + tl.arange(0, LATENTS), tl.arange(0, DP)
     there = latents < width
     inside = there[:, None] & (columns < D)[None, :]
-    at = flat + i * count + latents[:, None] * D + columns[None, :]
+    at = flat + i * stride + latents[:, None] * D + columns[None, :]
     W_dec = tl.load(at + width * D, mask=inside, other=0.0)
     tl.store(norms + i * width + latents, tl.sqrt(tl.sum(W_dec * W_dec, 1)), mask=there)
     if SCREENED:
@@ -50,7 +50,7 @@ def measure_latents(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def screen(  # type: ignore[no-untyped-def]
-    x, flat, reach, packed, slots, counts, b, width, count, segment,
+    x, flat, reach, packed, slots, counts, b, width, stride, segment,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """Append the latents that may fire on x [b, d] to slots [n, b, segments, CAPACITY], ascending.
@@ -63,6 +63,8 @@ def screen(  # type: ignore[no-untyped-def]
     there = rows < b
     inputs = tl.load(x + rows[:, None] * D + columns[None, :], mask=there[:, None] & (columns < D)[None, :], other=0.0)
     half, length = _halve(inputs)
+    # An input or a latent that is not there never fires: its sum is -inf or NaN.
+    length = tl.where(there, length + 1e-3, -float("inf"))
     cells = (i * b + rows) * tl.num_programs(1) + part
     filled = tl.zeros([ROWS], tl.int32)
     for start in range(part * segment, tl.minimum((part + 1) * segment, width), LATENTS):
@@ -71,10 +73,10 @@ def screen(  # type: ignore[no-untyped-def]
         W_enc = tl.load(
             packed + (i * width + latents)[:, None] * DP + columns[None, :], mask=exists[:, None], other=0.0
         )
-        b_enc = tl.load(flat + i * count + 2 * width * D + latents, mask=exists, other=0.0)
+        b_enc = tl.load(flat + i * stride + 2 * width * D + latents, mask=exists, other=-float("inf"))
         margin = tl.load(reach + i * width + latents, mask=exists, other=0.0)
-        most = tl.dot(half, tl.trans(W_enc)) + b_enc[None, :] + margin[None, :] * (length + 1e-3)[:, None]
-        fires = ((most > 0) & exists[None, :] & there[:, None]).to(tl.int32)
+        most = tl.dot(half, tl.trans(W_enc)) + b_enc[None, :] + margin[None, :] * length[:, None]
+        fires = (most > 0).to(tl.int32)
         found = tl.sum(fires, 1)
         if tl.sum(found, 0) > 0:  # most tiles of a wide SAE are empty
             place = filled[:, None] + tl.cumsum(fires, 1) - 1
@@ -89,7 +91,7 @@ def screen(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def choose(  # type: ignore[no-untyped-def]
-    x, flat, norms, reach, packed, slots, counts, b, width, count,
+    x, flat, norms, reach, packed, slots, counts, b, width, stride,
     K: tl.constexpr, KP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +113,7 @@ def choose(  # type: ignore[no-untyped-def]
         exists = latents < width
         at = i * width + latents
         W_half = tl.load(packed + at[:, None] * DP + columns[None, :], mask=exists[:, None], other=0.0)
-        b_enc = tl.load(flat + i * count + 2 * width * D + latents, mask=exists, other=0.0)
+        b_enc = tl.load(flat + i * stride + 2 * width * D + latents, mask=exists, other=0.0)
         margin = tl.load(reach + at, mask=exists, other=0.0)
         norm = tl.load(norms + at, mask=exists, other=0.0)
         most = tl.dot(half, tl.trans(W_half)) + b_enc[None, :] + margin[None, :] * (length + 1e-3)[:, None]
@@ -119,7 +121,7 @@ def choose(  # type: ignore[no-untyped-def]
         better = (most * norm[None, :] > lowest[:, None]) & there[:, None]
         if tl.sum(tl.sum(better.to(tl.int32), 1), 0) > 0:
             inside = exists[:, None] & (columns < D)[None, :]
-            W_enc = tl.load(flat + i * count + latents[:, None] * D + columns[None, :], mask=inside, other=0.0)
+            W_enc = tl.load(flat + i * stride + latents[:, None] * D + columns[None, :], mask=inside, other=0.0)
             codes = tl.dot(inputs, tl.trans(W_enc), input_precision=PRECISION) + b_enc[None, :]
             v = tl.where(there[:, None] & exists[None, :] & (codes > 0), codes * norm[None, :], 0.0)
             largest = tl.max(v, 1)

@@ -6,7 +6,7 @@ import functools
 import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import sympy as sp
 import triton
@@ -50,7 +50,13 @@ def triton_slopes(name: str) -> Slopes:
 
 
 def _function(name: str, arguments: tuple[str, ...], expressions: Any) -> Callable[..., Any]:
-    names = {a: sp.Symbol("v"), s: sp.Symbol("scale"), p: sp.Symbol("p"), T[0]: sp.Symbol("sum0"), T[1]: sp.Symbol("sum1")}
+    names = {
+        a: sp.Symbol("v"),
+        s: sp.Symbol("scale"),
+        p: sp.Symbol("p"),
+        T[0]: sp.Symbol("sum0"),
+        T[1]: sp.Symbol("sum1"),
+    }
     # A constant takes the shape of the argument.
     results = [
         f"{arguments[0]} * 0.0 + {_Printer().doprint(expression.subs(names).evalf())}" for expression in expressions
@@ -61,13 +67,20 @@ def _function(name: str, arguments: tuple[str, ...], expressions: Any) -> Callab
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     scope: dict[str, Any] = {"tl": tl, "tanh": tanh, "__name__": __name__}
     exec(compile(source, filename, "exec"), scope)
-    return triton.jit(scope[name])  # type: ignore[no-any-return]
+    return triton.jit(scope[name])
 
 
-class _Printer(PythonCodePrinter):  # type: ignore[misc]
+class _Printer(PythonCodePrinter):
     """Formulas as Triton writes them."""
 
-    _calls = {"exp": "tl.exp", "log": "tl.log", "tanh": "tanh", "Abs": "tl.abs", "sin": "tl.sin", "cos": "tl.cos"}
+    _calls: ClassVar = {
+        "exp": "tl.exp",
+        "log": "tl.log",
+        "tanh": "tanh",
+        "Abs": "tl.abs",
+        "sin": "tl.sin",
+        "cos": "tl.cos",
+    }
 
     def _print_Function(self, expression: sp.Function) -> str:
         name = type(expression).__name__

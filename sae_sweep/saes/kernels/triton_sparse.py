@@ -13,7 +13,7 @@ import triton.language as tl
 @triton.jit
 def gradients_of_entries(  # type: ignore[no-untyped-def]
     x, flat, norms, slots, counts, offsets, dense, members, settings, schedule, step,
-    keys, inputs, codes, g_codes, pulls, residuals, rows_sums, b, n, width, count, room,
+    keys, inputs, codes, g_codes, pulls, residuals, rows_sums, b, n, width, stride, room,
     TERMS: tl.constexpr, TERM_SLOPES: tl.constexpr, OUTER: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, SEGMENTS: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -24,7 +24,7 @@ def gradients_of_entries(  # type: ignore[no-untyped-def]
     """
     i, row = tl.load(members + tl.program_id(1)), tl.program_id(0)
     if tl.load(dense + i) == 0:
-        parameters, columns, lanes = flat + i * count, tl.arange(0, DP), tl.arange(0, CHUNK)
+        parameters, columns, lanes = flat + i * stride, tl.arange(0, DP), tl.arange(0, CHUNK)
         inside = columns < D
         scale, p = tl.load(settings + 3 * i), tl.load(settings + 3 * i + 1)
         coefficient = tl.load(schedule + (tl.load(step) * n + i) * 3 + 2)
@@ -98,9 +98,9 @@ def find_runs(sorted_keys, ranks, runs, length, last, run_count, BLOCK: tl.const
 @triton.jit
 def gradients_of_latents(  # type: ignore[no-untyped-def]
     x, flat, sorted_keys, order, runs, run_count, inputs, codes, g_codes, pulls, residuals, gradient, squares,
-    b, width, count, D: tl.constexpr, DP: tl.constexpr, CHUNK: tl.constexpr,
+    b, width, stride, D: tl.constexpr, DP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Sum the entries of each latent that fired: gradient of its rows, and the square of their norm (squares [n, width]).
+    """Sum the entries of each latent that fired: its gradient, and the square of its norm in squares [n, width].
 
     Each program takes every num_programs-th run of sorted_keys.
     """
@@ -125,11 +125,11 @@ def gradients_of_latents(  # type: ignore[no-untyped-def]
             g_dec += tl.sum(code[:, None] * residual, 0)
             g_benc += tl.sum(g_code, 0)
             pull += tl.sum(tl.load(pulls + entry, mask=here, other=0.0), 0)
-        W_dec = tl.load(flat + i * count + (width + latent) * D + columns, mask=inside, other=0.0)
+        W_dec = tl.load(flat + i * stride + (width + latent) * D + columns, mask=inside, other=0.0)
         g_dec = g_dec * (2.0 / b) + pull * W_dec
-        to = gradient + i * count + latent * D + columns
+        to = gradient + i * stride + latent * D + columns
         tl.store(to, g_enc, mask=inside)
         tl.store(to + width * D, g_dec, mask=inside)
-        tl.store(gradient + i * count + 2 * width * D + latent, g_benc)
+        tl.store(gradient + i * stride + 2 * width * D + latent, g_benc)
         square = tl.sum(g_enc * g_enc + g_dec * g_dec, 0) + g_benc * g_benc
         tl.store(squares + i * width + latent, square)

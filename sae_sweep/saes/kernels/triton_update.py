@@ -16,7 +16,7 @@ _EPSILON: tl.constexpr = tl.constexpr(ADAM_EPS)
 def sum_inputs(  # type: ignore[no-untyped-def]
     residuals, rows_sums, sums, b, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    """Sums over ROWS inputs: sums [n, blocks, DP + 4] of the residual's d numbers, and from DP error, penalty, latents on."""
+    """Sums over ROWS inputs [n, blocks, DP + 4]: the residual's d numbers, and from DP error, penalty, latents on."""
     i, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
     rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, DP)
     there = rows < b
@@ -31,14 +31,14 @@ def sum_inputs(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def sum_latents(  # type: ignore[no-untyped-def]
-    flat, dense, gradient, pulls, squares, sums, n, width, count, parts, parts_stride,
+    flat, dense, gradient, pulls, squares, sums, n, width, stride, parts, parts_stride,
     D: tl.constexpr, DP: tl.constexpr, LATENTS: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
     SPARSE: tl.constexpr,
 ):  # fmt: skip
     """Square of the gradient's norm over LATENTS latents: sums [n, blocks].
 
-    Where the gradient came in parts (triton_dense.py), adds them up in the first, PARTS and TILE latents at a time, with
-    the penalty's pull.
+    Where the gradient came in parts (triton_dense.py), adds them up in the first with the penalty's pull: PARTS at a
+    time, of TILE latents.
     """
     i, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
     total = tl.zeros([], tl.float32)
@@ -48,8 +48,8 @@ def sum_latents(  # type: ignore[no-untyped-def]
             latents = start + tl.arange(0, TILE)
             exists = latents < width
             tile = exists[:, None] & (columns < D)[None, :]
-            at = i * count + latents[:, None] * D + columns[None, :]
-            bias_at = i * count + 2 * width * D + latents
+            at = i * stride + latents[:, None] * D + columns[None, :]
+            bias_at = i * stride + 2 * width * D + latents
             g_enc, g_dec = tl.zeros([TILE, DP], tl.float32), tl.zeros([TILE, DP], tl.float32)
             g_benc, pull = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
             for first in range(0, parts, PARTS):
@@ -78,7 +78,7 @@ def sum_latents(  # type: ignore[no-untyped-def]
 @triton.jit
 def finish_sums(  # type: ignore[no-untyped-def]
     input_sums, latent_sums, gradient, settings, schedule, step, factors, metrics,
-    b, n, count, input_blocks, latent_blocks, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
+    b, n, width, stride, input_blocks, latent_blocks, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of b_dec, the factor [n] that clips an SAE's gradient to its own norm, and its metrics of this step.
 
@@ -99,7 +99,7 @@ def finish_sums(  # type: ignore[no-untyped-def]
         at = latent_sums + i * latent_blocks + start + blocks
         square += tl.sum(tl.load(at, mask=start + blocks < latent_blocks, other=0.0), 0)
     g_bdec *= 2.0 / b
-    tl.store(gradient + i * count + count - D + columns, g_bdec, mask=columns < D)
+    tl.store(gradient + i * stride + (2 * D + 1) * width + columns, g_bdec, mask=columns < D)
     norm = tl.sqrt(square + tl.sum(g_bdec * g_bdec, 0))
     factor = tl.load(settings + 3 * i + 2) / tl.where(norm > 1e-30, norm, 1e-30)
     # A broken SAE must not look clipped: NaN stays NaN.
@@ -124,7 +124,7 @@ def _adam(flat, first, second, gradient, at, mask, rate, correction):  # type: i
 
 @triton.jit
 def adam(  # type: ignore[no-untyped-def]
-    flat, first, second, gradient, squares, dense, factors, schedule, step, n, width, count,
+    flat, first, second, gradient, squares, dense, factors, schedule, step, n, width, stride,
     D: tl.constexpr, DP: tl.constexpr, LATENTS: tl.constexpr, SPARSE: tl.constexpr,
 ):  # fmt: skip
     """torch.optim.Adam's update of LATENTS latents of an SAE.
@@ -137,8 +137,8 @@ def adam(  # type: ignore[no-untyped-def]
     row = schedule + (tl.load(step) * n + i) * 3
     rate, correction, factor = tl.load(row), tl.load(row + 1), tl.load(factors + i)
     tile = exists[:, None] & inside[None, :]
-    at = i * count + latents[:, None] * D + columns[None, :]
-    bias_at = i * count + 2 * width * D + latents
+    at = i * stride + latents[:, None] * D + columns[None, :]
+    bias_at = i * stride + 2 * width * D + latents
     fired = exists
     if SPARSE:
         # Not > 0: a NaN is a gradient too.
@@ -151,6 +151,6 @@ def adam(  # type: ignore[no-untyped-def]
     _adam(flat, first, second, g_dec, width * D + at, tile, rate, correction)
     _adam(flat, first, second, g_benc, bias_at, exists, rate, correction)
     if block == 0:
-        at_bdec = i * count + count - D + columns
+        at_bdec = i * stride + (2 * D + 1) * width + columns
         g_bdec = tl.load(gradient + at_bdec, mask=inside, other=0.0) * factor
         _adam(flat, first, second, g_bdec, at_bdec, inside, rate, correction)

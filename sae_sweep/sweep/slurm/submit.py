@@ -41,6 +41,8 @@ if [ $code -eq {node.INTERRUPTED} ]; then
 fi
 exit $code"""
 
+# At a time limit the script is told to stop as well, and must outlive its task to have it queued again.
+STAY = "trap : TERM USR2"
 # What asks a task to stop would end Python while it starts, and the job with it: until the task listens, nothing does.
 GUARD = ["bash", "-c", 'trap "" USR2 TERM; exec "$@"', "guard"]
 
@@ -165,7 +167,7 @@ def _executor(sweep: Sweep, job_name: str, folder: Path) -> _Executor:
         cpus_per_task=launcher.cpus,
         signal_delay_s=launcher.signal_seconds,
         array_parallelism=launcher.parallelism,
-        setup=launcher.setup or None,
+        setup=[STAY, *launcher.setup],
         teardown=[AFTER],
         # Since 22.05 srun no longer takes over what sbatch was given.
         srun_args=[f"--cpus-per-task={launcher.cpus}"],

@@ -1,0 +1,86 @@
+"""What is installed is whole: the wheel alone, away from the checkout, plans and runs every experiment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from sae_sweep.sweep.axes import conf_dir, listing
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("wheel")
+    # Where the build back-end is there already, nothing has to be downloaded.
+    isolation = ["--no-isolation"] if find_spec("hatchling") else []
+    command = [sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", str(place), str(CHECKOUT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (found,) = place.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the installed wheel and nothing else."""
+    place = tmp_path_factory.mktemp("site-packages")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--target", str(place), str(wheel)], check=True, capture_output=True)
+    return place
+
+
+def run(installed: Path, cwd: Path, *words: str) -> str:
+    """The stdout of a command of the installed package; the checkout is not on its path."""
+    code = (
+        "import sys, sae_sweep\n"
+        f"assert sae_sweep.__file__.startswith({str(installed)!r}), sae_sweep.__file__\n"
+        "from sae_sweep.cli import main\nmain()"
+    )
+    end = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert end.returncode == 0, end.stderr
+    return end.stdout
+
+
+def test_the_wheel_holds_the_package_its_configuration_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    inside = {name for name in names if ".dist-info/" not in name}
+    conf = {f"sae_sweep/conf/{path.relative_to(conf_dir())}" for path in conf_dir().rglob("*.yaml")}
+    modules = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "sae_sweep").rglob("*.py")}
+    assert inside == conf | modules | {"sae_sweep/py.typed"}
+    assert {f"sae_sweep/conf/experiment/{name}.yaml" for name in listing("experiment")} <= inside
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_it_plans_the_quickstart_and_every_experiment(installed: Path, tmp_path: Path) -> None:
+    expected = json.loads(run(installed, tmp_path, "plan", "--json"))
+    assert (expected["schema"], expected["sweep"], expected["finished"]) == (1, "quickstart", 0)
+    assert expected["points"] > 16
+    for experiment in listing("experiment"):
+        found = json.loads(run(installed, tmp_path, "plan", "--json", f"experiment={experiment}"))
+        assert found["sweep"] == experiment
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow  # its kernels are compiled anew
+def test_it_runs(installed: Path, tmp_path: Path) -> None:
+    tiny = ["toy=small", "toy.d_vocab=5", "toy.k=2", "toy.steps=30", "training.steps=25", "sae.width=5", "logger=none"]
+    found = json.loads(run(installed, tmp_path, "run", "--json", *tiny, "penalty.coefficient=1", "name=tiny"))
+    assert (found["ran"], found["failed"]) == (1, 0)
+    assert (tmp_path / found["directory"] / "results.parquet").is_file()
+    record = json.loads(next(tmp_path.glob("outputs/points/*/record.json")).read_text())
+    assert record["provenance"]["git_sha"] is None  # not that of whatever repository it is installed in
