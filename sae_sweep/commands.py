@@ -58,6 +58,7 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 
 def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
     """Run with a live view, log to W&B beside it, and write the sweep's tables."""
+    from sae_sweep.frame import sweep_info
     from sae_sweep.reports.live import LiveView
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.events import Event, Note, PointDone
@@ -79,7 +80,7 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
         for line in store.damaged:
             view.handle(Note(line))
         if log is not None:
-            _log_the_sweep(log, frame.sweep_info(store, sweep.name), store, results, untrained)
+            _log_the_sweep(log, sweep_info(store, sweep.name), store, results, untrained)
     return outcome
 
 

@@ -22,6 +22,7 @@ from sae_sweep.sweep.slurm import queue
 from sae_sweep.sweep.slurm.submit import Submission
 from sae_sweep.sweep.slurm.tasks import from_json, make_tasks, to_json
 
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder."""

@@ -167,12 +167,14 @@ def test_preempted_by_the_high_partition(here: Path, slurm: Cluster, long_alone:
     assert_same_tables(here / "outputs", long_alone, "long")
 
 
-def test_requeued_at_the_time_limit(here: Path, long_alone: Path) -> None:
-    # Slurm looks at limits so seldom that it may warn a minute early; 22.05 rounds limits up to minutes.
-    limit = ["launcher.memory=900M", "launcher.cpus=1", "launcher.time=1", "launcher.signal_seconds=55"]
-    longer = [word.replace("150000", "600000") for word in LONG]
+@pytest.mark.parametrize(("warning", "signalled"), [(35, "SIGUSR2"), (59, "SIGTERM")])
+def test_requeued_at_the_time_limit(here: Path, warning: int, signalled: str) -> None:
+    # A warning in the very first second is missed: the task is not there yet. The end of the time then is the signal.
+    limit = ["launcher.memory=900M", "launcher.cpus=1", "launcher.time=1", f"launcher.signal_seconds={warning}"]
+    longer = [word.replace("150000", "3000000") for word in LONG]
     submit(*longer, *limit, "launcher.checkpoint_seconds=0.5", "name=longer")
-    wait_for("a second start", lambda: any(note["starts"] > 1 for note in notes(here, "longer")), 120)
+    wait_for("a second start", lambda: any(note["starts"] > 1 for note in notes(here, "longer")), 200)
+    assert f"stopped by {signalled}" in call("logs", "longer").out
     wait_for("going on", lambda: "go on from step" in call("logs", "longer").out, 60)
 
 
@@ -225,3 +227,31 @@ def test_an_earlier_job_of_the_same_id_is_not_taken_for_ours(here: Path, slurm: 
     assert first["jobs"] == second["jobs"]
     end = wait_for_end("same")
     assert (end["points"], end["finished"], end["lost"]) == (24, 24, 0)
+
+
+def test_a_plain_job_array_is_as_good(here: Path, tmp_path: Path) -> None:
+    file = Path(__file__).resolve().parent.parent / "scripts" / "cluster" / "array.sbatch"
+    few = [word.replace("0.1,0.3,1", "0.1") for word in SWEEP]
+    smaller = ["--cpus-per-task=1", "--mem=900M", "--time=10", "--array=0-2"]
+    subprocess.run(["sbatch", *smaller, str(file), *few, "name=plain"], check=True, capture_output=True)
+    assert call("run", *few, "name=plain", f"output_dir={tmp_path}/local").code == 0
+    wait_for("the array done", lambda: not subprocess.run(["squeue", "-h"], capture_output=True).stdout, 200)
+    assert call("report", "plain").code == 0
+    assert_same_tables(here / "outputs", tmp_path / "local", "plain")
+
+
+@pytest.mark.skipif(missing(accounting=True) is not None, reason=str(missing(accounting=True)))
+def test_with_accounting_status_knows_how_a_job_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accounting = Cluster(accounting=True)
+    accounting.start()
+    try:
+        monkeypatch.setenv("SLURM_CONF", str(accounting.conf))
+        submit(*LONG, *ONE_TASK, "name=remembered")
+        wait_for("running", lambda: status("remembered")["running"] == 2)
+        assert call("cancel", "remembered").code == 0
+        wait_for("squeue has forgotten it", lambda: not accounting.ask("squeue", "-h", "-t", "all"), 120)
+        end = status("remembered")
+        assert end["lost"] == 2
+        assert end["tasks"][0]["state"] == "CANCELLED"
+    finally:
+        accounting.stop()
