@@ -69,6 +69,8 @@ class Cluster:
 
     def start_controller(self) -> None:
         """Start slurmctld as if for the first time: job ids begin at 1 again."""
+        shutil.rmtree(self.root / "state")
+        (self.root / "state").mkdir()
         self._run("slurmctld", "-c", "-f", str(self.conf))
 
     def wait_until_idle(self) -> None:
@@ -80,13 +82,21 @@ class Cluster:
         self._run("slurmd", "-N", node, "-f", str(self.conf))
 
     def kill(self, daemon: str) -> None:
-        """Kill a daemon outright with all that it has started: slurmctld, or slurmd-n1, which is as if a node died."""
+        """Kill a daemon outright: slurmctld, or slurmd-n1."""
         pid = self._pid(f"run/{daemon}.pid")
         assert pid is not None
-        for each in (pid, *_descendants(pid)):
-            with suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         wait_for(f"{daemon} gone", lambda: not Path(f"/proc/{pid}").exists() or _zombie(pid), 20)
+
+    def kill_jobs(self) -> None:
+        """Kill all that runs of jobs, and Slurm's own processes around them: as if their nodes had died."""
+        ours = f"SLURM_CONF={self.conf}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                environment = (process / "environ").read_bytes().split(b"\0")
+                of_a_job = any(each.startswith(b"SLURM_JOB_ID=") for each in environment)
+                if ours in environment and (of_a_job or (process / "comm").read_text().startswith("slurmstepd")):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def ask(self, *command: str) -> str:
         """What a command of Slurm's prints, without the spaces around it; nothing if it fails."""
@@ -226,14 +236,6 @@ def _free_ports(count: int) -> list[int]:
     for each in taken:
         each.close()
     return ports
-
-
-def _descendants(pid: int) -> list[int]:
-    found = [pid]
-    for each in found:
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
-    return found[1:]
 
 
 def _zombie(pid: int) -> bool:

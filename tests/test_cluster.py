@@ -1,4 +1,4 @@
-"""What can be said of a cluster without one: tasks, launcher settings, the queue's answers, pushing logs, the doctor."""
+"""What can be told of a cluster without one: tasks, launcher settings, the queue's answers, sync, the doctor."""
 
 from __future__ import annotations
 
@@ -192,6 +192,18 @@ def test_what_squeue_has_forgotten_ended_as_sacct_says(fake: Fake) -> None:
     assert phases(["7"]) == ["ended GONE"]
     fake("sacct", 'printf "7|CANCELLED by 0|n1|ours\\n8|RUNNING|n1|ours\\n9|FAILED|n1|theirs\\n"')
     assert phases(["7", "8", "9"]) == ["ended CANCELLED", "ended GONE", "ended GONE"]
+
+
+def test_tasks_of_an_array_that_never_began_are_one_row_of_sacct(fake: Fake) -> None:
+    fake("squeue", "exit 0")
+    fake("sacct", 'printf "7_0|COMPLETED|n1|ours\\n7_[1,3-4%%2]|CANCELLED by 0|None assigned|ours\\n"')
+    assert phases(["7_0", "7_1", "7_2", "7_3", "7_4"]) == [
+        "ended COMPLETED",
+        "ended CANCELLED",
+        "ended GONE",
+        "ended CANCELLED",
+        "ended CANCELLED",
+    ]
 
 
 def test_another_job_of_that_id_is_not_ours(fake: Fake) -> None:

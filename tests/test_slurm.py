@@ -48,7 +48,7 @@ def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(cluster_commands, "INTERVAL", 1.0)
     yield work
-    subprocess.run(["scancel", "--user=root"], check=False)
+    slurm.ask("scancel", "--user=root")
     wait_for("an empty queue", lambda: not slurm.ask("squeue", "-h"), 60)
 
 
@@ -183,6 +183,7 @@ def test_a_node_lost_in_the_middle(here: Path, slurm: Cluster, long_alone: Path)
     wait_for("training", lambda: begun(here))
     (note,) = notes(here, "long")
     slurm.kill(f"slurmd-{note['node']}")
+    slurm.kill_jobs()
     try:
         assert wait_for_end("long")["finished"] == 2
     finally:

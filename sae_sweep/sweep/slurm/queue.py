@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Collection, Iterable
@@ -105,7 +106,7 @@ def _sacct(jobs: Collection[str], names: Collection[str]) -> dict[str, JobState]
     ids = sorted({job.partition("_")[0] for job in jobs})
     for first in range(0, len(ids), _AT_ONCE):
         listed = ",".join(ids[first : first + _AT_ONCE])
-        done = _ask("sacct", "-n", "-X", "-P", "--array", "-o", "JobID,State,NodeList,JobName%200", "-j", listed)
+        done = _ask("sacct", "-n", "-X", "-P", "-o", "JobID,State,NodeList,JobName%200", "-j", listed)
         if done is None or done.returncode:
             continue
         for job, state in _rows(done.stdout, names):
@@ -121,7 +122,17 @@ def _rows(text: str, names: Collection[str]) -> Iterable[tuple[str, JobState]]:
             continue
         word = word.partition(" ")[0]  # CANCELLED by 1000
         phase = Phase.ended if word in _ENDED else Phase.running if word in _RUNNING else Phase.pending
-        yield job, JobState(phase, word, "" if node == "None assigned" else node)
+        state = JobState(phase, word, "" if node == "None assigned" else node)
+        yield from ((each, state) for each in _each(job))
+
+
+def _each(job: str) -> Iterable[str]:
+    """The jobs of an id: sacct writes the tasks of an array that never began as one, such as 12_[0,3-5%2]."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
+    if match is None:
+        return [job]
+    spans = [span.partition("-") for span in match[2].split(",")]
+    return [f"{match[1]}_{i}" for first, _, last in spans for i in range(int(first), int(last or first) + 1)]
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
