@@ -63,7 +63,7 @@ def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
         _show_dry_run(sweep, planned, tasks, json)
         return commands.OK
     _send(sweep, store, planned, tasks, fail_fast)
-    end = _watch(store, sweep.name, _line_by_line)
+    end = _watch(store, sweep.name, _Lines())
     commands.finish(store, sweep.name, sweep.logger)
     if json:
         counts = {"ran": end.finished - len(planned.finished), "skipped": len(planned.finished), "failed": end.failed}
@@ -227,20 +227,22 @@ def _watch(store: Store, sweep: str, show: Callable[[Status], None]) -> Status:
         time.sleep(INTERVAL)
 
 
-def _line_by_line(now: Status) -> None:
-    """One line on stderr, and each failure as soon as it is known."""
-    for id, info in now.failures.items():
-        if id not in _said:
-            _said.add(id)
-            print(f"FAILED {id}: {_failure(info)}", file=sys.stderr, flush=True)
-    line = _sentence(now)
-    if _said_line[:] != [line]:
-        _said_line[:] = [line]
-        print(line, file=sys.stderr, flush=True)
+class _Lines:
+    """Says on stderr how far a sweep is, when that has changed, and each failure as soon as it is known."""
 
+    def __init__(self) -> None:
+        self._failures: set[str] = set()
+        self._line = ""
 
-_said: set[str] = set()
-_said_line: list[str] = []
+    def __call__(self, now: Status) -> None:
+        for id, info in now.failures.items():
+            if id not in self._failures:
+                self._failures.add(id)
+                print(f"FAILED {id}: {_failure(info)}", file=sys.stderr, flush=True)
+        line = _sentence(now)
+        if line != self._line:
+            self._line = line
+            print(line, file=sys.stderr, flush=True)
 
 
 def _redraw(now: Status, json: bool) -> None:
