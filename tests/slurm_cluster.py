@@ -62,16 +62,16 @@ class Cluster:
         if self.accounting:
             self._start_accounting()
         self.conf.write_text(self._config())
-        self.start_controller()
-        for node in NODES:
-            self.start_node(node)
-        self.wait_until_idle()
+        self._start_daemons()
 
-    def start_controller(self) -> None:
-        """Start slurmctld as if for the first time: job ids begin at 1 again."""
-        shutil.rmtree(self.root / "state")
-        (self.root / "state").mkdir()
-        self._run("slurmctld", "-c", "-f", str(self.conf))
+    def start_again(self) -> None:
+        """Kill every daemon and start as if for the first time: job ids begin at 1 again."""
+        for daemon in ("slurmctld", *(f"slurmd-{node}" for node in NODES)):
+            self.kill(daemon)
+        for name in ("state", *(f"spool/{node}" for node in NODES)):
+            shutil.rmtree(self.root / name)
+            (self.root / name).mkdir()
+        self._start_daemons()
 
     def wait_until_idle(self) -> None:
         """Returns once both nodes take jobs."""
@@ -113,6 +113,12 @@ class Cluster:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def _start_daemons(self) -> None:
+        self._run("slurmctld", "-c", "-f", str(self.conf))
+        for node in NODES:
+            self.start_node(node)
+        self.wait_until_idle()
 
     def _pid(self, name: str) -> int | None:
         try:

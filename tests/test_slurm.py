@@ -146,6 +146,8 @@ def test_cancelled_jobs_are_lost_and_go_on_when_submitted_again(here: Path, long
     assert call("cancel", "long").code == 0
     end = wait_for_end("long", 60)
     assert (end["finished"], end["lost"], end["failed"]) == (0, 2, 0)
+    (note,) = notes(here, "long")
+    assert note["starts"] == 1
     assert "lost" in call("status", "long").out
     assert submit(*LONG, *ONE_TASK, "name=long")["tasks"] == 1
     assert wait_for_end("long")["finished"] == 2
@@ -216,14 +218,10 @@ def test_fail_fast_stops_the_other_jobs(here: Path) -> None:
 
 def test_an_earlier_job_of_the_same_id_is_not_taken_for_ours(here: Path, slurm: Cluster) -> None:
     few = [word.replace("0.1,0.3,1", "0.1") for word in SWEEP]
-    slurm.kill("slurmctld")
-    slurm.start_controller()
-    slurm.wait_until_idle()
+    slurm.start_again()
     first = submit(*few, *ONE_TASK, "name=same")
     assert wait_for_end("same")["finished"] == 8
-    slurm.kill("slurmctld")
-    slurm.start_controller()
-    slurm.wait_until_idle()
+    slurm.start_again()
     second = submit(*SWEEP, *ONE_TASK, "name=same")
     assert first["jobs"] == second["jobs"]
     end = wait_for_end("same")

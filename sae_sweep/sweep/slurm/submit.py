@@ -33,11 +33,12 @@ from sae_sweep.sweep.slurm.tasks import Task, to_json
 
 # Slurm's own default, for where the cluster does not say.
 ARRAY_SIZE = 1001
-# A task that was interrupted is queued again, unless somebody has cancelled it.
+# A task that was interrupted is queued again: a warning or a preemption finds it running, a time limit gives its name as
+# the reason, and what is COMPLETING for no reason was cancelled.
 AFTER = f"""\
 code=$?
 if [ $code -eq {node.INTERRUPTED} ]; then
-    scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED || scontrol requeue "$SLURM_JOB_ID"
+    scontrol show job "$SLURM_JOB_ID" | grep -Eq "JobState=RUNNING|Reason=TimeLimit" && scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code"""
 
