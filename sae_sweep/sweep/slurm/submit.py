@@ -33,8 +33,8 @@ from sae_sweep.sweep.slurm.tasks import Task, to_json
 
 # Slurm's own default, for where the cluster does not say.
 ARRAY_SIZE = 1001
-# A task that was interrupted is queued again: a warning or a preemption finds it running, a time limit gives its name as
-# the reason, and what is COMPLETING for no reason was cancelled.
+# A task that was interrupted is queued again: a warning or a preemption finds it running, a time limit is the reason
+# given, and what is COMPLETING for no reason was cancelled.
 AFTER = f"""\
 code=$?
 if [ $code -eq {node.INTERRUPTED} ]; then
