@@ -69,7 +69,7 @@ def run(
     from sae_sweep import commands
 
     if dry_run:
-        commands.plan(overrides or [], shard, yes, json)
+        commands.plan(overrides or [], shard, yes, json, dry_run=True)
     else:
         raise typer.Exit(commands.run(overrides or [], shard, fail_fast, yes, json))
 
@@ -80,6 +80,71 @@ def plan(overrides: Overrides = None, shard: Shard = None, yes: Yes = False, jso
     from sae_sweep import commands
 
     commands.plan(overrides or [], shard, yes, json)
+
+
+@app.command()
+def submit(
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch script and the packs, and stop.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop all jobs at the first failed point.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Send what is missing of a grid to Slurm as job arrays."""
+    from sae_sweep import cluster
+
+    raise typer.Exit(cluster.submit(overrides or [], dry_run, fail_fast, yes, json))
+
+
+@app.command()
+def status(
+    sweep: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Name of a sweep; none: all of them.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing is queued or running.")] = False,
+    json: Json = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """Points finished, running, pending, failed and lost; the jobs; the time left."""
+    from sae_sweep import cluster
+
+    cluster.status(sweep, watch, json, output_dir)
+
+
+@app.command()
+def cancel(sweep: SweepName, output_dir: OutputDir = Path("outputs")) -> None:
+    """Cancel the Slurm jobs of a sweep; finished points are kept."""
+    from sae_sweep import cluster
+
+    cluster.cancel(sweep, output_dir)
+
+
+@app.command()
+def logs(
+    sweep: SweepName,
+    point: Annotated[str | None, typer.Argument(metavar="[POINT]", help="Id of a point, or how it begins.")] = None,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """What the tasks of a sweep wrote, or the one that holds a point."""
+    from sae_sweep import cluster
+
+    cluster.logs(sweep, point, output_dir)
+
+
+@app.command()
+def sync(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """Push to W&B what nodes without a network logged offline; once each, however often it is called."""
+    from sae_sweep import cluster
+
+    cluster.sync(sweep, json, output_dir)
+
+
+@app.command()
+def doctor(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """GPU, output folder, Slurm, sacct, W&B: what works here, and what to do about the rest."""
+    from sae_sweep import cluster
+
+    cluster.doctor(json, output_dir)
 
 
 @app.command()

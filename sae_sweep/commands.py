@@ -35,8 +35,14 @@ OK, FAILED_POINTS = 0, 3
 def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool, json: bool) -> int:
     """Plan, train what is missing, report. Returns the exit code."""
     sweep = config.load(overrides, yes=yes)
-    config.check_writable(sweep.output_dir)
     part = parse_shard(shard)
+    if sweep.launcher["name"] == "slurm":
+        from sae_sweep import cluster
+
+        if shard is not None:
+            raise UserError("--shard is for job arrays of your own: launcher=slurm divides the grid itself")
+        return cluster.run(sweep, fail_fast, json, dry_run=False)
+    config.check_writable(sweep.output_dir)
 
     from sae_sweep.sweep import run as runner
 
@@ -46,12 +52,13 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
     if json:
         print(json_module.dumps(outcome.to_json()))
     else:
-        _print_report(store, sweep.name)
+        print_report(store, sweep.name)
     return FAILED_POINTS if outcome.failed else OK
 
 
 def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
     """Run with a live view, log to W&B beside it, and write the sweep's tables."""
+    from sae_sweep.frame import sweep_info
     from sae_sweep.reports.live import LiveView
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.events import Event, Note, PointDone
@@ -59,7 +66,7 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
     with ExitStack() as stack:
         finished = len(work.plan.finished) - len(work.stale)
         view = stack.enter_context(LiveView(len(work.plan.points), finished, work.plan.seconds))
-        log = _wandb(sweep, store, lambda text: view.handle(Note(text)))
+        log = wandb_log(sweep, store, lambda text: view.handle(Note(text)))
         if log is not None:
             stack.enter_context(log)
 
@@ -73,7 +80,7 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
         for line in store.damaged:
             view.handle(Note(line))
         if log is not None:
-            _log_the_sweep(log, sweep, store, results, untrained)
+            _log_the_sweep(log, sweep_info(store, sweep.name), store, results, untrained)
     return outcome
 
 
@@ -91,9 +98,36 @@ def _write_tables(sweep: Sweep, work: Work, outcome: Outcome, store: Store) -> t
     return results, untrained
 
 
-def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool) -> None:
-    """Say what a run would do."""
+def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:
+    """Write a sweep's tables and log what is not logged yet, once others have trained its points."""
+    from sae_sweep import frame
+
+    frame.write(store, name)
+    _warn_of_damage(store)
+    if logger["name"] != "none":
+        log_rest(store, name, logger)
+
+
+def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> None:
+    """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run."""
+    from sae_sweep import frame
+    from sae_sweep.reports.wandb import WandbLog
+
+    info = frame.sweep_info(store, name)
+    results, untrained = frame.tables(store, name)
+    settings = {key: logger[key] for key in ("project", "entity", "mode")}
+    with WandbLog(store.sweep(name), name, **settings, note=lambda text: print(text, file=sys.stderr)) as log:
+        _log_the_sweep(log, info, store, results, untrained)
+
+
+def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry_run: bool = False) -> None:
+    """Say what a run would do. `dry_run`: say it of the cluster, if that is where it would run."""
     sweep = config.load(overrides, yes=yes)
+    if dry_run and sweep.launcher["name"] == "slurm":
+        from sae_sweep import cluster
+
+        cluster.run(sweep, False, json, dry_run=True)
+        return
 
     from sae_sweep.sweep.plan import plan as make_plan
     from sae_sweep.sweep.run import check_weights
@@ -107,9 +141,7 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool) -> 
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, values in config.axes_of(sweep):
         table.add_row(key, ", ".join(map(str, values)))
-    seconds = planned.seconds
-    spans = ((120, 1, "s"), (7200, 60, "min"), (math.inf, 3600, "h"))
-    time = next(f"{seconds / unit:.0f} {name}" for below, unit, name in spans if seconds < below)
+    time = duration(planned.seconds)
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
@@ -148,7 +180,7 @@ def report(sweep: str, json: bool, output_dir: Path) -> None:
         verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(info["claims"], results, untrained)]
         print(json_module.dumps({"schema": 1, "sweep": sweep, "points": len(results), "claims": verdicts}))
     else:
-        _print_report(store, sweep)
+        print_report(store, sweep)
 
 
 def cells(overrides: Sequence[str], json: bool) -> None:
@@ -218,6 +250,12 @@ def architectures(json: bool) -> None:
     _listing(rows, json, "all: pre = W_enc·x + b_enc, reconstruction = W_dec·z + b_dec")
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would use."""
+    spans = ((120, 1, "s"), (7200, 60, "min"), (math.inf, 3600, "h"))
+    return next(f"{seconds / unit:.0f} {name}" for below, unit, name in spans if seconds < below)
+
+
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """`I/N` to (I, N). UserError if it is not that."""
     if shard is None:
@@ -233,7 +271,8 @@ def _warn_of_damage(store: Store) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def _print_report(store: Store, name: str) -> None:
+def print_report(store: Store, name: str) -> None:
+    """The report of a sweep on the terminal, from its records."""
     from sae_sweep import frame
     from sae_sweep.reports import terminal
 
@@ -250,7 +289,8 @@ def _verdicts(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd
     return evaluate_all(claims, results, untrained)
 
 
-def _wandb(sweep: Sweep, store: Store, note: Callable[[str], None]) -> WandbLog | None:
+def wandb_log(sweep: Sweep, store: Store, note: Callable[[str], None]) -> WandbLog | None:
+    """The log of a sweep, if its logger asks for one."""
     if sweep.logger["name"] == "none":
         return None
     from sae_sweep.reports.wandb import WandbLog
@@ -259,18 +299,18 @@ def _wandb(sweep: Sweep, store: Store, note: Callable[[str], None]) -> WandbLog 
     return WandbLog(store.sweep(sweep.name), sweep.name, **settings, note=note)
 
 
-def _log_the_sweep(log: WandbLog, sweep: Sweep, store: Store, results: pd.DataFrame, untrained: pd.DataFrame) -> None:
-    """Log the points that an earlier, killed run finished but did not log, then the sweep's own run."""
-    from sae_sweep.schema import measure_id
-
-    wanted = measure_id(sweep.evaluation)
-    missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
+def _log_the_sweep(
+    log: WandbLog, info: Mapping[str, Any], store: Store, results: pd.DataFrame, untrained: pd.DataFrame
+) -> None:
+    """Log the points that are finished but were not logged, then the sweep's own run. `info`: its sweep.yaml."""
     from sae_sweep.frame import measured
 
+    wanted = info["measure_id"]
+    missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
     for record in measured(store, missing, wanted):
         log.log_point(record)
-    verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(sweep.claims, results, untrained)]
-    log.log_sweep(results, untrained, verdicts, {"experiment": sweep.experiment, "overrides": sweep.overrides})
+    verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(info["claims"], results, untrained)]
+    log.log_sweep(results, untrained, verdicts, {"experiment": info["experiment"], "overrides": info["overrides"]})
 
 
 def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:

@@ -44,6 +44,7 @@ from sae_sweep.sweep.keys import (
     nearest,
     show,
 )
+from sae_sweep.sweep.slurm.launcher import Launcher
 
 # Overrides of these alone leave the grid as it is.
 NEUTRAL = ("logger", "device", "output_dir", "launcher", "name")
@@ -91,7 +92,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         evaluation=evaluation,
         claims=check_claims(tree["claims"], where),
         logger=_free(tree["logger"], "logger", one),
-        launcher=_free(tree["launcher"], "launcher", one),
+        launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],
         output_dir=Path(values["output_dir"]),
     )
@@ -283,6 +284,11 @@ def _free(settings: Mapping[str, Any], group: str, one: Mapping[str, Any]) -> di
         kind = "str" if settings[name] is None else type(settings[name]).__name__
         settings[name] = coerce(key, Rule(kind, optional=settings[name] is None), value)
     return settings
+
+
+def _launcher(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a launcher, checked."""
+    return settings if settings["name"] == "local" else {"name": settings["name"], **vars(Launcher.of(settings))}
 
 
 def _hash(points: Sequence[Point], evaluation: Evaluation) -> str:

@@ -23,6 +23,12 @@ def raise_on_signals() -> None:
         signal.signal(number, _stop)
 
 
+def note_signals() -> None:
+    """From now on signals are only noted, for `check` to raise where it is called: between steps, not within one."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: _received.append(Interrupted(number)))
+
+
 def received() -> Interrupted | None:
     """What a signal has asked for. It may not have got through: C libraries drop or replace what is raised in them."""
     return _received[0] if _received else None

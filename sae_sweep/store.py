@@ -130,18 +130,11 @@ class Store:
 
     def write_sweep_file(self, name: str, filename: str, content: bytes) -> Path:
         """Write or replace a file of a sweep: a reader sees the old content or the new, never a part."""
-        place = self.sweep(name) / filename
-        with _environment(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep_away(place.parent)
-            temporary = _temporary_beside(place)
-            try:
-                _write_file(temporary, content)
-                temporary.replace(place)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _flush_folder(place.parent)
-        return place
+        return self._replace(self.sweep(name) / filename, content)
+
+    def write_checkpoint(self, place: Path, content: bytes) -> Path:
+        """Write a file of training in progress, whole or not at all (sweep/checkpoint.py)."""
+        return self._replace(place, content)
 
     def fail(self, sweep: str, id: str, info: Mapping[str, Any]) -> None:
         """Note that a point of a sweep failed; `info` says where and why."""
@@ -166,6 +159,19 @@ class Store:
             place.unlink(missing_ok=True)
 
     # -- how ------------------------------------------------------------------------------------------------------
+
+    def _replace(self, place: Path, content: bytes) -> Path:
+        with _environment(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep_away(place.parent)
+            temporary = _temporary_beside(place)
+            try:
+                _write_file(temporary, content)
+                temporary.replace(place)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _flush_folder(place.parent)
+        return place
 
     def _commit(self, parent: Path, id: str, record: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
         place = parent / id

@@ -69,6 +69,7 @@ def coerce(key: str, rule: Rule, value: Any) -> Any:
         value = float(value)
     if type(value).__name__ != rule.kind or value == "":
         kinds = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
+        kinds |= {"list": "a list", "dict": "a mapping"}
         raise UserError(f"{key} must be {kinds[rule.kind]}, got {show(value)}")
     if rule.kind == "float" and not math.isfinite(value):
         raise UserError(f"{key} must be finite, got {show(value)}")

@@ -32,7 +32,8 @@ from sae_sweep.saes.starts import start
 from sae_sweep.saes.train import Look, train
 from sae_sweep.schema import Evaluation, Point, Sae, Toy, canonical, measure_id, toy_id
 from sae_sweep.store import Store, StoreDamaged
-from sae_sweep.sweep.events import Event, PointDone, PointFailed, ToyProgress, TrainProgress
+from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
+from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 from sae_sweep.toys import max_of_k
 from sae_sweep.toys.stream import EvaluationInputs, Stream
 
@@ -46,10 +47,12 @@ Say = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a pack runs: on which device, with how many CPU threads."""
+    """Where a pack runs: on which device, with how many CPU threads, and how often it is written down how far it is."""
 
     device: str
     threads: int
+    # Between two checkpoints of a stack in training.
+    checkpoint_seconds: float = EVERY
 
     @contextmanager
     def pool(self) -> Iterator[ThreadPoolExecutor]:
@@ -73,8 +76,13 @@ def run_pack(
     ground = Ground(points[0], store, evaluation, machine.device, say)
     starts = [ground.start(point) for point in points]
     stack = Stack.start(points, starts, machine.device)
+    checkpoint = Checkpoint(store, points, machine.device, machine.checkpoint_seconds)
+    looks = checkpoint.restore(stack)
+    if looks:
+        say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
-        curves = _train(stack, ground.stream, pick_backend(stack, pool, machine.threads), number, packs, say)
+        backend = pick_backend(stack, pool, machine.threads)
+        _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)
     for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
         stack.failed.setdefault(i, stack.step)
     failed = {i: (step, f"loss or parameters were not finite by step {step}") for i, step in stack.failed.items()}
@@ -85,7 +93,8 @@ def run_pack(
             stored = export.to_files(points[i], folded)
             measured = ground.measure(points[i], export.from_files(stored[export.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
-            record = _record(points[i], evaluation, machine, measured, untrained) | {"curve": curves[i]}
+            record = _record(points[i], evaluation, machine, measured, untrained)
+            record["curve"] = list(_curve(looks, i))
             return _files(points[i], stored, measured), record
         except Exception as error:  # one point's failure must not take its pack-mates with it
             if out_of_memory(error):
@@ -93,7 +102,7 @@ def run_pack(
             return error
 
     alive = [i for i in range(len(points)) if i not in failed]
-    with machine.pool() as pool:
+    with checkpoint.between_steps(stack, looks), machine.pool() as pool:
         # Queued first, so that no thread ever waits for one that has not begun.
         untrained_rows = {
             ground.start_key(points[i]): pool.submit(ground.measure_start, points[i])
@@ -109,6 +118,8 @@ def run_pack(
             say(PointDone(points[i], record))
     for i, (step, reason) in failed.items():
         say(PointFailed(points[i], step, reason))
+    if checkpoint.folder.exists():
+        checkpoint.clear(store.ids("points"))
 
 
 def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation, machine: Machine, say: Say) -> None:
@@ -262,19 +273,22 @@ def load_toy(toy: Toy, store: Store) -> max_of_k.MaxOfK:
 
 
 def _train(
-    stack: Stack, stream: Stream, backend: Backend, number: int, packs: int, say: Say
-) -> list[list[dict[str, Any]]]:
-    """Train to the end; returns each SAE's curve."""
+    stack: Stack,
+    stream: Stream,
+    backend: Backend,
+    looks: list[Look],
+    checkpoint: Checkpoint,
+    number: int,
+    packs: int,
+    say: Say,
+) -> None:
+    """Train to the end; adds to `looks`, what was seen of the training so far."""
     steps = stack.points[0].training.steps
-    looks: list[Look] = []
     for look in train(stack, stream, backend):
         looks.append(look)
-        say(
-            TrainProgress(
-                number, packs, len(stack.points), look.step, steps, float(look.fvu.median()), float(look.l0.median())
-            )
-        )
-    return [list(_curve(looks, i)) for i in range(len(stack.points))]
+        fvu, l0 = float(look.fvu.median()), float(look.l0.median())
+        with checkpoint.between_steps(stack, looks):
+            say(TrainProgress(number, packs, len(stack.points), look.step, steps, fvu, l0))
 
 
 def _curve(looks: list[Look], i: int) -> Iterator[dict[str, Any]]:

@@ -66,26 +66,8 @@ def look(sweep: Sweep, store: Store, shard: tuple[int, int] = (0, 1)) -> Work:
 
 def run(sweep: Sweep, work: Work, store: Store, say: Callable[[Event], None], fail_fast: bool = False) -> Outcome:
     """Do the work; finished points are skipped. With `fail_fast` the first point that fails is the last."""
-    planned, stale = work.plan, len(work.stale)
-    outcome = Outcome(
-        sweep.name, len(planned.points), 0, len(planned.finished) - stale, 0, directory=store.sweep(sweep.name)
-    )
-
-    def count(event: Event) -> None:
-        check()
-        while store.damaged:
-            say(Note(store.damaged.pop(0)))
-        if isinstance(event, PointDone):
-            outcome.ran += 1
-            store.clear_failure(sweep.name, event.point.id)
-        elif isinstance(event, PointFailed):
-            outcome.failed += 1
-            info = {"step": event.step, "reason": event.reason, "settings": dataclasses.asdict(event.point)}
-            store.fail(sweep.name, event.point.id, info)
-        say(event)
-        if fail_fast and isinstance(event, PointFailed):
-            raise TooManyFailures(event.reason)
-
+    planned, outcome = work.plan, before(sweep, work, store)
+    count = account(outcome, store, say, fail_fast)
     if not (planned.packs or work.toys or work.stale):
         freeze(sweep, store)
         return outcome
@@ -97,6 +79,33 @@ def run(sweep: Sweep, work: Work, store: Store, say: Callable[[Event], None], fa
     with suppress(TooManyFailures):
         execute(work, store, sweep.evaluation, machine, count)
     return outcome
+
+
+def before(sweep: Sweep, work: Work, store: Store) -> Outcome:
+    """What is known of a run that has not begun."""
+    skipped = len(work.plan.finished) - len(work.stale)
+    return Outcome(sweep.name, len(work.plan.points), 0, skipped, 0, directory=store.sweep(sweep.name))
+
+
+def account(outcome: Outcome, store: Store, say: Callable[[Event], None], fail_fast: bool) -> Callable[[Event], None]:
+    """A `say` that also counts, notes failures in the store, and stops where a signal or fail-fast asks for it."""
+
+    def count(event: Event) -> None:
+        check()
+        while store.damaged:
+            say(Note(store.damaged.pop(0)))
+        if isinstance(event, PointDone):
+            outcome.ran += 1
+            store.clear_failure(outcome.sweep, event.point.id)
+        elif isinstance(event, PointFailed):
+            outcome.failed += 1
+            info = {"step": event.step, "reason": event.reason, "settings": dataclasses.asdict(event.point)}
+            store.fail(outcome.sweep, event.point.id, info)
+        say(event)
+        if fail_fast and isinstance(event, PointFailed):
+            raise TooManyFailures(event.reason)
+
+    return count
 
 
 def freeze(sweep: Sweep, store: Store) -> None:
@@ -121,6 +130,7 @@ def freeze(sweep: Sweep, store: Store) -> None:
         "evaluation": dataclasses.asdict(sweep.evaluation),
         "measure_id": measure_id(sweep.evaluation),
         "claims": sweep.claims,
+        "logger": sweep.logger,
     }
     store.write_sweep_file(sweep.name, "points.txt", ("\n".join(ids) + "\n").encode())
     store.write_sweep_file(sweep.name, "sweep.yaml", yaml.safe_dump(info, sort_keys=False, allow_unicode=True).encode())

@@ -29,8 +29,9 @@ PART, MOST_PARTS = 1 << 26, 16
 ENTRIES = 1 << 17
 # Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
 DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
-# Numbers in the largest buffer of a dense step, and gradients that its threads fill.
-DENSE_BUFFER, DENSE_PARTS = 1 << 20, 4
+# Inputs that a dense step takes at a time: a cache's worth of codes, but enough inputs to be worth a pass over all
+# gradients, within 64 MiB. And the gradients that its threads fill.
+DENSE_BUFFER, DENSE_INPUTS, DENSE_MOST, DENSE_PARTS = 1 << 20, 64, 1 << 24, 4
 # BatchTopK looks for its threshold above this share of the last.
 GUESS = np.float32(0.9)
 
@@ -268,7 +269,7 @@ class _Trainer:
         norms, pulls = torch.from_numpy(self.norms[: self.width]), torch.zeros(self.width)
         setting = self.point.penalty
         penalty, error, entries = 0.0, 0.0, 0
-        for chunk in x.split(max(DENSE_BUFFER // self.width, 1)):
+        for chunk in x.split(max(DENSE_BUFFER // self.width, min(DENSE_INPUTS, DENSE_MOST // self.width), 1)):
             codes = torch.addmm(b_enc, chunk, W_enc.T).relu_()
             bounds = np.arange(0, codes.numel() + 1, self.width)
             slope = torch.empty_like(codes)

@@ -1,0 +1,140 @@
+"""A stack in the middle of its training, on the disk, so that whoever takes up its points goes on with the same bits.
+
+    <root>/checkpoints/<stack>/<pack>.<step>.<sha256>.safetensors
+
+<stack> stands for the stack key, <pack> for the ids of the points. Everything that a step depends on lies in rows of
+tensors, a row per SAE, and the batches follow from the step: so what was begun as one pack may go on as parts of it,
+such as those points of it that were not measured yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sae_sweep.interruption import Interrupted
+from sae_sweep.saes.stack import Stack
+from sae_sweep.saes.train import Look
+from sae_sweep.schema import Point
+from sae_sweep.store import Store
+from sae_sweep.sweep.plan import stack_key
+
+# Seconds of training between two checkpoints.
+EVERY = 60.0
+# Of the time, at most this share goes into writing them.
+LARGEST_SHARE = 0.05
+
+_ROWS = ("flat", "first", "second", "threshold", "density")
+_LOOKS = ("loss", "fvu", "l0")
+
+
+class Checkpoint:
+    """The checkpoint of one pack. Only the same kind of device takes it up: another would end with other bits."""
+
+    def __init__(self, store: Store, points: Sequence[Point], device: str, every: float = EVERY) -> None:
+        """`every`: seconds between two checkpoints."""
+        self.store, self.device, self.every = store, device, every
+        self.ids = [point.id for point in points]
+        self.folder = store.root / "checkpoints" / _digest(repr(stack_key(points[0])))
+        self._name = _digest(" ".join(self.ids))
+        self._next = time.monotonic() + every
+
+    def restore(self, stack: Stack) -> list[Look]:
+        """Put the stack where its training was left, if it was begun; returns what was seen of it so far."""
+        for path in sorted(self.folder.glob("*.safetensors"), key=_step, reverse=True):
+            ids = _ids(path, self.device)
+            if not set(self.ids) <= set(ids):
+                continue
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:  # another process has finished these points, or is further
+                continue
+            if hashlib.sha256(content).hexdigest()[:16] != path.name.split(".")[2]:
+                path.unlink(missing_ok=True)
+                continue
+            rows = [ids.index(id) for id in self.ids]
+            return _put(stack, load_tensors(content), rows, _step(path))
+        return []
+
+    def save(self, stack: Stack, looks: Sequence[Look]) -> None:
+        """Write the stack as it stands between two steps, in place of what was written before."""
+        began = time.monotonic()
+        content = save_tensors(_tensors(stack, looks), {"ids": json.dumps(self.ids), "device": self.device})
+        name = f"{self._name}.{stack.step}.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        self.store.write_checkpoint(self.folder / name, content)
+        for older in self.folder.glob(f"{self._name}.*.safetensors"):
+            if older.name != name:
+                older.unlink(missing_ok=True)
+        self._next = time.monotonic() + max(self.every, (time.monotonic() - began) / LARGEST_SHARE)
+
+    @contextmanager
+    def between_steps(self, stack: Stack, looks: Sequence[Look]) -> Iterator[None]:
+        """The stack does not change inside: it is saved if its time has come, or if an interruption does."""
+        if time.monotonic() >= self._next:
+            self.save(stack, looks)
+        try:
+            yield
+        except Interrupted:
+            self.save(stack, looks)
+            raise
+
+    def clear(self, finished: Collection[str]) -> None:
+        """Remove it, and any other of the same stack whose points are all finished."""
+        over = {*self.ids, *finished}
+        for path in self.folder.glob("*.safetensors"):
+            if over.issuperset(_ids(path)):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # others are at work there, or nothing ever was
+            self.folder.rmdir()
+            self.folder.parent.rmdir()
+
+
+def _tensors(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
+    tensors = {name: getattr(stack, name).detach().cpu().contiguous() for name in _ROWS}
+    tensors["failed"] = torch.tensor([stack.failed.get(i, -1) for i in range(len(stack.points))])
+    if looks:
+        tensors["looks.step"] = torch.tensor([look.step for look in looks])
+        tensors |= {f"looks.{name}": torch.stack([getattr(look, name) for look in looks]) for name in _LOOKS}
+    return tensors
+
+
+def _put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) -> list[Look]:
+    for name in _ROWS:
+        getattr(stack, name).copy_(tensors[name][rows])
+    failed = tensors["failed"][rows].tolist()
+    stack.failed = {i: at for i, at in enumerate(failed) if at >= 0}
+    stack.step = step
+    if "looks.step" not in tensors:
+        return []
+    columns = [tensors[f"looks.{name}"][:, rows] for name in _LOOKS]
+    return [Look(int(at), *(column[n] for column in columns)) for n, at in enumerate(tensors["looks.step"])]
+
+
+def _ids(path: Path, device: str | None = None) -> list[str]:
+    """The points of a checkpoint; none if it is gone, broken, or of another kind of device."""
+    try:
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = file.metadata() or {}
+        return [] if device not in (None, about["device"]) else list(json.loads(about["ids"]))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return []
+
+
+def _step(path: Path) -> int:
+    part = path.name.split(".")[1]
+    return int(part) if part.isdigit() else -1
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,136 @@
+"""Packs to tasks: each with about as much work as asked for; and a task as a file that a node can read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_sweep.errors import EnvironmentProblem
+from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, toy_id
+from sae_sweep.sweep.cost import SPEEDS, Speed, pack_seconds, state_bytes, toy_seconds, work_bytes
+from sae_sweep.sweep.plan import Pack, stack_key
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one job does: packs one after the other, in the time and device memory that the planner expects."""
+
+    packs: tuple[Pack, ...]
+    seconds: float
+    bytes: int
+
+    @property
+    def points(self) -> list[Point]:
+        """All its points, in order."""
+        return [point for pack in self.packs for point in pack]
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a task runs on, as the planner sees it."""
+
+    speed: Speed
+    workers: int
+
+
+def make_tasks(
+    packs: Iterable[Pack],
+    evaluation: Evaluation,
+    kind: str,
+    target_seconds: float,
+    most: int,
+    trained_toys: Collection[str] = frozenset(),
+    cpus: int = 1,
+) -> list[Task]:
+    """Packs in order, cut into tasks of at most `target_seconds` where a single point does not already take longer.
+
+    `kind`: cpu or cuda; `cpus`: a task's cores, which a GPU does not make faster. A pack that takes longer is split.
+    Where that would make more than `most` tasks, each is given more. Neighbours in the grid share their toy, so a toy
+    is trained in few tasks.
+    """
+    packs, node = list(packs), Node(SPEEDS[kind], cpus if kind == "cpu" else 1)
+    while True:
+        tasks = list(_fill(packs, evaluation, node, target_seconds, trained_toys))
+        if len(tasks) <= most:
+            return tasks
+        target_seconds *= 1.1 if len(tasks) < 2 * most else len(tasks) / most
+
+
+def _fill(
+    packs: Sequence[Pack], evaluation: Evaluation, node: Node, target: float, trained_toys: Collection[str]
+) -> Iterator[Task]:
+    taken: list[Pack] = []
+    toys: set[Toy] = set()
+    seconds = 0.0
+    for pack in (piece for whole in packs for piece in _split(whole, evaluation, node, target)):
+        toy = pack[0].toy
+        first = 0.0 if toy_id(toy) in trained_toys else toy_seconds(toy, node.speed)
+        cost = pack_seconds(pack, evaluation, node.speed, node.workers)
+        more = cost + (0.0 if toy in toys else first)
+        if taken and seconds + more > target:
+            yield _task(taken, seconds, node)
+            taken, toys, seconds, more = [], set(), 0.0, cost + first
+        taken.append(pack)
+        toys.add(toy)
+        seconds += more
+    if taken:
+        yield _task(taken, seconds, node)
+
+
+def _task(packs: Sequence[Pack], seconds: float, node: Node) -> Task:
+    peak = max(len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], node.workers) for pack in packs)
+    return Task(tuple(packs), seconds, peak + node.speed.base_bytes)
+
+
+def _split(pack: Pack, evaluation: Evaluation, node: Node, target: float) -> Iterator[Pack]:
+    """A pack in as few pieces of near equal size as stay below the target."""
+    pieces = 1
+    while pieces < len(pack):
+        size = math.ceil(len(pack) / pieces)
+        if pack_seconds(pack[:size], evaluation, node.speed, node.workers) <= target:
+            break
+        pieces += 1
+    size = math.ceil(len(pack) / pieces)
+    for start in range(0, len(pack), size):
+        yield pack[start : start + size]
+
+
+def stacks(points: Iterable[Point]) -> list[Pack]:
+    """Points that could train together, together."""
+    found: dict[tuple[Any, ...], list[Point]] = {}
+    for point in points:
+        found.setdefault(stack_key(point), []).append(point)
+    return [tuple(each) for each in found.values()]
+
+
+def to_json(points: Iterable[Point]) -> list[dict[str, Any]]:
+    """The settings of points with their ids."""
+    return [{"id": point.id, **dataclasses.asdict(point)} for point in points]
+
+
+def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """The points again. EnvironmentProblem where this code would train something else than the code that wrote them."""
+    points = []
+    for row in rows:
+        try:
+            point = Point(
+                Toy(**row["toy"]),
+                Site(**row["site"]),
+                Distribution(**row["distribution"]),
+                Sae(**row["sae"]),
+                Penalty(**row["penalty"]),
+                Training(**row["training"]),
+                row["seed"],
+                row["data_seed"],
+            )
+        except TypeError as error:
+            raise EnvironmentProblem(f"the sweep was submitted by another version of sae-sweep ({error})") from error
+        if point.id != row["id"]:
+            raise EnvironmentProblem(
+                f"the sweep was submitted by another version of sae-sweep: point {row['id']} is {point.id} here"
+            )
+        points.append(point)
+    return points

@@ -1,0 +1,298 @@
+"""What can be told of a cluster without one: tasks, launcher settings, the queue's answers, sync, the doctor."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from commandline import TINY, call
+from wandb_server import Answer, Server
+
+from sae_sweep import config
+from sae_sweep.errors import EnvironmentProblem, UserError
+from sae_sweep.reports.wandb_sync import unsynced
+from sae_sweep.schema import Evaluation, toy_id
+from sae_sweep.sweep.cost import SPEEDS, pack_seconds
+from sae_sweep.sweep.plan import plan
+from sae_sweep.sweep.slurm import queue
+from sae_sweep.sweep.slurm.submit import Submission
+from sae_sweep.sweep.slurm.tasks import from_json, make_tasks, to_json
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+GRID = ["toy=small", "device=cpu", "sae.width=8,16", "penalty=l1,sqrt", "seed=range(0,20)", "toy.seed=0,1,2"]
+
+
+# -- tasks ---------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_hold_every_point_once_and_about_the_work_asked_for() -> None:
+    sweep = config.load(GRID)
+    packs = plan(sweep, set()).packs
+    toys = {toy_id(point.toy) for point in sweep.points}
+    for minutes in (0.05, 1, 10, 1000):
+        tasks = make_tasks(packs, sweep.evaluation, "cpu", 60 * minutes, 1000, toys)
+        assert [point.id for task in tasks for point in task.points] == [p.id for pack in packs for p in pack]
+        for task in tasks:
+            assert task.seconds <= 60 * minutes or len(task.points) == 1
+        # No two neighbours would have fitted into one.
+        assert all(a.seconds + b.seconds > 60 * minutes for a, b in pairwise(tasks))
+    assert len(tasks) == 1
+
+
+def test_no_more_tasks_than_allowed() -> None:
+    sweep = config.load(GRID)
+    packs = plan(sweep, set()).packs
+    assert len(make_tasks(packs, sweep.evaluation, "cpu", 0.001, 7)) <= 7
+    assert len(make_tasks(packs, sweep.evaluation, "cpu", 0.001, 1)) == 1
+
+
+def test_a_toy_is_part_of_the_work_until_it_is_trained() -> None:
+    sweep = config.load(["toy=small", "device=cpu", "penalty.coefficient=1"])
+    packs = plan(sweep, set()).packs
+    (task,) = make_tasks(packs, sweep.evaluation, "cpu", 1e9, 1)
+    (trained,) = make_tasks(packs, sweep.evaluation, "cpu", 1e9, 1, {toy_id(sweep.points[0].toy)})
+    assert trained.seconds == pack_seconds(packs[0], sweep.evaluation, SPEEDS["cpu"], 1) < task.seconds
+
+
+def test_points_survive_their_file(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.csv"
+    weights.write_text("m,weight\n" + "".join(f"{m},1\n" for m in range(16)))
+    for overrides in (["sae=topk", "sae.k=2"], ["sae.init=oracle", "sae.partition=mq"], [f"distribution={weights}"]):
+        points = config.load(["toy=small", "penalty.coefficient=0.1,1", *overrides]).points
+        assert from_json(json.loads(json.dumps(to_json(points)))) == points
+
+
+def test_points_of_another_version_are_refused() -> None:
+    rows = to_json(config.load(["toy=small", "penalty.coefficient=1"]).points)
+    with pytest.raises(EnvironmentProblem, match="another version"):
+        from_json([{**rows[0], "id": "0" * 16}])
+    with pytest.raises(EnvironmentProblem, match="another version"):
+        from_json([{**rows[0], "sae": {**rows[0]["sae"], "new_key": 1}}])
+
+
+def test_the_job_of_a_task() -> None:
+    arrays = [{"job": "12", "count": 3}, {"job": "15", "count": 1}]
+    submission = Submission("x", "me", 0.0, "name", [{}] * 5, arrays)
+    assert [submission.job_of(i) for i in range(5)] == ["12_0", "12_1", "12_2", "15", None]
+
+
+# -- launcher ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("launcher.gpus=8", "at most 1"),
+        ("launcher.cpus=0", "at least 1"),
+        ("launcher.memory=lots", "launcher.memory"),
+        ("launcher.time=2", "launcher.signal_seconds"),
+        ("launcher.setup=3", "a list"),
+        ("launcher.setup=[3]", "a list of lines"),
+        ("launcher.additional=[x]", "a mapping"),
+        ("launcher.additional={array: 0-3}", "the sweep needs it"),
+        ("launcher.additional={mem: 3G}", "launcher.memory"),
+        ("launcher.additional={A_b: 3}", "no option of sbatch"),
+        ("launcher.partitions=x", "did you mean"),
+        ("launcher.target_minutes=0", "above 0"),
+    ],
+)
+def test_a_wrong_launcher_is_refused(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        config.load(["launcher=slurm", override])
+
+
+def test_a_dry_run_shows_script_and_packs_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["toy=small", "launcher.partition=gpu", "launcher.setup=[module load cuda]", "launcher.time=90"]
+    asked += ["launcher.additional={nice: 100, exclusive: true}", "launcher.account=lab"]
+    result = call("submit", *asked, "--dry-run")
+    assert result.code == 0, result.err
+    for line in ("partition=gpu", "account=lab", "time=90", "nice=100", "exclusive", "gpus-per-node=1", "requeue"):
+        assert f"#SBATCH --{line}\n" in result.out
+    assert "\nmodule load cuda\n" in result.out
+    assert "1 tasks" in result.out
+    assert not list(tmp_path.iterdir())
+    same = call("run", "launcher=slurm", *asked, "--dry-run", "--json")
+    whole = json.loads(same.out)
+    assert whole["script"].strip() in result.out
+    assert [task["points"] for task in whole["tasks"]] == [4]
+    assert "apptainer exec --nv image.sif python" in call("submit", "launcher.container=image.sif", "--dry-run").out
+
+
+def test_what_cannot_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, said in (
+        (("submit", "launcher=local"), "sae-sweep run"),
+        (("run", "launcher=slurm", "--shard", "0/2"), "--shard"),
+        (("submit", "device=cuda", "launcher.gpus=0"), "launcher.gpus"),
+        (("submit", "device=cpu", "launcher.memory=1M"), "launcher.memory"),
+        (("status", "nosuch"), "nosuch"),
+        (("cancel", "nosuch"), "nosuch"),
+        (("logs", "nosuch"), "nosuch"),
+    ):
+        result = call(*words)
+        assert result.code == 2, words
+        assert said in result.err
+        assert len(result.err.splitlines()) == 1
+
+
+# -- the queue -----------------------------------------------------------------------------------------------------
+
+Fake = Callable[[str, str], None]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Puts commands of Slurm on the PATH that are a line of shell each."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(queue.time, "sleep", lambda seconds: None)
+
+    def put(name: str, shell: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{shell}\n")
+        (tmp_path / name).chmod(0o755)
+
+    put("sacct", "exit 1")
+    return put
+
+
+def phases(jobs: list[str]) -> list[str]:
+    return [f"{state.phase} {state.word}" for state in queue.states(jobs, {"ours"}).values()]
+
+
+def test_a_job_is_where_squeue_says(fake: Fake) -> None:
+    fake("squeue", 'printf "7_0|RUNNING|n1|ours\\n7_1|PENDING||ours\\n7_2|CANCELLED||ours\\n8|REQUEUED||ours\\n"')
+    assert phases(["7_0", "7_1", "7_2", "8"]) == [
+        "running RUNNING",
+        "pending PENDING",
+        "ended CANCELLED",
+        "pending REQUEUED",
+    ]
+
+
+def test_no_answer_is_no_end(fake: Fake) -> None:
+    fake("squeue", "exit 1")
+    assert phases(["7"]) == ["unknown UNKNOWN"]
+    # Nor is one answer without it: the next has it again.
+    fake("squeue", 'test -e seen && printf "7|RUNNING|n1|ours\\n"; touch seen')
+    assert phases(["7"]) == ["running RUNNING"]
+
+
+def test_what_squeue_has_forgotten_ended_as_sacct_says(fake: Fake) -> None:
+    fake("squeue", "exit 0")
+    assert phases(["7"]) == ["ended GONE"]
+    fake("sacct", 'printf "7|CANCELLED by 0|n1|ours\\n8|RUNNING|n1|ours\\n9|FAILED|n1|theirs\\n"')
+    assert phases(["7", "8", "9"]) == ["ended CANCELLED", "ended GONE", "ended GONE"]
+
+
+def test_tasks_of_an_array_that_never_began_are_one_row_of_sacct(fake: Fake) -> None:
+    fake("squeue", "exit 0")
+    fake("sacct", 'printf "7_0|COMPLETED|n1|ours\\n7_[1,3-4%%2]|CANCELLED by 0|None assigned|ours\\n"')
+    assert phases(["7_0", "7_1", "7_2", "7_3", "7_4"]) == [
+        "ended COMPLETED",
+        "ended CANCELLED",
+        "ended GONE",
+        "ended CANCELLED",
+        "ended CANCELLED",
+    ]
+
+
+def test_another_job_of_that_id_is_not_ours(fake: Fake) -> None:
+    fake("squeue", 'printf "7|RUNNING|n1|theirs\\n"')
+    assert phases(["7"]) == ["ended GONE"]
+
+
+# -- W&B -----------------------------------------------------------------------------------------------------------
+
+
+class ArtifactServer(Answer):
+    """One that also takes tables."""
+
+    def answer(self, what: str, content: dict, reply: dict) -> None:
+        if what == "CreateArtifact":
+            sequence = {"id": "s", "latestArtifact": {"id": "a", "versionIndex": 0}}
+            artifact = {"id": "a", "state": "COMMITTED", "digest": content["input"]["digest"]}
+            reply = {"data": {"createArtifact": {"artifact": {**artifact, "artifactSequence": sequence}}}}
+        if what == "ServerFeaturesQuery":
+            reply = {"data": {"serverInfo": {"features": []}}}
+        super().answer(what, content, reply)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server()
+    found.RequestHandlerClass = ArtifactServer
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield found
+    found.released.set()
+    found.shutdown()
+    found.server_close()
+
+
+def test_what_was_logged_offline_is_pushed_once(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [word.replace("logger=none", "logger=wandb") for word in TINY]
+    assert call("run", *words, "penalty.coefficient=0.1,1", "name=offline", "logger.mode=offline").code == 0
+    folder = tmp_path / "outputs/sweeps/offline/wandb"
+    assert len(unsynced(folder)) == 3
+    refused = call("sync", "offline")
+    assert refused.code == 4
+    assert len(refused.err.splitlines()) == 1
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert json.loads(call("sync", "offline", "--json").out)["pushed"] == 3
+    named = {content["name"] for what, content in server.told if what == "UpsertBucket" and content.get("name")}
+    points = {path.name for path in (tmp_path / "outputs/points").iterdir() if not path.name.startswith(".")}
+    assert points < named
+    assert any(what == "CreateArtifact" for what, _ in server.told)
+    told = len(server.told)
+    assert json.loads(call("sync", "offline", "--json").out)["pushed"] == 0
+    assert [what for what, _ in server.told[told:] if what in ("UpsertBucket", "CreateArtifact")] == []
+
+
+def test_nothing_to_push_where_nothing_was_to_be_logged() -> None:
+    assert call("run", *TINY, "penalty.coefficient=1", "name=silent").code == 0
+    result = call("sync", "silent")
+    assert result.code == 2
+    assert "logger=none" in result.err
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_says_what_to_do(fake: Fake) -> None:
+    for name in ("sbatch", "srun"):
+        fake(name, "exit 0")
+    fake("sinfo", 'echo "gpu* 12 nodes gpu:8"')
+    fake("sacct", "exit 0")
+    findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}
+    assert set(findings) == {"GPU", "output folder", "shared filesystem", "Slurm", "sacct", "W&B"}
+    assert findings["Slurm"]["usable"]
+    assert "gpu:8" in findings["Slurm"]["found"]
+    assert findings["sacct"]["usable"]
+    fake("sinfo", "echo sinfo: error: no controller >&2; exit 1")
+    fake("sacct", "exit 1")
+    findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}
+    assert not findings["Slurm"]["usable"]
+    assert "no controller" in findings["Slurm"]["found"]
+    assert not findings["sacct"]["usable"]
+    for each in findings.values():
+        assert each["usable"] or each["advice"]
+
+
+def test_evaluation_is_part_of_the_estimate() -> None:
+    sweep = config.load(["toy=max_of_k", "device=cpu", "penalty.coefficient=1"])
+    pack = plan(sweep, set()).packs[0]
+    more = replace(Evaluation(), inputs=2**22)
+    assert pack_seconds(pack, more, SPEEDS["cpu"], 1) > pack_seconds(pack, sweep.evaluation, SPEEDS["cpu"], 1)
