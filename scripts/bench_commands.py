@@ -1,4 +1,4 @@
-"""How long the command line takes before any SAE is trained: help, a plan of 100,000 points, a rerun with nothing to do.
+"""How long the command line takes before any SAE is trained: help, planning 100,000 points, a rerun of what is done.
 
     python scripts/bench_commands.py
 

@@ -151,10 +151,9 @@ def train(backend: Backend, stack: Stack, data: Data, warm: int, timed: int) -> 
     """Seconds per step, and FVU and L0, means over the SAEs, over the timed steps."""
     for batches in data.blocks(0, warm):
         backend.advance(stack, batches)
-    blocks = list(data.blocks(warm, timed))
     wait()
     started = time.perf_counter()
-    sums = [backend.advance(stack, batches) for batches in blocks]
+    sums = [backend.advance(stack, batches) for batches in data.blocks(warm, timed)]
     wait()
     seconds = (time.perf_counter() - started) / timed
     error, l0 = (torch.stack([getattr(s, name) for s in sums]).sum(0).mean() for name in ("error", "l0"))

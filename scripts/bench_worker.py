@@ -2,8 +2,8 @@
 
     python scripts/bench_worker.py BACKEND --threads N      (BACKEND: floor, sae-sweep, sae-lens, dictionary-learning)
 
-Requests: {"load": WORK, "start": FILE}, {"train": STEPS}, {"measure": true}. Needs torch and the backend alone, so that it
-runs in an environment that has nothing else.
+Requests: {"load": WORK, "start": FILE}, {"train": STEPS}, {"measure": true}. Needs torch and the backend alone, so
+that it runs in an environment that has nothing else.
 """
 
 from __future__ import annotations
@@ -277,6 +277,12 @@ def quality(work: Work, sae: Sae) -> tuple[float, float]:
     return error / float((x - x.mean(0)).square().sum()), active / len(x)
 
 
+def reset_peak() -> None:
+    """Let the high-water mark of this process's memory start anew, where there is a /proc."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def resident_bytes(key: str) -> int:
     """VmRSS or VmHWM of this process; 0 where there is no /proc."""
     status = Path("/proc/self/status")
@@ -300,8 +306,7 @@ def main() -> int:
         answer: dict[str, Any] = {}
         if "load" in request:
             trained = None
-            if Path("/proc/self/clear_refs").exists():
-                Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            reset_peak()
             before, work = resident_bytes("VmRSS"), Work.from_json(request["load"])
             saved = torch.load(request["start"]) if request["start"] else {}
             starts = {width: Sae(**saved[width]) if saved else exemplar_start(width, work.d) for width in work.widths}
@@ -312,7 +317,9 @@ def main() -> int:
             answer["seconds"] = time.perf_counter() - began
         elif "save" in request:
             saes = dict(zip(work.widths, trained.saes(), strict=True))
-            torch.save({width: {k: v.clone() for k, v in vars(sae).items()} for width, sae in saes.items()}, request["save"])
+            torch.save(
+                {width: {k: v.clone() for k, v in vars(sae).items()} for width, sae in saes.items()}, request["save"]
+            )
         else:
             answer["peak_bytes"] = resident_bytes("VmHWM") - before
             answer["quality"] = [quality(work, sae) for sae in trained.saes()]

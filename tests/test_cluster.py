@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from wandb_server import Answer, Server
 from sae_sweep import config
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports.wandb_sync import unsynced
-from sae_sweep.schema import Evaluation, toy_id
-from sae_sweep.sweep.plan import pack_seconds, plan
+from sae_sweep.schema import toy_id
+from sae_sweep.sweep.cost import SPEEDS, pack_seconds
+from sae_sweep.sweep.plan import plan
 from sae_sweep.sweep.slurm import queue
 from sae_sweep.sweep.slurm.submit import Submission
 from sae_sweep.sweep.slurm.tasks import from_json, make_tasks, to_json
@@ -61,7 +61,7 @@ def test_a_toy_is_part_of_the_work_until_it_is_trained() -> None:
     packs = plan(sweep, set()).packs
     (task,) = make_tasks(packs, sweep.evaluation, "cpu", 1e9, 1)
     (trained,) = make_tasks(packs, sweep.evaluation, "cpu", 1e9, 1, {toy_id(sweep.points[0].toy)})
-    assert trained.seconds == pack_seconds(packs[0], sweep.evaluation, "cpu") < task.seconds
+    assert trained.seconds == pack_seconds(packs[0], sweep.evaluation, SPEEDS["cpu"], 1) < task.seconds
 
 
 def test_points_survive_their_file(tmp_path: Path) -> None:
@@ -288,10 +288,3 @@ def test_the_doctor_says_what_to_do(fake: Fake) -> None:
     assert not findings["sacct"]["usable"]
     for each in findings.values():
         assert each["usable"] or each["advice"]
-
-
-def test_evaluation_is_part_of_the_estimate() -> None:
-    sweep = config.load(["toy=max_of_k", "device=cpu", "penalty.coefficient=1"])
-    pack = plan(sweep, set()).packs[0]
-    more = replace(Evaluation(), inputs=2**22)
-    assert pack_seconds(pack, more, "cpu") > pack_seconds(pack, sweep.evaluation, "cpu")

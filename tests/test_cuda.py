@@ -29,7 +29,7 @@ from sae_sweep.schema import Penalty
 # The interpreter's numpy warns of 0·inf and the like, which the kernels mask.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # Every program of a grid is a loop of Python here: small batches.
-BATCH = 12
+BATCH = 8
 # Wide enough for lists of entries in these tests, and an encoder bias that leaves few latents on.
 ENTRIES, QUIET = 300, 5.0
 

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from sae_sweep import config
 from sae_sweep.errors import UserError
-from sae_sweep.schema import Penalty, Point, Sae, Toy, canonical, toy_id
+from sae_sweep.schema import Evaluation, Penalty, Point, Sae, Toy, Training, canonical, toy_id
+from sae_sweep.sweep import cost
 from sae_sweep.sweep import plan as plan_module
+from sae_sweep.sweep.cost import SPEEDS, activation_size
 from sae_sweep.sweep.grid import Sweep
-from sae_sweep.sweep.plan import LARGEST_PACK, activation_size, plan, stack_key
+from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key
 
 CPU = ["toy=small", "device=cpu"]
 
@@ -66,15 +68,51 @@ def test_packs_hold_every_missing_point_once_in_grid_order() -> None:
 
 def test_memory_bounds_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of("seed=range(0,10)", "penalty.coefficient=1")
-    speed = plan_module.SPEEDS["cpu"]
-    one = plan(sweep_of("seed=0", "penalty.coefficient=1"), set()).peak_memory_bytes - speed.base_bytes
+    monkeypatch.setattr(plan_module, "cores", lambda device: 2)
+    speed, point = SPEEDS["cpu"], sweep.points[0]
+    one, shared = cost.state_bytes(point), cost.work_bytes(point, 2)
     for room, sizes in ((3 * one, [3, 3, 3, 1]), (5 * one, [5, 5]), (one - 1, [1] * 10)):
-        monkeypatch.setitem(plan_module.SPEEDS, "cpu", replace(speed, pack_bytes=room))
+        monkeypatch.setitem(SPEEDS, "cpu", replace(speed, pack_bytes=shared + room))
         bounded = plan(sweep, set())
         assert [len(pack) for pack in bounded.packs] == sizes
-        assert bounded.peak_memory_bytes == speed.base_bytes + max(sizes) * one
-    # Parameters and Adam's moments of two 16 × 32 matrices, and four tensors of 512 × 16, in float32.
-    assert one == 4 * (4 * (2 * 16 * 32 + 16 + 32) + 4 * 512 * 16)
+        assert bounded.peak_memory_bytes == speed.base_bytes + shared + max(sizes) * one
+    parameters = 2 * 16 * 32 + 16 + 32
+    assert one == 4 * 3 * parameters  # float32: themselves and Adam's moments
+    assert shared == 4 * (2 * 6 * parameters + 25 * 512 * 32)  # two threads at work; 25 batches
+
+
+def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
+    speed = SPEEDS["cpu"]
+
+    def seconds(width: int, **training: int) -> float:
+        point = Point(toy=Toy(d_model=64), sae=Sae(width=width), training=replace(Training(), **training))
+        return cost.step_seconds(point, speed)
+
+    # Seen on one core: width 64 and 1,024 at L0 8 and 12, batch 4,096.
+    assert seconds(64, batch_size=4096) == pytest.approx(1.75e-3, rel=0.3)
+    assert seconds(1024, batch_size=4096) == pytest.approx(8.3e-3, rel=0.3)
+    # The product takes over as SAEs grow wide, Adam where batches are small.
+    assert seconds(1 << 17, batch_size=4096) == pytest.approx(2 * seconds(1 << 16, batch_size=4096), rel=0.05)
+    assert seconds(1 << 16, batch_size=1) > 0.9 * speed.parameter * 2 * 64 * (1 << 16)
+
+
+def test_cores_share_a_pack_and_no_more_than_it_has_to_share() -> None:
+    speed, settings = SPEEDS["cpu"], Training(steps=100, batch_size=64)
+    narrow, wide = (Point(sae=Sae(width=width, init="exemplars"), training=settings) for width in (64, 1 << 20))
+
+    def seconds(point: Point, count: int, workers: int) -> float:
+        return cost.pack_seconds((point,) * count, Evaluation(inputs=16), speed, workers)
+
+    assert seconds(narrow, 1, 8) == seconds(narrow, 1, 1)
+    assert seconds(narrow, 8, 8) < 0.3 * seconds(narrow, 8, 1)
+    assert seconds(wide, 1, 2) < 0.8 * seconds(wide, 1, 1)  # measuring one SAE is not shared
+
+
+def test_a_random_start_costs_its_dense_steps() -> None:
+    random, exemplars = (Point(sae=Sae(width=512, init=init)) for init in ("random", "exemplars"))
+    counted = replace(random, sae=replace(random.sae, architecture="topk"))
+    seconds = [cost.pack_seconds((p,), Evaluation(), SPEEDS["cpu"], 1) for p in (random, exemplars, counted)]
+    assert seconds[0] > seconds[1] > seconds[2]
 
 
 @given(st.integers(1, 7), st.integers(0, 30))

@@ -23,7 +23,7 @@ from sae_sweep.saes.kernels.steps import clip_factor, find_idle, finish, squares
 from sae_sweep.saes.kernels.tile import LANES
 from sae_sweep.saes.stack import Stack, adam_scale
 
-# One part for so many products of the encoder (1 ms): less is not worth sharing. More than MOST_PARTS no laptop has cores.
+# One part for so many products of the encoder (1 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
 PART, MOST_PARTS = 1 << 26, 16
 # Entries that a part lists before their gradients are collected; and always room for one more input.
 ENTRIES = 1 << 17
@@ -42,7 +42,7 @@ class CpuBackend:
     """Threads share the SAEs of a stack, or the parts and slices of one SAE when there are fewer SAEs than threads."""
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
-        """`pool` must keep PyTorch to one thread each: its own threads would fight ours, and change the order of sums."""
+        """`pool` must keep PyTorch to one thread each: threads of its own would fight ours and reorder sums."""
         self.pool, self.threads = pool, threads
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
@@ -88,8 +88,8 @@ class _Trainer:
         # What decides which latents count is their contribution, or only its sign.
         self.weights = self.norms if self.k or self.chosen else ones
         capacity = ENTRIES + width
-        self.codes, self.sums = (np.empty((parts, capacity, fields), np.float32) for fields in (LISTED, PLACED))
-        self.sums = self.sums.reshape(-1, PLACED)
+        self.codes = np.empty((parts, capacity, LISTED), np.float32)
+        self.sums = np.empty((parts * capacity, PLACED), np.float32)
         self.latents, self.rows = self.codes.view(np.int32), self.sums.view(np.int32)
         self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
         self.bounds, self.places = np.empty(width + 1, np.int64), np.zeros((width, parts), np.int32)
@@ -208,7 +208,7 @@ class _Trainer:
         return np.nextafter(least, np.float32(0)), listed
 
     def _least_listed(self, x: Array) -> np.float32 | None:
-        """The smallest contribution to keep, if all that reach a guess can be listed and are enough; lists what stays."""
+        """The smallest contribution to keep, if all that reach a guess can be listed and suffice; lists what stays."""
         if not self.guess > 0:
             return None
         below = np.nextafter(self.guess, np.float32(0))
@@ -246,14 +246,14 @@ class _Trainer:
     def _list(self, part: int) -> tuple[Array, Array, Array]:
         return self.codes[part], self.latents[part], self.starts[part]
 
-    def _dense_gradient(self, batch: Tensor, of_error: float, of_penalty: float) -> Array:
+    def _dense_gradient(self, batch: Tensor, of_error: np.float32, of_penalty: np.float32) -> Array:
         """What `_sparse_gradient` does, by matrix products: for the steps in which much of the dictionary fires."""
         shares = batch.tensor_split(min(len(self.parts), DENSE_PARTS))
         gradients = torch.zeros(len(shares), self.flat.size)
         sums = np.zeros((len(shares), 3))
 
         def work(part: int) -> None:
-            sums[part] = self._dense_part(shares[part], gradients[part], of_error, of_penalty)
+            sums[part] = self._dense_part(shares[part], gradients[part], float(of_error), float(of_penalty))
 
         self._map(work, range(len(shares)))
         torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))

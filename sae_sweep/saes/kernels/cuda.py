@@ -2,7 +2,8 @@
 
 Nothing here waits for the device. Tiles and capacities follow from the shape of one SAE, an SAE's sums run in an order
 of its own, and whether it takes a step by entries or by matrix products is decided on the device from its own codes
-alone: so its bits depend on no pack-mate. In Triton's interpreter (TRITON_INTERPRET=1) the same runs on a CPU.
+alone: so its bits depend on no pack-mate. Nor is code compiled for a number of SAEs (do_not_specialize).
+In Triton's interpreter (TRITON_INTERPRET=1) the same runs on a CPU.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class CudaBackend:
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         trainer = self._trainer
-        if trainer is None or trainer.stack is not stack or trainer.x.shape != batches.shape[1:]:
+        if trainer is None or not trainer.fits(stack, batches):
             trainer = self._trainer = _Trainer(stack, batches.shape[1], self.precision)
         return trainer.advance(batches)
 
@@ -59,6 +60,7 @@ class _Trainer:
         self.k = stack.points[0].sae.k if stack.architecture.name == "topk" else 0
         self.sparse = bool(self.k) or self.width > NARROW
         self.shape = {"D": self.d, "DP": max(16, triton.next_power_of_2(self.d))}
+        self.addresses = _addresses(stack)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.launched = False
 
@@ -124,8 +126,13 @@ class _Trainer:
         many = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         self.programs = 16 * many
 
+    def fits(self, stack: Stack, batches: Tensor) -> bool:
+        """Whether the captured addresses are still those of this stack, and the batches of this size."""
+        return stack is self.stack and _addresses(stack) == self.addresses and batches.shape[1:] == self.x.shape
+
     def advance(self, batches: Tensor) -> Progress:
         """Steps through batches [steps, b, d]."""
+        assert self.stack.step + len(batches) <= len(self.schedule), "past the end of the training"
         self.step.fill_(self.stack.step)
         self.metrics.zero_()
         for x in batches:
@@ -146,7 +153,7 @@ class _Trainer:
     def _launch(self) -> None:
         """One step on self.x: every line is one kernel, or one per penalty of the stack."""
         shape, n, b, width, stride = self.shape, self.n, self.b, self.width, self.stride
-        flat, parts_stride = self.stack.flat, n * stride
+        flat = self.stack.flat
         extra = (self.reach, self.packed) if self.sparse else (self.norms, self.norms)
         encode.measure_latents[(triton.cdiv(width, 32), n)](
             flat, self.norms, *extra, width, stride, **shape, LATENTS=32, SCREENED=self.sparse
@@ -165,7 +172,7 @@ class _Trainer:
         )
         update.sum_latents[(self.latent_sums.shape[1], n)](
             flat, self.dense, self.gradient, self.pulls, squares, self.latent_sums, n, width, stride, self.parts,
-            parts_stride, **shape, LATENTS=self.run, TILE=8, PARTS=min(8, triton.next_power_of_2(self.parts)),
+            **shape, LATENTS=self.run, TILE=8, PARTS=min(8, triton.next_power_of_2(self.parts)),
             SPARSE=self.sparse,
         )  # fmt: skip
         update.finish_sums[(n,)](
@@ -179,7 +186,7 @@ class _Trainer:
         self.step.add_(1)
 
     def _screen(self) -> None:
-        """Slots of the latents that may fire, where each input's entries begin, and which SAEs have no room for them."""
+        """Slots of the latents that may fire, where each input's entries begin, which SAEs have no room for them."""
         rows, n, width = self.screen_rows, self.n, self.width
         before = (self.x, self.stack.flat)
         after = (self.reach, self.packed, self.slots, self.counts, self.b, width, self.stride)
@@ -235,9 +242,13 @@ class _Trainer:
         )  # fmt: skip
         by_products.gradients[(triton.cdiv(self.width, TILE), self.parts, len(members))](
             *common, self.schedule, self.step, self.residuals, self.slopes, self.gradient, self.pulls, self.b, self.n,
-            self.width, self.stride, self.share, self.n * self.stride, TERM_SLOPES=slopes.term_slopes, **tile,
+            self.width, self.stride, self.share, TERM_SLOPES=slopes.term_slopes, **tile,
             ROWS=self.rows // 2,
         )  # fmt: skip
+
+
+def _addresses(stack: Stack) -> list[int]:
+    return [t.data_ptr() for t in (stack.flat, stack.first, stack.second)]
 
 
 def _by_penalty(stack: Stack) -> dict[str, list[int]]:

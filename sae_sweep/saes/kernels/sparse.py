@@ -1,9 +1,10 @@
 """The compiled half of the CPU step: encode, keep what fires, and do all other work on that alone.
 
-A batch is cut into parts, an SAE's latents into slices; threads may share both. A part lists its entries, one per active
-latent of an input, input by input. Once all entries are counted, each has its place in an order by latent and then by
-input. A part reconstructs its inputs and puts its entries into their places; a slice then sums the gradient of its
-latents: written once, and only where there is one. What a part or a slice computes depends on nothing but its operands.
+A batch is cut into parts, an SAE's latents into slices; threads may share both. A part lists its entries, one per
+active latent of an input, input by input. Once all entries are counted, each has its place in an order by latent and
+then by input. A part reconstructs its inputs and puts its entries into their places; a slice then sums the gradient
+of its latents: written once, and only where there is one. What a part or a slice computes depends on nothing but its
+operands.
 
 Shapes: x [b, d]; flat and gradient [2·width·d + width + d]; panels [panels, d, LANES]; bias, norms, weights
 [panels · LANES]; codes and latents [parts, capacity, 2] are one memory, the list of each part, and starts
@@ -24,8 +25,8 @@ from sae_sweep.saes.kernels.tile import LANES, ROWS, add_rows, dot, lowest_bit, 
 
 # Inputs that pass a panel of the encoder while it is in the nearest cache.
 GROUP = 8 * ROWS
-# A listed entry: its code and its latent. One that has its place: its code, what the loss gains per unit of its code and,
-# through the penalty, of its contribution; and its input.
+# A listed entry: its code and its latent. One that has its place: its code, what the loss gains per unit of its code
+# and, through the penalty, of its contribution; and its input.
 CODE, LATENT, LISTED = 0, 1, 2
 GAIN, SLOPE, ROW, PLACED = 1, 2, 3, 4
 # Entries from asking for a row to using it: what a far cache takes to answer.
@@ -82,9 +83,7 @@ def keep(latents, codes, ranks, count, k, latent, code, rank):  # type: ignore[n
     return smallest
 
 
-@numba.njit(
-    _int(_table, _int, _int, _cube, _row, _row, _int, _float, _table, _ints, _int[::1]), **OPTIONS
-)
+@numba.njit(_int(_table, _int, _int, _cube, _row, _row, _int, _float, _table, _ints, _int[::1]), **OPTIONS)
 def encode(x, begin, end, panels, bias, weights, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
     """List the latents of inputs [begin, end) with code · weight > floor, row by row, latents ascending.
 

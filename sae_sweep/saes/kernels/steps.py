@@ -110,8 +110,8 @@ def clip_factor(square, clip):  # type: ignore[no-untyped-def]
 @numba.njit(
     numba.types.UniTuple(_real, 5)(
         _cube, _real[:, ::1], _row, _row, _row, _row, _int, _int, SLOPES, _real, _real, _real, _real,
-        _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _int[::1], _ints, _table, _table,
-        _flags, _flags, _bounds, _bounds,
+        _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _int[::1], _ints, _table,
+        _table, _flags, _flags, _bounds, _bounds,
     ),
     # Not even fused: the same steps with Python between them must give the same bits.
     **(OPTIONS | {"fastmath": False}),
@@ -153,9 +153,7 @@ def take_steps(  # type: ignore[no-untyped-def]
                     totals[part, column] += of_part[column]
             for piece in range(len(slices)):
                 begin, end = slices[piece]
-                collect(
-                    x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end
-                )
+                collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end)
             begins[:] = stops
         square = finish(gradient, g_bdec)
         for piece in range(len(slices)):

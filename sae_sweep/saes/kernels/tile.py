@@ -143,11 +143,11 @@ def dot(typingctx, y, i, x, j):  # type: ignore[no-untyped-def]
         sums = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
         with cgutils.for_range_slice(builder, _INT64(0), whole, _INT64(LANES)) as (at, _):
             factors = [_load(builder, builder.gep(pointer, [at])) for pointer in (one, other)]
-            builder.store(_fma(builder, *factors, builder.load(sums)), sums)
+            builder.store(_fma(builder, factors[0], factors[1], builder.load(sums)), sums)
         total = cgutils.alloca_once_value(builder, _sum(builder, builder.load(sums)))
         with cgutils.for_range_slice(builder, whole, d, _INT64(1)) as (at, _):
             factors = [builder.load(builder.gep(pointer, [at])) for pointer in (one, other)]
-            builder.store(_fma(builder, *factors, builder.load(total)), total)
+            builder.store(_fma(builder, factors[0], factors[1], builder.load(total)), total)
         return builder.load(total)
 
     return types.float32(y, types.int64, x, types.int64), codegen

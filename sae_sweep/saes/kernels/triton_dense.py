@@ -59,10 +59,10 @@ def reconstruct(  # type: ignore[no-untyped-def]
         tl.store(slopes + cells * 2 + 1, slope1, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def gradients(  # type: ignore[no-untyped-def]
     x, flat, norms, dense, members, settings, schedule, step, residuals, slopes, gradient, pulls,
-    b, n, width, stride, share, parts_stride,
+    b, n, width, stride, share,
     TERM_SLOPES: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +104,7 @@ def gradients(  # type: ignore[no-untyped-def]
             g_dec += tl.dot(code, residual, input_precision=PRECISION)
             g_benc += tl.sum(g_code, 1)
             pull += tl.sum(tl.where(v > 0, slope * code, 0.0), 1)
-        to = gradient + part * parts_stride + i * stride
+        to = gradient + (part * n + i) * stride
         tl.store(to + at, g_enc, mask=tile)
         tl.store(to + width * D + at, g_dec * of_error, mask=tile)
         tl.store(to + 2 * width * D + latents, g_benc, mask=exists)

@@ -15,7 +15,7 @@ import triton.language as tl
 # what sums of up to 128 products in float32 add. Rounding below half precision's normal numbers is covered by TINY.
 ERROR: tl.constexpr = tl.constexpr(1.05 * 2**-10)
 TINY: tl.constexpr = tl.constexpr(1e-6)
-# Half precision ends at 65504. A row with a larger number than LARGEST counts as infinitely long: it is never screened out.
+# Half precision ends at 65504. A row with a number above LARGEST counts as infinitely long: it is never screened out.
 LARGEST: tl.constexpr = tl.constexpr(6e4)
 
 
@@ -33,7 +33,7 @@ def measure_latents(  # type: ignore[no-untyped-def]
     flat, norms, reach, packed, width, stride,
     D: tl.constexpr, DP: tl.constexpr, LATENTS: tl.constexpr, SCREENED: tl.constexpr,
 ):  # fmt: skip
-    """Decoder norms [n, width]; for `screen` W_enc in half precision [n, width, DP] and the reach of its error [n, width]."""
+    """Decoder norms [n, width]; for `screen` W_enc in half precision [n, width, DP], its error's reach [n, width]."""
     i = tl.program_id(1).to(tl.int64)
     latents, columns = tl.program_id(0) * LATENTS + tl.arange(0, LATENTS), tl.arange(0, DP)
     there = latents < width

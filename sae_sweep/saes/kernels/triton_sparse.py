@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def gradients_of_entries(  # type: ignore[no-untyped-def]
     x, flat, norms, slots, counts, offsets, dense, members, settings, schedule, step,
     keys, inputs, codes, g_codes, pulls, residuals, rows_sums, b, n, width, stride, room,

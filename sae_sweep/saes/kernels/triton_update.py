@@ -29,9 +29,9 @@ def sum_inputs(  # type: ignore[no-untyped-def]
         tl.store(to + DP + which, tl.sum(tl.load(rows_sums + cells * 3 + which, mask=there, other=0.0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def sum_latents(  # type: ignore[no-untyped-def]
-    flat, dense, gradient, pulls, squares, sums, n, width, stride, parts, parts_stride,
+    flat, dense, gradient, pulls, squares, sums, n, width, stride, parts,
     D: tl.constexpr, DP: tl.constexpr, LATENTS: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
     SPARSE: tl.constexpr,
 ):  # fmt: skip
@@ -57,10 +57,10 @@ def sum_latents(  # type: ignore[no-untyped-def]
                 has = part < parts
                 tiles = has[:, None, None] & tile[None, :, :]
                 flats = has[:, None] & exists[None, :]
-                cube = gradient + part[:, None, None] * parts_stride + at[None, :, :]
+                cube = gradient + part[:, None, None] * n * stride + at[None, :, :]
                 g_enc += tl.sum(tl.load(cube, mask=tiles, other=0.0), 0)
                 g_dec += tl.sum(tl.load(cube + width * D, mask=tiles, other=0.0), 0)
-                bias = gradient + part[:, None] * parts_stride + bias_at[None, :]
+                bias = gradient + part[:, None] * n * stride + bias_at[None, :]
                 g_benc += tl.sum(tl.load(bias, mask=flats, other=0.0), 0)
                 pull_at = pulls + (part[:, None] * n + i) * width + latents[None, :]
                 pull += tl.sum(tl.load(pull_at, mask=flats, other=0.0), 0)
@@ -75,7 +75,7 @@ def sum_latents(  # type: ignore[no-untyped-def]
     tl.store(sums + i * tl.num_programs(0) + block, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def finish_sums(  # type: ignore[no-untyped-def]
     input_sums, latent_sums, gradient, settings, schedule, step, factors, metrics,
     b, n, width, stride, input_blocks, latent_blocks, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
@@ -122,7 +122,7 @@ def _adam(flat, first, second, gradient, at, mask, rate, correction):  # type: i
     tl.store(flat + at, value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def adam(  # type: ignore[no-untyped-def]
     flat, first, second, gradient, squares, dense, factors, schedule, step, n, width, stride,
     D: tl.constexpr, DP: tl.constexpr, LATENTS: tl.constexpr, SPARSE: tl.constexpr,
