@@ -192,9 +192,9 @@ def _prepare(sweep: Sweep) -> tuple[Sweep, Store, Plan, list[Task]]:
     packs += stacks(point for point in work.stale if point.id not in alive)
     trained = {toy_id(point.toy) for point in sweep.points} - {toy_id(toy) for toy in work.toys}
     target = 60 * launcher.target_minutes
-    tasks = make_tasks(
-        filter(None, packs), sweep.evaluation, sweep.device, target, launcher.max_tasks, trained, launcher.cpus
-    )
+    workers = launcher.cpus if sweep.device == "cpu" else 1
+    some = filter(None, packs)
+    tasks = make_tasks(some, sweep.evaluation, sweep.device, target, launcher.max_tasks, trained, workers)
     most = max((task.bytes for task in tasks), default=0)
     if sweep.device == "cpu" and most > launcher.megabytes() * 2**20:
         needed = most / 2**30

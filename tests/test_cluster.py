@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from wandb_server import Answer, Server
 from sae_sweep import config
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports.wandb_sync import unsynced
-from sae_sweep.schema import Evaluation, toy_id
+from sae_sweep.schema import toy_id
 from sae_sweep.sweep.cost import SPEEDS, pack_seconds
 from sae_sweep.sweep.plan import plan
 from sae_sweep.sweep.slurm import queue
@@ -289,10 +288,3 @@ def test_the_doctor_says_what_to_do(fake: Fake) -> None:
     assert not findings["sacct"]["usable"]
     for each in findings.values():
         assert each["usable"] or each["advice"]
-
-
-def test_evaluation_is_part_of_the_estimate() -> None:
-    sweep = config.load(["toy=max_of_k", "device=cpu", "penalty.coefficient=1"])
-    pack = plan(sweep, set()).packs[0]
-    more = replace(Evaluation(), inputs=2**22)
-    assert pack_seconds(pack, more, SPEEDS["cpu"], 1) > pack_seconds(pack, sweep.evaluation, SPEEDS["cpu"], 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_sweep.errors import EnvironmentProblem
 from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, toy_id
-from sae_sweep.sweep.cost import SPEEDS, Speed, pack_seconds, state_bytes, toy_seconds, work_bytes
+from sae_sweep.sweep.cost import SPEEDS, pack_seconds, state_bytes, toy_seconds, work_bytes
 from sae_sweep.sweep.plan import Pack, stack_key
 
 
@@ -28,14 +28,6 @@ class Task:
         return [point for pack in self.packs for point in pack]
 
 
-@dataclass(frozen=True)
-class Node:
-    """What a task runs on, as the planner sees it."""
-
-    speed: Speed
-    workers: int
-
-
 def make_tasks(
     packs: Iterable[Pack],
     evaluation: Evaluation,
@@ -43,54 +35,59 @@ def make_tasks(
     target_seconds: float,
     most: int,
     trained_toys: Collection[str] = frozenset(),
-    cpus: int = 1,
+    workers: int = 1,
 ) -> list[Task]:
     """Packs in order, cut into tasks of at most `target_seconds` where a single point does not already take longer.
 
-    `kind`: cpu or cuda; `cpus`: a task's cores, which a GPU does not make faster. A pack that takes longer is split.
-    Where that would make more than `most` tasks, each is given more. Neighbours in the grid share their toy, so a toy
-    is trained in few tasks.
+    A pack that takes longer is split. Where that would make more than `most` tasks, each is given more. Neighbours in
+    the grid share their toy, so a toy is trained in few tasks. `workers`: cores of a task, or 1 where it has a GPU.
     """
-    packs, node = list(packs), Node(SPEEDS[kind], cpus if kind == "cpu" else 1)
+    packs = list(packs)
     while True:
-        tasks = list(_fill(packs, evaluation, node, target_seconds, trained_toys))
+        tasks = list(_fill(packs, evaluation, kind, target_seconds, trained_toys, workers))
         if len(tasks) <= most:
             return tasks
         target_seconds *= 1.1 if len(tasks) < 2 * most else len(tasks) / most
 
 
 def _fill(
-    packs: Sequence[Pack], evaluation: Evaluation, node: Node, target: float, trained_toys: Collection[str]
+    packs: Sequence[Pack],
+    evaluation: Evaluation,
+    kind: str,
+    target: float,
+    trained_toys: Collection[str],
+    workers: int,
 ) -> Iterator[Task]:
+    speed = SPEEDS[kind]
     taken: list[Pack] = []
     toys: set[Toy] = set()
     seconds = 0.0
-    for pack in (piece for whole in packs for piece in _split(whole, evaluation, node, target)):
+    for pack in (piece for whole in packs for piece in _split(whole, evaluation, kind, target, workers)):
         toy = pack[0].toy
-        first = 0.0 if toy_id(toy) in trained_toys else toy_seconds(toy, node.speed)
-        cost = pack_seconds(pack, evaluation, node.speed, node.workers)
+        first = 0.0 if toy_id(toy) in trained_toys else toy_seconds(toy, speed)
+        cost = pack_seconds(pack, evaluation, speed, workers)
         more = cost + (0.0 if toy in toys else first)
         if taken and seconds + more > target:
-            yield _task(taken, seconds, node)
+            yield _task(taken, seconds, kind, workers)
             taken, toys, seconds, more = [], set(), 0.0, cost + first
         taken.append(pack)
         toys.add(toy)
         seconds += more
     if taken:
-        yield _task(taken, seconds, node)
+        yield _task(taken, seconds, kind, workers)
 
 
-def _task(packs: Sequence[Pack], seconds: float, node: Node) -> Task:
-    peak = max(len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], node.workers) for pack in packs)
-    return Task(tuple(packs), seconds, peak + node.speed.base_bytes)
+def _task(packs: Sequence[Pack], seconds: float, kind: str, workers: int) -> Task:
+    most = max(len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], workers) for pack in packs)
+    return Task(tuple(packs), seconds, most + SPEEDS[kind].base_bytes)
 
 
-def _split(pack: Pack, evaluation: Evaluation, node: Node, target: float) -> Iterator[Pack]:
+def _split(pack: Pack, evaluation: Evaluation, kind: str, target: float, workers: int) -> Iterator[Pack]:
     """A pack in as few pieces of near equal size as stay below the target."""
     pieces = 1
     while pieces < len(pack):
         size = math.ceil(len(pack) / pieces)
-        if pack_seconds(pack[:size], evaluation, node.speed, node.workers) <= target:
+        if pack_seconds(pack[:size], evaluation, SPEEDS[kind], workers) <= target:
             break
         pieces += 1
     size = math.ceil(len(pack) / pieces)
