@@ -32,7 +32,9 @@ from sae_sweep.saes.stack import Parameters, Stack
 from sae_sweep.schema import Penalty, Point, Sae, Toy, Training
 from sae_sweep.sweep import cost
 
-D, TURNS, STEPS = 64, 5, 2
+D, TURNS = 64, 5
+# Codes in the steps of a turn, up to as many as training takes in one call.
+CODES = 1 << 25
 TINY = ("toy=small", "toy.steps=200", "device=cpu", "logger=none", "penalty=l1", "penalty.coefficient=1")
 
 
@@ -85,7 +87,8 @@ def measure(axis: str, setting: Setting, threads: int) -> Row:
     point = Point(sae=shape, penalty=Penalty("l1", 1e-3), training=training)
     stack = Stack.start([point] * setting.stack, [start] * setting.stack, "cpu")
     stack.density.zero_()
-    batches = torch.randn(STEPS, setting.batch, D, generator=generator)
+    steps = max(1, min(cost.BLOCK, CODES // (setting.batch * setting.width)))
+    batches = torch.randn(steps, setting.batch, D, generator=generator)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         backend = pick_backend(stack, pool, threads)
         backend.advance(stack, batches)
@@ -93,10 +96,11 @@ def measure(axis: str, setting: Setting, threads: int) -> Row:
         for _ in range(TURNS):
             began = time.perf_counter()
             backend.advance(stack, batches)
-            times.append((time.perf_counter() - began) / STEPS)
+            times.append((time.perf_counter() - began) / steps)
     # The planner knows the L0 of a counted architecture, and takes that of the others to be usual.
     known = replace(point, toy=Toy(d_model=D), sae=replace(shape, architecture="topk", k=setting.l0))
-    estimate = cost.training_seconds((known,) * setting.stack, cost.SPEEDS["cpu"], threads) / training.steps
+    speed = replace(cost.SPEEDS["cpu"], batch_input=0.0)  # the batches are there already
+    estimate = cost.training_seconds((known,) * setting.stack, speed, threads) / training.steps
     peak = resident_bytes("VmHWM") - before
     return Row(axis, getattr(setting, axis), statistics.median(times), peak, estimate)
 
