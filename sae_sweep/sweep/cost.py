@@ -61,13 +61,13 @@ class Speed:
 SPEEDS = {
     # A core with 512-bit vectors at about 3.5 GHz.
     "cpu": Speed(
-        product_flops=8.5e10,
+        product_flops=1e11,
         dense_flops=5e10,
         start_flops=1e10,
-        input=1.2e-7,
-        entry=1e-8,
-        entry_number=5e-10,
-        parameter=2.2e-9,
+        input=1e-7,
+        entry=8e-9,
+        entry_number=4.5e-10,
+        parameter=1.7e-9,
         batch_input=5e-7,
         step=2e-5,
         toy_step=1.5e-3,
