@@ -41,7 +41,7 @@ WITHOUT_THEIR_NEEDS = ("dictionary-learning", "nnsight==0.3.7")
 
 D, BATCH, K, COEFFICIENT = 64, 4096, 8, 1.5
 # The start is trained faster than what is timed, where all sides resume with empty moments.
-WARM_LR, LR = 5e-3, 1e-3
+WARM_LR, LR = 3e-3, 1e-3
 PENALTIES = {"l1": 1.5, "sqrt": 1.5, "log1p": 2.0, "tanh": 2.0}
 LADDER, GRID_WIDTHS = (0.5, 0.75, 1.0, 1.5), (64, 256, 1024)
 

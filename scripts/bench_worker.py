@@ -29,6 +29,8 @@ from torch import Tensor
 FEATURES_PER_DIMENSION, ACTIVE, DATA_SEED = 4, 4, 20
 # Batches that training cycles through, and the seed of the one that quality is measured on.
 BATCHES, HELD_OUT = 8, 10**6
+# Inputs that thresholds of a start are taken from, and how many of its spare latents fire on an input.
+THRESHOLD_INPUTS, SPARE_L0 = 1 << 14, 4
 # Numbers in the largest tensor of a measurement or of the floor.
 LARGEST = 1 << 26
 
@@ -79,10 +81,26 @@ def batch(d: int, size: int, active: int, seed: int) -> Tensor:
 
 
 def exemplar_start(width: int, d: int) -> Sae:
-    """A latent for each of `width` activations of one feature at its usual size; it fires above half of that."""
-    exemplars = batch(d, width, 1, seed=HELD_OUT + 1) / ACTIVE**0.5
-    norms = exemplars.norm(dim=1, keepdim=True)
-    return Sae(2 * exemplars / norms, exemplars / norms, -norms[:, 0], torch.zeros(d))
+    """Latents of unit decoders that look along exemplars.
+
+    Twice as many as there are features, at most, along activations of one feature: they fire above half of its usual
+    size. The others along whole activations, each above what all but a few of its inputs reach: at any width as many
+    fire on an input.
+    """
+    single = min(width, 2 * FEATURES_PER_DIMENSION * d)
+    usual = d**0.5 / ACTIVE**0.5
+    exemplars = torch.cat([batch(d, single, 1, HELD_OUT + 1), batch(d, width - single, ACTIVE, HELD_OUT + 2)])
+    directions = torch.nn.functional.normalize(exemplars, dim=1)
+    inputs = batch(d, THRESHOLD_INPUTS, ACTIVE, HELD_OUT + 3)
+    rank = max(1, round(len(inputs) * SPARE_L0 / width))
+    reached = [(inputs @ rows.T).topk(rank, dim=0).values[-1] for rows in directions[single:].split(1 << 13)]
+    return Sae(directions.clone(), directions, -torch.cat([torch.full((single,), usual / 2), *reached]), torch.zeros(d))
+
+
+def unit(sae: Sae) -> Sae:
+    """The same function with decoders of norm 1, which one of the libraries insists on."""
+    norms = sae.W_dec.norm(dim=1)
+    return Sae(sae.W_enc * norms[:, None], sae.W_dec / norms[:, None], sae.b_enc * norms, sae.b_dec.clone())
 
 
 class Backend(Protocol):
