@@ -334,10 +334,8 @@ def main() -> int:
             trained.train(request["train"])
             answer["seconds"] = time.perf_counter() - began
         elif "save" in request:
-            saes = dict(zip(work.widths, trained.saes(), strict=True))
-            torch.save(
-                {width: {k: v.clone() for k, v in vars(sae).items()} for width, sae in saes.items()}, request["save"]
-            )
+            saes = zip(work.widths, map(unit, trained.saes()), strict=True)
+            torch.save({width: vars(sae) for width, sae in saes}, request["save"])
         else:
             answer["peak_bytes"] = resident_bytes("VmHWM") - before
             answer["quality"] = [quality(work, sae) for sae in trained.saes()]

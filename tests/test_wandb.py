@@ -342,7 +342,8 @@ def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
 def test_ctrl_c_ends_the_process(tmp_path):
     """W&B hangs; the command is interrupted; the process ends with its traceback, and none of W&B's hooks."""
     script = f"""
-        import sys, time, pathlib, wandb
+        import signal, sys, time, pathlib, wandb
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
         from sae_sweep.reports import wandb as ours
         ours.INTERRUPTED_TIMEOUT = 0.2
         wandb.init = lambda **_: (print("hanging", flush=True), time.sleep(600))

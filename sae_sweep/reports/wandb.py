@@ -243,16 +243,15 @@ def _own_environment(folder: Path) -> Iterator[None]:
     """W&B's side files inside the sweep, no telemetry of its own; the process's environment as before afterwards."""
     changed = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("CACHE", "DATA", "ARTIFACT")}
     changed["WANDB_ERROR_REPORTING"] = "false"
-    before = {key: os.environ.get(key) for key in changed}
+    # W&B leaves variables of its own behind, such as the address of a service that has ended.
+    before = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
     os.environ.update(changed)
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        for key in [key for key in os.environ if key.startswith("WANDB_")]:
+            del os.environ[key]
+        os.environ.update(before)
 
 
 def _set_up(mode: str) -> Any:
