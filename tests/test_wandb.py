@@ -325,15 +325,14 @@ def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
     def broken(**_):
         raise RuntimeError("all is\nlost")
 
-    monkeypatch.setattr(wandb, call, broken)
-    with open_log() as log:
-        for point in points():
-            log.log_point(record(point))
-        log.log_sweep(results())
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, call, broken)
+        with open_log() as log:
+            for point in points():
+                log.log_point(record(point))
+            log.log_sweep(results())
     (note,) = notes
     assert "(all is lost)" in note
-    monkeypatch.undo()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with open_log() as log:
         log.log_point(record(points()[0]))
     assert set(logs(tmp_path / "sweep")) == {points()[0].id}
