@@ -174,8 +174,9 @@ def _prepare(sweep: Sweep) -> tuple[Sweep, Store, Plan, list[Task]]:
     """The sweep for the nodes, what there is to do, and the tasks of what is not on its way."""
     from sae_sweep.schema import toy_id
     from sae_sweep.sweep import run as runner
+    from sae_sweep.sweep.plan import stacks
     from sae_sweep.sweep.slurm.status import live_points
-    from sae_sweep.sweep.slurm.tasks import make_tasks, stacks
+    from sae_sweep.sweep.slurm.tasks import make_tasks
 
     launcher = Launcher.of(sweep.launcher)
     if sweep.device == "auto":

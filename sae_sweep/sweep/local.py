@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.schema import Evaluation, Point
 from sae_sweep.store import Store
+from sae_sweep.sweep.cost import cores
 from sae_sweep.sweep.events import Note, PointFailed
 from sae_sweep.sweep.pack import Machine, Say, measure_again, out_of_memory, run_pack, train_toys
-from sae_sweep.sweep.plan import Work, device_kind, stack_key
+from sae_sweep.sweep.plan import Work, device_kind, stacks
 
 
 def this_machine(device: str) -> Machine:
@@ -25,14 +24,13 @@ def this_machine(device: str) -> Machine:
         kind = "cpu"
     if kind == "cpu":
         torch.set_num_threads(1)  # our own threads take the cores (saes/kernels/cpu.py)
-    affinity = getattr(os, "sched_getaffinity", None)
-    return Machine(kind, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return Machine(kind, cores("cpu"))
 
 
 def execute(work: Work, store: Store, evaluation: Evaluation, machine: Machine, say: Say) -> None:
     """Train toys, measure what is stale, train the packs; what happens is said as it happens."""
     train_toys(work.toys, store, machine.device, say)
-    for again in _by_stack(work.stale):
+    for again in stacks(work.stale):
         measure_again(again, store, evaluation, machine, say)
     packs = work.plan.packs
     for number, pack in enumerate(packs, start=1):
@@ -64,10 +62,3 @@ def _run_or_split(
     for half in (left[: len(left) // 2], left[len(left) // 2 :]):
         if half:
             _run_or_split(half, number, packs, store, evaluation, machine, say)
-
-
-def _by_stack(points: Sequence[Point]) -> list[list[Point]]:
-    stacks: dict[Any, list[Point]] = {}
-    for point in points:
-        stacks.setdefault(stack_key(point), []).append(point)
-    return list(stacks.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,14 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     return (*data, sae.architecture, sae.width, sae.k, training.steps, training.batch_size)
 
 
+def stacks(points: Iterable[Point]) -> list[Pack]:
+    """Points that could train together, together, in the order of their first."""
+    found: dict[tuple[Any, ...], list[Point]] = {}
+    for point in points:
+        found.setdefault(stack_key(point), []).append(point)
+    return [tuple(each) for each in found.values()]
+
+
 def device_kind(device: str) -> str:
     """cpu or cuda; for `auto`, by whether NVIDIA's driver is loaded: importing torch to ask takes two seconds."""
     if device != "auto":
@@ -102,12 +110,9 @@ def device_kind(device: str) -> str:
 
 def _packs(points: Sequence[Point], bytes_per_pack: int, workers: int) -> Iterator[Pack]:
     """Stacks of at most LARGEST_PACK points and `bytes_per_pack` bytes (one point at least), of near equal size."""
-    stacks: dict[tuple[Any, ...], list[Point]] = {}
-    for point in points:
-        stacks.setdefault(stack_key(point), []).append(point)
-    for stack in stacks.values():
+    for stack in stacks(points):
         room = bytes_per_pack - work_bytes(stack[0], workers)
         most = max(1, min(LARGEST_PACK, room // state_bytes(stack[0])))
         size = math.ceil(len(stack) / math.ceil(len(stack) / most))
         for start in range(0, len(stack), size):
-            yield tuple(stack[start : start + size])
+            yield stack[start : start + size]

@@ -11,7 +11,7 @@ from typing import Any
 from sae_sweep.errors import EnvironmentProblem
 from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, toy_id
 from sae_sweep.sweep.cost import SPEEDS, pack_seconds, state_bytes, toy_seconds, work_bytes
-from sae_sweep.sweep.plan import Pack, stack_key
+from sae_sweep.sweep.plan import Pack
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,6 @@ def _split(pack: Pack, evaluation: Evaluation, kind: str, target: float, workers
     size = math.ceil(len(pack) / pieces)
     for start in range(0, len(pack), size):
         yield pack[start : start + size]
-
-
-def stacks(points: Iterable[Point]) -> list[Pack]:
-    """Points that could train together, together."""
-    found: dict[tuple[Any, ...], list[Point]] = {}
-    for point in points:
-        found.setdefault(stack_key(point), []).append(point)
-    return [tuple(each) for each in found.values()]
 
 
 def to_json(points: Iterable[Point]) -> list[dict[str, Any]]:
