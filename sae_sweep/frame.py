@@ -16,7 +16,7 @@ import yaml
 from sae_sweep.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.errors import UserError
 from sae_sweep.reports.pareto import front
-from sae_sweep.schema import COUNTED, PENALTY_KEYS
+from sae_sweep.schema import COUNTED, PENALTY_KEYS, settings_before
 from sae_sweep.store import Store
 
 _FRONT_WITHIN = {
@@ -132,7 +132,7 @@ def _best(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def _settings(records: list[dict[str, Any]], varied: Iterable[str]) -> list[dict[str, Any]]:
     """The setting columns of each record: the constant ones, and every key that the sweep varies."""
-    flat = [_flatten(record["settings"]) for record in records]
+    flat = [{**settings_before(), **_flatten(record["settings"])} for record in records]
     keys = _swept_keys(flat, varied)
     rows = []
     for record, setting in zip(records, flat, strict=True):

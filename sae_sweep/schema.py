@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,11 @@ PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
 
 
 def _key(default: Any, **limits: Any) -> Any:
-    """A setting with its limits: `ge` at least, `gt` above, `le` at most, `choices` one of."""
+    """A setting with its limits: `ge` at least, `gt` above, `le` at most, `choices` one of.
+
+    `as_before`: what a setting is that came later than stored points: at this value it is no part of an identity, so
+    that ids given before it existed stay. Every setting added from now on has one.
+    """
     return field(default=default, metadata=limits)
 
 
@@ -153,8 +158,20 @@ class Point:
     def id(self) -> str:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
         point = canonical(self)
-        settings = {f.name: getattr(point, f.name) for f in dataclasses.fields(point)}
+        settings = {f.name: getattr(point, f.name) for f in _told(point)}
         return _digest({**settings, "train_version": TRAIN_VERSION})
+
+
+def settings_before() -> dict[str, Any]:
+    """Dotted key → value of the settings that a record may lack because it is older than they are."""
+    parts = {f.name: f.default for f in dataclasses.fields(Point)}
+    named = {"": Point(), **{f"{name}.": part for name, part in parts.items() if dataclasses.is_dataclass(part)}}
+    return {
+        prefix + f.name: f.metadata["as_before"]
+        for prefix, part in named.items()
+        for f in dataclasses.fields(part)
+        if "as_before" in f.metadata
+    }
 
 
 def toy_id(toy: Toy) -> str:
@@ -203,9 +220,17 @@ def _json(part: Any) -> str:
     """One part of an identity. 1 and 1.0 are one setting, so every float is written as a float."""
     if not dataclasses.is_dataclass(part):
         return json.dumps(part)
-    values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.compare}
-    floats = {f.name: float(values[f.name]) for f in dataclasses.fields(part) if f.type == "float"}
+    values = {f.name: getattr(part, f.name) for f in _told(part)}
+    floats = {f.name: float(values[f.name]) for f in _told(part) if f.type == "float"}
     return json.dumps({**values, **floats}, sort_keys=True)
+
+
+def _told(part: Any) -> Iterator[dataclasses.Field[Any]]:
+    """The fields that are part of an identity."""
+    for f in dataclasses.fields(part):
+        new = "as_before" in f.metadata and getattr(part, f.name) == f.metadata["as_before"]
+        if f.compare and not new:
+            yield f
 
 
 def _digest(settings: dict[str, Any]) -> str:
