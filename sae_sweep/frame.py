@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pandas as pd
-import yaml
 
 from sae_sweep.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.errors import UserError
 from sae_sweep.reports.pareto import front
 from sae_sweep.schema import COUNTED, PENALTY_KEYS, settings_before
-from sae_sweep.store import Store
+from sae_sweep.store import NotThere, Store
 
 _FRONT_WITHIN = {
     "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
@@ -28,22 +27,18 @@ _ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "
 
 def sweep_info(store: Store, name: str) -> dict[str, Any]:
     """sweep.yaml of a sweep as a dict. Raises UserError with the sweeps there are if there is none of that name."""
-    path = store.sweep(name) / "sweep.yaml"
     try:
-        info = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+        return store.info(name)
+    except NotThere:
         there = ", ".join(store.sweeps()) or "none yet"
         raise UserError(f"there is no sweep {name} in {store.root}; there are: {there}") from None
-    except yaml.YAMLError:
-        raise UserError(f"{path} cannot be read as YAML; run the sweep again to write it anew") from None
-    return dict(info or {})
 
 
 def sweep_ids(store: Store, name: str) -> list[str]:
     """The ids of a sweep's full grid, finished or not, in grid order."""
     try:
-        return (store.sweep(name) / "points.txt").read_text().split()
-    except FileNotFoundError:
+        return store.read_sweep_file(name, "points.txt").split()
+    except NotThere:
         return []
 
 

@@ -52,7 +52,7 @@ def sweep(root: Path, results: Sequence[tuple[Point, Mapping[str, Any]]], name: 
     store = Store(root)
     for at, metrics in results:
         store.commit("points", at.id, record(at, metrics, {"fvu": 0.9, "l0": 1.0}), {})
-    whole = {"name": name, "varied": [], "measure_id": "e0", "claims": [], "points": len(results), **info}
+    whole = {"schema": 1, "name": name, "varied": [], "measure_id": "e0", "claims": [], "points": len(results), **info}
     store.write_sweep_file(name, "sweep.yaml", yaml.safe_dump(whole).encode())
     store.write_sweep_file(name, "points.txt", "".join(f"{at.id}\n" for at, _ in results).encode())
     return store

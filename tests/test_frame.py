@@ -210,7 +210,7 @@ def test_both_tables_are_written_the_same_whatever_order_the_points_came_in(tmp_
     for at, metrics in reversed(results):
         other.commit("points", at.id, record(at, metrics, {"fvu": 0.9, "l0": 1.0}), {})
     for filename in ("sweep.yaml", "points.txt"):
-        other.write_sweep_file("quick", filename, (store.sweep("quick") / filename).read_bytes())
+        other.write_sweep_file("quick", filename, store.read_sweep_file("quick", filename).encode())
     trained, start = frame.write(store, "quick")
     frame.write(other, "quick")
     for filename, table in (("results.parquet", trained), ("untrained.parquet", start)):

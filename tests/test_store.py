@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_sweep import store as store_module
+from sae_sweep import disk, sealed
 from sae_sweep.errors import EnvironmentProblem, UserError
-from sae_sweep.store import Store, StoreDamaged
+from sae_sweep.store import NotThere, Store, StoreDamaged
 
 RECORD = {"schema": 1, "id": "a1", "metrics": {"fvu": 0.1 + 0.2, "l0": 1.0}}
 FILES = {"sae_weights.safetensors": bytes(range(256)) * 40, "cfg.json": b'{"d_sae": 3}'}
@@ -128,18 +129,97 @@ def test_content_is_verified_where_asked(store: Store) -> None:
         store.commit("points", id, {**RECORD, "id": id}, FILES)
     flip(store.path("points", "a1") / "cfg.json")
     assert list(store.records("points", ["a1", "b2"])) == ["a1", "b2"]
-    assert list(store.records("points", ["a1", "b2"], verify=True)) == ["b2"]
+    assert list(store.records("points", ["a1", "b2"], "changed")) == ["b2"]
     assert len(store.damaged) == 1 and "cfg.json does not match its checksum" in store.damaged[0]
     assert store.ids("points") == {"b2"}
 
 
+def test_what_nobody_wrote_is_found_where_every_byte_is_read(store: Store) -> None:
+    """A bit lost by the disk itself leaves no newer time behind, as here where the record is the newest file again."""
+    for id in ("a1", "b2"):
+        store.commit("points", id, {**RECORD, "id": id}, FILES)
+    flip(store.path("points", "a1") / "cfg.json")
+    time.sleep(0.05)  # the filesystem's clock has ticks
+    (store.path("points", "a1") / "record.json").chmod(0o600)
+    assert list(store.records("points", ["a1", "b2"], "changed")) == ["a1", "b2"]
+    assert list(store.records("points", ["a1", "b2"], "everything")) == ["b2"]
+    assert len(store.damaged) == 1 and "cfg.json" in store.damaged[0]
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_grid_is_set_aside(store: Store, damage) -> None:
+    for filename in ("sweep.yaml", "points.txt"):
+        store.write_sweep_file("quick", filename, b"schema: 1\n")
+        damage(store.sweep("quick") / filename)
+        if damage is Path.unlink:
+            with pytest.raises(NotThere):
+                store.read_sweep_file("quick", filename)
+        else:
+            with pytest.raises(StoreDamaged, match="damaged"):
+                store.read_sweep_file("quick", filename)
+            assert not (store.sweep("quick") / filename).exists()
+            assert (store.sweep("quick") / ".damaged" / f"{filename}-0").exists()
+
+
+def test_any_flipped_bit_of_a_grid_is_noticed(store: Store) -> None:
+    place = store.write_sweep_file("quick", "points.txt", b"a1\nb2\n")
+    whole = place.read_bytes()
+    for position in range(len(whole)):
+        place.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(StoreDamaged):
+            store.read_sweep_file("quick", "points.txt")
+
+
+@pytest.mark.parametrize("schema", [2, 0, None, "1", {"a": 1}])
+def test_another_schema_is_refused_with_what_to_do_and_left_alone(store: Store, schema: object) -> None:
+    store.commit("points", "a1", {"schema": schema}, FILES)
+    store.write_sweep_file("quick", "sweep.yaml", json.dumps({"schema": schema}).encode() + b"\n")
+    for read in (
+        lambda: store.read_record("points", "a1"),
+        lambda: store.records("points", ["a1"]),
+        lambda: store.read("points", "a1", "cfg.json"),
+        lambda: store.info("quick"),
+    ):
+        with pytest.raises(EnvironmentProblem, match=r"another version.*this one reads 1.*output_dir=") as caught:
+            read()
+        assert not isinstance(caught.value, StoreDamaged)
+        assert "\n" not in str(caught.value)
+    assert store.ids("points") == {"a1"} and names(store.sweep("quick")) == ["sweep.yaml"]
+    assert store.damaged == []
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/etc", "a/b", "", ".damaged", "a\n", "é", "x" * 101])
+def test_no_name_leads_out_of_the_store(store: Store, name: str) -> None:
+    for use in (
+        lambda: store.sweep(name),
+        lambda: store.path("points", name),
+        lambda: store.commit("points", name, RECORD, FILES),
+        lambda: store.write_sweep_file(name, "x", b""),
+    ):
+        with pytest.raises(UserError, match="is no name"):
+            use()
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{,\n", b"[1,\n", b'{"schema": 1,\n', b'{"sizes": {}, "checksums": {"x": ""},\n', b"[" * 99999]
+)
+def test_a_well_sealed_record_that_is_none_is_damage(store: Store, body: bytes) -> None:
+    store.commit("points", "a1", RECORD, FILES)
+    content = body + f'"sha256": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+    (store.path("points", "a1") / "record.json").write_bytes(content)
+    with pytest.raises(StoreDamaged):
+        store.read_record("points", "a1")
+    assert store.ids("points") == set()
+
+
 def test_a_whole_folder_that_took_the_damaged_ones_place_stays(store: Store) -> None:
     store.commit("points", "a1", RECORD, FILES)
-    with pytest.raises(StoreDamaged), store._set_aside_if_damaged(store.root / "points", "a1"):
+    with pytest.raises(StoreDamaged), store._set_aside_if_damaged(store.root / "points" / "a1"):
         # meanwhile another process finds the damage, sets the folder aside, and recomputes it
         store.path("points", "a1").rename(store.root / "points" / ".other")
         Store(store.root).commit("points", "a1", RECORD, FILES)
-        raise store_module._Damage("seen before the other process mended it")
+        raise sealed.Damage("seen before the other process mended it")
     assert store.read_record("points", "a1")["id"] == "a1"
 
 
@@ -157,7 +237,9 @@ def test_measurements_under_other_settings(store: Store) -> None:
 def test_sweep_files_and_failures(store: Store) -> None:
     assert store.sweeps() == []
     store.write_sweep_file("quick", "sweep.yaml", b"old")
-    assert store.write_sweep_file("quick", "sweep.yaml", b"new").read_bytes() == b"new"
+    assert store.write_sweep_file("quick", "sweep.yaml", b"new").read_bytes().startswith(b"new")
+    assert store.read_sweep_file("quick", "sweep.yaml") == "new"
+    assert store.write_sweep_file("quick", "report.html", b"new").read_bytes() == b"new"
     assert store.failures("quick") == {}
     store.fail("quick", "a1", {"step": 3, "reason": "diverged"})
     store.fail("quick", "b2", {"step": None, "reason": "no memory"})
@@ -167,7 +249,9 @@ def test_sweep_files_and_failures(store: Store) -> None:
     (store.sweep("quick") / "failures" / "a1.json").write_text("{")
     assert list(store.failures("quick")) == ["a1"]
     assert store.sweeps() == ["quick"]
-    assert names(store.sweep("quick")) == ["failures", "sweep.yaml"]
+    assert names(store.sweep("quick")) == ["failures", "report.html", "sweep.yaml"]
+    (store.sweep("quick") / "failures" / "a1.json").write_text("[1]")
+    assert store.failures("quick")["a1"]["reason"] == "the note of this failure cannot be read"
 
 
 def _commit_all(root: Path, worker: int, start, won) -> None:
@@ -226,7 +310,7 @@ def test_killed_committers_lose_nothing_finished_and_leave_nothing_to_mistake(st
 
 def test_only_abandoned_temporary_folders_are_swept_away(store: Store) -> None:
     parent = store.root / "points"
-    host, dead = store_module._host(), subprocess.Popen([sys.executable, "-c", ""])
+    host, dead = disk._host(), subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     folders = {
         "dead": f".tmp-a1-{host}-{dead.pid}-00000000",
@@ -246,7 +330,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(store: Store, monkeypa
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(EnvironmentProblem, match=r"^cannot write .*a1: No space left on device$"):
         store.commit("points", "a1", RECORD, FILES)
     with pytest.raises(EnvironmentProblem, match="No space left on device"):

@@ -14,7 +14,8 @@ import yaml
 from sae_sweep.errors import UserError
 from sae_sweep.interruption import check
 from sae_sweep.schema import measure_id, toy_id
-from sae_sweep.store import Store
+from sae_sweep.sealed import SCHEMA
+from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.plan import Work, plan
@@ -52,15 +53,18 @@ def check_weights(sweep: Sweep) -> None:
 
 
 def look(sweep: Sweep, store: Store, shard: tuple[int, int] = (0, 1)) -> Work:
-    """What is left of a sweep. Verifies what is finished: a damaged toy or point is set aside and counts as missing."""
+    """What is left of a sweep. A toy or point damaged since it was finished is set aside and counts as missing.
+
+    What the disk itself lost, without anyone writing, is found where it is read: `Store.records` with "everything".
+    """
     wanted = measure_id(sweep.evaluation)
     whole = plan(sweep, frozenset(), shard)
-    records = store.records("points", (point.id for point in whole.points), verify=True)
+    records = store.records("points", (point.id for point in whole.points), "changed")
     toys = dict.fromkeys(point.toy for point in whole.points)
-    trained = store.records("toys", map(toy_id, toys), verify=True)
+    trained = store.records("toys", map(toy_id, toys), "changed")
     planned = plan(sweep, records, shard, trained)
     elsewise = [point for point in planned.finished if records[point.id]["measure_id"] != wanted]
-    stale = [point for point in elsewise if wanted not in store.measures(point.id)]
+    stale = [point for point in elsewise if wanted not in store.measures(point.id, "changed")]
     return Work(planned, [toy for toy in toys if toy_id(toy) not in trained], stale)
 
 
@@ -114,14 +118,16 @@ def freeze(sweep: Sweep, store: Store) -> None:
     A sweep may grow, never lose points: UserError if the name belongs to a grid that is not contained in this one.
     """
     ids = [point.id for point in sweep.points]
-    known = store.sweep(sweep.name) / "points.txt"
-    if known.exists():
-        lost = len(set(known.read_text().split()) - set(ids))
+    with suppress(NotThere, StoreDamaged):
+        store.info(sweep.name)  # not one of another schema
+    with suppress(NotThere, StoreDamaged):
+        lost = len(set(store.read_sweep_file(sweep.name, "points.txt").split()) - set(ids))
         if lost:
             raise UserError(
                 f"sweep {sweep.name} holds another grid: {lost} of its points are not in this one; choose another name="
             )
     info = {
+        "schema": SCHEMA,
         "name": sweep.name,
         "experiment": sweep.experiment,
         "overrides": sweep.overrides,
