@@ -1,3 +1,23 @@
-"""Feature-splitting sweeps: toy models, stacked sparse autoencoders, exact ground truth."""
+"""Feature-splitting sweeps: toy models, stacked sparse autoencoders, exact ground truth.
+
+For notebooks: `load_sweep(name)`, `load_sae(id)`, `load_toy(id)`. Each is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_sweep.notebook import load_sae, load_sweep, load_toy
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_sae", "load_sweep", "load_toy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("sae_sweep.notebook"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

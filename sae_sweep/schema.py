@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +172,23 @@ def settings_before() -> dict[str, Any]:
         for f in dataclasses.fields(part)
         if "as_before" in f.metadata
     }
+
+
+# The parts of a point that are config groups, in the order of its fields.
+PARTS: dict[str, type[Any]] = {
+    "toy": Toy,
+    "site": Site,
+    "distribution": Distribution,
+    "sae": Sae,
+    "penalty": Penalty,
+    "training": Training,
+}
+
+
+def point_from(settings: Mapping[str, Any]) -> Point:
+    """The point of a record's settings (`dataclasses.asdict`). TypeError if they hold a key that this code lacks."""
+    parts = {part: kind(**settings[part]) for part, kind in PARTS.items()}
+    return Point(**parts, seed=settings["seed"], data_seed=settings["data_seed"])
 
 
 def toy_id(toy: Toy) -> str:

@@ -9,17 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training
+from sae_sweep.schema import PARTS, Evaluation, Point
 
-# The parts of a point that are config groups, in the order of a point's fields.
-PARTS: dict[str, type[Any]] = {
-    "toy": Toy,
-    "site": Site,
-    "distribution": Distribution,
-    "sae": Sae,
-    "penalty": Penalty,
-    "training": Training,
-}
 SEEDS = ("seed", "data_seed")
 # Whole numbers are seeds, sizes and counts: torch takes them as 64-bit integers.
 LARGEST = 2**63 - 1

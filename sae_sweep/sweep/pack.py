@@ -187,7 +187,7 @@ class Ground:
     def measure(self, point: Point, folded: Parameters) -> Measurement:
         """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
         parameters = export.unfold(folded, self.mean, self.scale)
-        sae = _Sae(point, Parameters(*(getattr(parameters, f.name).to(self.device) for f in _FIELDS)))
+        sae = PointSae(point, Parameters(*(getattr(parameters, f.name).to(self.device) for f in _FIELDS)))
         penalty = point.penalty
         return measure(
             sae,
@@ -206,8 +206,8 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class _Sae:
-    """An SAE as measures see it."""
+class PointSae:
+    """A point's SAE as measures see it, with parameters folded or not."""
 
     point: Point
     parameters: Parameters

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_sweep.errors import EnvironmentProblem
-from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, toy_id
+from sae_sweep.schema import Evaluation, Point, Toy, point_from, toy_id
 from sae_sweep.sweep.cost import SPEEDS, pack_seconds, state_bytes, toy_seconds, work_bytes
 from sae_sweep.sweep.plan import Pack
 
@@ -105,16 +105,7 @@ def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     points = []
     for row in rows:
         try:
-            point = Point(
-                Toy(**row["toy"]),
-                Site(**row["site"]),
-                Distribution(**row["distribution"]),
-                Sae(**row["sae"]),
-                Penalty(**row["penalty"]),
-                Training(**row["training"]),
-                row["seed"],
-                row["data_seed"],
-            )
+            point = point_from(row)
         except TypeError as error:
             raise EnvironmentProblem(f"the sweep was submitted by another version of sae-sweep ({error})") from error
         if point.id != row["id"]:

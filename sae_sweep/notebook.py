@@ -1,0 +1,128 @@
+"""What sweeps left in the store, opened again in Python: a sweep's table, a trained SAE, the toy that it reads.
+
+from sae_sweep import load_sweep, load_sae, load_toy
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sae_sweep import frame
+from sae_sweep.errors import UserError
+from sae_sweep.saes import export
+from sae_sweep.schema import Point, Toy, point_from, toy_id
+from sae_sweep.store import Store
+from sae_sweep.sweep import pack
+from sae_sweep.sweep.keys import nearest
+from sae_sweep.toys.max_of_k import MaxOfK
+
+OUTPUTS = Path("outputs")
+# Points named by an error about an id that begins several.
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class TrainedSAE:
+    """A finished point. `metrics`: by column of the results table; `latents`: a row per latent, as in latents.parquet.
+
+    It takes raw activations of its toy at `point.site.name`: centring and scale are folded in.
+    """
+
+    point: Point
+    metrics: dict[str, Any]
+    latents: pd.DataFrame
+    sae: pack.PointSae
+
+    @property
+    def id(self) -> str:
+        """The point's id."""
+        return self.point.id
+
+    @property
+    def W_enc(self) -> Tensor:
+        """Encoder rows [width, d]."""
+        return self.sae.parameters.W_enc
+
+    @property
+    def b_enc(self) -> Tensor:
+        """Encoder bias [width]."""
+        return self.sae.parameters.b_enc
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder rows [width, d]."""
+        return self.sae.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        """Decoder bias [d]."""
+        return self.sae.b_dec
+
+    @torch.no_grad()
+    def encode(self, acts: Tensor) -> Tensor:
+        """Codes [b, width] of raw activations [b, d]."""
+        return self.sae.encode(acts)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Reconstructed raw activations [b, d] from codes [b, width]."""
+        return codes @ self.W_dec + self.b_dec
+
+    def __repr__(self) -> str:
+        from sae_sweep.reports.live import describe
+
+        return f"TrainedSAE({self.id}: {describe(self.point)})"
+
+
+def load_sweep(name: str, output_dir: Path | str = OUTPUTS, untrained: bool = False) -> pd.DataFrame:
+    """The results table of a sweep: a row per finished point, the columns of the README.
+
+    untrained: the same measures of the untrained starts instead. UserError if there is no such sweep.
+    """
+    return frame.tables(Store(output_dir), name)[untrained]
+
+
+def load_sae(id: str, output_dir: Path | str = OUTPUTS) -> TrainedSAE:
+    """A trained SAE by its `point_id`, or by how that begins. UserError if there is none, or more than one."""
+    store = Store(output_dir)
+    id = find(store, "points", id)
+    record = store.read_record("points", id)
+    point = point_from(record["settings"])
+    parameters = export.from_files(store.read("points", id, export.WEIGHTS))
+    latents = pd.read_parquet(io.BytesIO(store.read("points", id, "latents.parquet")))
+    return TrainedSAE(point, record["metrics"], latents, pack.PointSae(point, parameters))
+
+
+def load_toy(id: str, output_dir: Path | str = OUTPUTS) -> MaxOfK:
+    """The toy that a point was trained on, by the point's id, or a toy by its own; or by how either begins.
+
+    `toy.activations(sequences [b, k], site)` are what an SAE of that site takes. UserError if there is none.
+    """
+    store = Store(output_dir)
+    if any(known.startswith(id) for known in store.ids("points")):
+        settings = store.read_record("points", find(store, "points", id))["settings"]["toy"]
+    else:
+        settings = store.read_record("toys", find(store, "toys", id))["settings"]
+    toy = Toy(**settings)
+    if toy_id(toy) not in store.ids("toys"):
+        raise UserError(f"the toy of {id} is not in {store.root}/toys: run its sweep again to train it")
+    return pack.load_toy(toy, store)
+
+
+def find(store: Store, kind: str, start: str) -> str:
+    """The one finished id of a kind ("points", "toys") that begins with `start`; UserError names the nearest."""
+    known = store.ids(kind)
+    found = sorted(id for id in known if id.startswith(start)) if start else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        more = ", …" if len(found) > _NAMED else ""
+        raise UserError(f"{len(found)} {kind} begin with {start}: {', '.join(found[:_NAMED])}{more}")
+    here = nearest(start, sorted(known)) if known else f": {store.root} holds none yet"
+    raise UserError(f"there is no finished {kind.removesuffix('s')} {start!r}{here}")

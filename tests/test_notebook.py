@@ -1,0 +1,94 @@
+"""`import sae_sweep` in Python, and the notebook of docs/ run from its first cell to its last."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from commandline import TINY, call
+
+import sae_sweep
+from sae_sweep import load_sae, load_sweep, load_toy
+from sae_sweep.errors import UserError
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("notebook") / "outputs"
+    assert call("run", *TINY, "sae=relu,topk", "toy.seed=0,1", "name=tiny", f"output_dir={place}").code == 0
+    return place
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, sae_sweep\nprint(sorted(set(sys.modules) & {'torch', 'pandas', 'typer', 'hydra', 'rich'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert set(sae_sweep.__all__) <= set(dir(sae_sweep))
+    with pytest.raises(AttributeError, match="load_swep"):
+        _ = sae_sweep.load_swep
+
+
+def test_a_sweep_is_its_table(root: Path) -> None:
+    table = load_sweep("tiny", root)
+    pd.testing.assert_frame_equal(table, pd.read_parquet(root / "sweeps/tiny/results.parquet"))
+    start = load_sweep("tiny", root, untrained=True)
+    assert list(start["point_id"]) == list(table["point_id"]) and not start["fvu"].equals(table["fvu"])
+    with pytest.raises(UserError, match="there are: tiny"):
+        load_sweep("tini", root)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "topk"])
+def test_an_sae_reconstructs_its_toys_activations_as_well_as_was_measured(root: Path, architecture: str) -> None:
+    table = load_sweep("tiny", root)
+    row = table[table["architecture"] == architecture].iloc[0]
+    sae, toy = load_sae(row["point_id"], root), load_toy(row["point_id"], root)
+    assert sae.point.sae.width == row["width"] == len(sae.latents) == len(sae.W_enc) == len(sae.b_enc)
+    assert sae.metrics["fvu"] == row["fvu"]
+    # Every input, weighted as declared: each maximum equally likely.
+    sequences = torch.cartesian_prod(torch.arange(5), torch.arange(5))
+    maxima = sequences.amax(1)
+    weight = 1 / (5 * torch.bincount(maxima)[maxima].double())
+    acts = toy.activations(sequences, sae.point.site.name)
+    codes = sae.encode(acts)
+    assert codes.shape == (25, sae.point.sae.width)
+    error, spread = sae.decode(codes) - acts, acts - (weight @ acts.double())
+    fvu = (weight @ error.square().sum(1).double()) / (weight @ spread.square().sum(1))
+    assert float(fvu) == pytest.approx(row["fvu"], rel=1e-4)
+    assert row["point_id"] in repr(sae)
+
+
+def test_ids_are_found_by_how_they_begin(root: Path) -> None:
+    table = load_sweep("tiny", root)
+    id = table["point_id"][0]
+    assert load_sae(id[:10], root).id == id
+    toys = {load_toy(id, root).toy.seed for id in table["point_id"]}
+    assert toys == set(table["toy_seed"]) == {0, 1}
+    for each in (root / "toys").iterdir():
+        assert load_toy(each.name, root).toy.seed in toys
+    with pytest.raises(UserError, match="there is no finished point 'zz'"):
+        load_sae("zz", root)
+    with pytest.raises(UserError, match="there is no finished toy 'zz'"):
+        load_toy("zz", root)
+    with pytest.raises(UserError, match="holds none yet"):
+        load_sae(id, root / "elsewhere")
+    with pytest.raises(UserError, match="there is no finished point ''"):
+        load_sae("", root)
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", ()))
+    assert '"ran": 16, "skipped": 0, "failed": 0' in said
+    (*_, answer) = (cell for cell in notebook.cells if cell.cell_type == "code")
+    rebuilt, maxima = eval(answer.outputs[0]["data"]["text/plain"])
+    assert rebuilt == maxima
