@@ -187,8 +187,15 @@ PARTS: dict[str, type[Any]] = {
 
 def point_from(settings: Mapping[str, Any]) -> Point:
     """The point of a record's settings (`dataclasses.asdict`). TypeError if they hold a key that this code lacks."""
-    parts = {part: kind(**settings[part]) for part, kind in PARTS.items()}
-    return Point(**parts, seed=settings["seed"], data_seed=settings["data_seed"])
+    parts = {part: dict(settings[part]) for part in PARTS}
+    for key, value in settings_before().items():
+        part, _, name = key.rpartition(".")
+        parts[part].setdefault(name, value)
+    return Point(
+        **{part: kind(**parts[part]) for part, kind in PARTS.items()},
+        seed=settings["seed"],
+        data_seed=settings["data_seed"],
+    )
 
 
 def toy_id(toy: Toy) -> str:
