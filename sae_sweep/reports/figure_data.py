@@ -1,0 +1,217 @@
+"""The numbers behind each figure, as tidy tables: what the report saves beside its pictures, loadable with pandas.
+
+Every table names its rows in the same words: `penalty_name`, `setting` (the coefficient, or k), `start`, `width`, and
+`given`, whatever else the sweep varies but for seeds ("" if nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_sweep.columns import LABELS, SETTINGS, is_seed, is_setting
+from sae_sweep.reports.results_table import coefficient, penalty_name
+from sae_sweep.reports.wandb_charts import NAMED
+
+NAMES = ["given", "start", "width", "architecture", "penalty_name", "setting"]
+FACTORS = {"query": "query", "runner_up": "runner-up", "copies": "copies"}
+# What a latent may stand for, the coarsest first, and those that have no label or do not live.
+KINDS = {
+    "m": "whole maximum",
+    "mq": "maximum, query",
+    "mn": "maximum, runner-up",
+    "mc": "maximum, copies",
+    "mqn": "maximum, query, runner-up",
+    "mqc": "maximum, query, copies",
+    "mnc": "maximum, runner-up, copies",
+    "mqnc": "one cell",
+    "other": "another factor only",
+    "none": "no label",
+    "dead": "dead",
+}
+# A phase: which maxima most latents of a setting stand for. See `phases`.
+PHASES = ("found", "duplicated", "split", "mixed", "unnamed")
+_HOVERED = ["splits_per_max", "duplicates_per_max", "owned_maxes", "live_latents"]
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
+    if frame.empty:
+        return frame.assign(**dict.fromkeys([*NAMES, "repeat"], pd.Series(dtype=object)))
+    oracle = "oracle " + frame["partition"].fillna("")
+    seeds = [name for name in ("toy_seed", "seed", "data_seed") if frame[name].nunique() > 1] or ["seed"]
+    return frame.assign(
+        penalty_name=frame.apply(penalty_name, axis=1),
+        setting=frame.apply(coefficient, axis=1),
+        start=oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
+        given=_words(frame, _choices(frame)),
+        repeat=_words(frame, seeds) if len(seeds) > 1 else frame[seeds[0]].astype(str),
+    )
+
+
+def front(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per point, and one per setting with several seeds (`repeat` "mean"), its range in `_low` and `_high`.
+
+    Columns: NAMES, `repeat`, `seeds` (how many), `point_id` (null for means), `coefficient`, `l0`, `fvu` with `_low`
+    and `_high`, counts of splits, duplicates and owned maxes, `on_front` (by the means over seeds).
+    """
+    table = named(frame)
+    columns = [*NAMES, "repeat", "point_id", "coefficient", "l0", "fvu", *_HOVERED, "on_front"]
+    points = table[columns].assign(seeds=1)
+    groups = table.groupby(_setting_keys(table), dropna=False, sort=False)
+    means = groups.agg(
+        **{name: (name, "first") for name in NAMES},
+        seeds=("l0", "size"),
+        **{name: (name, "mean") for name in ("l0", "fvu", *_HOVERED)},
+        **{f"{name}_low": (name, "min") for name in ("l0", "fvu")},
+        **{f"{name}_high": (name, "max") for name in ("l0", "fvu")},
+        on_front=("on_front", "max"),
+    )
+    coefficients = groups["coefficient"].first()
+    means = means.assign(coefficient=coefficients, repeat="mean")[means["seeds"] > 1].reset_index(drop=True)
+    whole = pd.concat([means, points], ignore_index=True) if len(means) else points
+    return whole.astype(dict.fromkeys(["l0", "fvu", *_HOVERED], float))
+
+
+def split_counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per setting: the means over seeds of splits, duplicates (per maximum) and owned maxes, and `seeds`."""
+    table = named(frame)
+    groups = table.groupby(NAMES, dropna=False, sort=False)
+    return groups.agg(
+        seeds=("l0", "size"), coefficient=("coefficient", "first"), **{name: (name, "mean") for name in _HOVERED}
+    ).reset_index()
+
+
+def phases(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per setting with its `phase`, from the means over seeds of what latents are labelled.
+
+    "split": at least half of the maxima have two latents or more with a finer label. Else, where at least half have a
+    latent for the whole maximum: "duplicated" if those have as many copies again, or else "found". "mixed": half have
+    the one or the other. "unnamed": fewer have.
+    """
+    table = named(frame).assign(
+        maxima=[float(toy.rsplit("-", 2)[1]) for toy in frame["toy"]],
+    )
+    table["copies"] = table["duplicates_per_max"] * table["maxima"]
+    table["whole"] = table["label_m"].astype(float) - table["copies"]
+    groups = table.groupby(NAMES, dropna=False, sort=False)
+    means = groups[["maxima", "whole", "copies", "split_maxes"]].mean().astype(float).reset_index()
+    half = means["maxima"] / 2
+    held = means["whole"] >= half
+    conditions = [
+        means["split_maxes"] >= half,
+        held & (means["copies"] >= means["whole"]),
+        held,
+        means["whole"] + means["split_maxes"] >= half,
+    ]
+    means["phase"] = np.select(conditions, ["split", "duplicated", "found", "mixed"], "unnamed")
+    return means
+
+
+def distribution(frame: pd.DataFrame, per_max: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
+    """A row per maximum of each width, start and penalty at its middle coefficient (`middle`): `splits` and
+    `duplicates`, means over seeds. `per_max`: of each point id, the counts [d_vocab] of its record."""
+    rows = []
+    for names, group in middle(frame).groupby(NAMES, dropna=False, sort=False):
+        found = [per_max[id] for id in group["point_id"] if id in per_max]
+        if not found:
+            continue
+        counts = {kind: np.mean([counted[kind] for counted in found], axis=0) for kind in ("splits", "duplicates")}
+        rows.append(
+            pd.DataFrame(
+                {**dict(zip(NAMES, names, strict=True)), "maximum": np.arange(len(counts["splits"])), **counts}
+            )
+        )
+    columns = [*NAMES, "maximum", "splits", "duplicates"]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+
+
+def labels(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
+    """A row per width and start, trained and not: the mean number of latents of each of KINDS over all their points."""
+    counts = {}
+    for state, table in (("trained", frame), ("untrained", untrained)):
+        kinds = {kind: table[f"label_{kind}"].astype(float) for kind in KINDS if f"label_{kind}" in table}
+        others = [f"label_{name}" for name in LABELS if "m" not in name]
+        kinds["other"] = table[others].astype(float).sum(axis=1)
+        kinds["none"] = table["live_latents"].astype(float) - sum(kinds.values())
+        kinds["dead"] = table["dead_latents"].astype(float)
+        counts[state] = named(table).assign(**{kind: kinds[kind] for kind in KINDS}, state=state)
+    whole = pd.concat(counts.values(), ignore_index=True)
+    groups = whole.groupby(["given", "start", "width", "state"], dropna=False, sort=False)
+    return groups.agg(points=("l0", "size"), **{kind: (kind, "mean") for kind in KINDS}).reset_index()
+
+
+def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
+    """A row per width, start, factor and state: what the top latent tells of the factor given the maximum (`told`),
+    and given the other factors too (`alone`), beyond chance, as means over points with `told_low` and `told_high`."""
+    parts = []
+    for state, table in (("trained", frame), ("untrained", untrained)):
+        for column, factor in FACTORS.items():
+            told, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
+            parts.append(named(table).assign(told=told, alone=alone, factor=factor, state=state))
+    groups = pd.concat(parts, ignore_index=True).groupby(
+        ["given", "start", "width", "state", "factor"], dropna=False, sort=False
+    )
+    return groups.agg(
+        points=("told", "count"),
+        told=("told", "mean"),
+        told_low=("told", "min"),
+        told_high=("told", "max"),
+        alone=("alone", "mean"),
+    ).reset_index()
+
+
+def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
+    """A row per step that was kept of the training of each point at its penalty's middle coefficient (`middle`): NAMES,
+    `repeat`, `point_id`, `step`, `loss`, `fvu`, `l0`. `curves_of`: the `curve` of each point id's record."""
+    chosen = middle(frame)[[*NAMES, "repeat", "point_id"]]
+    rows = [
+        {**names, **{key: row.get(key) for key in ("step", "loss", "fvu", "l0")}}
+        for names in chosen.to_dict("records")
+        for row in curves_of.get(names["point_id"], ())
+    ]
+    return pd.DataFrame(rows, columns=[*chosen.columns, "step", "loss", "fvu", "l0"])
+
+
+def middle(frame: pd.DataFrame) -> pd.DataFrame:
+    """The named points of one setting per width, start and penalty: the lowest FVU × max(L0, 1) by means over seeds,
+    which neither pays for many active latents nor gives reconstruction up."""
+    table = named(frame)
+    knee = (table["fvu"] * table["l0"].clip(lower=1)).fillna(np.inf)
+    mean = knee.groupby([table[name] for name in NAMES], dropna=False, sort=False).transform("mean")
+    best = mean.groupby([table[name] for name in NAMES[:-1]], dropna=False, sort=False).transform("min")
+    first = table[mean == best].groupby(NAMES[:-1], dropna=False, sort=False)["setting"].transform("first")
+    return table[(mean == best) & (table["setting"] == first.reindex(table.index))]
+
+
+def _choices(frame: pd.DataFrame) -> list[str]:
+    """The keys that this sweep varies for their own sake: not those that follow from the names, such as a learning
+    rate that goes with the width."""
+    names = [name for name in SETTINGS if name in NAMED]
+    for name in map(str, frame.columns):
+        if is_setting(name) and name not in NAMED and not is_seed(name):
+            groups = frame.groupby(names, dropna=False, sort=False)
+            if (groups[name].nunique(dropna=False) > 1).any():
+                names.append(name)
+    return [name for name in names if name not in NAMED]
+
+
+def _setting_keys(table: pd.DataFrame) -> list[str]:
+    known = [name for name in map(str, table.columns) if is_setting(name) and not is_seed(name)]
+    return [*known, *(name for name in NAMES if name not in known)]
+
+
+def _words(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """The values of some columns in one string; a number is named by its column, a null says nothing."""
+    parts = [frame[name].map(lambda value, name=name: _word(name, value)) for name in columns]
+    said = [" ".join(filter(None, words)) for words in zip(*parts, strict=True)] if parts else ""
+    return pd.Series(said, index=frame.index, dtype=object)
+
+
+def _word(column: str, value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return value if isinstance(value, str) else f"{column.rpartition('.')[2].removesuffix('_seed')}={value:g}"

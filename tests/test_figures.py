@@ -1,0 +1,155 @@
+"""The figures: that what they draw is what the results table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricated import point, sweep
+
+from sae_sweep import frame
+from sae_sweep.reports import figure_data, figures
+from sae_sweep.schema import Penalty
+
+Tables = tuple[pd.DataFrame, pd.DataFrame]
+COEFFICIENTS = (0.1, 1.0, 10.0)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """Two widths, two penalties, three coefficients, two starts, three seeds: 72 points."""
+    results = []
+    for width in (16, 136):
+        for start in ("kmeans", "whitened"):
+            for name in ("l1", "sqrt"):
+                for i, c in enumerate(COEFFICIENTS):
+                    for seed in range(3):
+                        at = point(penalty=Penalty(name, coefficient=c), width=width, init=start, seed=seed)
+                        metrics = {
+                            "l0": 4.0 - i + 0.1 * seed,
+                            "fvu": 0.01 * (1 + i) + 0.001 * seed,
+                            "splits_per_max": 2.0 + seed if start == "whitened" else 0.0,
+                            "duplicates_per_max": 3.0 if start == "kmeans" and width == 136 else 0.0,
+                            "split_maxes": 12 if start == "whitened" else 0,
+                            "label_m": 0 if start == "whitened" else 16 if width == 16 else 64,
+                            "label_mq": 40 if start == "whitened" else 0,
+                            "live_latents": width - 1,
+                            "dead_latents": 1,
+                            "info_query": 0.5 + 0.1 * seed,
+                        }
+                        results.append((at, metrics))
+    store = sweep(tmp_path_factory.mktemp("store"), results, varied=["sae.width", "seed"])
+    return frame.tables(store, "quick")
+
+
+def test_the_front_holds_every_point_and_the_means_of_seeds(tables: Tables) -> None:
+    data = figure_data.front(tables[0])
+    assert (data["repeat"] == "mean").sum() == 24 and data["point_id"].notna().sum() == 72
+    mean = data[(data["repeat"] == "mean") & (data["setting"] == "1") & (data["width"] == 16)].iloc[0]
+    assert (mean["l0"], mean["l0_low"], mean["l0_high"]) == pytest.approx((3.1, 3.0, 3.2))
+    assert mean["seeds"] == 3
+
+
+def test_the_front_shows_means_first_and_can_show_each_seed(tables: Tables) -> None:
+    figure = figures.front(figure_data.front(tables[0]))
+    drawn = [trace for trace in figure.data if trace.meta]
+    assert {trace.meta["seed"] for trace in drawn if trace.visible} == {"mean"}
+    assert {trace.meta["seed"] for trace in drawn} == {"mean", "0", "1", "2"}
+    assert sum(np.isfinite(np.asarray(trace.x, float)).sum() for trace in drawn) == 72 + 24
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
+
+
+def test_no_line_joins_what_is_not_on_the_front(tables: Tables) -> None:
+    table = tables[0].assign(on_front=[i % 2 == 0 for i in range(len(tables[0]))])
+    for trace in figures.front(figure_data.front(table)).data:
+        if trace.meta:
+            ids = [said for said, *_ in trace.customdata]
+            on = np.asarray(trace.marker.opacity) == 1
+            joined = [bool(ids[i]) and bool(ids[i + 1]) for i in range(len(ids) - 1)]
+            assert all(on[i] and on[i + 1] for i, line in enumerate(joined) if line)
+
+
+def test_heatmaps_put_each_setting_in_its_place(tables: Tables) -> None:
+    data = figure_data.split_counts(tables[0])
+    (heatmap,) = figures.split_counts(data).data
+    assert [y.rstrip("\u200b") for y in heatmap.y[1]] == ["width 16", "width 136"] * 2
+    assert [x.rstrip("\u200b") for x in heatmap.x[1]] == ["0.1", "1", "10"] * 2
+    starts = np.asarray(heatmap.y[0])
+    assert np.all(np.asarray(heatmap.z, float)[starts == "whitened"] == 3.0)
+    assert np.all(np.asarray(heatmap.z, float)[starts == "kmeans"] == 0.0)
+
+
+def test_a_missing_setting_is_a_gap_and_coefficients_are_in_order(tables: Tables) -> None:
+    some = tables[0][~((tables[0]["penalty"] == "l1") & (tables[0]["coefficient"] == 0.1))]
+    (heatmap,) = figures.split_counts(figure_data.split_counts(some)).data
+    assert [x.rstrip("\u200b") for x in heatmap.x[1]] == ["1", "10", "0.1", "1", "10"]
+    # Plotly sorts the second level by where a name is first seen: only names of their own keep this order.
+    assert len(set(heatmap.x[1])) == 5
+
+
+def test_phases(tables: Tables) -> None:
+    data = figure_data.phases(tables[0]).set_index(["start", "width"])["phase"]
+    assert set(data["whitened"]) == {"split"}
+    assert set(data["kmeans", 16]) == {"found"}
+    assert set(data["kmeans", 136]) == {"duplicated"}
+    assert {trace.name for trace in figures.phases(figure_data.phases(tables[0])).data[1:]} == {
+        "F found",
+        "D duplicated",
+        "S split",
+    }
+
+
+def test_labels_add_up_to_the_width(tables: Tables) -> None:
+    data = figure_data.labels(*tables)
+    trained = data[data["state"] == "trained"]
+    assert np.allclose(trained[list(figure_data.KINDS)].sum(axis=1), trained["width"])
+    assert set(data["state"]) == {"trained", "untrained"}
+    drawn = figures.labels(data).data
+    assert {trace.name for trace in drawn} == {"whole maximum", "maximum, query", "no label", "dead"}
+
+
+def test_information_spans_the_points(tables: Tables) -> None:
+    data = figure_data.information(*tables)
+    row = data[(data["factor"] == "query") & (data["state"] == "trained")].iloc[0]
+    assert (row["told"], row["told_low"], row["told_high"], row["points"]) == pytest.approx((0.6, 0.5, 0.7, 18))
+    assert len(figures.information(data).data) == 6
+
+
+def test_distribution_and_curves_are_those_of_the_middle_coefficient(tables: Tables) -> None:
+    chosen = figure_data.middle(tables[0])
+    assert set(chosen["setting"]) == {"0.1"} and len(chosen) == 24
+    per_max = {id: {"splits": [0, 1, seed], "duplicates": [1, 0, 0]} for id, seed in _seeds(tables[0])}
+    data = figure_data.distribution(tables[0], per_max)
+    assert list(data["splits"][:3]) == [0, 1, 1] and list(data["duplicates"][:3]) == [1, 0, 0]
+    (heatmap,) = figures.distribution(data).data
+    assert np.asarray(heatmap.z).shape == (8, 3)
+    last = {"step": 2, "fvu": 0.1, "l0": 2.0}
+    rows = {id: [{"step": 1, "fvu": 0.5, "l0": seed}, last] for id, seed in _seeds(tables[0])}
+    traces = [trace for trace in figures.curves(figure_data.curves(tables[0], rows)).data if trace.meta]
+    assert len(traces) == 16
+    assert list(traces[1].y) == [1, 2]  # the median over seeds 0, 1, 2
+
+
+def test_nothing_measured_draws_nothing() -> None:
+    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in frame.COLUMNS.items()})
+    for name in ("front", "split_counts", "phases"):
+        getattr(figures, name)(getattr(figure_data, name)(empty))
+    for name in ("labels", "information"):
+        getattr(figures, name)(getattr(figure_data, name)(empty, empty))
+    for name in ("distribution", "curves"):
+        getattr(figures, name)(getattr(figure_data, name)(empty, {}))
+
+
+def test_what_else_varies_is_told_but_not_what_follows_from_the_width(tmp_path: Path) -> None:
+    settings = ((8, 0.5), (8, 0.6), (16, 0.5))
+    results = [(point(width=w, margin=margin, init="whitened"), {"l0": 1.0, "fvu": 0.1}) for w, margin in settings]
+    store = sweep(tmp_path / "a", results, varied=["sae.margin", "sae.width"])
+    assert set(figure_data.front(frame.load(store, "quick"))["given"]) == {"margin=0.5", "margin=0.6"}
+    store = sweep(tmp_path / "b", results[1:], varied=["sae.margin", "sae.width"])
+    assert set(figure_data.front(frame.load(store, "quick"))["given"]) == {""}
+
+
+def _seeds(table: pd.DataFrame) -> list[tuple[str, int]]:
+    return list(zip(table["point_id"], table["seed"], strict=True))
