@@ -20,28 +20,30 @@ HALF = 16
 
 
 @_jit
-def tally(x, begin, end, panels, bias, norms, upper, counts):  # type: ignore[no-untyped-def]
-    """Count the contributions of inputs [begin, end) in counts [2¹⁶] by the upper halves of their bits.
+def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[no-untyped-def]
+    """Count the contributions of parts [chunk[0], chunk[1]) in counts [parts, 2¹⁶] by the upper halves of their bits.
 
     upper ≥ 0: by the lower halves, of those whose upper half is that.
     """
     floors, out, masks = np.zeros(ROWS, np.float32), np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.int32)
     value = np.empty(1, np.float32)
     bits = value.view(np.int32)
-    for first in range(begin, end, ROWS):
-        for panel in range(len(panels)):
-            tile(x, first, panels, panel, bias, norms, floors, 0, out, masks)
-            for r in range(min(ROWS, end - first)):
-                mask = masks[r]
-                while mask:
-                    lane = lowest_bit(mask)
-                    mask &= mask - np.int32(1)
-                    value[0] = out[r, lane] * norms[panel * LANES + lane]
-                    high = bits[0] >> HALF
-                    if upper < 0:
-                        counts[high] += 1
-                    elif high == upper:
-                        counts[bits[0] & ((1 << HALF) - 1)] += 1
+    for part in range(chunk[0], chunk[1]):
+        begin, end = parts[part]
+        for first in range(begin, end, ROWS):
+            for panel in range(len(panels)):
+                tile(x, first, panels, panel, bias, norms, floors, 0, out, masks)
+                for r in range(min(ROWS, end - first)):
+                    mask = masks[r]
+                    while mask:
+                        lane = lowest_bit(mask)
+                        mask &= mask - np.int32(1)
+                        value[0] = out[r, lane] * norms[panel * LANES + lane]
+                        high = bits[0] >> HALF
+                        if upper < 0:
+                            counts[part, high] += 1
+                        elif high == upper:
+                            counts[part, bits[0] & ((1 << HALF) - 1)] += 1
 
 
 @_jit

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,13 +18,24 @@ from sae_sweep.saes.kernels import Progress
 from sae_sweep.saes.kernels.batchtopk import HALF, contributions, drop_below, rank_in, tally
 from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
 from sae_sweep.saes.kernels.slopes import compile_slopes
-from sae_sweep.saes.kernels.sparse import GROUP, LISTED, PLACED, collect, count, encode, place, reconstruct, refresh
-from sae_sweep.saes.kernels.steps import clip_factor, find_idle, finish, squares, take_steps, update
+from sae_sweep.saes.kernels.sparse import GROUP, LISTED, PLACED, refresh
+from sae_sweep.saes.kernels.steps import (
+    arrange,
+    clip_factor,
+    collect_slices,
+    encode_parts,
+    find_idle,
+    finish,
+    reconstruct_parts,
+    square_slices,
+    take_steps,
+    update,
+)
 from sae_sweep.saes.kernels.tile import LANES
 from sae_sweep.saes.stack import Stack, adam_scale
 
-# One part for so many products of the encoder (1 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
-PART, MOST_PARTS = 1 << 26, 16
+# One part for so many products of the encoder (50 µs): less is not worth sharing. More than MOST_PARTS cores are rare.
+PART, MOST_PARTS = 1 << 22, 16
 # Entries that a part lists before their gradients are collected; and always room for one more input.
 ENTRIES = 1 << 17
 # Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
@@ -36,7 +47,7 @@ DENSE_BUFFER, DENSE_INPUTS, DENSE_MOST, DENSE_PARTS = 1 << 20, 64, 1 << 24, 4
 GUESS = np.float32(0.9)
 
 Array = np.ndarray[Any, Any]
-T = TypeVar("T")
+Share = Callable[..., Iterable[Any]]
 
 
 class CpuBackend:
@@ -49,12 +60,13 @@ class CpuBackend:
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         n = len(stack.points)
-        alone = n < self.threads
+        across, within = (map, self.pool.map) if n < self.threads else (self.pool.map, map)
+        threads = self.threads if n < self.threads else 1
 
         def train(i: int) -> Array:
-            return _Trainer(stack, i, batches.shape[1], self.pool.map if alone else None).advance(batches)
+            return _Trainer(stack, i, batches.shape[1], threads, within).advance(batches)
 
-        sums = list((map if alone else self.pool.map)(train, range(n)))
+        sums = list(across(train, range(n)))
         stack.step += len(batches)
         loss, error, l0 = torch.tensor(np.array(sums), dtype=torch.float32).unbind(1)
         return Progress(len(batches), batches.square().sum(-1).mean(1).sum(), loss, error, l0)
@@ -63,7 +75,7 @@ class CpuBackend:
 class _Trainer:
     """One SAE of the stack: views of its rows, what a step needs beside them, and the step."""
 
-    def __init__(self, stack: Stack, i: int, b: int, share: Callable[..., Iterable[Any]] | None) -> None:
+    def __init__(self, stack: Stack, i: int, b: int, threads: int, share: Share) -> None:
         self.stack, self.i = stack, i
         self.point, self.width, self.d = stack.points[i], stack.width, stack.d
         self.k = self.point.sae.k if stack.architecture.name == "topk" else 0
@@ -74,7 +86,8 @@ class _Trainer:
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
         self.parts = _cut(b, parts, GROUP)
         self.slices = _cut(self.width, 1 if parts == 1 else 2 * parts, LANES)
-        self.share = share if parts > 1 else None
+        # How many threads share a step, and by what means.
+        self.threads, self.share = (threads, share) if parts > 1 else (1, cast(Share, map))
         self.guess = GUESS * np.float32(stack.threshold[i])
         self._allocate(b)
 
@@ -105,7 +118,7 @@ class _Trainer:
         totals, step = np.zeros(3), 0
         while step < len(batches):
             dense = float(self.stack.density[self.i]) > most
-            if dense or self.chosen or self.share:
+            if dense or self.chosen or self.threads > 1:
                 totals += self._step(batches[step], self.stack.step + step, dense)
                 step += 1
             else:
@@ -167,36 +180,30 @@ class _Trainer:
 
     def _sparse_gradient(self, x: Array, step: int, *weights: np.float32) -> Array:
         """Penalty and squared error summed over x, and entries; the gradient of the latents marked active."""
-        totals, begins, penalty = np.zeros((len(self.parts), 3)), self.parts[:, 0].copy(), self.point.penalty
-        floor, listed = self._choose(x, step) if self.chosen else (0.0, False)
+        totals, penalty = np.zeros((len(self.parts), 3)), self.point.penalty
+        begins, stops = self.parts[:, 0].copy(), self.parts[:, 1].copy()
+        floor, listed = self._choose(x, step) if self.chosen else (np.float32(0), False)
+        sae, rule = (self.flat, self.width, self.norms), (self.slopes, penalty.scale, penalty.p, *weights)
+        lists, entries = (self.codes, self.latents, self.starts), (self.sums, self.rows)
         self.g_bdec[:] = 0
-
-        def find(part: int) -> int:
-            stop = int(self.parts[part, 1]) if listed else self._encode(x, part, begins[part], floor)
-            count(self.latents[part], self.starts[part, stop - begins[part]], self.places, part)
-            return stop
-
-        def work(part: int) -> None:
-            sae, rule = (self.flat, self.width, self.norms), (self.slopes, penalty.scale, penalty.p, *weights)
-            arrays = *self._list(part), self.residuals, self.places, part, self.sums, self.rows
-            totals[part] += reconstruct(
-                x, begins[part], stops[part], *sae, *rule, *arrays, self.g_bdec[part : part + 1]
-            )
-
-        def gather(begin: int, end: int) -> None:
-            entries = self.sums, self.rows, self.bounds, self.places
-            sae = self.residuals, self.flat, self.width, self.norms
-            collect(x, *sae, *entries, self.gradient, self.active, begin, end)
-
+        places = *lists, self.residuals, self.places, *entries, self.g_bdec, totals
+        where = *entries, self.bounds, self.places, self.gradient, self.active
         while (begins < self.parts[:, 1]).any():  # once, unless a list is full
-            stops = self._over_parts(find)
-            place(self.places, self.bounds)
-            self._over_parts(work)
-            self._over_slices(gather)
+            if not listed:
+                self._encode(x, begins, stops, floor)
+            arrange(begins, stops, *lists[1:], self.places, self.bounds)
+            self._over(self.parts, lambda chunk: reconstruct_parts(x, begins, stops, chunk, *sae, *rule, *places))
+            self._over(self.slices, lambda chunk: collect_slices(x, self.slices, chunk, self.residuals, *sae, *where))
             begins[:] = stops
         return sum(totals, np.zeros(3))
 
-    def _choose(self, x: Array, step: int) -> tuple[float, bool]:
+    def _encode(self, x: Array, begins: Array, stops: Array, floor: np.float32) -> None:
+        """List the latents that fire; `stops` receives where each part ran out of room, or its end."""
+        encoder = self.panels, self.bias, self.weights, self.k, floor
+        lists = self.codes, self.latents, self.starts
+        self._over(self.parts, lambda chunk: encode_parts(x, begins, stops, self.parts, chunk, *encoder, *lists))
+
+    def _choose(self, x: Array, step: int) -> tuple[np.float32, bool]:
         """BatchTopK: what a contribution has to exceed to be kept, and whether those that do are already listed."""
         least = self._least_listed(x)
         listed = least is not None
@@ -212,12 +219,16 @@ class _Trainer:
         """The smallest contribution to keep, if all that reach a guess can be listed and suffice; lists what stays."""
         if not self.guess > 0:
             return None
-        below = np.nextafter(self.guess, np.float32(0))
-        ends = self._over_parts(lambda part: self._encode(x, part, self.parts[part, 0], below))
-        rows = self.parts[:, 1] - self.parts[:, 0]
-        parts = [(self.norms, *self._list(part), rows[part]) for part in range(len(rows))]
+        stops, rows = self.parts[:, 1].copy(), self.parts[:, 1] - self.parts[:, 0]
+        self._encode(x, self.parts[:, 0].copy(), stops, np.nextafter(self.guess, np.float32(0)))
+        parts = [
+            (self.norms, self.codes[part], self.latents[part], self.starts[part], rows[part])
+            for part in range(len(rows))
+        ]
+        if (stops < self.parts[:, 1]).any():
+            return None
         candidates = np.concatenate([contributions(*part) for part in parts])
-        if ends != self.parts[:, 1].tolist() or len(candidates) < self.chosen:
+        if len(candidates) < self.chosen:
             return None
         least: np.float32 = np.partition(candidates, len(candidates) - self.chosen)[len(candidates) - self.chosen]
         for part in parts:
@@ -236,16 +247,9 @@ class _Trainer:
         """Which half of the bits the rank-th largest has, or the smallest, and its rank among those that have it."""
         counts = np.zeros((len(self.parts), 1 << HALF), np.int64)
         encoder = self.panels, self.bias, self.norms
-        self._over_parts(lambda part: tally(x, *self.parts[part], *encoder, upper, counts[part]))
+        self._over(self.parts, lambda chunk: tally(x, self.parts, chunk, *encoder, upper, counts))
         total = counts.sum(0)
         return rank_in(total, min(rank, int(total.sum())))
-
-    def _encode(self, x: Array, part: int, begin: int, floor: float) -> int:
-        end = self.parts[part, 1]
-        return encode(x, begin, end, self.panels, self.bias, self.weights, self.k, floor, *self._list(part))
-
-    def _list(self, part: int) -> tuple[Array, Array, Array]:
-        return self.codes[part], self.latents[part], self.starts[part]
 
     def _dense_gradient(self, batch: Tensor, of_error: np.float32, of_penalty: np.float32) -> Array:
         """What `_sparse_gradient` does, by matrix products: for the steps in which much of the dictionary fires."""
@@ -256,7 +260,7 @@ class _Trainer:
         def work(part: int) -> None:
             sums[part] = self._dense_part(shares[part], gradients[part], float(of_error), float(of_penalty))
 
-        self._map(work, range(len(shares)))
+        list(self.share(work, range(len(shares))))
         torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))
         self.g_bdec[:] = 0
         self.g_bdec[0] = self.gradient[-self.d :]
@@ -293,13 +297,13 @@ class _Trainer:
 
     def _update(self, rate: float, correction2: float) -> None:
         """Clip this SAE's gradient to its own norm and take Adam's step."""
-        size = self.width, self.d
-        square = finish(self.gradient, self.g_bdec)
-        for part in self._over_slices(lambda *at: squares(self.gradient, *size, self.active, *at)):
-            square += part
-        rule = clip_factor(square, self.point.training.clip), rate, correction2
+        size, squares = (self.width, self.d), np.empty(len(self.slices))
+        own = self.slices, self.gradient, *size, self.active
+        self._over(self.slices, lambda chunk: square_slices(own[0], chunk, *own[1:], squares))
+        clip = clip_factor(finish(self.gradient, self.g_bdec), squares, self.point.training.clip)
         arrays = self.flat, self.gradient, self.first, self.second, *size, self.active, self.idle
-        self._over_slices(lambda *at: update(*arrays, self.panels, self.bias, self.norms, *at, *rule))
+        encoder = self.panels, self.bias, self.norms
+        self._over(self.slices, lambda chunk: update(self.slices, chunk, *arrays, *encoder, clip, rate, correction2))
 
     def _scheduled(self, step: int) -> tuple[float, float, float]:
         """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
@@ -307,15 +311,9 @@ class _Trainer:
         correction1, correction2 = adam_scale(step)
         return rate / correction1, correction2, coefficient
 
-    def _over_parts(self, function: Callable[[int], T]) -> list[T]:
-        return self._map(function, range(len(self.parts)))
-
-    def _over_slices(self, function: Callable[[int, int], T]) -> list[T]:
-        return self._map(lambda piece: function(*piece), self.slices.tolist())
-
-    def _map(self, function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-        """On the threads of the pool, if they have nothing better to do."""
-        return list((self.share or map)(function, items))
+    def _over(self, pieces: Array, function: Callable[[tuple[int, int]], object]) -> None:
+        """Call `function` with shares (begin, end) of the parts or slices, one for each thread."""
+        list(self.share(function, map(tuple, _cut(len(pieces), self.threads, 1).tolist())))
 
 
 def _cut(size: int, pieces: int, grain: int) -> Array:

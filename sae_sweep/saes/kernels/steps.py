@@ -34,18 +34,6 @@ def find_idle(first, second, width, d, idle):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def squares(gradient, width, d, active, begin, end):  # type: ignore[no-untyped-def]
-    """‖g‖² over the active latents of [begin, end)."""
-    g_enc, g_dec, g_benc, _ = views(gradient, width, d)
-    total = 0.0
-    for latent in range(begin, end):
-        if active[latent]:
-            total += dot(g_enc, latent, g_enc, latent) + dot(g_dec, latent, g_dec, latent)
-            total += g_benc[latent] * g_benc[latent]
-    return total
-
-
-@_jit
 def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-def]
     """torch.optim.Adam's update of `flat`; `own` 0 stands for a gradient of 0, whatever lies there."""
     clip, step, correction = rule
@@ -60,9 +48,11 @@ def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-d
 
 @_jit
 def update(  # type: ignore[no-untyped-def]
-    flat, gradient, first, second, width, d, active, idle, panels, bias, norms, begin, end, clip, rate, correction2
+    slices, chunk, flat, gradient, first, second, width, d, active, idle, panels, bias, norms, clip, rate, correction2
 ):
-    """Adam's step for latents [begin, end), b_dec with the last; leaves none active and what `encode` reads up to date.
+    """Adam's step for slices [chunk[0], chunk[1]), b_dec with the last.
+
+    Leaves no latent active, and what `encode` reads up to date.
 
     A latent without gradient takes the step that Adam takes at a gradient of 0. An idle one, which has never had any
     (its moments are 0), is passed over: that step would not move it.
@@ -70,7 +60,7 @@ def update(  # type: ignore[no-untyped-def]
     """
     rule = np.float32(clip), np.float32(rate), np.float32(1 / correction2)
     size = width * d
-    for latent in range(begin, end):
+    for latent in range(slices[chunk[0], 0], slices[chunk[1] - 1, 1]):
         if active[latent]:
             idle[latent] = 0
         elif idle[latent]:
@@ -81,9 +71,71 @@ def update(  # type: ignore[no-untyped-def]
             adam(flat[at], gradient[at], first[at], second[at], rule, own)
         active[latent] = 0
         refresh(flat, width, d, panels, bias, norms, latent, latent + 1)
-    if end == width:
+    if chunk[1] == len(slices):
         at = slice(2 * size + width, len(flat))
         adam(flat[at], gradient[at], first[at], second[at], rule, 1)
+
+
+@_jit
+def encode_parts(x, begins, stops, parts, chunk, panels, bias, weights, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
+    """`encode` for parts [chunk[0], chunk[1]), from begins[part] on; stops [parts] receives how far each got."""
+    for part in range(chunk[0], chunk[1]):
+        stops[part] = encode(
+            x, begins[part], parts[part, 1], panels, bias, weights, k, floor, codes[part], latents[part], starts[part]
+        )
+
+
+@_jit
+def arrange(begins, stops, latents, starts, places, bounds):  # type: ignore[no-untyped-def]
+    """Give every listed entry its place."""
+    for part in range(len(begins)):
+        count(latents[part], starts[part, stops[part] - begins[part]], places, part)
+    place(places, bounds)
+
+
+@numba.njit(
+    numba.void(
+        _table, _int[::1], _int[::1], numba.types.UniTuple(_int, 2), _row, _int, _row, SLOPES, _real, _real,
+        numba.float32, numba.float32, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _table, _ints, _table,
+        _real[:, ::1],
+    ),
+    **OPTIONS,
+)  # fmt: skip
+def reconstruct_parts(  # type: ignore[no-untyped-def]
+    x, begins, stops, chunk, flat, width, norms, slopes, scale, p, of_error, of_penalty,
+    codes, latents, starts, residuals, places, sums, rows, g_bdec, totals,
+):  # fmt: skip
+    """`reconstruct` for parts [chunk[0], chunk[1]); totals [parts, 3] grow by penalty, squared error and entries."""
+    for part in range(chunk[0], chunk[1]):
+        penalty, error, entries = reconstruct(
+            x, begins[part], stops[part], flat, width, norms, slopes, scale, p, of_error, of_penalty,
+            codes[part], latents[part], starts[part], residuals, places, part, sums, rows, g_bdec[part : part + 1],
+        )  # fmt: skip
+        totals[part, 0] += penalty
+        totals[part, 1] += error
+        totals[part, 2] += entries
+
+
+@_jit
+def collect_slices(  # type: ignore[no-untyped-def]
+    x, slices, chunk, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active
+):
+    """`collect` for slices [chunk[0], chunk[1])."""
+    for piece in range(chunk[0], chunk[1]):
+        begin, end = slices[piece]
+        collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end)
+
+
+@_jit
+def square_slices(slices, chunk, gradient, width, d, active, squares):  # type: ignore[no-untyped-def]
+    """squares [slices]: ‖g‖² over the active latents of each of [chunk[0], chunk[1])."""
+    g_enc, g_dec, g_benc, _ = views(gradient, width, d)
+    for piece in range(chunk[0], chunk[1]):
+        squares[piece] = 0
+        for latent in range(slices[piece, 0], slices[piece, 1]):
+            if active[latent]:
+                squares[piece] += dot(g_enc, latent, g_enc, latent) + dot(g_dec, latent, g_dec, latent)
+                squares[piece] += g_benc[latent] * g_benc[latent]
 
 
 @_jit
@@ -101,8 +153,10 @@ def finish(gradient, g_bdec):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def clip_factor(square, clip):  # type: ignore[no-untyped-def]
-    """What scales a gradient of squared norm `square` down to the norm `clip`; not finite where it is not."""
+def clip_factor(square, squares, clip):  # type: ignore[no-untyped-def]
+    """What scales a gradient whose ‖g‖² is the sum of these down to the norm `clip`; not finite where it is not."""
+    for value in squares:
+        square += value
     norm = math.sqrt(square)
     return min(1.0, clip / max(norm, 1e-30)) if norm == norm else norm
 
@@ -128,6 +182,7 @@ def take_steps(  # type: ignore[no-untyped-def]
     them, and the last L0.
     """
     steps, b, d = batches.shape
+    every_part, every_slice, squares = (0, len(parts)), (0, len(slices)), np.empty(len(slices))
     total_loss, total_error, total_l0, l0 = 0.0, 0.0, 0.0, 0.0
     for step in range(steps):
         rate, correction2, coefficient = schedule[step, 0], schedule[step, 1], schedule[step, 2]
@@ -136,35 +191,22 @@ def take_steps(  # type: ignore[no-untyped-def]
         begins, stops = parts[:, 0].copy(), parts[:, 0].copy()
         g_bdec[:] = 0
         while (begins < parts[:, 1]).any():  # once, unless a list is full
-            for part in range(len(parts)):
-                begin, end = begins[part], parts[part, 1]
-                stops[part] = encode(
-                    x, begin, end, panels, bias, weights, k, 0, codes[part], latents[part], starts[part]
-                )
-                count(latents[part], starts[part, stops[part] - begin], places, part)
-            place(places, bounds)
-            for part in range(len(parts)):
-                of_part = reconstruct(
-                    x, begins[part], stops[part], flat, width, norms, slopes, scale, p, of_error, of_penalty,
-                    codes[part], latents[part], starts[part], residuals, places, part, sums, rows,
-                    g_bdec[part : part + 1],
-                )  # fmt: skip
-                for column in range(3):
-                    totals[part, column] += of_part[column]
-            for piece in range(len(slices)):
-                begin, end = slices[piece]
-                collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end)
-            begins[:] = stops
-        square = finish(gradient, g_bdec)
-        for piece in range(len(slices)):
-            square += squares(gradient, width, d, active, slices[piece, 0], slices[piece, 1])
-        factor = clip_factor(square, clip)
-        for piece in range(len(slices)):
-            begin, end = slices[piece]
-            update(
-                flat, gradient, first, second, width, d, active, idle, panels, bias, norms, begin, end,
-                factor, rate, correction2,
+            encode_parts(x, begins, stops, parts, every_part, panels, bias, weights, k, 0, codes, latents, starts)
+            arrange(begins, stops, latents, starts, places, bounds)
+            reconstruct_parts(
+                x, begins, stops, every_part, flat, width, norms, slopes, scale, p, of_error, of_penalty,
+                codes, latents, starts, residuals, places, sums, rows, g_bdec, totals,
             )  # fmt: skip
+            collect_slices(
+                x, slices, every_slice, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active
+            )
+            begins[:] = stops
+        square_slices(slices, every_slice, gradient, width, d, active, squares)
+        factor = clip_factor(finish(gradient, g_bdec), squares, clip)
+        update(
+            slices, every_slice, flat, gradient, first, second, width, d, active, idle, panels, bias, norms,
+            factor, rate, correction2,
+        )  # fmt: skip
         penalty, error, entries = 0.0, 0.0, 0.0
         for part in range(len(parts)):
             penalty, error, entries = penalty + totals[part, 0], error + totals[part, 1], entries + totals[part, 2]
