@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Raise when the same settings would train to other parameters than before.
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 # Raise when the same parameters would measure to other numbers than before.
 MEASURE_VERSION = 1
 

@@ -1,6 +1,6 @@
 """Compare sae-sweep with SAELens and dictionary_learning on this machine's CPU, and with the encoder product alone.
 
-    python scripts/bench_peers.py [--quick] [--json FILE] [--threads N] [--peers-env DIR]
+    python scripts/bench_peers.py [--quick] [--only TEXT] [--json FILE] [--threads N] [--peers-env DIR]
 
 Every row: the same activations, batches, starts, learning rate and penalty convention, in processes of their own that
 take turns (bench_worker.py), with the same version of PyTorch and as many threads. A start is trained first, untimed,
@@ -34,6 +34,7 @@ import torch
 from bench_worker import Work
 
 HERE = Path(__file__).resolve().parent
+COMMANDS = "commands"
 OURS, FLOOR, PEERS = "sae-sweep", "floor", ("sae-lens", "dictionary-learning")
 # dictionary_learning pins what would replace PyTorch; this is what it really needs.
 NEEDED = ("sae-lens", "python-socketio[client]", "pillow", "pydantic", "einops")
@@ -137,20 +138,18 @@ def peers_python(place: Path) -> str:
     return str(python)
 
 
-def compare(task: Task, python: dict[str, str], threads: int) -> list[dict[str, Any]]:
-    """The rows of a task: all backends from one start, taking turns."""
+def compare(task: Task, workers: Sequence[Worker]) -> list[dict[str, Any]]:
+    """The rows of a task: its backends from one start, taking turns."""
+    workers = [worker for worker in workers if worker.backend in task.backends]
     with tempfile.TemporaryDirectory() as folder:
         start = str(Path(folder) / "start.pt") if task.warm else ""
         if start:
             say(f"{task.work.name}: start")
-            trainer = Worker(sys.executable, OURS, threads)
+            (trainer,) = (worker for worker in workers if worker.backend == OURS)
             trainer.ask(load=dataclasses.asdict(dataclasses.replace(task.work, lr=WARM_LR)), start="")
             trainer.ask(train=task.warm)
             trainer.ask(save=start)
-            trainer.close()
-        workers = [Worker(python[backend], backend, threads) for backend in task.backends]
-        if len({worker.torch for worker in workers}) > 1:
-            raise SystemExit(f"different versions of PyTorch: { {w.backend: w.torch for w in workers} }")
+            trainer.ask(end=True)
         for worker in workers:
             worker.ask(load=dataclasses.asdict(task.work), start=start)
     times: dict[str, list[float]] = {worker.backend: [] for worker in workers}
@@ -162,7 +161,7 @@ def compare(task: Task, python: dict[str, str], threads: int) -> list[dict[str, 
                 times[worker.backend].append(seconds / (1 if task.whole else task.steps))
     rows = [_row(task, worker, times) for worker in workers]
     for worker in workers:
-        worker.close()
+        worker.ask(end=True)
     return rows
 
 
@@ -234,16 +233,24 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer widths and steps: under 5 minutes on 2 cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every backend (default 2)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the works whose name contains this")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sae-sweep" / "peers"
     parser.add_argument("--peers-env", type=Path, default=cache, help=f"environment of the peers (default {cache})")
     args = parser.parse_args()
 
     peers = peers_python(args.peers_env)
-    python = {backend: peers if backend in PEERS else sys.executable for backend in (FLOOR, OURS, *PEERS)}
+    python = {FLOOR: sys.executable, OURS: sys.executable} | dict.fromkeys(PEERS, peers)
+    workers = [Worker(executable, backend, args.threads) for backend, executable in python.items()]
+    if len({worker.torch for worker in workers}) > 1:
+        raise SystemExit(f"different versions of PyTorch: { {w.backend: w.torch for w in workers} }")
     rows = []
     for task in tasks(args.quick):
-        rows += compare(task, python, args.threads)
-    rows += command_rows()
+        if args.only in task.work.name:
+            rows += compare(task, workers)
+    for worker in workers:
+        worker.close()
+    if args.only in COMMANDS:
+        rows += command_rows()
     print(f"PyTorch {torch.__version__}, {args.threads} threads, {platform.processor() or platform.machine()}\n")
     print(table(rows))
     if args.json:

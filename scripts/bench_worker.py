@@ -2,8 +2,9 @@
 
     python scripts/bench_worker.py BACKEND --threads N      (BACKEND: floor, sae-sweep, sae-lens, dictionary-learning)
 
-Requests: {"load": WORK, "start": FILE}, {"train": STEPS}, {"measure": true}. Needs torch and the backend alone, so
-that it runs in an environment that has nothing else.
+Requests: {"load": WORK, "start": FILE}, {"train": STEPS}, {"save": FILE}, {"measure": true}, {"end": true}. What is
+between a load and an end happens in a process forked for it, with fresh memory, so that a backend is imported once.
+Needs torch and the backend alone, so that it runs in an environment that has nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 os.environ["TQDM_DISABLE"] = "1"
 
@@ -142,7 +143,7 @@ class SaeSweep:
     def __init__(self, work: Work, starts: dict[int, Sae], threads: int) -> None:
         from sae_sweep.saes.kernels import pick_backend
         from sae_sweep.saes.stack import Parameters, Stack
-        from sae_sweep.schema import Penalty, Point, Training
+        from sae_sweep.schema import Penalty, Point, Training, canonical
         from sae_sweep.schema import Sae as Shape
 
         torch.set_num_threads(1)
@@ -153,7 +154,8 @@ class SaeSweep:
         for width in work.widths:
             shape = Shape(work.architecture, width, work.k, init="random")
             points = [
-                Point(sae=shape, penalty=Penalty(name, value), training=training) for name, value in work.sparsities
+                canonical(Point(sae=shape, penalty=Penalty(name, value), training=training))
+                for name, value in work.sparsities
             ]
             start = Parameters(**vars(starts[width]), threshold=torch.zeros(()))
             stack = Stack.start(points, [start] * len(points), "cpu")
@@ -214,11 +216,14 @@ class SaeLens:
 
 
 class DictionaryLearning:
-    """Its loop over a list of trainers, as in its trainSAE without logs; L1 whatever the penalty asked for."""
+    """Its loop over a list of trainers, as in its trainSAE without logs; L1 whatever the penalty asked for.
+
+    Its standard trainer of the April update, which weighs activations by decoder norms as the others do.
+    """
 
     def __init__(self, work: Work, starts: dict[int, Sae], threads: int) -> None:
         from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
-        from dictionary_learning.trainers.standard import StandardTrainer
+        from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate as StandardTrainer
         from dictionary_learning.trainers.top_k import TopKTrainer
 
         torch.set_num_threads(threads)
@@ -308,6 +313,28 @@ def resident_bytes(key: str) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
+def serve(backend: str, threads: int, request: dict[str, Any], answers: TextIO) -> None:
+    """Load what is asked for, then answer requests until the one to end."""
+    before, work = resident_bytes("VmRSS"), Work.from_json(request["load"])
+    saved = torch.load(request["start"]) if request["start"] else {}
+    starts = {width: Sae(**saved[width]) if saved else exemplar_start(width, work.d) for width in work.widths}
+    trained = BACKENDS[backend](work, starts, threads)
+    answer: dict[str, Any] = {}
+    while "end" not in request:
+        print(json.dumps(answer), file=answers, flush=True)
+        request, answer = json.loads(sys.stdin.readline()), {}
+        if "train" in request:
+            began = time.perf_counter()
+            trained.train(request["train"])
+            answer["seconds"] = time.perf_counter() - began
+        elif "save" in request:
+            saes = zip(work.widths, map(unit, trained.saes()), strict=True)
+            torch.save({width: vars(sae) for width, sae in saes}, request["save"])
+        elif "measure" in request:
+            answer["peak_bytes"] = resident_bytes("VmHWM") - before
+            answer["quality"] = [quality(work, sae) for sae in trained.saes()]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("backend", choices=BACKENDS)
@@ -315,31 +342,16 @@ def main() -> int:
     args = parser.parse_args()
     # Libraries may print: what is read is the real standard output, theirs goes to standard error.
     answers, sys.stdout = sys.stdout, sys.stderr
-    print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
     importlib.import_module(MODULES[args.backend])  # no part of what training takes
-    trained: Any = None
-    before = 0
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer: dict[str, Any] = {}
-        if "load" in request:
-            trained = None
-            reset_peak()
-            before, work = resident_bytes("VmRSS"), Work.from_json(request["load"])
-            saved = torch.load(request["start"]) if request["start"] else {}
-            starts = {width: Sae(**saved[width]) if saved else exemplar_start(width, work.d) for width in work.widths}
-            trained = BACKENDS[args.backend](work, starts, args.threads)
-        elif "train" in request:
-            began = time.perf_counter()
-            trained.train(request["train"])
-            answer["seconds"] = time.perf_counter() - began
-        elif "save" in request:
-            saes = zip(work.widths, map(unit, trained.saes()), strict=True)
-            torch.save({width: vars(sae) for width, sae in saes}, request["save"])
-        else:
-            answer["peak_bytes"] = resident_bytes("VmHWM") - before
-            answer["quality"] = [quality(work, sae) for sae in trained.saes()]
-        print(json.dumps(answer), file=answers, flush=True)
+    print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
+    while line := sys.stdin.readline():
+        if not os.fork():
+            serve(args.backend, args.threads, json.loads(line), answers)
+            os._exit(0)
+        status = os.wait()[1]
+        if status:
+            return os.waitstatus_to_exitcode(status)
+        print("{}", file=answers, flush=True)
     return 0
 
 
