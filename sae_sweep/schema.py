@@ -35,7 +35,14 @@ PENALTY_KEYS: dict[str, tuple[str, ...]] = {
     "tanh": ("scale",),
     "prod1p": ("scale",),
     "pair": (),
+    "lp_annealed": ("p", "p_end"),
+    "hoyer": (),
+    "mcp": ("scale",),
+    "exclusive": ("scale",),
+    "exclusive_pi": ("scale",),
 }
+# Penalties in which latents compete: not every backend has them, so they train in stacks of their own.
+COMPETING = ("exclusive", "exclusive_pi")
 PENALTIES = tuple(PENALTY_KEYS)
 INITS = ("random", "exemplars", "kmeans", "whitened", "oracle")
 # Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
@@ -105,12 +112,18 @@ class Sae:
 
 @dataclass(frozen=True)
 class Penalty:
-    """The sparsity term; `p` for L_p, `scale` for penalties that are not scale-free."""
+    """The sparsity term; `p` for L_p (falling to `p_end` where annealed), `scale` for penalties that have one."""
 
     name: str = _key("l1", choices=PENALTIES)
     coefficient: float = _key(1.0, ge=0)
     p: float = _key(1.0, gt=0)
     scale: float = _key(1.0, gt=0)
+    p_end: float = _key(0.2, gt=0, as_before=0.2)
+
+    @property
+    def last_p(self) -> float:
+        """The exponent at the end of training, by which a trained SAE is measured."""
+        return self.p_end if self.name == "lp_annealed" else self.p
 
 
 @dataclass(frozen=True)

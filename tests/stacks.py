@@ -22,8 +22,13 @@ PENALTIES = [
     Penalty("tanh", 0.3),
     Penalty("prod1p", 0.01),
     Penalty("pair", 0.05),
+    Penalty("hoyer", 0.3),
+    Penalty("mcp", 0.5, scale=1.5),
+    Penalty("lp_annealed", 0.5, p=0.7),
     Penalty("none", 0.0),
 ]
+# Those in which latents compete, in stacks of their own.
+EXCLUSIVE, EXCLUSIVE_PI = Penalty("exclusive", 0.1, scale=1.5), Penalty("exclusive_pi", 0.1, scale=1.5)
 
 
 def points(

@@ -22,6 +22,8 @@ from sae_sweep.sweep.pack import Machine, run_pack
 STEPS = 150
 ARCHITECTURES = (
     ["sae=relu", "penalty=l1,sqrt", "penalty.coefficient=0.1,1"],
+    ["penalty=lp_annealed", "penalty.coefficient=0.1,1", "penalty.p_end=0.3,0.5"],
+    ["penalty=exclusive_pi", "penalty.coefficient=0.01,0.1", "seed=0,1"],
     ["sae=topk", "sae.k=2", "seed=0,1,2,3"],
     ["sae=batchtopk", "sae.k=2", "seed=0,1,2,3"],
 )

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import sympy as sp
 import torch
-from stacks import PENALTIES, batches, points, stack_of
+from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
 
 # Read when a kernel is defined.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -187,14 +187,24 @@ def test_a_new_penalty_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_backend_for_a_stack_on_a_gpu() -> None:
-    def picked(architecture: str, d: int = 32) -> object:
+    def picked(architecture: str, d: int = 32, penalty: Penalty = PENALTIES[0]) -> object:
         lies = SimpleNamespace(device=torch.device("cuda"))
-        return pick_backend(SimpleNamespace(flat=lies, d=d, architecture=SimpleNamespace(name=architecture)), None, 2)  # type: ignore[arg-type]
+        kind, chosen = SimpleNamespace(name=architecture), points([penalty])
+        return pick_backend(SimpleNamespace(flat=lies, d=d, architecture=kind, points=chosen), None, 2)  # type: ignore[arg-type]
 
     assert isinstance(picked("relu"), CudaBackend)
     assert isinstance(picked("topk"), CudaBackend)
     assert isinstance(picked("relu", LONGEST + 1), DenseBackend)
     assert isinstance(picked("batchtopk"), DenseBackend)
+    assert isinstance(picked("relu", penalty=EXCLUSIVE), DenseBackend)
+
+
+def test_an_annealed_stack() -> None:
+    stack = stack_of(points([Penalty("lp_annealed", 0.5), PENALTIES[0]]))
+    backend = CudaBackend()
+    agree(stack, batches(1, BATCH), backend)
+    stack.exponent[0], stack.rescale[0] = 0.4, 1.7  # as annealing leaves them between two blocks
+    agree(stack, batches(1, BATCH), backend)
 
 
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:

@@ -7,17 +7,22 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from stacks import PENALTIES, batches, cpu_backend, points, stack_of, start_of
+from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.kernels import cpu, pick_backend
 from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
-from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import Stack
 from sae_sweep.schema import Penalty, Point
 
-KINDS = [("relu", PENALTIES), ("topk", PENALTIES[-1:] * 2), ("batchtopk", PENALTIES[-1:] * 2)]
+KINDS = [
+    ("relu", PENALTIES),
+    ("relu", [EXCLUSIVE] * 2),
+    ("topk", PENALTIES[-1:] * 2),
+    ("batchtopk", PENALTIES[-1:] * 2),
+]
 
 
 def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
@@ -36,7 +41,8 @@ def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
         norms = W_dec.norm(dim=1)
         codes = activate(x @ W_enc.T + b_enc, norms, point.sae.k, None)
         error = (codes @ W_dec + b_dec - x).square().sum(1).mean()
-        sparsity = penalty_value(penalty.name, codes * norms, penalty.scale, penalty.p).mean()
+        shares = log_shares(codes * norms) if penalty.name == "exclusive_pi" else None
+        sparsity = penalty_value(penalty.name, codes * norms, penalty.scale, penalty.p, shares).mean()
         optimiser.zero_grad()
         (error + penalty.coefficient * ramp * sparsity).backward()
         torch.nn.utils.clip_grad_norm_(leaves, training.clip)
@@ -44,7 +50,7 @@ def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
     return torch.cat([leaf.detach().flatten() for leaf in leaves])
 
 
-@pytest.mark.parametrize(("architecture", "penalties"), KINDS)
+@pytest.mark.parametrize(("architecture", "penalties"), [*KINDS, ("relu", [EXCLUSIVE_PI] * 2)])
 def test_a_stack_equals_separate_adam_runs(architecture: str, penalties: list[Penalty]) -> None:
     chosen = points(penalties, architecture, clip=2.0, coefficient_warmup=0.5)
     # A stack holds different learning rates too.
@@ -119,6 +125,27 @@ def test_company_and_threads_change_no_bit(architecture: str, width: int, many_p
             assert torch.equal(alone.flat[0], together.flat[i])
             assert torch.equal(alone.threshold[0], together.threshold[i])
     assert torch.equal(trained([chosen[2], chosen[0]], data, 1).flat[0], together.flat[2])
+
+
+@pytest.mark.parametrize(("architecture", "penalty"), [("relu", EXCLUSIVE_PI)])
+def test_company_and_threads_change_no_bit_of_the_reference(architecture: str, penalty: Penalty) -> None:
+    chosen = points([penalty] * 3, architecture, 90)
+    data = batches(8, 200)
+
+    def trained(members: list[Point], threads: int) -> Stack:
+        stack = stack_of(members)
+        with cpu_backend(threads) as cpu:
+            backend = pick_backend(stack, cpu.pool, threads)
+            assert isinstance(backend, DenseBackend)
+            for half in data.chunk(2):
+                backend.advance(stack, half)
+        return stack
+
+    together = trained(chosen, 2)
+    for i, point in enumerate(chosen):
+        for threads in (1, 2):
+            assert torch.equal(trained([point], threads).flat[0], together.flat[i])
+    assert torch.equal(trained([chosen[2], chosen[0]], 1).flat[0], together.flat[2])
 
 
 @pytest.mark.parametrize("architecture", ["relu", "topk", "batchtopk"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sae_sweep.saes.kernels.slopes import compile_slopes
-from sae_sweep.saes.penalties import EPSILON, FORMULAS, PRODUCT_CAP, penalty_value
+from sae_sweep.saes.penalties import EPSILON, FORMULAS, PRODUCT_CAP, log_shares, penalty_value
 from sae_sweep.schema import PENALTY_KEYS
 
 EPS = float(EPSILON)
@@ -23,7 +23,14 @@ BY_HAND = {  # of contributions (1, 2, 0) at scale 2 and p 0.3
     "tanh": math.tanh(0.5) + math.tanh(1),
     "prod1p": 1.5 * 2 - 1,
     "pair": 2.0,
+    "lp_annealed": (1 + EPS) ** 0.3 + (2 + EPS) ** 0.3 - 2 * EPS**0.3,
+    "hoyer": 9 / (5 + EPS),
+    "mcp": (1 - 1 / 4) + 1,
+    "exclusive": 1 / 0.2 + 2 / 2,
+    "exclusive_pi": 1 / 0.2 + 2 / 2,  # without shares: −log π is left out
 }
+# Entries do not say whose they are: what weighs latents apart is left to autograd.
+COMPILED = [name for name in FORMULAS if name != "exclusive_pi"]
 
 
 def test_every_penalty_is_covered() -> None:
@@ -42,7 +49,7 @@ def test_nothing_fires_nothing_costs(name: str) -> None:
     assert penalty_value(name, torch.zeros(2, 5), 0.7, 0.3).tolist() == pytest.approx([0.0, 0.0], abs=1e-7)
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_slopes_are_the_gradient(name: str) -> None:
     rng = np.random.default_rng(0)
     codes = np.maximum(rng.normal(size=(7, 12)), 0).astype(np.float32) * 2
@@ -90,3 +97,50 @@ def test_slopes_at_zero() -> None:
     assert (at_zero["l1"], at_zero["log1p_sq"], at_zero["pair"]) == (1, 0, 0)
     assert str(at_zero["log1p"]) == str(at_zero["tanh"]) == str(at_zero["prod1p"]) == "1/s"
     assert str(at_zero["sqrt"]) == "1/(2*sqrt(ε))"
+    assert str(at_zero["exclusive"]) == str(at_zero["exclusive_pi"]) == "1/s"
+    assert (at_zero["mcp"], at_zero["hoyer"]) == (1, 0)
+
+
+def test_hoyer_counts_equal_activations_and_ignores_their_scale() -> None:
+    equal = torch.tensor([[3.0, 3.0, 3.0, 0.0], [3e-1, 3e-1, 3e-1, 0.0]])
+    assert penalty_value("hoyer", equal).tolist() == pytest.approx([3, 3], rel=0.01)
+
+
+def test_mcp_is_flat_beyond_its_scale_and_smooth_there() -> None:
+    leaf = torch.tensor([[0.0], [1.0], [1.9999], [2.0001], [50.0]], requires_grad=True)
+    value = penalty_value("mcp", leaf, 2.0)
+    (slope,) = torch.autograd.grad(value.sum(), leaf)
+    assert value.tolist() == pytest.approx([0, 0.75, 1, 1, 1], abs=1e-6)
+    assert slope.flatten().tolist() == pytest.approx([1, 0.5, 0, 0, 0], abs=1e-4)
+
+
+@pytest.mark.parametrize("shares", [[0.25, 0.25, 0.25, 0.25], [0.01, 0.89, 0.05, 0.05]])
+def test_exclusive_is_the_best_single_winner(shares: list[float]) -> None:
+    """Against brute force: minus the log of the mixture's largest component, up to the norms of its exponentials."""
+    codes = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) * 3 * (torch.rand(50, 4) > 0.3)
+    scale, rest = 1.5, 0.15
+    pi = torch.tensor(shares)
+    costs = [codes.sum(1) / rest - codes[:, j] / rest + codes[:, j] / scale - pi[j].log() for j in range(4)]
+    value = penalty_value("exclusive_pi", codes, scale, log_shares=pi.log())
+    torch.testing.assert_close(value, torch.stack(costs).amin(0), rtol=1e-5, atol=1e-5)
+    same = torch.full_like(pi, 0.25).log()
+    alike = penalty_value("exclusive_pi", codes, scale, log_shares=same) - math.log(4)
+    torch.testing.assert_close(penalty_value("exclusive", codes, scale), alike, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rare_latent_has_to_fire_strongly_to_win() -> None:
+    often, rarely = math.log(0.9), math.log(0.1)
+
+    def slopes(codes: list[float]) -> list[float]:
+        leaf = torch.tensor([codes], requires_grad=True)
+        value = penalty_value("exclusive_pi", leaf, 1.0, log_shares=torch.tensor([often, rarely]))
+        return torch.autograd.grad(value.sum(), leaf)[0][0].tolist()
+
+    # 9·a has to exceed log 0.9 − log 0.1 = 2.2: below, the latent pays what a loser pays and is pushed off.
+    assert slopes([0.0, 0.2]) == pytest.approx([1, 10])
+    assert slopes([0.0, 0.3]) == pytest.approx([10, 1])
+
+
+def test_shares_are_counts_of_wins_and_one() -> None:
+    codes = torch.tensor([[[1.0, 2, 0, 0], [0, 1, 0, 0], [3, 1, 0, 0], [0, 0, 0, 0]]])
+    torch.testing.assert_close(log_shares(codes).exp(), torch.tensor([[2.0, 3, 1, 1]]) / 7)

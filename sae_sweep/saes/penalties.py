@@ -1,7 +1,7 @@
 """The sparsity penalties, each one formula, from which value, slope, listing and compiled kernels all follow.
 
-A penalty maps the contributions aᵢ‖dᵢ‖ ≥ 0 of one input to a number: `outer(T₀, T₁, …)` with Tᵢ = Σⱼ termᵢ(aⱼ).
-Every term is 0 at a = 0, so latents that are off cost nothing and kernels may skip them.
+A penalty maps the contributions aᵢ‖dᵢ‖ ≥ 0 of one input to a number: `outer(T₀, T₁, M)` with Tᵢ = Σⱼ termᵢ(aⱼ) and
+M = maxⱼ largest(aⱼ). Every term is 0 at a = 0, so latents that are off cost nothing and kernels may skip them.
 Contributions, not activations: otherwise growing the decoder and shrinking the code would evade the penalty.
 Priors are read as in maximum a posteriori estimation: penalty = −log p up to constants, λ the coefficient over 2σ².
 """
@@ -14,27 +14,33 @@ from dataclasses import dataclass
 
 import sympy as sp
 import torch
+from sympy.printing.str import StrPrinter
 
 from sae_sweep.schema import PENALTY_KEYS
 
 a, s, p, ε = sp.symbols("a s p ε", positive=True)
 T = sp.symbols("T0 T1", positive=True)
+# The largest over latents, and log π: the logarithm of the share of inputs on which a latent is the largest.
+M, logπ = sp.symbols("M logπ", real=True)
 
 # L_p's slope p(a+ε)^(p-1) stays finite at 0: with ε = 1e-3 and activations of norm √d it is at most 16 for p = 1/2.
 EPSILON = sp.Rational(1, 1000)
 # prod1p continues linearly above T = 8, where a dense start would overflow exp and drown the reconstruction.
 PRODUCT_CAP = 8
+# Under `exclusive` all but the largest have a scale of their own: this fraction of s.
+REST = sp.Rational(1, 10)
 
 
 @dataclass(frozen=True)
 class PenaltyFormula:
-    """`outer` of the sums of `terms`; `prior` is the density it is −log of, or why there is none."""
+    """`outer` of the sums of `terms` and the maximum of `largest`; `prior`: the density it is −log of, or why none."""
 
     name: str
     terms: tuple[sp.Expr, ...]
     prior: str
     source: str
     outer: sp.Expr = T[0]
+    largest: sp.Expr = sp.S.Zero
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -47,21 +53,35 @@ class PenaltyFormula:
         return tuple(term.subs(ε, EPSILON) for term in self.terms)
 
     @property
+    def numeric_outer(self) -> sp.Expr:
+        """`outer` with ε put in."""
+        return self.outer.subs(ε, EPSILON)
+
+    @property
     def formula(self) -> str:
         """The whole penalty in one line, for people."""
         sums = {symbol: sp.Symbol(f"Σ[{_spell(term)}]") for symbol, term in zip(T, self.terms, strict=False)}
+        sums[M] = sp.Symbol(f"max[{_spell(self.largest)}]")
         outer = self.outer.args[0].expr if isinstance(self.outer, sp.Piecewise) else self.outer
         return _spell(outer.subs(sums))
 
     @property
     def slope_at_zero(self) -> sp.Expr:
         """The slope for a latent about to fire on an input where nothing else does."""
-        alone = dict(zip(T, self.terms, strict=False))
+        alone = {**dict(zip(T, self.terms, strict=False)), M: self.largest}
         return sp.diff(self.outer.subs(alone), a).subs(a, 0)
 
 
+class _Speller(StrPrinter):
+    """Formulas as people write them."""
+
+    def _print_Piecewise(self, piecewise: sp.Piecewise) -> str:
+        (below, condition), (above, _) = piecewise.args
+        return f"{self._print(below)} where {self._print(condition)}, else {self._print(above)}"
+
+
 def _spell(expression: sp.Expr) -> str:
-    return str(expression).replace("**", "^").replace("*", "·")
+    return str(_Speller().doprint(expression)).replace("**", "^").replace("*", "·").replace("<=", "≤")
 
 
 _product = sp.Piecewise(
@@ -115,31 +135,93 @@ FORMULAS = {
             "EkibeZomncsPxfYwu (P6)",
             outer=(T[0] ** 2 - T[1]) / 2,
         ),
+        PenaltyFormula(
+            "lp_annealed",
+            ((a + ε) ** p - ε**p,),
+            "none: p falls from penalty.p to penalty.p_end while it trains, and the objective with it",
+            "Karvonen et al. 2024, arXiv 2408.00113 (p-annealing)",
+        ),
+        PenaltyFormula(
+            "hoyer",
+            (a, a**2),
+            "improper: constant along every ray, so no density; 1 for one latent, L0 for equal ones",
+            "Hoyer 2004; Yang et al. 2020, arXiv 1908.09979 (Hoyer-square)",
+            outer=T[0] ** 2 / (T[1] + ε),
+        ),
+        PenaltyFormula(
+            "mcp",
+            (sp.Piecewise((a - a**2 / (2 * s), a <= s), (s / 2, True)),),
+            "improper: a truncated bump on a flat slab, the tail never falls",
+            "Zhang 2010, Annals of Statistics 38 (MCP, γλ = s)",
+        ),
+        PenaltyFormula(
+            "exclusive",
+            (a,),
+            "one winner, any latent alike: exponential with mean s; the others exponential with mean s/10 (at λ = 1)",
+            "EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
+            outer=(T[0] - M) / (REST * s) + M / s,
+            largest=a,
+        ),
+        PenaltyFormula(
+            "exclusive_pi",
+            (a,),
+            "the same with winner j drawn with probability πⱼ, its share of the inputs: −log π is what splitting costs",
+            "EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
+            outer=T[0] / (REST * s) - M,
+            largest=a * (1 / REST - 1) / s + logπ,
+        ),
     )
 }
 
 
-def penalty_value(name: str, contributions: torch.Tensor, scale: float = 1.0, exponent: float = 1.0) -> torch.Tensor:
+def penalty_value(
+    name: str,
+    contributions: torch.Tensor,
+    scale: float = 1.0,
+    exponent: float = 1.0,
+    log_shares: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Penalty per input: contributions a‖d‖ [..., width], non-negative -> [...]; differentiable.
 
+    log_shares [width]: log π of `exclusive_pi`; None stands for 0, which leaves −log π out.
     Above a product of e⁸ prod1p continues linearly (PRODUCT_CAP); L_p is Σ(a+ε)ᵖ − εᵖ with EPSILON.
     """
-    terms, outer = _torch_functions(name, scale, exponent)
-    return outer(*(term(contributions).sum(-1) for term in terms))
+    terms, largest, outer = _torch_functions(name, scale, exponent)
+    sums = [term(contributions).sum(-1) for term in terms]
+    if largest is None:
+        return outer(*sums)
+    shares = contributions.new_zeros(()) if log_shares is None else log_shares
+    # Of equal ones the first counts, as in the compiled slopes.
+    return outer(*sums, largest(contributions, shares).max(-1).values)
+
+
+def log_shares(contributions: torch.Tensor) -> torch.Tensor:
+    """log π [..., width]: the share of a batch [..., b, width] on which each latent is the largest.
+
+    One is added to every count (Laplace's rule): a latent that never won is unlikely, not impossible.
+    """
+    largest, winner = contributions.detach().max(-1)
+    counts = torch.ones_like(contributions[..., 0, :], requires_grad=False)
+    counts = counts.scatter_add(-1, winner, (largest > 0).to(counts.dtype))
+    return (counts / counts.sum(-1, keepdim=True)).log()
 
 
 @functools.cache
 def _torch_functions(
     name: str, scale: float, exponent: float
-) -> tuple[list[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
+) -> tuple[list[Callable[..., torch.Tensor]], Callable[..., torch.Tensor] | None, Callable[..., torch.Tensor]]:
     formula = FORMULAS[name]
-    terms = [_on_tensors((a,), term.subs({s: scale, p: exponent})) for term in formula.numeric_terms]
-    return terms, _on_tensors(T[: len(terms)], formula.outer)
+    numbers = {s: scale, p: exponent}
+    terms = [_on_tensors((a,), term.subs(numbers)) for term in formula.numeric_terms]
+    arguments, outer = T[: len(terms)], formula.numeric_outer.subs(numbers)
+    if not formula.largest:
+        return terms, None, _on_tensors(arguments, outer)
+    return terms, _on_tensors((a, logπ), formula.largest.subs(numbers)), _on_tensors((*arguments, M), outer)
 
 
 def _on_tensors(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[..., torch.Tensor]:
     if expression.is_number:  # a constant would not take its argument's shape
-        return lambda first, *_: first * float(expression)
+        return lambda first, *_: first * 0 + float(expression)
     # where() evaluates both branches: an overflowing exp in the branch not taken would turn its gradient into NaN.
     if isinstance(expression, sp.Piecewise):
         (below, condition), (above, _) = expression.args

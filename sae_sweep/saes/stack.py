@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,9 @@ class Stack:
     threshold: Tensor
     # Mean L0 of the last step: decides dense or sparse work on the next (kernels/cpu.py).
     density: Tensor
+    # [n] float64: each penalty's exponent, and what its coefficient is multiplied by, as annealing.py leaves them.
+    exponent: Tensor
+    rescale: Tensor
     step: int = 0
     failed: dict[int, int] = field(default_factory=dict)
 
@@ -69,7 +72,8 @@ class Stack:
         for row, p in zip(flat, starts, strict=True):
             row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec]))
         zeros = torch.zeros(n, device=device)
-        return cls(points, d, flat, first, second, zeros, zeros + width)
+        exponent = torch.tensor([point.penalty.p for point in points], dtype=torch.float64)
+        return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent))
 
     @property
     def width(self) -> int:
@@ -80,6 +84,11 @@ class Stack:
     def architecture(self) -> Architecture:
         """What all SAEs of the stack share."""
         return ARCHITECTURES[self.points[0].sae.architecture]
+
+    def part(self, members: slice) -> Stack:
+        """Some of the SAEs, as views: what trains them trains the stack, but for its step and failures."""
+        rows = ("flat", "first", "second", "threshold", "density", "exponent", "rescale")
+        return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in rows})
 
     def parameters(self, i: int | slice = slice(None)) -> Parameters:
         """Views of SAE i, or of all of them."""
@@ -93,7 +102,7 @@ class Stack:
         return W_enc.view(shape), W_dec.view(shape), b_enc, b_dec
 
     def schedule(self, i: int, step: int) -> tuple[float, float]:
-        """Learning rate and coefficient of SAE i at a step.
+        """Learning rate and coefficient of SAE i at a step; annealing multiplies the coefficient by `rescale`.
 
         Linear warm-up of both, then the learning rate falls linearly to zero over the last `lr_decay` of the steps.
         """

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.kernels import Backend
 from sae_sweep.saes.stack import Stack
 
@@ -44,6 +45,7 @@ def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
     steps = stack.points[0].training.steps
     while stack.step < steps:
         batches = data.batches(stack.step, min(BLOCK, steps - stack.step))
+        anneal(stack, batches[0])
         progress = backend.advance(stack, batches)
 
         # The one synchronisation with the device per block.

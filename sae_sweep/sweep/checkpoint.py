@@ -35,7 +35,7 @@ EVERY = 60.0
 # Of the time, at most this share goes into writing them.
 LARGEST_SHARE = 0.05
 
-_ROWS = ("flat", "first", "second", "threshold", "density")
+_ROWS = ("flat", "first", "second", "threshold", "density", "exponent", "rescale")
 _LOOKS = ("loss", "fvu", "l0")
 
 

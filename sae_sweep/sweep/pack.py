@@ -192,7 +192,7 @@ class Ground:
         return measure(
             sae,
             self.inputs,
-            lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.p),
+            lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.last_p),
             self.evaluation,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import Point, Toy, toy_id
+from sae_sweep.schema import COMPETING, Point, Toy, toy_id
 from sae_sweep.sweep.cost import SPEEDS, cores, pack_seconds, state_bytes, toy_seconds, work_bytes
 from sae_sweep.sweep.grid import Sweep
 
@@ -90,7 +90,8 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     """Points with the same key can be one set of tensors on shared batches."""
     sae, training = point.sae, point.training
     data = (point.toy, point.site, point.distribution, point.data_seed)
-    return (*data, sae.architecture, sae.width, sae.k, training.steps, training.batch_size)
+    competing = [point.penalty.name] if point.penalty.name in COMPETING else []
+    return (*data, sae.architecture, sae.width, sae.k, training.steps, training.batch_size, *competing)
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:

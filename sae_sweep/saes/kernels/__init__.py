@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sae_sweep.saes.penalties import FORMULAS, logπ
 from sae_sweep.saes.stack import Stack
 
 # The longest activation of which a tile fits a GPU's registers, and for which the error of its screening is bounded.
@@ -43,18 +44,21 @@ class Progress:
 
 def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backend:
     """The fastest backend that can train this stack where it lies; `pool` has `threads` threads."""
+    # All SAEs of a stack share this (plan.stack_key).
+    largest = FORMULAS[stack.points[0].penalty.name].largest
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
-    if stack.flat.device.type == "cpu":
+    if stack.flat.device.type == "cpu" and not largest.has(logπ):
         from sae_sweep.saes.kernels.cpu import CpuBackend
 
         return CpuBackend(pool, threads)
-    if stack.architecture.name in ("relu", "topk") and stack.d <= LONGEST and find_spec("triton"):
+    known = stack.architecture.name in ("relu", "topk") and not largest
+    if stack.flat.device.type == "cuda" and known and stack.d <= LONGEST and find_spec("triton"):
         from sae_sweep.saes.kernels.cuda import CudaBackend
 
         return CudaBackend()
     from sae_sweep.saes.kernels.dense import DenseBackend
 
-    return DenseBackend()
+    return DenseBackend(pool)
 
 
 class Backend(Protocol):

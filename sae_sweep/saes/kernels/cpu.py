@@ -83,6 +83,7 @@ class _Trainer:
         self.chosen = b * self.point.sae.k if stack.architecture.name == "batchtopk" else 0
         self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         self.slopes = compile_slopes(self.point.penalty.name)
+        self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
         self.parts = _cut(b, parts, GROUP)
         self.slices = _cut(self.width, 1 if parts == 1 else 2 * parts, LANES)
@@ -143,7 +144,7 @@ class _Trainer:
             self.k,
             self.slopes,
             penalty.scale,
-            penalty.p,
+            self.exponent,
             clip,
             most,
             self.panels,
@@ -183,7 +184,7 @@ class _Trainer:
         totals, penalty = np.zeros((len(self.parts), 3)), self.point.penalty
         begins, stops = self.parts[:, 0].copy(), self.parts[:, 1].copy()
         floor, listed = self._choose(x, step) if self.chosen else (np.float32(0), False)
-        sae, rule = (self.flat, self.width, self.norms), (self.slopes, penalty.scale, penalty.p, *weights)
+        sae, rule = (self.flat, self.width, self.norms), (self.slopes, penalty.scale, self.exponent, *weights)
         lists, entries = (self.codes, self.latents, self.starts), (self.sums, self.rows)
         self.g_bdec[:] = 0
         places = *lists, self.residuals, self.places, *entries, self.g_bdec, totals
@@ -278,7 +279,7 @@ class _Trainer:
             bounds = np.arange(0, codes.numel() + 1, self.width)
             slope = torch.empty_like(codes)
             penalty += self.slopes(
-                (codes * norms).numpy().ravel(), bounds, setting.scale, setting.p, slope.numpy().ravel()
+                (codes * norms).numpy().ravel(), bounds, setting.scale, self.exponent, slope.numpy().ravel()
             )
             residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
             error += float(residual.square().sum(dtype=torch.float64))
@@ -309,7 +310,7 @@ class _Trainer:
         """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
         rate, coefficient = self.stack.schedule(self.i, step)
         correction1, correction2 = adam_scale(step)
-        return rate / correction1, correction2, coefficient
+        return rate / correction1, correction2, coefficient * self.rescale
 
     def _over(self, pieces: Array, function: Callable[[tuple[int, int]], object]) -> None:
         """Call `function` with shares (begin, end) of the parts or slices, one for each thread."""

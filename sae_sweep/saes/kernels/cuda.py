@@ -68,6 +68,8 @@ class _Trainer:
         settings = [(point.penalty.scale, point.penalty.p, point.training.clip) for point in stack.points]
         self.settings = torch.tensor(settings, dtype=torch.float32, device=stack.flat.device)
         self.schedule = _schedule(stack).to(stack.flat.device)
+        self.coefficients = self.schedule[:, :, 2].clone()
+        self.annealed = any(point.penalty.name == "lp_annealed" for point in stack.points)
         self.step = self._zeros(1, dtype=torch.int64)
         self.x, self.metrics, self.factors = self._zeros(b, self.d), self._zeros(self.n, 3), self._zeros(self.n)
         self.norms = self._zeros(self.n, self.width)
@@ -135,6 +137,9 @@ class _Trainer:
         assert self.stack.step + len(batches) <= len(self.schedule), "past the end of the training"
         self.step.fill_(self.stack.step)
         self.metrics.zero_()
+        if self.annealed:
+            self.settings[:, 1] = self.stack.exponent
+            self.schedule[:, :, 2] = self.coefficients * self.stack.rescale.to(self.coefficients)
         for x in batches:
             self.x.copy_(x)
             if self.graph is None and self.launched and self.x.is_cuda:

@@ -1,28 +1,48 @@
-"""The reference step: the whole stack at once through PyTorch autograd. Runs on any device.
+"""The reference step: PyTorch autograd. Runs on any device; trains whatever has no faster step of its own.
 
 Faster backends compute the same step; where they differ from this file, they are wrong.
+On the CPU each SAE takes its steps by itself on one thread, so its bits depend neither on pack-mates nor on threads.
+On a GPU as many as fit take them at once; the library's batched products may then choose kernels, and so bits, by how
+many there are.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from sae_sweep.saes.kernels import Progress
-from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2, Stack, adam_scale
 
 # BatchTopK's evaluation threshold is an exponential mean of the smallest contribution chosen (as in SAELens).
 THRESHOLD_RATE = 0.01
+# Tensors of batch × width that autograd holds at once, about; and the bytes of them that a GPU's share may take.
+COPIES, GPU_BYTES = 12, 4 << 30
 
 
 class DenseBackend:
-    """Holds a [n, batch, width] tensor of codes: for narrow stacks, and for checking the others."""
+    """Holds several [batch, width] tensors for each SAE at work: for narrow SAEs, and for checking the others."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
+        """`pool`, each of whose threads keeps PyTorch to itself, shares a stack's SAEs on the CPU."""
+        self.pool = pool
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
+        n, numbers = len(stack.points), batches.shape[1] * stack.width
+        together = max(1, GPU_BYTES // (4 * COPIES * numbers)) if batches.is_cuda else 1
+        parts = [stack.part(slice(first, first + together)) for first in range(0, n, together)]
+        share = self.pool.map if self.pool and not batches.is_cuda else map
+        done = list(share(lambda part: self._advance(part, batches), parts))
+        stack.step += len(batches)
+        sums = (torch.cat([getattr(progress, name) for progress in done]) for name in ("loss", "error", "l0"))
+        return Progress(len(batches), done[0].variance, *sums)
+
+    def _advance(self, stack: Stack, batches: Tensor) -> Progress:
         progress = Progress.zeros(stack)
         for x in batches:
             loss, error, l0 = self._step(stack, x)
@@ -31,14 +51,15 @@ class DenseBackend:
         return progress
 
     def _step(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        leaves = [view.detach().requires_grad_() for view in stack.split(stack.flat)]
+        # `.data` has a count of changes of its own: autograd does not mind that other threads change their own rows.
+        leaves = [view.requires_grad_() for view in stack.split(stack.flat.data)]
         rates, coefficients = (
             torch.tensor(column, device=x.device)
             for column in zip(*(stack.schedule(i, stack.step) for i in range(len(stack.points))), strict=True)
         )
         codes, contributions, reconstruction = forward(stack, leaves, x)
         error = (reconstruction - x).square().sum(-1).mean(-1)
-        loss = error + coefficients * penalties(stack, contributions)
+        loss = error + coefficients * stack.rescale.to(coefficients) * penalties(stack, contributions)
         gradients = torch.autograd.grad(loss.sum(), leaves)
         gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
         with torch.no_grad():
@@ -66,10 +87,12 @@ def penalties(stack: Stack, contributions: Tensor) -> Tensor:
     """Mean penalty of each SAE over the batch: contributions [n, b, width] -> [n]."""
     groups = defaultdict(list)
     for i, point in enumerate(stack.points):
-        groups[point.penalty.name, point.penalty.scale, point.penalty.p].append(i)
+        groups[point.penalty.name, point.penalty.scale, float(stack.exponent[i])].append(i)
     result = contributions.new_zeros(len(stack.points))
     for (name, scale, exponent), members in groups.items():
-        values = penalty_value(name, contributions[members], scale, exponent).mean(-1)
+        of_members = contributions[members]
+        shares = log_shares(of_members)[..., None, :] if name == "exclusive_pi" else None
+        values = penalty_value(name, of_members, scale, exponent, shares).mean(-1)
         result = result.index_put((torch.tensor(members, device=result.device),), values)
     return result
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numba
 import sympy as sp
 
-from sae_sweep.saes.penalties import FORMULAS, T, a, p, s
+from sae_sweep.saes.penalties import FORMULAS, M, PenaltyFormula, T, a, logπ, p, s
 
 _jit = functools.partial(numba.njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 _float = numba.float64
@@ -28,11 +28,25 @@ def compile_slopes(name: str) -> Callable[..., float]:
     terms = formula.numeric_terms
     if len(terms) == 1 and formula.outer == T[0]:
         return _separable(_scalar((a, s, p), terms[0]), _scalar((a, s, p), sp.diff(terms[0], a)))
+    if formula.largest:
+        return _with_largest(formula)
     # One more (zero) term gives every coupled penalty the same two sums.
     first, second = (*terms, sp.Integer(0))[:2]
+    outer = formula.numeric_outer
     return _coupled(
         *(_scalar((a, s, p), expression) for expression in (first, second, sp.diff(first, a), sp.diff(second, a))),
-        *(_scalar(T, expression) for expression in (formula.outer, *(sp.diff(formula.outer, t) for t in T))),
+        *(_scalar(T, expression) for expression in (outer, *(sp.diff(outer, t) for t in T))),
+    )
+
+
+def _with_largest(formula: PenaltyFormula) -> Callable[..., float]:
+    """The slopes of a penalty of one sum and one maximum."""
+    (term,), largest, outer = formula.numeric_terms, formula.largest, formula.numeric_outer
+    if largest.has(logπ):
+        raise NotImplementedError(f"{formula.name} weighs latents apart: entries do not say whose they are")
+    return _competing(
+        *(_scalar((a, s, p), expression) for expression in (term, sp.diff(term, a), largest, sp.diff(largest, a))),
+        *(_scalar((T[0], M, s, p), each) for each in (outer, sp.diff(outer, T[0]), sp.diff(outer, M))),
     )
 
 
@@ -86,6 +100,45 @@ def _coupled(
                     out[entry] = slope0 * first_slope(contribution, scale, p) + slope1 * second_slope(
                         contribution, scale, p
                     )
+                else:
+                    out[entry] = 0
+        return total
+
+    return slopes
+
+
+def _competing(
+    term: Callable[..., float],
+    term_slope: Callable[..., float],
+    largest: Callable[..., float],
+    largest_slope: Callable[..., float],
+    outer: Callable[..., float],
+    outer_sum: Callable[..., float],
+    outer_largest: Callable[..., float],
+) -> Callable[..., float]:
+    @_jit(_SIGNATURE)
+    def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for row in range(len(rows) - 1):
+            sum0, most, winner = 0.0, 0.0, -1
+            for entry in range(rows[row], rows[row + 1]):
+                contribution = float(v[entry])
+                if contribution > 0:
+                    sum0 += term(contribution, scale, p)
+                    candidate = largest(contribution, scale, p)
+                    if winner < 0 or candidate > most:
+                        most, winner = candidate, entry
+            if winner < 0:  # nothing fires: the value is outer(0, 0) = 0
+                out[rows[row] : rows[row + 1]] = 0
+                continue
+            total += outer(sum0, most, scale, p)
+            slope_sum, slope_largest = outer_sum(sum0, most, scale, p), outer_largest(sum0, most, scale, p)
+            for entry in range(rows[row], rows[row + 1]):
+                contribution = float(v[entry])
+                if contribution > 0:
+                    out[entry] = slope_sum * term_slope(contribution, scale, p)
+                    if entry == winner:
+                        out[entry] += slope_largest * largest_slope(contribution, scale, p)
                 else:
                     out[entry] = 0
         return total

@@ -38,10 +38,12 @@ class Slopes:
 def triton_slopes(name: str) -> Slopes:
     """The functions of a penalty, written from its formula. NotImplementedError: it holds a function unknown here."""
     formula = FORMULAS[name]
+    if formula.largest:
+        raise NotImplementedError(f"{name} has a maximum over latents, which the kernels do not look for")
     # One more (zero) term gives every penalty the same two sums.
     terms = (*formula.numeric_terms, sp.Integer(0))[:2]
     slopes = [sp.diff(term, a) for term in terms]
-    outer = (formula.outer, *(sp.diff(formula.outer, t) for t in T))
+    outer = (formula.numeric_outer, *(sp.diff(formula.numeric_outer, t) for t in T))
     return Slopes(
         _function(f"{name}_terms", ("v", "scale", "p"), terms),
         _function(f"{name}_term_slopes", ("v", "scale", "p"), slopes),

@@ -1,0 +1,51 @@
+"""p-annealing (Karvonen et al. 2024, arXiv 2408.00113, section 3): the exponent of L_p falls while an SAE trains.
+
+Each time it does, the coefficient λ is rescaled so that the penalty of the activations at hand stays what it was:
+λ ← λ · Σ aᵖ / Σ aᵖ′. So p changes from block to block of training (train.py), not within one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.stack import Stack
+from sae_sweep.schema import Point
+
+# Activations in the largest array held at once.
+NUMBERS = 1 << 22
+
+
+def exponent(point: Point, step: int) -> float:
+    """p at a step: from penalty.p linearly down to penalty.p_end, which it reaches as the learning rate starts to."""
+    penalty, training = point.penalty, point.training
+    if penalty.name != "lp_annealed":
+        return penalty.p
+    share = min(1.0, step / max(1.0, (1 - training.lr_decay) * training.steps))
+    return penalty.p + share * (penalty.p_end - penalty.p)
+
+
+@torch.no_grad()
+def anneal(stack: Stack, x: Tensor) -> None:
+    """Take the exponents of the stack's step, and rescale coefficients by the penalty on inputs x [b, d]."""
+    for i, point in enumerate(stack.points):
+        before, now = float(stack.exponent[i]), exponent(point, stack.step)
+        if now != before:
+            old, new = (_penalty(stack, i, x, p) for p in (before, now))
+            # Where nothing fires neither says anything.
+            stack.rescale[i] *= old / new if new > 0 else 1.0
+            stack.exponent[i] = now
+
+
+def _penalty(stack: Stack, i: int, x: Tensor, p: float) -> float:
+    sae, point = stack.parameters(i), stack.points[i]
+    norms = sae.norms()
+    total = 0.0
+    for rows in x.split(max(1, NUMBERS // stack.width)):
+        pre = rows @ sae.W_enc.T + sae.b_enc
+        codes = stack.architecture.activate(pre, norms, point.sae.k, None)
+        values = penalty_value("lp_annealed", codes * norms, exponent=p)
+        # Summed by numpy, in an order that does not depend on the number of threads.
+        total += float(values.double().cpu().numpy().sum())
+    return total
