@@ -62,6 +62,7 @@ METRICS: dict[str, str] = {
     "unique_query": "float64",
     "unique_runner_up": "float64",
     "unique_copies": "float64",
+    "winner_entropy": "float64",
     "oracle_gap": "float64",
     "k_sparse_splits": "float64",
     "absorption_full": "float64",

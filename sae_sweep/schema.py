@@ -16,7 +16,7 @@ from typing import Any
 # Raise when the same settings would train to other parameters than before.
 TRAIN_VERSION = 2
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
 
 TOY_DISTRIBUTIONS = ("uniform", "max_stratified")
 DISTRIBUTIONS = ("uniform", "max_stratified", "cell_stratified", "copies_balanced", "weights")

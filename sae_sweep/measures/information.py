@@ -39,6 +39,12 @@ def information(table: FiringTable, cells: Cells, permutations: int) -> dict[str
     return metrics
 
 
+def winner_entropy(table: FiringTable) -> float:
+    """Entropy (nats) of which latent is on top, none being one of the values: E[−log π] of `exclusive_pi`."""
+    latent = table.top_latent + 1
+    return float(np.log(table.total)) - _w_log_w(latent, table.top_weight) / table.total
+
+
 def corrected(value: float | None, null: float | None) -> float | None:
     """(value - null)/(1 - null), or None if either is, or if the null is 1."""
     if value is None or null is None or 1 - null < ZERO:

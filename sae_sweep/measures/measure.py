@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.measures.firing import FiringCounter, FiringTable, fold_dense
-from sae_sweep.measures.information import information
+from sae_sweep.measures.information import information, winner_entropy
 from sae_sweep.measures.reconstruction import Reconstruction
 from sae_sweep.measures.splitting import (
     LIVE_INPUTS,
@@ -75,6 +75,7 @@ def measure(
         **reconstruction.metrics,
         **splitting.metrics,
         **information(table, inputs.cells, evaluation.permutations),
+        "winner_entropy": winner_entropy(table),
         "live_floor_inputs": LIVE_INPUTS,
         "live_floor_mass": live_floor(table),
     }

@@ -326,10 +326,13 @@ def _record(
 def _with_loss(measured: Measurement, point: Point) -> dict[str, float | int | None]:
     """The metrics with what was trained for: E‖r‖² + coefficient · E penalty."""
     squared_error, penalty = measured.metrics["squared_error"], measured.metrics["penalty_mean"]
-    assert squared_error is not None and penalty is not None
+    entropy = measured.metrics["winner_entropy"]
+    assert squared_error is not None and penalty is not None and entropy is not None
+    if point.penalty.name == "exclusive_pi":  # −log π needs all inputs; over them its mean is an entropy
+        penalty += entropy
     # A penalty that overflows must not turn a coefficient of 0 into nan.
     cost = point.penalty.coefficient * penalty if point.penalty.coefficient else 0.0
-    return {**measured.metrics, "loss": squared_error + cost}
+    return {**measured.metrics, "penalty_mean": penalty, "loss": squared_error + cost}
 
 
 def _files(point: Point, stored: dict[str, bytes], measured: Measurement) -> dict[str, bytes]:
