@@ -29,7 +29,8 @@ COLUMNS = """point_id toy toy_seed site distribution architecture init partition
 penalty_scale seed data_seed steps loss fvu fvu_above_ceiling l0 live_latents dead_latents pure_latents owned_maxes
 splits_per_max duplicates_per_max split_maxes label_q label_n label_c label_m label_mq label_mn label_mc label_mqn
 label_mqc label_mnc label_mqnc info_query info_runner_up info_copies unique_query unique_runner_up unique_copies
-winner_entropy oracle_gap k_sparse_splits absorption_full absorption_fraction loss_recovered kl shrinkage seconds on_front"""
+winner_entropy oracle_gap k_sparse_splits absorption_full absorption_fraction loss_recovered kl shrinkage seconds
+on_front"""
 
 # Every architecture, from two starts, in stacks of four.
 KINDS = [*TINY, "sae=relu,topk,batchtopk", "sae.k=2", "sae.init=kmeans,oracle", "seed=0,1", "name=kinds"]
