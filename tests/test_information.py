@@ -32,16 +32,6 @@ def top_table(cells, latent_of_cell, chance) -> FiringTable:
 @pytest.mark.parametrize(
     ("distribution", "runner_up", "copies"), [("max_stratified", 0.196, 0.048), ("uniform", 0.200, 0.032)]
 )
-def test_the_entropy_of_the_winner() -> None:
-    table = FiringTable(
-        3, 4, *[np.zeros(0, np.int64)] * 2, *[np.zeros(0)] * 2, np.zeros(0, np.int64),
-        top_cell=np.array([0, 1, 2, 3]), top_latent=np.array([NO_LATENT, 2, 2, 0]),
-        top_weight=np.array([1.0, 2.0, 2.0, 3.0]), top_count=np.ones(4, np.int64),
-    )  # fmt: skip
-    shares = np.array([1, 4, 3]) / 8
-    assert winner_entropy(table) == pytest.approx(-(shares * np.log(shares)).sum())
-
-
 def test_what_a_query_code_tells_of_the_rest(distribution, runner_up, copies):
     """The floors that a code of (m, q) alone reaches at (64, 4), all 16.8 million inputs (REFERENCE §8)."""
     cells = Cells(64, 4)
@@ -173,3 +163,13 @@ def test_same_table_same_null():
     _, table, _ = random_case(0, "uniform")
     first = null_share(table, Cells(3, 3), "q", "m", 3)
     assert null_share(table, Cells(3, 3), "q", "m", 3) == first > 0
+
+
+def test_the_entropy_of_the_winner() -> None:
+    table = FiringTable(
+        3, 4, *[np.zeros(0, np.int64)] * 2, *[np.zeros(0)] * 2, np.zeros(0, np.int64),
+        top_cell=np.array([0, 1, 2, 3]), top_latent=np.array([NO_LATENT, 2, 2, 0]),
+        top_weight=np.array([1.0, 2.0, 2.0, 3.0]), top_count=np.ones(4, np.int64),
+    )  # fmt: skip
+    shares = np.array([1, 4, 3]) / 8
+    assert winner_entropy(table) == pytest.approx(-(shares * np.log(shares)).sum())
