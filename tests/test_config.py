@@ -111,7 +111,7 @@ def test_the_grammar_of_sweeps() -> None:
     assert values([*ONE, "seed=range(0,3)"], "seed") == [0, 1, 2]
     assert values([*ONE, "seed=range(6,0,-2)"], "seed") == [6, 4, 2]
     assert values([*ONE, "training.lr_decay=range(0.1,0.4,0.1)"], "training.lr_decay") == [0.1, 0.2, 0.3]
-    assert values([*ONE, "penalty=glob(l*,exclude=lp)"], "penalty.name") == ["l1", "log1p", "log1p_sq"]
+    assert values([*ONE, "penalty=glob(l*,exclude=lp*)"], "penalty.name") == ["l1", "log1p", "log1p_sq"]
     assert values([*ONE, "sae.init=glob(*)"], "sae.init") == ["random", "exemplars", "kmeans", "whitened", "oracle"]
     assert values([*ONE, "toy.seed=0,1", "seed=${toy.seed}"], "seed") == [0, 1]
     assert values([*ONE, "+seed=3", "++data_seed=4"], "seed") == [3]
