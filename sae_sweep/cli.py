@@ -196,6 +196,22 @@ def architectures(json: Json = False) -> None:
     commands.architectures(json)
 
 
+class Shell(StrEnum):
+    """Shells with completion."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
+
+
+@app.command()
+def completion(shell: Shell) -> None:
+    """Print what a shell reads to complete commands, keys, values and names: eval "$(sae-sweep completion bash)"."""
+    from sae_sweep.completion import script
+
+    typer.echo(script(shell.value), nl=False)
+
+
 def _version(value: bool) -> None:
     if value:
         from sae_sweep import __version__
@@ -221,6 +237,13 @@ def main() -> None:
     """Entry point: what the user or the machine did wrong is one line and an exit code."""
     # Hydra users type -m out of habit; every sweep here is a multirun.
     arguments = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
+    if (
+        len(arguments) > 2 and arguments[0] == "complete"
+    ):  # what a shell asks at each press of the tab key: no time to parse it
+        from sae_sweep.completion import answer
+
+        print(answer(typer.main.get_command(app), arguments[1], arguments[2:]))
+        return
     interruption.raise_on_signals()
     _fill_closed_streams()
     try:
