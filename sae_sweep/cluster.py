@@ -8,94 +8,108 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, TextIO
 
 from sae_sweep import commands, config
 from sae_sweep.errors import EnvironmentProblem, UserError
+from sae_sweep.interruption import Interrupted
 from sae_sweep.reports import layout
 from sae_sweep.store import Store
 from sae_sweep.sweep.grid import Sweep
-from sae_sweep.sweep.slurm.launcher import Launcher
 
 if TYPE_CHECKING:
-    from sae_sweep.sweep.plan import Plan
+    from sae_sweep.sweep.slurm.prepare import Prepared
     from sae_sweep.sweep.slurm.status import Status
     from sae_sweep.sweep.slurm.tasks import Task
 
 SLURM = ["launcher=slurm"]
 # Seconds between two looks at the queue and the store.
 INTERVAL = 10.0
-# Tasks that a dry run, and problems that `status`, list one by one.
-LISTED = 10
-# Lines of a remote traceback that are shown; `logs` has the rest.
-TRACE_LINES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """What was submitted: tasks in jobs; `held` are the tasks that Slurm does not take now, and why."""
+
+    tasks: list[Task] = dataclasses.field(default_factory=list)
+    jobs: list[str] = dataclasses.field(default_factory=list)
+    held: list[Task] = dataclasses.field(default_factory=list)
+    reason: str = ""
 
 
 def submit(overrides: Sequence[str], dry_run: bool, fail_fast: bool, yes: bool, json: bool) -> int:
     """Plan, cut into tasks, submit what is missing and not on its way. Returns the exit code."""
+    from sae_sweep.reports.jobs import submitted
+    from sae_sweep.sweep.slurm.prepare import prepare
+
     asked = config.load(overrides, SLURM, yes=yes)
     if asked.launcher["name"] != "slurm":
         raise UserError(f"submit sends to Slurm: launcher={asked.launcher['name']} is for `sae-sweep run`")
-    sweep, store, planned, tasks = _prepare(asked)
+    prepared = prepare(asked)
     if dry_run:
-        _show_dry_run(sweep, planned, tasks, json)
+        _show_dry_run(prepared, json)
         return commands.OK
-    jobs = _send(sweep, store, planned, tasks, fail_fast)
-    folder = store.sweep(sweep.name)
+    sent = _send(prepared, fail_fast)
+    name, plan = prepared.sweep.name, prepared.plan
     if json:
-        head = {"schema": 1, "sweep": sweep.name, "points": len(planned.points), "finished": len(planned.finished)}
-        print(json_module.dumps(head | {"tasks": len(tasks), "jobs": jobs, "directory": str(folder)}))
-    elif tasks:
-        points = sum(len(task.points) for task in tasks)
-        print(f"{sweep.name}: {points:,} points in {len(tasks):,} tasks, jobs {', '.join(jobs)}")
-        print(f"sae-sweep status {sweep.name} --watch   how far it is")
-    else:
-        print(f"{sweep.name}: nothing to submit: all points are finished or on their way")
+        head = {"schema": 1, "sweep": name, "points": len(plan.points), "finished": len(plan.finished)}
+        counts = {"tasks": len(sent.tasks), "held": len(sent.held), "jobs": sent.jobs}
+        print(json_module.dumps(head | counts | {"directory": str(prepared.store.sweep(name))}))
+    elif sent.tasks:
+        shown = submitted(name, sent.tasks, sent.jobs, prepared.launcher.parallelism)
+        layout.write(layout.console(sys.stdout), shown)
+    elif not sent.held:
+        print(f"{name}: nothing to submit: all points are finished or on their way")
+    _say_held(sent, "submit again when some are over")
     return commands.OK
 
 
 def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
     """`run launcher=slurm`: submit, wait for the end, report as a local run does. Ctrl-C leaves the jobs at work."""
-    sweep, store, planned, tasks = _prepare(sweep)
+    from sae_sweep.sweep.slurm.prepare import prepare
+
+    prepared = prepare(sweep)
     if dry_run:
-        _show_dry_run(sweep, planned, tasks, json)
+        _show_dry_run(prepared, json)
         return commands.OK
-    _send(sweep, store, planned, tasks, fail_fast)
-    end = _watch(store, sweep.name, _Lines())
-    commands.finish(store, sweep.name, sweep.logger)
+    store, name, skipped = prepared.store, sweep.name, len(prepared.plan.finished)
+    end = _send_and_watch(prepared, fail_fast)
+    commands.finish(store, name, sweep.logger)
+    failed, lost = end.count("failed"), end.count("lost")
     if json:
-        counts = {"ran": end.finished - len(planned.finished), "skipped": len(planned.finished), "failed": end.failed}
-        head = {"schema": 1, "sweep": sweep.name, "points": end.points, **counts, "lost": end.lost}
-        print(json_module.dumps(head | {"directory": str(store.sweep(sweep.name))}))
+        counts = {"ran": end.finished - skipped, "skipped": skipped, "failed": failed, "lost": lost}
+        head = {"schema": 1, "sweep": name, "points": end.points, **counts}
+        print(json_module.dumps(head | {"directory": str(store.sweep(name))}))
     else:
-        commands.print_report(store, sweep.name)
-    if end.lost:
-        raise EnvironmentProblem(
-            f"{end.lost} of {end.points} points are lost with their jobs; run again to submit them"
-        )
-    return commands.FAILED_POINTS if end.failed else commands.OK
+        commands.print_report(store, name)
+    if lost:
+        raise EnvironmentProblem(f"{lost} of {end.points} points are lost with their jobs; run again to submit them")
+    return commands.FAILED_POINTS if failed else commands.OK
 
 
 def status(sweep: str | None, watch: bool, json: bool, output_dir: Path) -> None:
     """How far a sweep is, or all of them."""
+    from sae_sweep.reports import jobs
     from sae_sweep.sweep.slurm.status import status as look
 
     store = Store(output_dir)
+    if sweep is None and watch:
+        raise UserError("status --watch needs the name of a sweep")
     if sweep is None:
         found = [look(store, name) for name in store.sweeps()]
         if json:
             print(json_module.dumps([each.to_json() for each in found]))
+        elif found:
+            layout.write(layout.console(sys.stdout), jobs.all_sweeps(found))
         else:
-            layout.write(layout.console(sys.stdout), _counts(found))
-        return
-    if watch:
-        _watch(store, sweep, lambda now: _redraw(now, json))
+            print(f"no sweep in {output_dir}")
+    elif watch:
+        _watch_on_screen(store, sweep, json)
     elif json:
         print(json_module.dumps(look(store, sweep).to_json()))
     else:
-        _show(look(store, sweep))
+        console = layout.console(sys.stdout)
+        layout.write(console, jobs.overview(look(store, sweep), console.width))
 
 
 def cancel(sweep: str, output_dir: Path) -> None:
@@ -106,35 +120,38 @@ def cancel(sweep: str, output_dir: Path) -> None:
 
     store = Store(output_dir)
     sweep_info(store, sweep)
-    alive = [task.job for task in tasks_of(store, sweep, set()) if task.state.phase in LIVE]
+    alive = {task.job: None for task in tasks_of(store, sweep, set()) if task.state.phase in LIVE}
     problem = queue.cancel(alive)
     if problem:
         raise EnvironmentProblem(f"not everything was cancelled: {problem}")
-    print(f"{sweep}: cancelled {len(alive)} jobs" if alive else f"{sweep}: no job is queued or running")
+    print(
+        f"{sweep}: cancelled {layout.plural(len(alive), 'job')}" if alive else f"{sweep}: no job is queued or running"
+    )
 
 
 def logs(sweep: str, point: str | None, output_dir: Path) -> None:
     """Print what the tasks of a sweep wrote: the last one to hold the point, or every task."""
     from sae_sweep.frame import sweep_info
-    from sae_sweep.sweep.slurm.submit import submissions
+    from sae_sweep.reports.jobs import log_heading
+    from sae_sweep.sweep.slurm.status import tasks_of
 
     store = Store(output_dir)
     sweep_info(store, sweep)
-    wanted = [
-        (submission, number)
-        for submission in submissions(store, sweep)
-        for number, task in enumerate(submission.tasks)
-        if point is None or any(id.startswith(point) for id in task["points"])
-    ]
-    if not wanted:
+    tasks = [task for task in tasks_of(store, sweep, set()) if point is None or task.holds(point)]
+    if not tasks:
         what = "no task of it was submitted" if point is None else f"no task holds a point {point}"
         raise UserError(f"{sweep}: {what}")
-    for submission, number in wanted if point is None else wanted[-1:]:
-        job = submission.job_of(number)
-        folder = store.sweep(sweep) / "jobs" / submission.id
-        print(f"== job {job}, task {number} of {folder}")
-        for path in sorted(folder.glob(f"{job}_0_log.*")):
-            sys.stdout.write(path.read_text(errors="replace"))
+    console = layout.console(sys.stdout)
+    for task in tasks if point is None else tasks[-1:]:
+        folder = store.sweep(sweep) / "jobs" / task.submission.id
+        layout.write(console, log_heading(task, folder))
+        rank = task.number % task.submission.per_job
+        paths = sorted(folder.glob(f"{task.job}_{rank}_log.*"))
+        for path in paths:
+            with path.open(errors="replace") as lines:
+                sys.stdout.writelines(line for line in lines if not line.startswith("submitit INFO"))
+        if not paths:
+            print("(nothing yet)")
 
 
 def sync(sweep: str, json: bool, output_dir: Path) -> None:
@@ -162,177 +179,120 @@ def doctor(json: bool, output_dir: Path) -> None:
     if json:
         print(json_module.dumps({"schema": 1, "findings": [dataclasses.asdict(each) for each in findings]}))
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for each in findings:
-        table.add_row("✓" if each.usable else "✗", each.name, each.found)
-        if each.advice:
-            table.add_row("", "", each.advice)
-    layout.write(layout.console(sys.stdout), table)
+    from sae_sweep.reports.jobs import checkup
+
+    layout.write(layout.console(sys.stdout), checkup(findings))
 
 
-def _prepare(sweep: Sweep) -> tuple[Sweep, Store, Plan, list[Task]]:
-    """The sweep for the nodes, what there is to do, and the tasks of what is not on its way."""
-    from sae_sweep.schema import toy_id
+def _send_and_watch(prepared: Prepared, fail_fast: bool) -> Status:
+    """Submit and wait for the end; what Slurm did not take at first is sent when the rest is over."""
+    store, name = prepared.store, prepared.sweep.name
+    try:
+        while True:
+            sent = _send(prepared, fail_fast)
+            _say_held(sent, "they follow when these are over")
+            end = _watch(store, name, _Lines())
+            if not sent.held or end.lost_tasks or (fail_fast and end.failures):
+                return end
+            prepared = dataclasses.replace(prepared, tasks=sent.held)
+    except Interrupted:
+        print(f"the jobs go on; `sae-sweep cancel {name}` stops them", file=sys.stderr, flush=True)
+        raise
+
+
+def _send(prepared: Prepared, fail_fast: bool) -> Sent:
+    """Freeze the grid and submit the tasks, or as many of them as Slurm takes."""
     from sae_sweep.sweep import run as runner
-    from sae_sweep.sweep.plan import stacks
-    from sae_sweep.sweep.slurm.status import live_points
-    from sae_sweep.sweep.slurm.tasks import make_tasks
+    from sae_sweep.sweep.slurm import submit as slurm
 
-    launcher = Launcher.of(sweep.launcher)
-    if sweep.device == "auto":
-        # What is here says nothing about the nodes.
-        sweep = dataclasses.replace(sweep, device="cuda" if launcher.gpus else "cpu")
-    if sweep.device == "cuda" and not launcher.gpus:
-        raise UserError("device=cuda needs launcher.gpus=1")
-    config.check_writable(sweep.output_dir)
-    runner.check_weights(sweep)
-    store = Store(sweep.output_dir)
-    work = runner.look(sweep, store)
-    alive = live_points(store, sweep.name)
-    packs = [tuple(point for point in pack if point.id not in alive) for pack in work.plan.packs]
-    packs += stacks(point for point in work.stale if point.id not in alive)
-    trained = {toy_id(point.toy) for point in sweep.points} - {toy_id(toy) for toy in work.toys}
-    target = 60 * launcher.target_minutes
-    workers = launcher.cpus if sweep.device == "cpu" else 1
-    some = filter(None, packs)
-    tasks = make_tasks(some, sweep.evaluation, sweep.device, target, launcher.max_tasks, trained, workers)
-    most = max((task.bytes for task in tasks), default=0)
-    if sweep.device == "cpu" and most > launcher.megabytes() * 2**20:
-        needed = most / 2**30
-        raise UserError(f"launcher.memory={launcher.memory} is less than a task needs: {needed:.1f} GiB")
-    return sweep, store, work.plan, tasks
-
-
-def _send(sweep: Sweep, store: Store, planned: Plan, tasks: list[Task], fail_fast: bool) -> list[str]:
-    """Freeze the grid and submit the tasks; returns the ids of the arrays."""
-    from sae_sweep.sweep import run as runner
-    from sae_sweep.sweep.slurm.submit import submit as send
-
-    runner.freeze(sweep, store)
+    store, name, tasks = prepared.store, prepared.sweep.name, prepared.tasks
+    if tasks:
+        tasks = prepared.fitted(slurm.room(prepared.sweep, len(tasks)))
+    runner.freeze(prepared.sweep, store)
     if not tasks:
-        return []
-    for id in store.failures(sweep.name).keys() & {point.id for task in tasks for point in task.points}:
-        store.clear_failure(sweep.name, id)
-    return [str(array["job"]) for array in send(sweep, tasks, store, fail_fast).arrays]
+        return Sent()
+    for id in store.failures(name).keys() & {point.id for task in tasks for point in task.points}:
+        store.clear_failure(name, id)
+    submission, reason = slurm.submit(prepared.sweep, tasks, store, fail_fast)
+    jobs = [str(array["job"]) for array in submission.arrays]
+    return Sent(tasks[: submission.sent], jobs, tasks[submission.sent :], reason)
+
+
+def _say_held(sent: Sent, then: str) -> None:
+    if sent.held:
+        total = len(sent.tasks) + len(sent.held)
+        line = f"{len(sent.held):,} of {total:,} tasks are held back: Slurm takes no more now ({sent.reason}); {then}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _watch(store: Store, sweep: str, show: Callable[[Status], None]) -> Status:
     """Look again and again until nothing is queued or running."""
-    from sae_sweep.sweep.slurm.status import LIVE
     from sae_sweep.sweep.slurm.status import status as look
 
-    known: set[str] = set()
+    seen: set[str] = set()
     while True:
-        now = look(store, sweep, known)
+        now = look(store, sweep, seen)
         show(now)
-        if not any(task.state.phase in LIVE for task in now.tasks):
+        if not now.live:
             return now
         time.sleep(INTERVAL)
 
 
-class _Lines:
-    """Says on stderr how far a sweep is, when that has changed, and each failure as soon as it is known."""
+def _watch_on_screen(store: Store, sweep: str, json: bool) -> None:
+    """Drawn anew at each look on a terminal; elsewhere a line, or a JSON object, when there is news."""
+    from rich.live import Live
 
-    def __init__(self) -> None:
-        self._failures: set[str] = set()
+    from sae_sweep.reports.jobs import overview
+
+    if json:
+        _watch(store, sweep, lambda now: print(json_module.dumps(now.to_json()), flush=True))
+        return
+    console = layout.console(sys.stdout)
+    if not console.is_terminal:
+        _watch(store, sweep, _Lines(sys.stdout))
+        return
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        _watch(store, sweep, lambda now: live.update(overview(now, console.width, clock=True), refresh=True))
+
+
+class _Lines:
+    """Says how far a sweep is, when that has changed, and what failed or was lost as soon as it is known."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._said: set[str] = set()
         self._line = ""
 
     def __call__(self, now: Status) -> None:
-        for id, info in now.failures.items():
-            if id not in self._failures:
-                self._failures.add(id)
-                print(f"FAILED {id}: {_failure(info)}", file=sys.stderr, flush=True)
-        line = _sentence(now)
+        from sae_sweep.reports import jobs
+
+        failed = {id: info for id, info in now.failures.items() if id not in self._said}
+        lost = [task for task in now.lost_tasks if task.path not in self._said]
+        self._said |= {*failed, *(task.path for task in lost)}
+        line = jobs.sentence(now)
+        lines = [text.plain for text in (*jobs.failures(failed), *jobs.losses(lost))]
         if line != self._line:
             self._line = line
-            print(line, file=sys.stderr, flush=True)
+            lines.append(line)
+        for each in lines:
+            print(each, file=self._stream, flush=True)
 
 
-def _redraw(now: Status, json: bool) -> None:
-    if json:
-        print(json_module.dumps(now.to_json()), flush=True)
-        return
-    if sys.stdout.isatty():
-        sys.stdout.write("\033[H\033[J")
-    _show(now)
-
-
-def _sentence(now: Status) -> str:
-    parts = [f"{now.finished:,} of {now.points:,} finished"]
-    parts += [f"{getattr(now, key):,} {key}" for key in ("running", "pending", "failed", "lost") if getattr(now, key)]
-    if now.running or now.pending:
-        parts.append(f"about {commands.duration(now.seconds)} left")
-    if now.unknown:
-        parts.append("Slurm does not answer")
-    return ", ".join(parts)
-
-
-def _show(now: Status) -> None:
-    """Counts, a line per task that is not over, what failed and what was lost."""
-    from sae_sweep.sweep.slurm.queue import Phase
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("job", "state", "node", "points", "left", "starts"):
-        table.add_column(column, justify="right" if column in ("points", "left", "starts") else "left")
-    shown = sorted(now.tasks, key=lambda task: list(Phase).index(task.state.phase) if task.state else 9)
-    for task in [each for each in shown if each.state.phase is not Phase.ended][: 2 * LISTED]:
-        starts = str(task.note.get("starts", 0))
-        table.add_row(task.job, task.state.word.lower(), task.state.node, str(task.points), str(task.left), starts)
-    lines = [f"failed {id}: {_failure(info)}" for id, info in list(now.failures.items())[:LISTED]]
-    lines += [
-        f"lost with job {task.job} ({task.state.word.lower()}): {task.left} points{_why(task.note)}"
-        for task in [each for each in now.tasks if each.state.phase is Phase.ended and now.lost][:LISTED]
-    ]
-    if now.failed or now.lost:
-        lines.append("the same command again submits what is missing; `sae-sweep logs` shows what the tasks wrote")
-    head = f"{now.sweep}: {_sentence(now)}"
-    layout.write(layout.console(sys.stdout), head, *([table] if table.row_count else []), *lines)
-
-
-def _failure(info: dict[str, Any]) -> str:
-    at = f" at step {info['step']}" if info.get("step") is not None else ""
-    trace = "".join(f"\n    {line}" for line in str(info.get("traceback", "")).rstrip().splitlines()[-TRACE_LINES:])
-    return f"{info.get('reason')}{at}{trace}"
-
-
-def _why(note: dict[str, Any]) -> str:
-    lines = str(note.get("reason") or "").rstrip().splitlines()[-TRACE_LINES:]
-    return "".join(f"\n    {line}" for line in lines)
-
-
-def _counts(found: Sequence[Status]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    keys = ("points", "finished", "running", "pending", "failed", "lost")
-    for column in ("sweep", *keys):
-        table.add_column(column, justify="left" if column == "sweep" else "right")
-    for each in found:
-        table.add_row(each.sweep, *(f"{getattr(each, key):,}" for key in keys))
-    return table
-
-
-def _show_dry_run(sweep: Sweep, planned: Plan, tasks: Sequence[Task], json: bool) -> None:
+def _show_dry_run(prepared: Prepared, json: bool) -> None:
     """The script, and the packs of each task."""
+    from sae_sweep.reports.jobs import tasks_table
     from sae_sweep.sweep.slurm.submit import script
 
-    text = script(sweep, len(tasks))
+    sweep, plan, tasks = prepared.sweep, prepared.plan, prepared.tasks
+    text = script(sweep, len(tasks)) if tasks else ""
     if json:
         rows = [
             {"points": len(t.points), "packs": [len(p) for p in t.packs], "seconds": round(t.seconds, 1)} for t in tasks
         ]
-        head = {"schema": 1, "sweep": sweep.name, "points": len(planned.points), "finished": len(planned.finished)}
+        head = {"schema": 1, "sweep": sweep.name, "points": len(plan.points), "finished": len(plan.finished)}
         print(json_module.dumps(head | {"tasks": rows, "script": text}))
-        return
-    print(text)
-    table = Table(box=None, pad_edge=False)
-    for column in ("task", "points", "packs", "estimate", "memory"):
-        table.add_column(column, justify="left" if column == "packs" else "right")
-    for number, task in enumerate(tasks[:LISTED]):
-        packs = " ".join(f"{len(pack)}×{pack[0].sae.architecture} {pack[0].sae.width}" for pack in task.packs[:4]) + (
-            f" … {len(task.packs)} packs" if len(task.packs) > 4 else ""
-        )
-        time = commands.duration(task.seconds)
-        table.add_row(str(number), str(len(task.points)), packs, time, f"{task.bytes / 2**30:.1f} GiB")
-    more = [f"… and {len(tasks) - LISTED:,} more tasks"] if len(tasks) > LISTED else []
-    points = sum(len(task.points) for task in tasks)
-    title = f"# {sweep.name}: {points:,} points to do in {len(tasks):,} tasks"
-    layout.write(layout.console(sys.stdout), title, table, *more)
+    elif tasks:
+        print(text)
+        layout.write(layout.console(sys.stdout), tasks_table(prepared))
+    else:
+        print(f"{sweep.name}: nothing to submit: all points are finished or on their way")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
-import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,28 +57,17 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
     """Run with a live view, log to W&B beside it, and write the sweep's tables."""
     from sae_sweep.frame import sweep_info
-    from sae_sweep.reports.live import LiveView
+    from sae_sweep.reports.watch import watch
     from sae_sweep.sweep import run as runner
-    from sae_sweep.sweep.events import Event, Note, PointDone
+    from sae_sweep.sweep.events import Note
 
-    with ExitStack() as stack:
-        finished = len(work.plan.finished) - len(work.stale)
-        view = stack.enter_context(LiveView(len(work.plan.points), finished, work.plan.seconds))
-        log = wandb_log(sweep, store, lambda text: view.handle(Note(text)))
-        if log is not None:
-            stack.enter_context(log)
-
-        def say(event: Event) -> None:
-            view.handle(event)
-            if log is not None and isinstance(event, PointDone):
-                log.log_point(event.record)
-
-        outcome = runner.run(sweep, work, store, say, fail_fast)
+    with watch(sweep, work, store) as seen:
+        outcome = runner.run(sweep, work, store, seen.handle, fail_fast)
         results, untrained = _write_tables(sweep, work, outcome, store)
         for line in store.damaged:
-            view.handle(Note(line))
-        if log is not None:
-            _log_the_sweep(log, sweep_info(store, sweep.name), store, results, untrained)
+            seen.handle(Note(line))
+        if seen.log is not None:
+            _log_the_sweep(seen.log, sweep_info(store, sweep.name), store, results, untrained)
     return outcome
 
 
@@ -111,12 +98,11 @@ def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:
 def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> None:
     """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run."""
     from sae_sweep import frame
-    from sae_sweep.reports.wandb import WandbLog
+    from sae_sweep.reports.watch import open_log
 
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
-    settings = {key: logger[key] for key in ("project", "entity", "mode")}
-    with WandbLog(store.sweep(name), name, **settings, note=lambda text: print(text, file=sys.stderr)) as log:
+    with open_log(store, name, logger, lambda text: print(text, file=sys.stderr)) as log:
         _log_the_sweep(log, info, store, results, untrained)
 
 
@@ -141,7 +127,7 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, values in config.axes_of(sweep):
         table.add_row(key, ", ".join(map(str, values)))
-    time = duration(planned.seconds)
+    time = layout.duration(planned.seconds)
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
@@ -250,12 +236,6 @@ def architectures(json: bool) -> None:
     _listing(rows, json, "all: pre = W_enc·x + b_enc, reconstruction = W_dec·z + b_dec")
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use."""
-    spans = ((120, 1, "s"), (7200, 60, "min"), (math.inf, 3600, "h"))
-    return next(f"{seconds / unit:.0f} {name}" for below, unit, name in spans if seconds < below)
-
-
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """`I/N` to (I, N). UserError if it is not that."""
     if shard is None:
@@ -287,16 +267,6 @@ def _verdicts(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd
     from sae_sweep.reports.claims import evaluate_all
 
     return evaluate_all(claims, results, untrained)
-
-
-def wandb_log(sweep: Sweep, store: Store, note: Callable[[str], None]) -> WandbLog | None:
-    """The log of a sweep, if its logger asks for one."""
-    if sweep.logger["name"] == "none":
-        return None
-    from sae_sweep.reports.wandb import WandbLog
-
-    settings = {key: sweep.logger[key] for key in ("project", "entity", "mode")}
-    return WandbLog(store.sweep(sweep.name), sweep.name, **settings, note=note)
 
 
 def _log_the_sweep(

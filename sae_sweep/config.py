@@ -281,8 +281,10 @@ def _free(settings: Mapping[str, Any], group: str, one: Mapping[str, Any]) -> di
             raise UserError(f"{key} comes with its group: give {group}=… instead")
         if name not in settings:
             raise UserError(f"unknown key {show(key)}{nearest(key, [f'{group}.{each}' for each in settings])}")
-        kind = "str" if settings[name] is None else type(settings[name]).__name__
-        settings[name] = coerce(key, Rule(kind, optional=settings[name] is None), value)
+        if group != "launcher":  # what each key of that takes is its own affair
+            kind = "str" if settings[name] is None else type(settings[name]).__name__
+            value = coerce(key, Rule(kind, optional=settings[name] is None), value)
+        settings[name] = value
     return settings
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from commandline import TINY, call
+from stacks import stack_of
 from wandb_server import Answer, Server
 
-from sae_sweep import config
+from sae_sweep import config, interruption
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports.wandb_sync import unsynced
 from sae_sweep.schema import toy_id
+from sae_sweep.store import Store
+from sae_sweep.sweep.checkpoint import Checkpoint
 from sae_sweep.sweep.cost import SPEEDS, pack_seconds
-from sae_sweep.sweep.plan import plan
+from sae_sweep.sweep.plan import Work, plan
 from sae_sweep.sweep.slurm import queue
+from sae_sweep.sweep.slurm import task as node
 from sae_sweep.sweep.slurm.submit import Submission
 from sae_sweep.sweep.slurm.tasks import from_json, make_tasks, to_json
 
@@ -41,7 +48,7 @@ def test_tasks_hold_every_point_once_and_about_the_work_asked_for() -> None:
     toys = {toy_id(point.toy) for point in sweep.points}
     for minutes in (0.05, 1, 10, 1000):
         tasks = make_tasks(packs, sweep.evaluation, "cpu", 60 * minutes, 1000, toys)
-        assert [point.id for task in tasks for point in task.points] == [p.id for pack in packs for p in pack]
+        assert sorted(p.id for task in tasks for p in task.points) == sorted(p.id for pack in packs for p in pack)
         for task in tasks:
             assert task.seconds <= 60 * minutes or len(task.points) == 1
         # No two neighbours would have fitted into one.
@@ -54,6 +61,16 @@ def test_no_more_tasks_than_allowed() -> None:
     packs = plan(sweep, set()).packs
     assert len(make_tasks(packs, sweep.evaluation, "cpu", 0.001, 7)) <= 7
     assert len(make_tasks(packs, sweep.evaluation, "cpu", 0.001, 1)) == 1
+
+
+def test_packs_of_a_toy_come_together() -> None:
+    """Whatever the order of the grid: so that no more than a toy at each end of a task may be trained twice."""
+    sweep = config.load([*GRID[:-1], "toy.seed=range(0,6)"])
+    packs = plan(sweep, set()).packs
+    tasks = make_tasks(sorted(packs, key=lambda pack: pack[0].sae.width), sweep.evaluation, "cpu", 10, 1000)
+    assert len(tasks) > 6
+    trained = sum(len({point.toy for point in task.points}) for task in tasks)
+    assert trained <= 6 + len(tasks) - 1
 
 
 def test_a_toy_is_part_of_the_work_until_it_is_trained() -> None:
@@ -92,7 +109,12 @@ def test_the_job_of_a_task() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("launcher.gpus=8", "at most 1"),
+        ("launcher.gpus=a100", "a100:1"),
+        ("launcher.gpus=-1", "no number of GPUs"),
+        ("launcher.gpus=[1]", "launcher.gpus"),
+        ("launcher.additional={gres: 'gpu:1'}", "launcher.gpus"),
+        ("launcher.additional={mem_per_cpu: 3G}", "launcher.memory"),
+        ("launcher.additional={nodes: 2}", "the sweep needs it"),
         ("launcher.cpus=0", "at least 1"),
         ("launcher.memory=lots", "launcher.memory"),
         ("launcher.time=2", "launcher.signal_seconds"),
@@ -114,19 +136,34 @@ def test_a_wrong_launcher_is_refused(override: str, said: str) -> None:
 def test_a_dry_run_shows_script_and_packs_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ["toy=small", "launcher.partition=gpu", "launcher.setup=[module load cuda]", "launcher.time=90"]
-    asked += ["launcher.additional={nice: 100, exclusive: true}", "launcher.account=lab"]
+    asked += ["launcher.additional={nice: 100, exclusive: true, overcommit: false}", "launcher.account=lab"]
     result = call("submit", *asked, "--dry-run")
     assert result.code == 0, result.err
     for line in ("partition=gpu", "account=lab", "time=90", "nice=100", "exclusive", "gpus-per-node=1", "requeue"):
         assert f"#SBATCH --{line}\n" in result.out
     assert "\nmodule load cuda\n" in result.out
-    assert "1 tasks" in result.out
+    assert "4 points to do in 1 task\n" in result.out
+    assert "overcommit" not in result.out
     assert not list(tmp_path.iterdir())
     same = call("run", "launcher=slurm", *asked, "--dry-run", "--json")
     whole = json.loads(same.out)
     assert whole["script"].strip() in result.out
     assert [task["points"] for task in whole["tasks"]] == [4]
-    assert "apptainer exec --nv image.sif python" in call("submit", "launcher.container=image.sif", "--dry-run").out
+    container = call("submit", "launcher.container=image.sif", f"output_dir={tmp_path}/far", "--dry-run").out
+    assert f"apptainer exec --nv --bind {tmp_path}/far image.sif python" in container
+
+
+def test_a_job_of_several_gpus_has_a_task_for_each(tmp_path: Path) -> None:
+    asked = ["toy=small", "launcher.gpus=a100:4", "launcher.cpus=3", "launcher.memory=5G", "launcher.parallelism=10"]
+    asked += ["penalty.coefficient=1", "seed=range(0,9)", "launcher.target_minutes=0.0001"]
+    result = call("submit", *asked, "--dry-run")
+    assert result.code == 0, result.err
+    # Nine tasks, four to a job; ten tasks at a time are two jobs.
+    for line in ("gpus-per-node=a100:4", "ntasks-per-node=4", "cpus-per-task=3", "mem=20480M", "array=0-2%2"):
+        assert f"#SBATCH --{line}\n" in result.out
+    submission = Submission("x", "me", 0.0, "name", [{}] * 9, [{"job": "12", "count": 2}], per_job=4)
+    assert [submission.job_of(task) for task in (0, 3, 4, 7, 8)] == ["12_0", "12_0", "12_1", "12_1", None]
+    assert submission.sent == 8
 
 
 def test_what_cannot_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +181,47 @@ def test_what_cannot_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert result.code == 2, words
         assert said in result.err
         assert len(result.err.splitlines()) == 1
+
+
+# -- a task --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_never_gets_further_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped again and again before its first checkpoint it ends; each step of progress gives it more starts."""
+    points = config.load([*TINY, "penalty.coefficient=0.1,1"]).points
+    settings = {
+        "sweep": "s",
+        "output_dir": str(tmp_path),
+        "device": "cpu",
+        "logger": {"name": "none"},
+        "evaluation": {},
+    }
+    settings |= {"job_name": "s", "checkpoint_seconds": 60, "fail_fast": False, "points": to_json(points)}
+    path = tmp_path / "task-0.json"
+    path.write_text(json.dumps(settings))
+    monkeypatch.setattr(interruption, "note_signals", lambda: None)
+
+    def start() -> int:
+        with pytest.raises(SystemExit) as end, mock.patch.object(node.os, "_exit", sys.exit):
+            node.main([str(path)])
+        return int(end.value.code)
+
+    def stopped(*_: object) -> None:
+        raise interruption.Interrupted(signal.SIGTERM)
+
+    def stopped_at_a_step(work: Work, store: Store, *_: object) -> None:
+        stack = stack_of(points)
+        stack.step = 5
+        Checkpoint(store, points, "cpu").save(stack, [])
+        stopped()
+
+    with mock.patch.object(node, "_execute", stopped):
+        assert [start() for _ in range(2)] == [75] * 2
+    with mock.patch.object(node, "_execute", stopped_at_a_step):
+        assert start() == 75
+    with mock.patch.object(node, "_execute", stopped):
+        assert [start() for _ in range(4)] == [75] * 3 + [4]
+    assert "launcher.time" in node.known(path)["reason"]
 
 
 # -- the queue -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -125,3 +126,14 @@ def fraction(value: float) -> str:
 def count(value: float) -> str:
     """A mean count: whole where it is whole."""
     return f"{value:.0f}" if value == round(value) or value >= 100 else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would use."""
+    spans = ((120, 1, "s"), (7200, 60, "min"), (math.inf, 3600, "h"))
+    return next(f"{seconds / unit:.0f} {name}" for below, unit, name in spans if seconds < below)
+
+
+def plural(number: int, word: str) -> str:
+    """`1 point`, `2 points`."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

@@ -28,7 +28,7 @@ from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Look
 from sae_sweep.schema import Point
 from sae_sweep.store import Store
-from sae_sweep.sweep.plan import stack_key
+from sae_sweep.sweep.plan import stack_key, stacks
 
 # Seconds of training between two checkpoints.
 EVERY = 60.0
@@ -46,7 +46,7 @@ class Checkpoint:
         """`every`: seconds between two checkpoints."""
         self.store, self.device, self.every = store, device, every
         self.ids = [point.id for point in points]
-        self.folder = store.root / "checkpoints" / _digest(repr(stack_key(points[0])))
+        self.folder = _folder(store, points[0])
         self._name = _digest(" ".join(self.ids))
         self._next = time.monotonic() + every
 
@@ -98,6 +98,19 @@ class Checkpoint:
         with suppress(OSError):  # others are at work there, or nothing ever was
             self.folder.rmdir()
             self.folder.parent.rmdir()
+
+
+def steps_kept(store: Store, points: Sequence[Point], device: str) -> int:
+    """How far the points' training is on the disk: the steps behind their checkpoints, summed over the points."""
+    kept: dict[str, int] = {}
+    for stack in stacks(points):
+        for path in _folder(store, stack[0]).glob("*.safetensors"):
+            kept |= {id: max(_step(path), kept.get(id, 0)) for id in _ids(path, device)}
+    return sum(kept.get(point.id, 0) for point in points)
+
+
+def _folder(store: Store, point: Point) -> Path:
+    return store.root / "checkpoints" / _digest(repr(stack_key(point)))
 
 
 def _tensors(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,15 @@ from typing import Any
 from sae_sweep.errors import UserError
 from sae_sweep.sweep.keys import Rule, coerce, nearest, show
 
-# Options of sbatch that we set, so that nothing else may.
-OURS = ("array", "chdir", "error", "job-name", "open-mode", "ntasks", "output", "requeue", "signal", "wait", "wrap")
-_OF = {"cpus-per-task": "cpus", "gpus-per-node": "gpus", "gres": "gpus", "mem": "memory", "gpus": "gpus"}
+# Options of sbatch that we set or build on, so that nothing else may.
+OURS = ("array", "chdir", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-gpu")
+OURS += ("ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap")
+# Options that a key of ours stands for.
+_OF = {"cpus-per-task": "cpus", "cpus-per-gpu": "cpus"}
+_OF |= dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus")
+_OF |= dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory")
+# A number of GPUs, or TYPE:NUMBER, as `--gpus-per-node` takes it.
+_GPUS = re.compile(r"(?:(?P<type>[A-Za-z][\w.-]*|\d+g\.[\w.+]+):)?(?P<count>\d{1,3})", re.ASCII)
 
 
 def _at(default: Any, **limits: Any) -> Any:
@@ -28,7 +35,7 @@ class Launcher:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = _at(1, ge=0, le=1)
+    gpus: str = "1"
     cpus: int = _at(8, ge=1)
     memory: str = "32G"
     time: int = _at(240, ge=1)
@@ -46,6 +53,8 @@ class Launcher:
         """From the composed launcher group. UserError: an unknown key, a wrong type, a value out of bounds."""
         known = {f.name: f for f in dataclasses.fields(cls)}
         given = {key: value for key, value in settings.items() if key != "name"}
+        if type(given.get("gpus")) is int:
+            given["gpus"] = str(given["gpus"])
         for key, value in given.items():
             if key not in known:
                 raise UserError(f"unknown key {show(f'launcher.{key}')}{nearest(key, known)}")
@@ -56,7 +65,20 @@ class Launcher:
         launcher._check()
         return launcher
 
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of a job, each with a task of its own; 0: one task, on processors."""
+        found = _GPUS.fullmatch(self.gpus)
+        return int(found["count"]) if found else 0
+
+    @property
+    def per_job(self) -> int:
+        """Tasks that run side by side in one job."""
+        return max(1, self.gpu_count)
+
     def _check(self) -> None:
+        if not _GPUS.fullmatch(self.gpus):
+            raise UserError(f"launcher.gpus={self.gpus} is no number of GPUs: such as 1, 4, a100:1, or 0 for none")
         if not re.fullmatch(r"\d+[KMGT]?", self.memory):
             raise UserError(f"launcher.memory={show(self.memory)} is no size: a whole number and K, M, G or T")
         if 60 * self.time <= self.signal_seconds:
@@ -72,12 +94,19 @@ class Launcher:
             key_of = {f.name: f.name for f in dataclasses.fields(self)} | _OF
             if not re.fullmatch(r"[a-z][a-z-]+", option) or not isinstance(value, str | int | float | bool):
                 raise UserError(f"launcher.additional: {show(key)}: {show(value)} is no option of sbatch with a value")
+            if option == "gres" and "gpu" in str(value):
+                raise UserError("launcher.additional.gres: give launcher.gpus instead, such as launcher.gpus=a100:1")
             if option in OURS:
                 raise UserError(f"launcher.additional.{key} cannot be set: the sweep needs it")
             if option in key_of:
                 raise UserError(f"launcher.additional.{key}: give launcher.{key_of[option]} instead")
 
+    @property
+    def job_memory(self) -> str:
+        """The memory of a job, as sbatch takes it."""
+        return self.memory if self.per_job == 1 else f"{self.per_job * self.megabytes()}M"
+
     def megabytes(self) -> int:
-        """The memory of a task in MiB, which is what Slurm takes a bare number for."""
+        """The memory of a task in MiB; a bare number is that, as Slurm reads it."""
         number, unit = re.fullmatch(r"(\d+)([KMGT]?)", self.memory).groups()  # type: ignore[union-attr]
-        return int(number) * {"K": 0, "M": 1, "": 1, "G": 2**10, "T": 2**20}[unit]
+        return math.ceil(int(number) * {"K": 1 / 1024, "M": 1, "": 1, "G": 2**10, "T": 2**20}[unit])

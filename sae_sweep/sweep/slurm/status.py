@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from contextlib import suppress
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sae_sweep import frame
 from sae_sweep.store import Store
 from sae_sweep.sweep.slurm.queue import JobState, Phase, states
 from sae_sweep.sweep.slurm.submit import Submission, submissions
+from sae_sweep.sweep.slurm.task import known
+
+# What an unfinished point can be.
+STATES = ("running", "pending", "failed", "lost")
+# What is taken to be left of a task, as a share of the estimate, when its time is up and it is not done.
+_OVERDUE = 0.1
 
 LIVE = (Phase.pending, Phase.running, Phase.unknown)
 
@@ -29,74 +34,112 @@ class TaskStatus:
     seconds: float
     note: dict[str, Any]
 
+    @property
+    def path(self) -> str:
+        """Tells tasks of a sweep apart: the submission and the number in it."""
+        return f"{self.submission.id}/task-{self.number}"
+
+    def holds(self, point: str) -> bool:
+        """Whether a point is in it; of its id the beginning will do."""
+        return any(id.startswith(point) for id in self.submission.tasks[self.number]["points"])
+
 
 @dataclass
 class Status:
-    """Counts of the points of a sweep: `points` is their sum. `seconds` is what is left, if what runs goes on."""
+    """How far each point of a sweep is. `points` is the sum of the counts; `seconds` is left if all goes on.
+
+    unfinished: id → running, pending, failed or lost; unsent: how many of the pending are in no job
+    tasks: those of which points are left; lost_tasks: those of them by whose end points are lost
+    unknown: whether Slurm did not answer
+    """
 
     sweep: str
     points: int = 0
-    finished: int = 0
-    running: int = 0
-    pending: int = 0
-    failed: int = 0
-    lost: int = 0
+    unfinished: dict[str, str] = field(default_factory=dict)
+    unsent: int = 0
     seconds: float = 0.0
     unknown: bool = False
     tasks: list[TaskStatus] = field(default_factory=list)
+    lost_tasks: list[TaskStatus] = field(default_factory=list)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> int:
+        """Points that are trained and measured."""
+        return self.points - len(self.unfinished)
+
+    def count(self, state: str) -> int:
+        """Points in a state of `STATES`."""
+        return sum(each == state for each in self.unfinished.values())
+
+    @property
+    def live(self) -> list[TaskStatus]:
+        """Tasks that are queued or running, or may be."""
+        return [task for task in self.tasks if task.state.phase in LIVE]
 
     def to_json(self) -> dict[str, Any]:
         """The report of `sae-sweep status --json`."""
-        counts = ("sweep", "points", "finished", "running", "pending", "failed", "lost")
         tasks = [
             {"job": t.job, "state": t.state.word, "node": t.state.node, "points": t.points, "left": t.left}
             for t in self.tasks
         ]
         return {
             "schema": 1,
-            **{key: getattr(self, key) for key in counts},
+            "sweep": self.sweep,
+            "points": self.points,
+            "finished": self.finished,
+            **{state: self.count(state) for state in STATES},
             "queue_answers": not self.unknown,
             "seconds_left": round(self.seconds, 1),
+            "unsent": self.unsent,
             "tasks": tasks,
+            "unfinished": self.unfinished,
             "failures": {id: info.get("reason") for id, info in self.failures.items()},
         }
 
 
-def status(store: Store, sweep: str, known: set[str] | None = None) -> Status:
+def status(store: Store, sweep: str, seen: set[str] | None = None) -> Status:
     """Look at the store and ask Slurm. UserError if there is no such sweep.
 
-    known: what an earlier look found finished; added to, so that no record is read twice
+    seen: what an earlier look found finished; added to, so that no record is read twice
     """
     info = frame.sweep_info(store, sweep)
     ids = frame.sweep_ids(store, sweep)
-    finished = set() if known is None else known
+    finished = set() if seen is None else seen
     finished |= _finished(store, [id for id in ids if id not in finished], info["measure_id"])
-    tasks = [task for task in tasks_of(store, sweep, finished) if task.left]
-    live = [task for task in tasks if task.state.phase in LIVE]
+    tasks = tasks_of(store, sweep, finished)
     found = Status(sweep, len(ids), tasks=tasks, unknown=any(t.state.phase is Phase.unknown for t in tasks))
-    failures = store.failures(sweep)
-    phases = _phases(tasks)
-    counts: Counter[str] = Counter()
-    for id in ids:
-        if id in finished:
-            counts["finished"] += 1
+    failures, holders = store.failures(sweep), _holders(tasks)
+    lost: set[str] = set()
+    for point in (id for id in ids if id not in finished):
+        task = holders.get(point)
         # A task that is at work may have said that a point failed; one that still waits has yet to try again.
-        elif id in failures and phases.get(id) is not Phase.pending:
-            counts["failed"] += 1
-            found.failures[id] = failures[id]
-        elif id in phases:
-            counts[
-                "lost" if phases[id] is Phase.ended else "pending" if phases[id] is Phase.pending else "running"
-            ] += 1
+        if point in failures and not (task and task.state.phase is Phase.pending):
+            found.unfinished[point] = "failed"
+            found.failures[point] = failures[point]
+        elif task is None:
+            found.unfinished[point] = "pending"
+            found.unsent += 1
+        elif task.state.phase is Phase.ended:
+            found.unfinished[point] = "lost"
+            lost.add(task.path)
         else:
-            counts["pending"] += 1
-    for key, count in counts.items():
-        setattr(found, key, count)
-    workers = max(1, sum(task.state.phase is not Phase.pending for task in live))
-    left = [task.seconds * task.left / max(1, task.points) for task in live]
-    found.seconds = max(max(left, default=0.0), sum(left) / workers)
+            found.unfinished[point] = "pending" if task.state.phase is Phase.pending else "running"
+    found.lost_tasks = [task for task in tasks if task.path in lost]
+    left = [_seconds_left(task) for task in found.live]
+    at_once = max(1, sum(task.state.phase is not Phase.pending for task in found.live))
+    found.seconds = max(max(left, default=0.0), sum(left) / at_once)
     return found
+
+
+def _seconds_left(task: TaskStatus) -> float:
+    """By the planner's estimate; of what a running task is at, its time so far is off."""
+    left = task.seconds * task.left / max(1, task.points)
+    if task.state.phase is not Phase.running or "began" not in task.note:
+        return left
+    spent = time.time() - float(task.note["began"])
+    beyond = spent - (task.seconds - left)  # of this start: earlier ones may have finished what is finished
+    return min(left, max(left - beyond, _OVERDUE * left))
 
 
 def _finished(store: Store, ids: list[str], measure_id: str) -> set[str]:
@@ -126,28 +169,24 @@ def tasks_of(store: Store, sweep: str, finished: set[str]) -> list[TaskStatus]:
             job = submission.job_of(number)
             if left and job is not None:
                 rows.append((submission, number, job, len(task["points"]), len(left), task["seconds"]))
-    found = states([row[2] for row in rows], {row[0].job_name for row in rows})
+    found = states({row[2] for row in rows}, {row[0].job_name for row in rows})
+    folder = store.sweep(sweep) / "jobs"
     return [
-        TaskStatus(
-            submission, number, job, found[job], points, left, seconds, task_note(store, sweep, submission, number)
-        )
+        TaskStatus(submission, number, job, found[job], points, left, seconds, _note(folder, submission, number))
         for submission, number, job, points, left, seconds in rows
     ]
 
 
-def task_note(store: Store, sweep: str, submission: Submission, number: int) -> dict[str, Any]:
-    """What the task said of itself; nothing if it never began, or is another user's."""
-    with suppress(OSError, ValueError):
-        path = store.sweep(sweep) / "jobs" / submission.id / f"task-{number}.state.json"
-        return dict(json.loads(path.read_bytes()))
-    return {}
+def _note(jobs: Path, submission: Submission, number: int) -> dict[str, Any]:
+    """What a task has said of itself."""
+    return known(jobs / submission.id / f"task-{number}.json")
 
 
-def _phases(tasks: list[TaskStatus]) -> dict[str, Phase]:
-    """Point → where its task is: of several, one that is alive, or the last."""
-    phases: dict[str, Phase] = {}
+def _holders(tasks: list[TaskStatus]) -> dict[str, TaskStatus]:
+    """Point → its task: of several, one that is alive, or the last."""
+    holders: dict[str, TaskStatus] = {}
     for task in tasks:
         for id in task.submission.tasks[task.number]["points"]:
-            if phases.get(id) not in LIVE:
-                phases[id] = task.state.phase
-    return phases
+            if id not in holders or holders[id].state.phase not in LIVE:
+                holders[id] = task
+    return holders

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,34 +33,50 @@ if TYPE_CHECKING:
 
 # The exit code of the command line for "interrupted, resumable".
 INTERRUPTED = 75
+# So often a task may be queued again without having got any further, before it gives up.
+PATIENCE = 3
 
 
-def main(path: str) -> None:
-    """Run the task in a file. Never returns from an interruption: the process ends with INTERRUPTED."""
+def main(paths: list[str]) -> None:
+    """Run the task in a file: of several the one of this process, which has a GPU of the job to itself.
+
+    Never returns from an interruption: the process ends with INTERRUPTED.
+    """
+    place = int(os.environ.get("SLURM_LOCALID", 0)) if len(paths) > 1 else 0
+    if place >= len(paths):  # the last job has fewer tasks than GPUs
+        return
+    path = Path(paths[place])
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if place < len(devices) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[place]
     interruption.note_signals()
     try:
-        _run(Path(path))
+        _run(path)
     except Interrupted as stop:
         print(f"{stop}: what was begun is kept and goes on when the job starts again", file=sys.stderr, flush=True)
         # Not sys.exit: it would wait for worker threads, whose results nobody needs any more.
         os._exit(INTERRUPTED)
     except EnvironmentProblem as problem:
-        note(Path(path), state="failed", reason=str(problem))
+        note(path, state="failed", reason=str(problem))
         print(f"error: {problem}", file=sys.stderr, flush=True)
         os._exit(problem.exit_code)
     except Exception:
-        note(Path(path), state="failed", reason=traceback.format_exc())
+        note(path, state="failed", reason=traceback.format_exc())
         raise
+
+
+def known(path: Path) -> dict[str, Any]:
+    """What a task has noted of itself; nothing if it never began, or is another user's."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads(path.with_suffix(".state.json").read_bytes()))
+    return {}
 
 
 def note(path: Path, **facts: Any) -> None:
     """What is to be known of a task, beside its file, for `status`: written whole or not at all."""
     place = path.with_suffix(".state.json")
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(place.read_bytes())
     temporary = place.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(known | facts) + "\n")
+    temporary.write_text(json.dumps(known(path) | facts) + "\n")
     temporary.replace(place)
 
 
@@ -74,18 +90,16 @@ def _run(path: Path) -> None:
     facts = {"job": job, "node": node, "pid": os.getpid(), "starts": starts, "cuda_visible_devices": visible}
     note(path, state="running", began=time.time(), reason=None, **facts)
     print(f"job {job} on {node}, start {starts}, CUDA_VISIBLE_DEVICES={visible}", file=sys.stderr, flush=True)
-    failed = _work(task)
+    failed = _work(path, task)
     note(path, state="done", failed=failed)
 
 
-def _work(task: dict[str, Any]) -> int:
+def _work(path: Path, task: dict[str, Any]) -> int:
     """Train and measure what the store lacks; returns how many points failed."""
-    from sae_sweep import commands
-    from sae_sweep.reports.live import LiveView
+    from sae_sweep.reports.watch import watch
     from sae_sweep.schema import Evaluation
     from sae_sweep.store import Store
     from sae_sweep.sweep import run as runner
-    from sae_sweep.sweep.events import Note, PointDone
     from sae_sweep.sweep.grid import Sweep
     from sae_sweep.sweep.local import this_machine
     from sae_sweep.sweep.slurm.tasks import from_json
@@ -97,19 +111,13 @@ def _work(task: dict[str, Any]) -> int:
     store = Store(place)
     work = runner.look(part, store)
     outcome = runner.before(part, work, store)
-    machine = replace(this_machine(part.device), checkpoint_seconds=task["checkpoint_seconds"])
-    with ExitStack() as stack:
-        view = stack.enter_context(LiveView(len(points), outcome.skipped, work.plan.seconds))
-        log = commands.wandb_log(part, store, lambda text: view.handle(Note(text)))
-        if log is not None:
-            stack.enter_context(log)
-
-        def say(event: Event) -> None:
-            view.handle(event)
-            if log is not None and isinstance(event, PointDone):
-                log.log_point(event.record)
-
-        count = runner.account(outcome, store, say, task["fail_fast"])
+    machine = this_machine(part.device)
+    # Where Slurm does not bind a task to its processors, it sees all of the node's.
+    threads = min(machine.threads, int(os.environ.get("SLURM_CPUS_PER_TASK", machine.threads)))
+    machine = replace(machine, threads=threads, checkpoint_seconds=task["checkpoint_seconds"])
+    _check_progress(path, work, store, machine.device)
+    with watch(part, work, store) as seen:
+        count = runner.account(outcome, store, seen.handle, task["fail_fast"])
         try:
             _execute(work, store, part.name, evaluation, machine, count)
         except runner.TooManyFailures:
@@ -117,6 +125,22 @@ def _work(task: dict[str, Any]) -> int:
             with suppress(OSError, subprocess.SubprocessError):
                 subprocess.run(["scancel", f"--name={task['job_name']}"], timeout=60)
     return outcome.failed
+
+
+def _check_progress(path: Path, work: Work, store: Store, device: str) -> None:
+    """EnvironmentProblem for a task that was queued again PATIENCE times in a row and never got further by it."""
+    from sae_sweep.sweep.checkpoint import steps_kept
+
+    left = [point for pack in work.plan.packs for point in pack]
+    reached = {"left": len(left) + len(work.stale), "toys": len(work.toys), "steps": steps_kept(store, left, device)}
+    before = known(path)
+    idle = before.get("idle", 0) + 1 if before.get("reached") == reached else 0
+    note(path, reached=reached, idle=idle)
+    if idle >= PATIENCE:
+        raise EnvironmentProblem(
+            f"stopped {idle} times, each time before it had finished a point or written a checkpoint: submit again "
+            "with more launcher.time, or to a partition where it is not preempted at once"
+        )
 
 
 def _execute(

@@ -39,10 +39,14 @@ def make_tasks(
 ) -> list[Task]:
     """Packs in order, cut into tasks of at most `target_seconds` where a single point does not already take longer.
 
-    A pack that takes longer is split. Where that would make more than `most` tasks, each is given more. Neighbours in
-    the grid share their toy, so a toy is trained in few tasks. `workers`: cores of a task, or 1 where it has a GPU.
+    A pack that takes longer is split. Where that would make more than `most` tasks, each is given more. Packs of one
+    toy come together, so that at most the first and the last toy of a task are trained by its neighbours too, should
+    they begin at the same time. `workers`: cores of a task, or 1 where it has a GPU.
     """
-    packs = list(packs)
+    of_toy: dict[Toy, list[Pack]] = {}
+    for pack in packs:
+        of_toy.setdefault(pack[0].toy, []).append(pack)
+    packs = [pack for together in of_toy.values() for pack in together]
     while True:
         tasks = list(_fill(packs, evaluation, kind, target_seconds, trained_toys, workers))
         if len(tasks) <= most:

@@ -1,0 +1,47 @@
+"""A run as it happens: on the screen, and to W&B if its logger asks for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sae_sweep.reports.live import LiveView
+from sae_sweep.reports.wandb import WandbLog
+from sae_sweep.store import Store
+from sae_sweep.sweep.events import Event, Note, PointDone
+from sae_sweep.sweep.grid import Sweep
+from sae_sweep.sweep.plan import Work
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Takes the events of a run; `log` is None where nothing is logged to W&B."""
+
+    view: LiveView
+    log: WandbLog | None
+
+    def handle(self, event: Event) -> None:
+        """Show an event, and log the point that it finishes."""
+        self.view.handle(event)
+        if self.log is not None and isinstance(event, PointDone):
+            self.log.log_point(event.record)
+
+
+@contextmanager
+def watch(sweep: Sweep, work: Work, store: Store) -> Iterator[Watch]:
+    """Watch the work being done; leaving waits until all is logged."""
+    with ExitStack() as stack:
+        finished = len(work.plan.finished) - len(work.stale)
+        view = stack.enter_context(LiveView(len(work.plan.points), finished, work.plan.seconds))
+        log = None
+        if sweep.logger["name"] != "none":
+            log = stack.enter_context(open_log(store, sweep.name, sweep.logger, lambda text: view.handle(Note(text))))
+        yield Watch(view, log)
+
+
+def open_log(store: Store, sweep: str, logger: Mapping[str, Any], note: Callable[[str], None]) -> WandbLog:
+    """The W&B log of a sweep; `note` takes a line for the user."""
+    settings = {key: logger[key] for key in ("project", "entity", "mode")}
+    return WandbLog(store.sweep(sweep), sweep, **settings, note=note)
