@@ -13,8 +13,8 @@ from sae_sweep.errors import UserError
 from sae_sweep.sweep.keys import Rule, coerce, nearest, show
 
 # Options of sbatch that we set or build on, so that nothing else may.
-OURS = ("array", "chdir", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-gpu")
-OURS += ("ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap")
+OURS = {"array", "chdir", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-gpu"}
+OURS |= {"ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap"}
 # Options that a key of ours stands for.
 _OF = {"cpus-per-task": "cpus", "cpus-per-gpu": "cpus"}
 _OF |= dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus")
