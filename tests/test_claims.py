@@ -118,6 +118,29 @@ def test_the_best_of_the_seeds_is_taken_for_each_setting_and_toy(tmp_path: Path)
     assert (best.verdict, best.value, best.low, best.points, best.seeds) == ("supported", 15.5, 15, 2, 2)
 
 
+def test_a_measure_is_read_off_each_ladder_at_a_level(tmp_path: Path) -> None:
+    ladders = {  # (penalty, seed): (coefficient, fvu, live latents) in whatever order
+        ("l1", 0): [(1.0, 0.4, 10), (0.5, 0.1, 40), (2.0, 0.8, 2)],
+        ("l1", 1): [(0.5, 0.3, 6), (1.0, 0.5, 4)],
+        ("sqrt", 0): [(0.5, 0.2, 8)],  # on the level itself
+        ("sqrt", 1): [(0.5, 0.3, 7), (1.0, 0.9, 1)],  # never as low as the level
+    }
+    results = [
+        (point(seed=seed, penalty=Penalty(penalty, c)), {"fvu": fvu, "live_latents": live})
+        for (penalty, seed), points in ladders.items()
+        for c, fvu, live in points
+    ]
+    both = tables(sweep(tmp_path, results), "quick")
+    at = {**CLAIM, "measure": "live_latents", "aggregate": "mean", "at": {"fvu": 0.2}}
+    (l1,) = evaluate_all([{**at, "where": {"penalty": "l1"}}], *both)
+    assert (l1.value, l1.seeds) == (pytest.approx(30), 1)  # a third of the way from 40 to 10; seed 1 starts at .3
+    (less,) = evaluate_all([{**at, "where": {"penalty": "sqrt"}, "versus": {"where": {"penalty": "l1"}}}], *both)
+    assert (less.value, less.low, less.seeds) == (pytest.approx(-22), pytest.approx(-22), 1)
+    assert "the mean number of live latents at FVU 0.2, less that of the points" in less.sentence
+    (none,) = evaluate_all([{**at, "at": {"fvu": 0.05}, "where": {}}], *both)
+    assert none.sentence.endswith("undecided, since nothing reaches FVU 0.05.")
+
+
 def test_the_untrained_value_is_the_same_number_on_the_same_points(tmp_path: Path) -> None:
     found = verdict(tmp_path, {(16, 0): [16, 12]}, measure="fvu", aggregate="max", at_least=None, at_most=0.2)
     assert (found.value, found.untrained) == (0.1, 0.9)

@@ -3,7 +3,8 @@
 `value = aggregate(measure over the points that match where)`, less the same over the points that match `versus.where`
 if there is one; both conditions stand on their own. `measure` is a column or the difference of two ("label_mq -
 label_mn"). The claim is supported if the value and the value of every single seed keep the bound, not supported if
-none does, and undecided if the seeds disagree or nothing was measured.
+none does, and undecided if the seeds disagree or nothing was measured. With `at: {fvu: 0.02}` each setting and seed
+gives one value, read off its ladder of coefficients where that column has that value, so that unlike penalties compare.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from sae_sweep.columns import COLUMN_OF, LABELS
+from sae_sweep.columns import COLUMN_OF, LABELS, is_setting
 from sae_sweep.frame import aggregate
 
 # How a sentence calls a column; others are called by their name.
@@ -73,20 +75,22 @@ def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFr
     missing = _missing_column(claim["measure"], conditions, frame)
     if missing:
         return _undecided(claim, f"this sweep has no column {missing}")
-    sides = [_measured(claim, rows[_matches(rows, where)]) for where in conditions]
+    chosen = [rows[_matches(rows, where)] for where in conditions]
+    sides = [_measured(claim, side) for side in chosen]
     if any(side.empty for side in sides):
-        matched = all(_matches(rows, where).any() for where in conditions)
-        return _undecided(claim, "its measure is null there" if matched else "no finished point matches it")
+        reason = f"nothing reaches {_level(claim)}" if "at" in claim else "its measure is null there"
+        matched = not any(side.empty for side in chosen)
+        return _undecided(claim, reason if matched else "no finished point matches it")
     value = _value(claim, sides)
     single = _per_seed(claim, sides)
     start = untrained.set_index("point_id")
-    null = _value(claim, [_measured(claim, start.loc[side.index].reset_index()) for side in sides])
+    null = _value(claim, [_measured(claim, start.loc[side["point_id"]].reset_index()) for side in chosen])
     keeps = {_keeps(claim, number) for number in (value, *single)}
     verdict = "undecided" if len(keeps) > 1 else "supported" if keeps == {True} else "not supported"
     low, high = (min(single), max(single)) if single else (value, value)
     untrained_value = None if pd.isna(null) else null
     sentence = _sentence(claim, verdict, value, (low, high), len(single), untrained_value)
-    points = sum(len(side) for side in sides)
+    points = sum(len(side) for side in (chosen if "at" in claim else sides))
     return Verdict(claim["name"], verdict, value, low, high, len(single), points, untrained_value, sentence)
 
 
@@ -121,11 +125,24 @@ def _matches(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
 
 
 def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
-    """The measure of each point where it is not null: `value` and the seeds, by point_id."""
+    """`value` and the seeds: a row per point where the measure is not null, or, at a level, per ladder that reaches it."""
     columns = [rows[name].astype("float64") for name in claim["measure"].split(" - ")]
     value = columns[0] - columns[1] if len(columns) == 2 else columns[0]
     seeds = ["toy_seed", "data_seed"] if claim.get("best_of_seeds") else ["toy_seed", "data_seed", "seed"]
-    return rows[["point_id", *seeds]].assign(value=value).dropna(subset=["value"]).set_index("point_id")
+    table = rows.assign(value=value).dropna(subset=["value"])
+    if "at" in claim:
+        ((column, level),) = claim["at"].items()
+        ladder = [name for name in map(str, rows) if is_setting(name) and name != "coefficient"]
+        groups = table.groupby(ladder, dropna=False, sort=False)
+        read = [{**group.iloc[0], "value": _read_off(group, column, level)} for _, group in groups]
+        table = pd.DataFrame(read, columns=table.columns).dropna(subset=["value"])
+    return table[[*seeds, "value"]]
+
+
+def _read_off(ladder: pd.DataFrame, column: str, level: float) -> float:
+    """The value where `column` is `level`, on straight lines between neighbours in `column`; null outside its range."""
+    place = ladder.dropna(subset=[column]).astype({column: "float64"}).sort_values(column)
+    return float(np.interp(level, place[column], place["value"], left=np.nan, right=np.nan))
 
 
 def _value(claim: Mapping[str, Any], sides: list[pd.DataFrame]) -> float:
@@ -145,7 +162,7 @@ def _aggregates(claim: Mapping[str, Any]) -> dict[str, Callable[[pd.Series], flo
 
 def _per_seed(claim: Mapping[str, Any], sides: list[pd.DataFrame]) -> list[float]:
     """The value of each seed that is on every side, as if it were the only one."""
-    seeds = [column for column in sides[0] if column != "value"]
+    seeds = [str(column) for column in sides[0] if column != "value"]
     groups = [dict(list(side.groupby(seeds, sort=True))) for side in sides]
     shared = [seed for seed in groups[0] if all(seed in group for group in groups)]
     return [_value(claim, [group[seed] for group in groups]) for seed in shared]
@@ -173,7 +190,13 @@ def _subject(claim: Mapping[str, Any]) -> str:
     else:
         adjective = {"min": "lowest", "max": "highest"}.get(claim["aggregate"], claim["aggregate"])
         measure = f"{adjective} {measure}"
+    measure += f" at {_level(claim)}" if "at" in claim else ""
     return f"{measure}, less that of the points compared with," if "versus" in claim else measure
+
+
+def _level(claim: Mapping[str, Any]) -> str:
+    ((column, level),) = claim["at"].items()
+    return f"{PHRASES.get(column, column)} {number(level)}"
 
 
 def _sentence(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sae_sweep.columns import COLUMNS
+from sae_sweep.columns import COLUMNS, METRICS
 from sae_sweep.errors import UserError
 from sae_sweep.sweep.keys import CHOSEN, POINT_KEYS, Rule, coerce, nearest, show
 
@@ -13,7 +13,7 @@ AGGREGATES = ("median", "mean", "min", "max", "share")
 _WORDS = {"name": Rule("str"), "prediction": Rule("str"), "measure": Rule("str")}
 _NUMBERS = {"at_least": Rule("float"), "at_most": Rule("float"), "threshold": Rule("float")}
 _AGGREGATE = Rule("str", limits={"choices": AGGREGATES})
-_KEYS = (*_WORDS, "aggregate", "where", *_NUMBERS, "versus", "best_of_seeds")
+_KEYS = (*_WORDS, "aggregate", "where", "at", *_NUMBERS, "versus", "best_of_seeds")
 
 
 def check_claims(claims: Any, where: str) -> list[dict[str, Any]]:
@@ -22,6 +22,7 @@ def check_claims(claims: Any, where: str) -> list[dict[str, Any]]:
     A claim: `name`, `prediction` (text), `measure` (a column, or the difference of two: `label_mq - label_mn`),
     `aggregate` of it over the points that match `where` ({column or dotted key: value or list}); one of `at_least`
     and `at_most`. With `versus: {where: …}`, the difference from the same aggregate there is what is compared.
+    `at: {column: number}` reads the measure off each ladder of coefficients where that column has that value.
     `share` is the share of the points with measure ≥ `threshold`; `best_of_seeds` keeps the seed of lowest loss of
     each setting.
     """
@@ -51,6 +52,8 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
     for column in claim["measure"].split(" - "):
         _known(column, COLUMNS, f"{where}.measure")
     _condition(claim.get("where", {}), f"{where}.where")
+    if "at" in claim:
+        _level(claim["at"], f"{where}.at")
     if "versus" in claim:
         _mapping(claim["versus"], f"{where}.versus")
         if set(claim["versus"]) != {"where"}:
@@ -70,6 +73,15 @@ def _condition(value: Any, where: str) -> None:
     _mapping(value, where)
     for key in value:
         _known(key, (*COLUMNS, *POINT_KEYS, *CHOSEN), where)
+
+
+def _level(value: Any, where: str) -> None:
+    _mapping(value, where)
+    if len(value) != 1:
+        raise UserError(f"{where} takes one column and its value, got {show(value)}")
+    ((column, level),) = value.items()
+    _known(column, METRICS, where)
+    coerce(f"{where}.{column}", Rule("float"), level)
 
 
 def _known(word: str, valid: Collection[str], where: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import COUNTED, PARTITIONS, Evaluation, Point, canonical
+from sae_sweep.schema import COUNTED, Evaluation, Point, canonical
 from sae_sweep.sweep.keys import PART_KEYS, PARTS, POINT_KEYS, SEEDS, coerce, nearest, show
 
 # Larger grids are more often a slip than a plan.
@@ -106,9 +106,11 @@ def count_classes(partition: str, d_vocab: int, k: int) -> int:
         "mqc": 1 + (d_vocab - 1) * k + (k - 1) * pairs,
         "mnc": d_vocab + (k - 1) * pairs,
         "mqnc": d_vocab + 2 * (k - 1) * pairs + (k - 2) * triples,
+        # Gross's rough count of the last, about eleven times it (REFERENCE, P2).
+        "rough": d_vocab**3 * k,
     }
     if partition not in counts:
-        raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, PARTITIONS)}")
+        raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, counts)}")
     return counts[partition]
 
 
