@@ -31,7 +31,7 @@ from sae_sweep.errors import UserError
 from sae_sweep.schema import Evaluation, Point, measure_id
 from sae_sweep.sweep.axes import GROUPS, Axes, check_values, conf_dir, is_file, is_sweep_key, listing, merge_blocks
 from sae_sweep.sweep.claims import check_claims
-from sae_sweep.sweep.grid import LARGEST_GRID, YES, Settings, Sweep, expand, varied
+from sae_sweep.sweep.grid import LARGEST_GRID, YES, Settings, Sweep, counted, expand, varied
 from sae_sweep.sweep.keys import (
     PART_KEYS,
     PARTS,
@@ -90,7 +90,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         points=points,
         varied=varied(points),
         evaluation=evaluation,
-        claims=check_claims(tree["claims"], where),
+        claims=check_claims(counted(tree["claims"], points), where),
         logger=_free(tree["logger"], "logger", one),
         launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],

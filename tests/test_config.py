@@ -89,7 +89,7 @@ def test_the_fast_path_gives_what_hydra_composes() -> None:
     plain += ["toy.seed=3", "seed=5"]
     for changes in ([], ["sae=relu"], ["sae=relu", "penalty=log1p"]):
         groups = list({word.partition("=")[0]: word for word in [*overrides, *changes]}.values())
-        for experiment in ([], ["experiment=pareto"]):
+        for experiment in ([], ["experiment=pareto_paper"]):
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 tree = OmegaConf.to_container(compose("config", [*experiment, *groups, *plain]))
             assert isinstance(tree, dict)
@@ -365,7 +365,7 @@ BAD = [
     ("penalty=null", "did you mean 'none'?"),
     ("penalty=[l1,sqrt]", "l1, log1p"),
     ("experiment=quick", "did you mean 'quickstart'?"),
-    ("experiment=quickstart,pareto", "one value"),
+    ("experiment=quickstart,oracle", "one value"),
     ("quickstart", "did you mean 'experiment=quickstart'?"),
     ("sae.width", "key=value"),
     ("sae.width=abc", "whole number"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sae_sweep.errors import UserError
 from sae_sweep.schema import PARTITIONS, Distribution, Penalty, Point, Sae, Site, Toy, Training, canonical, toy_id
-from sae_sweep.sweep.grid import Block, Settings, count_classes, expand, varied
+from sae_sweep.sweep.grid import Block, Settings, count_classes, counted, expand, varied
 from sae_sweep.sweep.keys import POINT_KEYS, check_axis, coerce, nearest
 
 
@@ -148,6 +148,16 @@ def test_closed_forms_agree_with_enumeration() -> None:
         for partition in PARTITIONS:
             classes = {tuple(cell[name] for name in partition) for cell in factors}
             assert count_classes(partition, d_vocab, k) == len(classes), (partition, d_vocab, k)
+
+
+def test_a_claim_may_count_in_cells() -> None:
+    claim = {"where": {"width": "${cells:mq}", "init": "oracle"}, "versus": {"where": {"width": ["${cells:m}", 7]}}}
+    toys = [Point(toy=Toy(d_vocab=d, k=3)) for d in (16, 4)]
+    (one,) = counted([claim], toys[:1])
+    assert one == {"where": {"width": 136, "init": "oracle"}, "versus": {"where": {"width": [16, 7]}}}
+    assert counted(claim, toys)["where"]["width"] == [136, 10]
+    with pytest.raises(UserError, match=r"did you mean 'rough'"):
+        counted({"where": {"width": "${cells:rouhg}"}}, toys)
 
 
 def test_the_published_cell_counts() -> None:

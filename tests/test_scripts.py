@@ -55,7 +55,7 @@ def test_the_indexed_job() -> None:
     assert f"output_dir={container['volumeMounts'][0]['mountPath']}/" in line
     line = re.sub(r"output_dir=\S+", "", line)
     total = sum(planned(line, index, count, "JOB_COMPLETION_INDEX") for index in range(count))
-    assert total == whole("experiment=splitting")
+    assert total == whole("experiment=splitting_paper")
 
 
 def test_the_skypilot_task() -> None:
@@ -65,7 +65,7 @@ def test_the_skypilot_task() -> None:
     names = ("SKYPILOT_NODE_RANK", "SKYPILOT_NUM_NODES")
     count = task["num_nodes"]
     total = sum(planned(first, index, count, *names) for index in range(count))
-    assert total == whole("experiment=splitting")
+    assert total == whole("experiment=splitting_paper")
     assert set(task["file_mounts"]) == {f"/{shlex.split(copy)[-1].strip('/')}"}
 
 

@@ -114,6 +114,19 @@ def count_classes(partition: str, d_vocab: int, k: int) -> int:
     return counts[partition]
 
 
+def counted(claims: Any, points: Sequence[Point]) -> Any:
+    """Claims with each `${cells:mq}` replaced by the number, or numbers, that it stands for in the toys of `points`."""
+    if isinstance(claims, Mapping):
+        return {key: counted(value, points) for key, value in claims.items()}
+    if isinstance(claims, list):
+        return [counted(value, points) for value in claims]
+    match = _REFERENCE.fullmatch(claims) if isinstance(claims, str) else None
+    if match is None or match["partition"] is None:
+        return claims
+    numbers = dict.fromkeys(count_classes(match["partition"], p.toy.d_vocab, p.toy.k) for p in points)
+    return list(numbers) if len(numbers) > 1 else next(iter(numbers))
+
+
 def _products(settings: Settings, block: Block) -> Iterator[_Product]:
     """One product of plain keys for every combination of the options that the block names."""
     parts = [part for part in PARTS if part in block]
