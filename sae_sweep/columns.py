@@ -43,6 +43,15 @@ COLUMN_OF: dict[str, str] = {key: column for column, key in KEYS.items()}
 # What only tells repetitions of one experiment apart.
 SEEDS = ("toy_seed", "seed", "data_seed")
 LABELS = ("q", "n", "c", "m", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
+# Measured where features were planted.
+PLANTED: dict[str, str] = {
+    "mcc": "float64",
+    "uniqueness": "float64",
+    "feature_precision": "float64",
+    "feature_recall": "float64",
+    "feature_f1": "float64",
+    "found_features": "Int64",
+}
 METRICS: dict[str, str] = {
     "loss": "float64",
     "fvu": "float64",
@@ -71,6 +80,7 @@ METRICS: dict[str, str] = {
     "kl": "float64",
     "shrinkage": "float64",
     "seconds": "float64",
+    **PLANTED,
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
 FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import Evaluation, Point, measure_id
+from sae_sweep.schema import TOY_KEYS, Evaluation, Point, Toy, measure_id
 from sae_sweep.sweep.axes import GROUPS, Axes, check_values, conf_dir, is_file, is_sweep_key, listing, merge_blocks
 from sae_sweep.sweep.claims import check_claims
 from sae_sweep.sweep.grid import LARGEST_GRID, YES, Settings, Sweep, counted, expand, varied
@@ -243,8 +243,15 @@ def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str
         tree: Any = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())[:300]}") from error
+    if isinstance(tree["toy"], dict):
+        tree["toy"] = _unread_by(tree["toy"].get("name")) | tree["toy"]
     _check_tree(tree, " ".join(overrides))
     return tree, chosen
+
+
+def _unread_by(kind: Any) -> dict[str, Any]:
+    """Settings that a kind of toy does not read and its YAML need not have, at their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(Toy) if f.name not in ("name", *TOY_KEYS.get(kind, ()))}
 
 
 def _check_tree(tree: Any, where: str) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from sae_sweep.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.errors import UserError
 from sae_sweep.reports.pareto import front
-from sae_sweep.schema import COUNTED, PENALTY_KEYS, settings_before
+from sae_sweep.schema import COUNTED, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
 from sae_sweep.store import NotThere, Store
 
 _FRONT_WITHIN = {
@@ -147,9 +147,12 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
     """The constant setting columns; what has no effect on the point is null."""
     row = {column: setting.get(key) for column, key in KEYS.items()}
-    row["toy"] = f"{setting['toy.name']}-{setting['toy.d_vocab']}-{setting['toy.k']}"
+    toy = Toy(**{key.removeprefix("toy."): value for key, value in setting.items() if key.startswith("toy.")})
+    row["toy"] = toy.title
     reads = PENALTY_KEYS[setting["penalty.name"]]
     effective = {
+        "site": toy.name not in SYNTHETIC,
+        "distribution": toy.name not in SYNTHETIC,
         "partition": row["init"] == "oracle",
         "k": row["architecture"] in COUNTED,
         "penalty_p": "p" in reads or row["penalty"] == "sqrt",

@@ -21,7 +21,7 @@ from sae_sweep.schema import Point, Toy, point_from, toy_id
 from sae_sweep.store import Store
 from sae_sweep.sweep import pack
 from sae_sweep.sweep.keys import nearest
-from sae_sweep.toys.max_of_k import MaxOfK
+from sae_sweep.toys.model import Model
 
 OUTPUTS = Path("outputs")
 # Points named by an error about an id that begins several.
@@ -99,7 +99,7 @@ def load_sae(id: str, output_dir: Path | str = OUTPUTS) -> TrainedSAE:
     return TrainedSAE(point, record["metrics"], latents, pack.PointSae(point, parameters))
 
 
-def load_toy(id: str, output_dir: Path | str = OUTPUTS) -> MaxOfK:
+def load_toy(id: str, output_dir: Path | str = OUTPUTS) -> Model:
     """The toy that a point was trained on, by the point's id, or a toy by its own; or by how either begins.
 
     `toy.activations(sequences [b, k], site)` are what an SAE of that site takes. UserError if there is none.

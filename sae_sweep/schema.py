@@ -18,6 +18,23 @@ TRAIN_VERSION = 2
 # Raise when the same parameters would measure to other numbers than before.
 MEASURE_VERSION = 2
 
+# Which settings each kind of toy reads.
+TOY_KEYS: dict[str, tuple[str, ...]] = {
+    "max_of_k": (
+        *("d_vocab", "k", "d_model", "d_head", "seed", "distribution"),
+        *("steps", "batch_size", "lr", "weight_decay"),
+    ),
+    "independent": ("features", "d_model", "seed", "magnitudes", "rate"),
+    "exclusive": ("features", "d_model", "seed", "magnitudes"),
+    "parents": (
+        *("features", "d_model", "seed", "magnitudes", "modifiers"),
+        *("modifier_rate", "modifier_magnitude", "co_occurrence", "interaction"),
+    ),
+    "circle": ("features", "d_model", "seed", "spread"),
+}
+# Kinds that plant their features and train nothing: one site, and inputs as the toy draws them.
+SYNTHETIC = ("independent", "exclusive", "parents", "circle")
+MAGNITUDES = ("constant", "uniform", "exponential", "lomax")
 TOY_DISTRIBUTIONS = ("uniform", "max_stratified")
 DISTRIBUTIONS = ("uniform", "max_stratified", "cell_stratified", "copies_balanced", "weights")
 SITES = ("pre_unembed", "post_unembed")
@@ -60,9 +77,12 @@ def _key(default: Any, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Toy:
-    """The toy model and how it is trained (REFERENCE: arXiv 2406.11779)."""
+    """The toy: a transformer and how it is trained (REFERENCE: arXiv 2406.11779), or features planted by hand.
 
-    name: str = _key("max_of_k", choices=("max_of_k",))
+    Which kind reads which settings: TOY_KEYS.
+    """
+
+    name: str = _key("max_of_k", choices=tuple(TOY_KEYS))
     d_vocab: int = _key(64, ge=2)
     k: int = _key(4, ge=2)
     d_model: int = _key(32, ge=1)
@@ -73,6 +93,32 @@ class Toy:
     batch_size: int = _key(128, ge=1)
     lr: float = _key(1e-3, gt=0)
     weight_decay: float = _key(0.01, ge=0)
+    # Planted features; of `parents`, the parents; of `circle`, places on it.
+    features: int = _key(32, ge=1, as_before=32)
+    # How strong an active feature is: 1 on average, unless it is a modifier.
+    magnitudes: str = _key("constant", choices=MAGNITUDES, as_before="constant")
+    # The chance of each independent feature to be active.
+    rate: float = _key(0.05, gt=0, le=1, as_before=0.05)
+    modifiers: int = _key(2, ge=1, as_before=2)
+    # The chance of an input to have a modifier beside its parent, and how strong that is on average.
+    modifier_rate: float = _key(0.5, ge=0, le=1, as_before=0.5)
+    modifier_magnitude: float = _key(1.0, gt=0, as_before=1.0)
+    # 0: every modifier comes with every parent alike; 1: parent i has modifier i mod modifiers alone.
+    co_occurrence: float = _key(0.0, ge=0, le=1, as_before=0.0)
+    # The share of a modifier's square that is a direction of its own for each parent.
+    interaction: float = _key(0.0, ge=0, le=1, as_before=0.0)
+    # 0: inputs lie at the places on the circle; 1: anywhere on it alike.
+    spread: float = _key(0.0, ge=0, le=1, as_before=0.0)
+
+    @property
+    def maxima(self) -> int:
+        """How many values the factor m has: tokens, or planted features."""
+        return self.features if self.name in SYNTHETIC else self.d_vocab
+
+    @property
+    def title(self) -> str:
+        """The kind of toy and its size, as the results table names it."""
+        return f"{self.name}-{self.maxima}-{self.d_model if self.name in SYNTHETIC else self.k}"
 
 
 @dataclass(frozen=True)
@@ -224,10 +270,18 @@ def measure_id(evaluation: Evaluation) -> str:
 def canonical(point: Point) -> Point:
     """The same point with every setting that has no effect at its default, and one name for one thing."""
     sae, penalty, training = _effective(point.sae, point.penalty, point.training)
-    distribution = point.distribution
-    if distribution.name != "weights":
+    toy, site, distribution = canonical_toy(point.toy), point.site, point.distribution
+    if toy.name in SYNTHETIC:
+        site, distribution = Site(), Distribution("uniform")
+    elif distribution.name != "weights":
         distribution = Distribution(distribution.name)
-    return Point(point.toy, point.site, distribution, sae, penalty, training, point.seed, point.data_seed)
+    return Point(toy, site, distribution, sae, penalty, training, point.seed, point.data_seed)
+
+
+@functools.lru_cache(maxsize=2**12)
+def canonical_toy(toy: Toy) -> Toy:
+    """The same toy with every setting that its kind does not read at its default."""
+    return Toy(toy.name, **{key: getattr(toy, key) for key in TOY_KEYS[toy.name]})
 
 
 # Cached: a grid of 100,000 points has few combinations of these, and copying dataclasses is slow.

@@ -9,13 +9,15 @@ from typing import Any
 
 import yaml
 
-from sae_sweep.columns import METRICS
+from sae_sweep.columns import METRICS, PLANTED
 from sae_sweep.schema import Distribution, Penalty, Point, Sae, Site, Toy, Training, canonical
 from sae_sweep.store import Store
 
 SMALL = Toy(d_vocab=16, k=3)
 MEASURED = {
-    name: 0 if kind == "Int64" else 0.0 for name, kind in METRICS.items() if name not in ("oracle_gap", "seconds")
+    name: 0 if kind == "Int64" else 0.0
+    for name, kind in METRICS.items()
+    if name not in ("oracle_gap", "seconds", *PLANTED)
 }
 
 

@@ -28,6 +28,12 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         absorption_fraction loss_recovered kl shrinkage seconds on_front
     """
     named = design.split()
+    named[-1:-1] = [
+        "mcc",
+        "uniqueness",
+        *(f"feature_{name}" for name in ("precision", "recall", "f1")),
+        "found_features",
+    ]
     named.append("on_common_front")
     assert list(COLUMNS) == named
     store = sweep(tmp_path / "some", [(point(), {"l0": 1.0}), (point(seed=1), {"l0": None, "owned_maxes": None})])

@@ -13,11 +13,13 @@ import torch
 
 from sae_sweep.errors import UserError
 from sae_sweep.schema import Distribution, Evaluation, Toy
+from sae_sweep.toys import sequences as sequences_module
 from sae_sweep.toys import stream as stream_module
 from sae_sweep.toys.cells import Cells
 from sae_sweep.toys.max_of_k import MaxOfK, train
-from sae_sweep.toys.sampler import Sampler
-from sae_sweep.toys.stream import Chunk, EvaluationInputs, Stream, cell_weights, mix, weighted_inputs
+from sae_sweep.toys.sampler import Sampler, cell_weights, mix
+from sae_sweep.toys.sequences import weighted_inputs
+from sae_sweep.toys.stream import Chunk, EvaluationInputs, Stream
 
 NAMES = ("uniform", "max_stratified", "cell_stratified", "copies_balanced")
 SITES = ("pre_unembed", "post_unembed")
@@ -266,14 +268,14 @@ def joined(chunks: list[Chunk]) -> Chunk:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_enumeration_has_every_input_once_in_the_order_of_cells(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(sequences_module, "CHUNK_ROWS", 100)
     inputs = evaluation_inputs(toy_model(), Distribution(name), 343)
     chunks = list(inputs)
     assert [len(chunk.x) for chunk in chunks] == [100, 100, 100, 43]
     whole = joined(chunks)
     assert inputs.exact
-    assert inputs.count == 343 == len(set(map(tuple, whole.sequences.tolist())))
-    assert np.array_equal(inputs.cells.index(whole.sequences.numpy()), whole.cell.numpy())
+    assert inputs.count == 343 == len(set(map(tuple, whole.inputs.tolist())))
+    assert np.array_equal(inputs.cells.index(whole.inputs.numpy()), whole.cell.numpy())
     assert (whole.cell.diff() >= 0).all()
     assert np.bincount(whole.cell, whole.weight) == pytest.approx(inputs.chance)
     assert (whole.weight @ whole.x.double()).numpy() == pytest.approx(np.zeros(5), abs=1e-5)
@@ -281,16 +283,16 @@ def test_enumeration_has_every_input_once_in_the_order_of_cells(name: str, monke
 
 
 def test_inputs_of_no_weight_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sequences_module, "CHUNK_ROWS", 10)
     some = csv(tmp_path / "some.csv", "m,weight\n2,1\n5,3\n6,0\n")
     exact = evaluation_inputs(toy_model(), some, 343)
     chunks = list(exact)
     assert [len(chunk.x) for chunk in chunks] == [10] * 11
     whole = joined(chunks)
     assert exact.count == len(whole.x) == (3**3 - 2**3) + (6**3 - 5**3)
-    assert set(whole.sequences.amax(1).tolist()) == {2, 5}
+    assert set(whole.inputs.amax(1).tolist()) == {2, 5}
     drawn = joined(list(evaluation_inputs(toy_model(), some, 300)))
-    assert set(drawn.sequences.amax(1).tolist()) == {2, 5}
+    assert set(drawn.inputs.amax(1).tolist()) == {2, 5}
     assert (drawn.weight > 0).all()
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.toys.cells import Cells
+from sae_sweep.toys.cells import Factored
 
 # "No latent fires" in the table of top latents.
 NO_LATENT = -1
@@ -80,7 +80,7 @@ class Fold:
     onto: Ints
 
 
-def fold_dense(cells: Cells, chance: Floats, f1: float) -> Fold:
+def fold_dense(cells: Factored, chance: Floats, f1: float) -> Fold:
     """Merge the cells of each (m, c) for latents too dense for any label that needs more detail.
 
     F1 = 2·TP/(fired + class) ≤ 2·class/(fired + class), so a latent that fires on more than (2/f1 - 1) times the

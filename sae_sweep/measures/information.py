@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sae_sweep.measures.firing import FiringTable, Floats, Ints, run_starts, sum_by
 from sae_sweep.measures.splitting import partition
-from sae_sweep.toys.cells import FACTORS, Cells
+from sae_sweep.toys.cells import FACTORS, Factored
 
 COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
 # Entropies below this (nats) are zero; so is what a null leaves of 1.
@@ -24,7 +24,7 @@ ZERO = 1e-9
 DEALT = 1 << 21
 
 
-def information(table: FiringTable, cells: Cells, permutations: int) -> dict[str, float | None]:
+def information(table: FiringTable, cells: Factored, permutations: int) -> dict[str, float | None]:
     """The columns info_* and unique_*: (value - null)/(1 - null), None where the factor is known without the latent.
 
     Also None where the null is 1: every input has a top latent of its own, so that any factor would seem known.
@@ -52,7 +52,7 @@ def corrected(value: float | None, null: float | None) -> float | None:
     return (value - null) / (1 - null)
 
 
-def share_told(table: FiringTable, cells: Cells, factor: str, given: str) -> float | None:
+def share_told(table: FiringTable, cells: Factored, factor: str, given: str) -> float | None:
     """I(top latent; factor | given)/H(factor | given), no latent being one of the values; None if the entropy is 0.
 
     `given`: the name of a partition without `factor`. Plug-in estimate in evaluation weights.
@@ -69,7 +69,7 @@ def share_told(table: FiringTable, cells: Cells, factor: str, given: str) -> flo
     return (joint - _w_log_w(group * width + latent, table.top_weight) + entropy) / entropy
 
 
-def _nested(cells: Cells, factor: str, given: str) -> tuple[Ints, Ints]:
+def _nested(cells: Factored, factor: str, given: str) -> tuple[Ints, Ints]:
     """Of each cell, the class of `given` and `factor` together, and the class of `given` alone."""
     both = "".join(name for name in FACTORS if name in given + factor)
     return partition(cells, both).of_cell, partition(cells, given).of_cell
@@ -81,7 +81,7 @@ def _w_log_w(keys: Ints, weights: Floats) -> float:
     return float((total * np.log(total, where=total > 0, out=np.zeros_like(total))).sum())
 
 
-def null_share(table: FiringTable, cells: Cells, factor: str, given: str, permutations: int) -> float | None:
+def null_share(table: FiringTable, cells: Factored, factor: str, given: str, permutations: int) -> float | None:
     """The mean of `share_told` when the top latents are dealt anew among the inputs of each class of `given`.
 
     Inputs keep their cell and their weight (the mean of their cell), so that the factor's entropy stays what it is;

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_sweep.measures.firing import FiringCounter, FiringTable, fold_dense
 from sae_sweep.measures.information import information, winner_entropy
+from sae_sweep.measures.planted import Detection, DetectionCounter, planted_metrics
 from sae_sweep.measures.reconstruction import Reconstruction
 from sae_sweep.measures.splitting import (
     LIVE_INPUTS,
@@ -21,10 +22,12 @@ from sae_sweep.measures.splitting import (
     class_name,
     count_splits,
     describe,
+    detectors,
+    lightest,
     live_floor,
 )
 from sae_sweep.schema import PARTITIONS, Evaluation
-from sae_sweep.toys.cells import Cells
+from sae_sweep.toys.cells import Factored
 from sae_sweep.toys.stream import EvaluationInputs
 
 # Numbers in the largest dense array of a pass: 16 MiB in float32. Fixed, as sums depend on where chunks end.
@@ -48,7 +51,7 @@ class MeasurableSAE(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """`metrics` by column of the results table; `latents`: a row per latent; `per_max`: [d_vocab] counts by name."""
+    """`metrics` by column of the results table; `latents`: a row per latent; `per_max`: counts of maxima by name."""
 
     metrics: dict[str, float | int | None]
     latents: pd.DataFrame
@@ -65,54 +68,69 @@ def measure(
     """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
 
     `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b].
-    Metrics are nan where the SAE's own numbers are not finite.
+    Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
-    table = _one_pass(sae, inputs, reconstruction, evaluation)
-    latents = describe(table, inputs.cells, evaluation)
-    splitting = count_splits(latents, inputs.cells, evaluation)
-    metrics = {
-        **reconstruction.metrics,
-        **splitting.metrics,
-        **information(table, inputs.cells, evaluation.permutations),
-        "winner_entropy": winner_entropy(table),
-        "live_floor_inputs": LIVE_INPUTS,
-        "live_floor_mass": live_floor(table),
-    }
-    per_max = {"splits": splitting.splits.tolist(), "duplicates": splitting.duplicates.tolist()}
+    table, detection = _one_pass(sae, inputs, reconstruction, evaluation)
+    metrics: dict[str, float | int | None] = {**reconstruction.metrics, "winner_entropy": winner_entropy(table)}
+    per_max: dict[str, list[int]] = {}
+    if inputs.cells is not None:
+        latents = describe(table, inputs.cells, evaluation)
+        splitting = count_splits(latents, inputs.cells, evaluation)
+        metrics |= splitting.metrics | information(table, inputs.cells, evaluation.permutations)
+        metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": live_floor(table)}
+        per_max = {"splits": splitting.splits.tolist(), "duplicates": splitting.duplicates.tolist()}
+    if detection is not None and inputs.model.planted is not None:
+        if inputs.cells is None:
+            latents = detectors(detection)
+            metrics |= {"live_latents": int(latents.live.sum()), "dead_latents": int((~latents.live).sum())}
+            metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": lightest(detection) / detection.total}
+            metrics["fvu_above_ceiling"] = None
+        directions = inputs.model.planted.directions
+        metrics |= planted_metrics(detection, sae.W_dec, directions, latents.live, evaluation.f1)
     return Measurement(metrics, _frame(latents, inputs.cells, sae.W_dec.norm(dim=1)), per_max)
 
 
 def _one_pass(
     sae: MeasurableSAE, inputs: EvaluationInputs, reconstruction: Reconstruction, evaluation: Evaluation
-) -> FiringTable:
-    cells, (width, d) = inputs.cells, sae.W_dec.shape
+) -> tuple[FiringTable, Detection | None]:
+    """The firing table, of one cell for a toy without any, and the counts of a toy with planted features."""
+    cells, planted, (width, d) = inputs.cells, inputs.model.planted, sae.W_dec.shape
     decoder_norms = sae.W_dec.norm(dim=1)
-    counter = FiringCounter(width, cells.count, evaluation.fires_above, fold_dense(cells, inputs.chance, evaluation.f1))
-    rows = max(1, CHUNK_NUMBERS // max(width, d, cells.d_vocab))
+    maxima = torch.zeros(1, dtype=torch.int64, device=inputs.mean.device)
+    counter, detections = FiringCounter(width, 1, evaluation.fires_above), None
+    if cells is not None:
+        fold = fold_dense(cells, inputs.chance, evaluation.f1)
+        counter = FiringCounter(width, cells.count, evaluation.fires_above, fold)
+        maxima = torch.from_numpy(cells.factors["m"]).long().to(maxima.device)
+    if planted is not None:
+        detections = DetectionCounter(width, len(planted.directions), evaluation.fires_above, maxima.device)
+    rows = max(1, CHUNK_NUMBERS // max(width, d, inputs.model.toy.maxima))
     for chunk in inputs:
-        for x, cell, weight, sequences in zip(
-            *(part.split(rows) for part in (chunk.x, chunk.cell, chunk.weight, chunk.sequences)), strict=True
+        for x, cell, weight, drawn in zip(
+            *(part.split(rows) for part in (chunk.x, chunk.cell, chunk.weight, chunk.inputs)), strict=True
         ):
             z = sae.encode(x)
             norms = z * decoder_norms
-            reconstruction.add(x, z, norms, z @ sae.W_dec + sae.b_dec, sequences.amax(1), weight)
+            reconstruction.add(x, z, norms, z @ sae.W_dec + sae.b_dec, maxima[cell], weight)
             counter.add(norms, cell.cpu().numpy(), weight.cpu().numpy())
-    return counter.table
+            if detections is not None and planted is not None:
+                detections.add(norms, planted.features(drawn))
+    return counter.table, detections.detection if detections else None
 
 
-def _frame(latents: Latents, cells: Cells, decoder_norms: Tensor) -> pd.DataFrame:
+def _frame(latents: Latents, cells: Factored | None, decoder_norms: Tensor) -> pd.DataFrame:
     """A row per latent, as in latents.parquet; null where a latent never fires (owner, purity, F1) or has no label."""
     named = latents.label != NOTHING
     pairs = zip(latents.label.tolist(), latents.example.tolist(), strict=True)
-    names = [class_name(cells, label, example) if label != NOTHING else None for label, example in pairs]
+    named_class = [class_name(cells, *pair) if cells is not None and pair[0] != NOTHING else None for pair in pairs]
     return pd.DataFrame(
         {
             "latent": np.arange(len(named)),
             "owner": pd.Series(latents.owner, dtype="Int64").mask(latents.owner == NOTHING),
             "purity": latents.purity,
             "label": [PARTITIONS[label] if label != NOTHING else None for label in latents.label],
-            "label_class": names,
+            "label_class": named_class,
             "f1": latents.f1,
             "density": latents.density,
             "inputs": latents.inputs,

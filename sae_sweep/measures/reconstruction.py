@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_sweep.toys.max_of_k import MaxOfK
+from sae_sweep.toys.model import Model
 
 
 class Reconstruction:
@@ -20,7 +20,7 @@ class Reconstruction:
 
     def __init__(
         self,
-        model: MaxOfK,
+        model: Model,
         site: str,
         mean: Tensor,
         scale: float,
@@ -32,10 +32,10 @@ class Reconstruction:
         d, device = len(mean), mean.device
         self._sums: dict[str, float] = {}
         # By maximum: Σ w and Σ w·x.
-        self._weights = torch.zeros(model.toy.d_vocab, dtype=torch.float64, device=device)
-        self._totals = torch.zeros(model.toy.d_vocab, d, dtype=torch.float64, device=device)
-        zero = model.logits(torch.zeros(1, d, device=device), site).double()
-        self._zero_log_p = zero.log_softmax(-1)[0]
+        self._weights = torch.zeros(model.toy.maxima, dtype=torch.float64, device=device)
+        self._totals = torch.zeros(model.toy.maxima, d, dtype=torch.float64, device=device)
+        zero = model.logits(torch.zeros(1, d, device=device), site)
+        self._zero_log_p = None if zero is None else zero.double().log_softmax(-1)[0]
 
     def add(self, x: Tensor, z: Tensor, norms: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
         """Count a batch, all on the toy's device.
@@ -59,6 +59,8 @@ class Reconstruction:
         self._add_outputs(x, x_hat, maximum, weight)
 
     def _add_outputs(self, x: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
+        if self._zero_log_p is None:
+            return
         log_p, log_q = self._log_p(x), self._log_p(x_hat)
         self._sum("ce_original", weight, F.nll_loss(log_p, maximum, reduction="none"))
         self._sum("ce_reconstructed", weight, F.nll_loss(log_q, maximum, reduction="none"))
@@ -66,7 +68,9 @@ class Reconstruction:
         self._sum("kl", weight, (log_p.exp() * (log_p - log_q)).sum(1))
 
     def _log_p(self, x: Tensor) -> Tensor:
-        return self.model.logits(x / self.scale + self.mean, self.site).double().log_softmax(-1)
+        logits = self.model.logits(x / self.scale + self.mean, self.site)
+        assert logits is not None
+        return logits.double().log_softmax(-1)
 
     def _sum(self, name: str, weight: Tensor, values: Tensor) -> None:
         # Summed by numpy, in an order that does not depend on the number of threads.
@@ -92,11 +96,14 @@ class Reconstruction:
         fvu = Σ w‖r‖²/Σ w‖x - x̄‖², pooled; fvu_above_ceiling = fvu - (1 - R²_m), may be negative; l0: mean count of
         z ≠ 0; squared_error = E‖r‖², penalty_mean = E penalty; shrinkage: mean ‖x̂‖/‖x‖ of centred x and x̂, over x ≠ 0;
         loss_recovered = (CE_reconstructed - CE_zero)/(CE_original - CE_zero) for the true maximum, where zero is raw
-        activation 0, None if that denominator is 0; kl = KL(original ‖ reconstructed) of the outputs, nats.
+        activation 0, None if that denominator is 0; kl = KL(original ‖ reconstructed) of the outputs, nats. A toy
+        without an output has neither.
         """
         mean = {name: total / self._sums["weight"] for name, total in self._sums.items()}
         fvu = self._sums["error"] / self._variance if self._variance > 0 else math.nan
-        recovered, recoverable = mean["ce_reconstructed"] - mean["ce_zero"], mean["ce_original"] - mean["ce_zero"]
+        recovered = recoverable = 0.0
+        if self._zero_log_p is not None:
+            recovered, recoverable = mean["ce_reconstructed"] - mean["ce_zero"], mean["ce_original"] - mean["ce_zero"]
         return {
             "fvu": fvu,
             "fvu_above_ceiling": fvu - (1 - self.ceiling),
@@ -105,5 +112,5 @@ class Reconstruction:
             "penalty_mean": mean["penalty"],
             "shrinkage": mean["ratio"] * self._sums["weight"] / self._sums["sized"],
             "loss_recovered": recovered / recoverable if recoverable else None,
-            "kl": mean["kl"],
+            "kl": mean.get("kl"),
         }

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_sweep.measures.firing import FiringTable, Floats, Ints, run_starts, sum_by
+from sae_sweep.measures.planted import Detection
 from sae_sweep.schema import PARTITIONS, Evaluation
-from sae_sweep.toys.cells import NONE, Cells
+from sae_sweep.toys.cells import NONE, Factored
 
 # A live latent fires on at least this many evaluation inputs, or on the weight of as many average ones.
 LIVE_INPUTS = 8
@@ -61,13 +62,13 @@ class Classes:
 
 
 @lru_cache(maxsize=2 * len(PARTITIONS))
-def partition(cells: Cells, name: str) -> Classes:
+def partition(cells: Factored, name: str) -> Classes:
     """The classes of `cells.partition(name)`, kept: every SAE of a sweep needs the same ones."""
     of_cell = cells.partition(name).of_cell
     return Classes(of_cell, np.unique(of_cell, return_index=True)[1].astype(np.int64))
 
 
-def describe(table: FiringTable, cells: Cells, evaluation: Evaluation) -> Latents:
+def describe(table: FiringTable, cells: Factored, evaluation: Evaluation) -> Latents:
     """Owner, purity, life, label and density of every latent."""
     owner, purity = owners(table, cells)
     live = alive(table)
@@ -76,7 +77,7 @@ def describe(table: FiringTable, cells: Cells, evaluation: Evaluation) -> Latent
     return Latents(owner, purity, live, label, example, f1, table.fired / table.total, table.inputs)
 
 
-def owners(table: FiringTable, cells: Cells) -> tuple[Ints, Floats]:
+def owners(table: FiringTable, cells: Factored) -> tuple[Ints, Floats]:
     """Each latent's owner [width], the maximum that holds most of its mass Σ a‖d‖, and that share [width]."""
     maxima = partition(cells, "m")
     key, mass = sum_by(table.latent * maxima.count + maxima.of_cell[table.cell], table.mass)
@@ -104,7 +105,26 @@ def live_floor(table: FiringTable) -> float:
     return float(table.cell_weight[table.cell_weight > 0].min() / 2 / table.total)
 
 
-def labels(table: FiringTable, cells: Cells, evaluation: Evaluation) -> tuple[Ints, Ints, Floats]:
+def detectors(detection: Detection) -> Latents:
+    """The latents of a toy without cells, each by the planted feature that it detects with the best F1.
+
+    `owner` is that feature, `purity` the share of the inputs it fires on that have the feature; there are no labels.
+    """
+    f1, width = detection.f1, len(detection.fired)
+    latents, owner = np.arange(width), f1.argmax(1)
+    fires, nothing = detection.fired > 0, np.full(width, NOTHING)
+    live = (detection.fired >= LIVE_INPUTS) & (detection.fired >= lightest(detection))
+    purity, best = (np.where(fires, each, np.nan) for each in (detection.precision(latents, owner), f1.max(1)))
+    density = detection.fired / detection.total
+    return Latents(np.where(fires, owner, NOTHING), purity, live, nothing, nothing, best, density, detection.fired)
+
+
+def lightest(detection: Detection) -> float:
+    """Half the inputs that have the rarest planted feature that was seen."""
+    return float(detection.active[detection.active > 0].min(initial=detection.total) / 2)
+
+
+def labels(table: FiringTable, cells: Factored, evaluation: Evaluation) -> tuple[Ints, Ints, Floats]:
     """Each latent's label, an example cell of the class and the best F1 of any predicate: three arrays [width].
 
     A predicate is a class of one of PARTITIONS; F1 = 2·TP/(weight fired on + weight of the class). The label is the
@@ -129,7 +149,12 @@ def labels(table: FiringTable, cells: Cells, evaluation: Evaluation) -> tuple[In
 
 
 def _best_class(table: FiringTable, classes: Classes) -> tuple[Floats, Ints]:
-    """Each latent's best F1 over the classes of a partition, 0 if it never fires, and an example cell of that class."""
+    """Each latent's best F1 over the classes of a partition, and an example cell of that class.
+
+    0 and NOTHING if it never fires, or if the toy has no such factor: one class of all inputs says nothing.
+    """
+    if classes.count == 1:
+        return np.zeros(table.width), np.full(table.width, NOTHING)
     weights = np.bincount(classes.of_cell, table.cell_weight, classes.count)
     keys = table.latent * classes.count + classes.of_cell[table.cell]
     key, true_positive = sum_by(keys, table.weight)
@@ -153,10 +178,10 @@ def _first_best(group: Ints, value: Floats) -> Ints:
     return best[run_starts(group[best])]
 
 
-def class_name(cells: Cells, label: int, example: int) -> str:
+def class_name(cells: Factored, label: int, example: int) -> str:
     """The class of partition PARTITIONS[label] that holds the cell `example`, as in "m=5,q=3" or "m=5,n=none"."""
     values = ((factor, int(cells.factors[factor][example])) for factor in PARTITIONS[label])
-    return ",".join(f"{factor}={'none' if factor == 'n' and value == NONE else value}" for factor, value in values)
+    return ",".join(f"{factor}={'none' if value == NONE else value}" for factor, value in values)
 
 
 @dataclass(frozen=True)
@@ -168,7 +193,7 @@ class Splitting:
     duplicates: Ints
 
 
-def count_splits(latents: Latents, cells: Cells, evaluation: Evaluation) -> Splitting:
+def count_splits(latents: Latents, cells: Factored, evaluation: Evaluation) -> Splitting:
     """Live latents, owned maxes, splits, duplicates and labels of one SAE.
 
     Owned: a maximum with a live latent of purity ≥ `evaluation.purity`. Split: a latent labelled finer than m, of the

@@ -193,7 +193,7 @@ def _metrics(event: PointDone) -> str:
 
 
 def _toy(event: ToyProgress) -> str:
-    return f"{event.toy.name}-{event.toy.d_vocab}-{event.toy.k} seed {event.toy.seed}"
+    return f"{event.toy.title} seed {event.toy.seed}"
 
 
 def _progress(done: int, total: int, colour: str) -> ProgressBar:

@@ -102,18 +102,23 @@ class _Column:
 def _columns(
     frame: pd.DataFrame, chosen: pd.DataFrame, untrained: pd.DataFrame, width: int, spread: bool
 ) -> list[_Column]:
-    d_vocab = {toy.rsplit("-", 2)[1] for toy in frame["toy"].unique()}
-    owned = f"owned\nof {d_vocab.pop()}" if len(d_vocab) == 1 else "owned\nmaxes"
+    maxima = {toy.rsplit("-", 2)[1] for toy in frame["toy"].unique()}
+    of = f"of {maxima.pop()}" if len(maxima) == 1 else "in all"
     wide = width >= _LABELS_APART
     found = [
         _Column("penalty", lambda row: row["name"]),
         _Column("coef-\nficient", lambda row: row["setting"]),
         _Column("L0", _cell("l0", _two, spread)),
         _Column("FVU", _cell("fvu", fraction, spread, "{:.4f}")),
-        _Column(owned, _cell("owned_maxes", count, spread)),
-        _Column("splits\nper max", _cell("splits_per_max", _two, spread)),
-        _Column("dupl.\nper max", _cell("duplicates_per_max", _two, spread)),
     ]
+    if frame["owned_maxes"].notna().any():
+        found.append(_Column(f"owned\n{of}", _cell("owned_maxes", count, spread)))
+        found.append(_Column("splits\nper max", _cell("splits_per_max", _two, spread)))
+        found.append(_Column("dupl.\nper max", _cell("duplicates_per_max", _two, spread)))
+    else:
+        found.append(_Column(f"found\n{of}", _cell("found_features", count, spread)))
+    if frame["mcc"].notna().any():
+        found.append(_Column("MCC", _cell("mcc", _two, spread)))
     gap = [_Column("oracle\ngap", _cell("oracle_gap", _signed, spread))] if frame["oracle_gap"].notna().any() else []
     if not wide:
         return [*found, _Column("dead", _cell("dead_latents", count, False)), *gap, _Column("labels", _labels)]

@@ -51,7 +51,9 @@ def show(
         parts += (
             [_heading("The front: reconstruction against sparsity, lower left is better"), charts] if charts else []
         )
-        parts += _splits(frame, untrained, console.width)
+        # A toy whose features are independent of each other has no maxima to split.
+        if frame["label_m"].notna().any():
+            parts += _splits(frame, untrained, console.width)
     if verdicts:
         parts += [_heading("Claims, at thresholds set beforehand"), *map(_claim, verdicts)]
     write(console, *parts, *_whereabouts(directory))

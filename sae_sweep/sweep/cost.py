@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from sae_sweep.schema import COUNTED, Evaluation, Point, Toy
+from sae_sweep.schema import COUNTED, SYNTHETIC, Evaluation, Point, Toy
 
 # Active latents of an input, where a penalty decides: what sweeps of this kind are tuned to.
 USUAL_L0 = 8
@@ -161,7 +161,9 @@ def pack_seconds(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, 
 
 
 def toy_seconds(toy: Toy, speed: Speed) -> float:
-    """Training a toy."""
+    """Training a toy; planted ones cost nothing."""
+    if toy.name in SYNTHETIC:
+        return 0.0
     products = toy.k * toy.d_model * (4 * toy.d_head + 2 * toy.k) + toy.d_model * toy.d_vocab
     # A forward and a backward pass, which costs two.
     flops = 3 * 2 * toy.batch_size * products
@@ -187,5 +189,7 @@ def _start_seconds(point: Point, speed: Speed) -> float:
 
 def _inputs(toy: Toy, evaluation: Evaluation) -> int:
     """How many inputs a measurement reads: all, where they are few enough."""
+    if toy.name in SYNTHETIC:
+        return evaluation.inputs
     few = toy.k * math.log(toy.d_vocab) <= math.log(evaluation.inputs) + 1
     return min(toy.d_vocab**toy.k, evaluation.inputs) if few else evaluation.inputs

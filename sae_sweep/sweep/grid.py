@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import COUNTED, Evaluation, Point, canonical
+from sae_sweep.schema import COUNTED, PARTITIONS, Evaluation, Point, Toy, canonical
 from sae_sweep.sweep.keys import PART_KEYS, PARTS, POINT_KEYS, SEEDS, coerce, nearest, show
 
 # Larger grids are more often a slip than a plan.
@@ -20,7 +20,7 @@ LARGEST_GRID = 100_000
 YES = ": pass --yes if that is meant"
 
 _REFERENCE = re.compile(r"\$\{\s*(?:cells:\s*(?P<partition>\w*)|(?P<key>[\w.]+))\s*\}")
-_SIZES = ("toy.d_vocab", "toy.k")
+_SIZES = ("toy.name", "toy.d_vocab", "toy.k", "toy.features", "toy.modifiers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,20 @@ def counted(claims: Any, points: Sequence[Point]) -> Any:
     match = _REFERENCE.fullmatch(claims) if isinstance(claims, str) else None
     if match is None or match["partition"] is None:
         return claims
-    numbers = dict.fromkeys(count_classes(match["partition"], p.toy.d_vocab, p.toy.k) for p in points)
+    numbers = dict.fromkeys(toy_classes(match["partition"], p.toy) for p in points)
     return list(numbers) if len(numbers) > 1 else next(iter(numbers))
+
+
+def toy_classes(partition: str, toy: Toy) -> int:
+    """How many classes a partition of the toy's cells has; UserError if there is no such partition, or no cells."""
+    if toy.name == "max_of_k":
+        return count_classes(partition, toy.d_vocab, toy.k)
+    if toy.name == "independent":
+        raise UserError(f"${{cells:{partition}}}: toy=independent has no cells, its features come in any combination")
+    if partition not in PARTITIONS:
+        raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, PARTITIONS)}")
+    modifiers = toy.modifiers + 1 if toy.name == "parents" and "q" in partition else 1
+    return (toy.features if "m" in partition else 1) * modifiers
 
 
 def _products(settings: Settings, block: Block) -> Iterator[_Product]:
@@ -175,6 +187,8 @@ class _Product:
         settings = {name: self._value(f"{part}.{name}", values) for name in names}
         if part == "distribution":
             settings |= _weights(settings)
+        if part == "toy" and settings["name"] == "circle" and settings["d_model"] % 2:
+            raise UserError(f"toy=circle has a sine for every cosine: toy.d_model={settings['d_model']} must be even")
         if part == "sae" and settings["architecture"] in COUNTED and settings["k"] > settings["width"]:
             raise UserError(f"sae.k={settings['k']} is more than sae.width={settings['width']}")
         return PARTS[part](**settings)
@@ -195,8 +209,9 @@ class _Product:
         if match is None:
             raise UserError(f"{key}: {show(value)} is neither ${{a.key}} nor ${{cells:mq}}")
         if match["partition"] is not None:
-            sizes = [coerce(size, POINT_KEYS[size], self._resolve(size, values, (*trail, key))) for size in _SIZES]
-            return count_classes(match["partition"], *sizes)
+            sizes = {size.removeprefix("toy."): self._resolve(size, values, (*trail, key)) for size in _SIZES}
+            toy = Toy(**{name: coerce(f"toy.{name}", PART_KEYS["toy"][name], size) for name, size in sizes.items()})
+            return toy_classes(match["partition"], toy)
         target = match["key"]
         if target not in self.base:
             raise UserError(f"{key}: {show(value)} names no setting{nearest(target, POINT_KEYS)}")

@@ -34,8 +34,8 @@ from sae_sweep.schema import Evaluation, Point, Sae, Toy, canonical, measure_id,
 from sae_sweep.store import Store, StoreDamaged
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
-from sae_sweep.toys import max_of_k
-from sae_sweep.toys.stream import EvaluationInputs, Stream
+from sae_sweep.toys import model
+from sae_sweep.toys.stream import EvaluationInputs, Stream, feature_means
 
 # Rows kept of a training curve.
 CURVE_ROWS = 40
@@ -140,13 +140,13 @@ class Ground:
     """What the points of a pack share: the toy, its activations, its cells, and the inputs they are measured on."""
 
     def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say) -> None:
-        model = trained_toy(point.toy, store, device, say).to(device)
+        toy = trained_toy(point.toy, store, device, say).to(device)
         self.evaluation, self.device, self.distribution = evaluation, device, point.distribution
         self.stream = Stream(
-            model, point.site.name, point.distribution, point.data_seed, point.training.batch_size, device
+            toy, point.site.name, point.distribution, point.data_seed, point.training.batch_size, device
         )
         self.inputs = EvaluationInputs(
-            model, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
+            toy, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
         )
         self.mean, self.scale = self.stream.mean.cpu(), self.stream.scale
         self._starts: dict[tuple[Sae, int], Parameters] = {}
@@ -167,13 +167,15 @@ class Ground:
         return self.stream.covariance()
 
     def class_means(self, partition: str) -> tuple[Tensor, Tensor]:
-        """Mean activation [classes, d] and probability [classes] of a partition's classes.
+        """Mean activation [classes, d] and probability [classes] of a partition's classes, or of planted features.
 
         Over inputs of their own: what an SAE is trained to must not depend on how it will be measured.
         """
         inputs = EvaluationInputs(
             self.stream.model, self.stream.site, self.distribution, self.stream.mean, self.stream.scale, CLASS_INPUTS
         )
+        if inputs.cells is None:
+            return feature_means(inputs)
         classes = inputs.cells.partition(partition)
         of_cell = torch.as_tensor(classes.of_cell)
         sums = torch.zeros(classes.count, len(self.mean), dtype=torch.float64)
@@ -240,14 +242,14 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
     groups: dict[Any, list[Toy]] = {}
     for toy in dict.fromkeys(toys):
         if toy_id(toy) not in finished:
-            groups.setdefault((max_of_k.shapes(toy).values(), toy.steps, toy.batch_size), []).append(toy)
+            groups.setdefault(model.stack_key(toy), []).append(toy)
     for group in groups.values():
         steps = group[0].steps
 
         def report(step: int, loss: float, toy: Toy = group[0], steps: int = steps) -> None:
             say(ToyProgress(toy, step, steps, loss))
 
-        for toy, params in zip(group, max_of_k.train(group, device, report), strict=True):
+        for toy, params in zip(group, model.train(group, device, report), strict=True):
             record = {"schema": 1, "id": toy_id(toy), "settings": dataclasses.asdict(toy)}
             record["provenance"] = provenance.collect(device)
             store.commit("toys", toy_id(toy), record, {"toy.safetensors": save_tensors(params)})
@@ -259,7 +261,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> max_of_k.MaxOfK:
+def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
     """A toy of the store, on the CPU; trained first if it is missing or damaged."""
     while True:
         train_toys([toy], store, device, say)
@@ -267,9 +269,9 @@ def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> max_of_k.MaxOf
             return load_toy(toy, store)
 
 
-def load_toy(toy: Toy, store: Store) -> max_of_k.MaxOfK:
+def load_toy(toy: Toy, store: Store) -> model.Model:
     """A stored toy, on the CPU."""
-    return max_of_k.MaxOfK(toy, load_tensors(store.read("toys", toy_id(toy), "toy.safetensors")))
+    return model.load(toy, load_tensors(store.read("toys", toy_id(toy), "toy.safetensors")))
 
 
 def _train(

@@ -7,9 +7,10 @@ below m, or none; c, how often m occurs. Formulas: N(m) cells have maximum m, T(
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,30 @@ class Partition:
     name: str
     of_cell: NDArray[np.int64]
     count: int
+
+
+class Factored(Protocol):
+    """Classes of inputs, each known by its factors: a maximum (or leading feature) m, and what comes with it.
+
+    Hashable, so that what is derived from equal cells can be kept.
+    """
+
+    @property
+    def d_vocab(self) -> int:
+        """How many values m takes, 0 among them."""
+
+    @property
+    def count(self) -> int:
+        """T, the number of cells."""
+
+    @property
+    def factors(self) -> dict[str, NDArray[np.int32]]:
+        """`m`, `q`, `n` and `c` of every cell: four int32 arrays [T], -1 for none."""
+
+    def partition(self, name: str) -> Partition:
+        """The cells told apart by the factors in `name` only."""
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -94,17 +119,22 @@ class Cells:
         return count_cells(m, k) + rank
 
     def partition(self, name: str) -> Partition:
-        """The cells told apart by the factors in `name` only: a part of "mqnc" in that order ("" is one class).
+        """The cells told apart by the factors in `name` only: see `partition_by`."""
+        return partition_by(self.factors, name)
 
-        Classes are numbered in the order of their factors. Raises ValueError for any other name.
-        """
-        if name != "".join(factor for factor in FACTORS if factor in name):
-            raise ValueError(f"a partition is a part of {FACTORS!r} in that order, not {name!r}")
-        code = np.zeros(self.count, np.int64)
-        for factor in name:
-            code = code * (max(self.d_vocab, self.k) + 2) + self.factors[factor] + 1
-        classes, of_cell = np.unique(code, return_inverse=True)
-        return Partition(name, of_cell.astype(np.int64, copy=False), len(classes))
+
+def partition_by(factors: Mapping[str, NDArray[np.int32]], name: str) -> Partition:
+    """The cells told apart by the factors in `name` only: a part of "mqnc" in that order ("" is one class).
+
+    Classes are numbered in the order of their factors. Raises ValueError for any other name.
+    """
+    if name != "".join(factor for factor in FACTORS if factor in name):
+        raise ValueError(f"a partition is a part of {FACTORS!r} in that order, not {name!r}")
+    code = np.zeros(len(factors["m"]), np.int64)
+    for factor in name:
+        code = code * (int(factors[factor].max()) + 2) + factors[factor] + 1
+    classes, of_cell = np.unique(code, return_inverse=True)
+    return Partition(name, of_cell.astype(np.int64, copy=False), len(classes))
 
 
 def _occupied(m: int, k: int) -> NDArray[np.bool_]:

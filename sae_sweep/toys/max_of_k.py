@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor
 from sae_sweep.schema import Distribution, Toy
 from sae_sweep.toys.cells import Cells
 from sae_sweep.toys.sampler import Sampler, cell_weights
+from sae_sweep.toys.sequences import Sequences, spelled
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 # Steps whose inputs are drawn at once, and after which the loss is reported.
@@ -43,6 +45,11 @@ def shapes(toy: Toy) -> dict[str, tuple[int, ...]]:
     }
 
 
+def stack_key(toy: Toy) -> Any:
+    """Toys with the same key train as one stack."""
+    return tuple(shapes(toy).values()), toy.steps, toy.batch_size
+
+
 def train(
     toys: Sequence[Toy], device: str | torch.device, report: Callable[[int, float], None] | None = None
 ) -> list[dict[str, Tensor]]:
@@ -54,7 +61,7 @@ def train(
     Raises ValueError if the toys cannot be stacked.
     """
     layout, steps = shapes(toys[0]), toys[0].steps
-    if any((shapes(toy), toy.steps, toy.batch_size) != (layout, steps, toys[0].batch_size) for toy in toys):
+    if any(stack_key(toy) != stack_key(toys[0]) for toy in toys):
         raise ValueError("toys of one stack must have equal shapes, steps and batch sizes")
     generators = [torch.Generator().manual_seed(toy.seed) for toy in toys]
     # All parameters of a toy lie in one row, so that the optimiser's update is a few operations over the whole stack.
@@ -155,12 +162,6 @@ class Exact:
     loss: float
 
 
-def spelled(codes: Tensor, d_vocab: int, k: int) -> Tensor:
-    """The sequences [..., k] int64 whose tokens are the digits of `codes` [...] in base d_vocab, first token first."""
-    places = torch.tensor([d_vocab**i for i in reversed(range(k))], device=codes.device)
-    return codes[..., None] // places % d_vocab
-
-
 class MaxOfK:
     """A trained toy: activations at a site, and the toy's own logits from them.
 
@@ -185,13 +186,21 @@ class MaxOfK:
         """d: numbers per activation at `site`."""
         return self.toy.d_model if site == "pre_unembed" else self.toy.d_vocab
 
-    def activations(self, sequences: Tensor, site: str) -> Tensor:
-        """Activations [batch, d] float32 of sequences [batch, k] int64 below d_vocab.
+    def population(self, distribution: Distribution, device: str | torch.device) -> Sequences:
+        """The toy's sequences under a distribution."""
+        return Sequences(Cells(self.toy.d_vocab, self.toy.k), distribution, device)
+
+    @property
+    def planted(self) -> None:
+        """No feature is planted here: what the toy represents is its own business."""
+
+    def activations(self, inputs: Tensor, site: str) -> Tensor:
+        """Activations [batch, d] float32 of sequences `inputs` [batch, k] int64 below d_vocab.
 
         `pre_unembed`: the last position's residual (d = d_model); `post_unembed`: its logits (d = d_vocab).
         """
         # Positions before inputs: operations over the first axis and single look-ups are several times faster.
-        tokens = sequences.T.contiguous()
+        tokens = inputs.T.contiguous()
         query = tokens[-1]
         rows = tokens + self.toy.d_vocab * torch.arange(self.toy.k, device=self.device)[:, None]
         scores = self._scores.flatten().index_select(0, (query * self._scores.shape[1] + rows).flatten())
@@ -240,3 +249,8 @@ class MaxOfK:
         moved = product(product(self._embedded.flatten(0, 1), self.params["W_V"]), self.params["W_O"])
         effects = torch.cat([moved, self._embedded[-1]])
         return {"pre_unembed": effects, "post_unembed": product(effects, self.params["W_U"])}
+
+
+def load(toy: Toy, params: dict[str, Tensor]) -> MaxOfK:
+    """The toy whose parameters `train` returned."""
+    return MaxOfK(toy, params)

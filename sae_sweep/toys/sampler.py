@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,11 @@ from sae_sweep.toys.cells import FACTORS, NONE, Cells
 
 # Each class of the partition is equally likely, sequences within a class too.
 _BALANCED = {"uniform": "", "max_stratified": "m", "cell_stratified": "mqnc", "copies_balanced": "mc"}
+
+
+def mix(*parts: int | str) -> int:
+    """A generator seed from several numbers and words: neighbouring numbers give unrelated seeds."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def cell_weights(cells: Cells, distribution: Distribution) -> NDArray[np.float64]:

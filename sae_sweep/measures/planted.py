@@ -1,0 +1,102 @@
+"""How well an SAE's latents and decoder rows match features that were planted (SynthSAEBench, arXiv 2602.14687)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from sae_sweep.toys.max_of_k import product
+
+# Of features or latents that never are on, a share is 0, not undefined.
+NEVER = 1e-300
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How often latents fire and features are active, in inputs of equal weight.
+
+    both [width, features]: on the same input; fired [width]; active [features]; total: inputs.
+    """
+
+    both: Ints
+    fired: Ints
+    active: Ints
+    total: int
+
+    @property
+    def f1(self) -> Floats:
+        """F1 of every latent as a detector of every feature [width, features]."""
+        return 2 * self.both / np.maximum(self.fired[:, None] + self.active, NEVER)
+
+    def precision(self, latent: Ints, feature: Ints) -> Floats:
+        """Of the inputs on which each latent fires, the share with its feature."""
+        return self.both[latent, feature] / np.maximum(self.fired[latent], NEVER)
+
+    def recall(self, latent: Ints, feature: Ints) -> Floats:
+        """Of the inputs with each feature, the share on which its latent fires."""
+        return self.both[latent, feature] / np.maximum(self.active[feature], NEVER)
+
+
+class DetectionCounter:
+    """Builds a `Detection` from batches of inputs: `add` them in any order, then read `detection`."""
+
+    def __init__(self, width: int, features: int, fires_above: float, device: torch.device) -> None:
+        """A latent fires where a‖d‖ > `fires_above`, a feature is active where it is not 0."""
+        self.fires_above = fires_above
+        self._both = torch.zeros(width, features, dtype=torch.float64, device=device)
+        self._fired = torch.zeros(width, dtype=torch.int64, device=device)
+        self._active = torch.zeros(features, dtype=torch.int64, device=device)
+        self._total = 0
+
+    def add(self, norms: Tensor, features: Tensor) -> None:
+        """Count a batch: a‖d‖ `norms` [b, width] and how active each feature is [b, features], on one device."""
+        fires, active = norms > self.fires_above, features != 0
+        # Whole numbers below 2^24: float32 sums them exactly, in whatever order.
+        self._both += fires.float().T @ active.float()
+        self._fired += fires.sum(0)
+        self._active += active.sum(0)
+        self._total += len(norms)
+
+    @property
+    def detection(self) -> Detection:
+        """The counts of all inputs added so far."""
+        both, fired, active = (counts.long().cpu().numpy() for counts in (self._both, self._fired, self._active))
+        return Detection(both, fired, active, self._total)
+
+
+def planted_metrics(
+    detection: Detection, W_dec: Tensor, directions: Tensor, live: NDArray[np.bool_], f1: float
+) -> dict[str, float | int | None]:
+    """The columns on planted features, for decoder rows [width, d] and true `directions` [features, d].
+
+    mcc: mean |cos| of the pairs of a one-to-one matching of rows and directions that has the largest sum (Hungarian);
+    uniqueness: distinct best matches by |cos|, over latents; feature_precision, _recall, _f1: means over latents, dead
+    ones included, each as a detector of its best match; found_features: features that some live latent detects with an
+    F1 of at least `f1`, whatever its decoder row.
+    """
+    cosine = cosines(W_dec, directions).abs().cpu().numpy()
+    rows, columns = linear_sum_assignment(cosine, maximize=True)
+    latents, matches = np.arange(len(cosine)), cosine.argmax(1)
+    f1_of_all = detection.f1
+    return {
+        "mcc": float(cosine[rows, columns].mean()),
+        "uniqueness": len(np.unique(matches)) / len(matches),
+        "feature_precision": float(detection.precision(latents, matches).mean()),
+        "feature_recall": float(detection.recall(latents, matches).mean()),
+        "feature_f1": float(f1_of_all[latents, matches].mean()),
+        "found_features": int((f1_of_all[live] >= f1).any(0).sum()),
+    }
+
+
+def cosines(rows: Tensor, others: Tensor) -> Tensor:
+    """cos of every pair of rows [a, d] and others [b, d]: [a, b] float64, 0 for a row of zeros."""
+    left, right = (torch.nn.functional.normalize(each.double(), dim=1) for each in (rows, others))
+    return product(left, right.T)
