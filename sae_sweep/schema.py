@@ -198,6 +198,8 @@ class Evaluation:
     f1: float = _key(0.8, gt=0, le=1)
     f1_gain: float = _key(0.02, ge=0, le=1)
     permutations: int = _key(20, ge=1)
+    # k-sparse probes and absorption: a pass and some seconds of their own for every SAE.
+    probing: bool = _key(False, as_before=False)
 
 
 @dataclass(frozen=True)

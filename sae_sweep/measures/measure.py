@@ -14,6 +14,7 @@ from torch import Tensor
 from sae_sweep.measures.firing import FiringCounter, FiringTable, fold_dense
 from sae_sweep.measures.information import information, winner_entropy
 from sae_sweep.measures.planted import Detection, DetectionCounter, planted_metrics
+from sae_sweep.measures.probing import INPUTS, probing
 from sae_sweep.measures.reconstruction import Reconstruction
 from sae_sweep.measures.splitting import (
     LIVE_INPUTS,
@@ -88,6 +89,9 @@ def measure(
             metrics["fvu_above_ceiling"] = None
         directions = inputs.model.planted.directions
         metrics |= planted_metrics(detection, sae.W_dec, directions, latents.live, evaluation.f1)
+    if evaluation.probing:
+        norms = sae.W_dec.norm(dim=1)
+        metrics |= probing(lambda x: sae.encode(x) * norms, sae.W_dec, *inputs.labelled(INPUTS))
     return Measurement(metrics, _frame(latents, inputs.cells, sae.W_dec.norm(dim=1)), per_max)
 
 

@@ -33,6 +33,9 @@ class Population(Protocol):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Independent inputs [count, ...], on the generator's device."""
 
+    def cell(self, inputs: Tensor) -> Tensor:
+        """The cell of each input [count] int64; 0 where there are none."""
+
     def weighted(self, limit: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Chunks of inputs [b, ...], their cells [b] int64 and weights [b] float64, 1 in sum over all chunks.
 

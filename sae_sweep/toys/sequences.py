@@ -37,6 +37,10 @@ class Sequences:
         """Independent sequences [count, k] int64."""
         return self._sampler.draw(count, generator)
 
+    def cell(self, inputs: Tensor) -> Tensor:
+        """The cell of each sequence [count] int64."""
+        return torch.from_numpy(self.cells.index(inputs.cpu().numpy())).to(inputs.device)
+
     def weighted(self, limit: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """As `weighted_inputs`, in the order of cells."""
         return weighted_inputs(self.cells, self.chance, limit, self.device)

@@ -144,6 +144,19 @@ class EvaluationInputs:
             x = _normalise(self.model.activations(inputs, self.site), self.mean, self.scale)
             yield Chunk(x, cell, weight, inputs)
 
+    def labelled(self, count: int) -> tuple[Tensor, Tensor]:
+        """`count` independent inputs x [count, d] float32 and what is true of them [count, concepts] bool.
+
+        Concepts are the maxima of the toy's cells, or its planted features where there are no cells.
+        """
+        drawn = self._population.draw(count, torch.Generator(self.mean.device).manual_seed(mix("labelled", count)))
+        x = _normalise(self.model.activations(drawn, self.site), self.mean, self.scale)
+        if self.cells is None:
+            assert self.model.planted is not None
+            return x, self.model.planted.features(drawn) != 0
+        maxima = torch.from_numpy(self.cells.factors["m"]).long().to(x.device)[self._population.cell(drawn)]
+        return x, maxima[:, None] == torch.arange(self.cells.d_vocab, device=x.device)
+
 
 def feature_means(inputs: EvaluationInputs) -> tuple[Tensor, Tensor]:
     """Mean x [features, d] where each planted feature is active, and how often it is [features]; float64, CPU."""
