@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.measures import measure as module
+from sae_sweep.measures.active import Active
 from sae_sweep.measures.measure import Measurement, measure
 from sae_sweep.schema import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.toys.max_of_k import MaxOfK, shapes
@@ -36,8 +38,8 @@ class LookUp:
     W_dec: Tensor
     b_dec: Tensor
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.codes[torch.cdist(x.double(), self.x.double()).argmin(1)]
+    def active(self, x: Tensor) -> Iterator[Active]:
+        yield Active.of(self.codes[torch.cdist(x.double(), self.x.double()).argmin(1)])
 
 
 def inputs(evaluation=EVALUATION) -> EvaluationInputs:
@@ -108,7 +110,8 @@ def test_decoder_norms_are_folded_in():
 
 def test_chunks_do_not_matter(monkeypatch):
     whole = found(planted_sae("mn"))
-    monkeypatch.setattr(module, "CHUNK_NUMBERS", 17 * len(planted_sae("mn").W_dec))
+    monkeypatch.setattr(module, "BLOCK_INPUTS", 17)
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", 5)
     cut = found(planted_sae("mn"))
     assert whole.metrics == pytest.approx(cut.metrics, rel=1e-5, abs=1e-6)
     pd.testing.assert_frame_equal(whole.latents, cut.latents)

@@ -38,7 +38,7 @@ class Case:
         norms = z * self.decoder.norm(dim=1)
         found = Reconstruction(self.model, self.site, self.mean, SCALE, lambda norms: norms.sum(1))
         for rows in torch.arange(len(self.x)).tensor_split(batches):
-            parts = (part[rows] for part in (self.x, z, norms, x_hat, self.maximum, self.weight))
+            parts = (part[rows] for part in (self.x, (z != 0).sum(1), norms, x_hat, self.maximum, self.weight))
             found.add(*parts)
         return found
 

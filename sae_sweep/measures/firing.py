@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_sweep.measures.active import Active
 from sae_sweep.toys.cells import Factored
 
 # "No latent fires" in the table of top latents.
@@ -114,36 +116,24 @@ class FiringCounter:
         """
         order = np.argsort(cell, kind="stable")
         order = order[weight[order] > 0]
-        if not np.array_equal(order, np.arange(len(cell))):
-            norms = norms[torch.from_numpy(order).to(norms.device)]
-        if not len(order):
+        self.count(Active.of(norms[torch.from_numpy(order).to(norms.device)]), cell[order], weight[order])
+
+    def count(self, norms: Active, cell: NDArray[Any], weight: Floats) -> None:
+        """The same of listed a‖d‖, for inputs in the order of their cells and of weight above 0."""
+        if not len(norms):
             return
-        cell, weight = np.asarray(cell, np.int64)[order], np.asarray(weight, np.float64)[order]
-        self._add_pairs(norms, cell, weight)
-        self._add_tops(norms, cell, weight)
+        cell, weight = np.asarray(cell, np.int64), np.asarray(weight, np.float64)
+        lists = (part.cpu().numpy() for part in (norms.starts, norms.latents, norms.codes))
+        entries = *lists, np.float32(self.fires_above)
+        keys, *sums = _sum_pairs(*entries, cell, weight, self.width, self.cells)
+        self._fired += np.bincount(keys // self.cells, sums[0], self.width)
+        self._pairs.add(keys, *sums)
+        tops = cell * (self.width + 1) + (_tops(*entries) - NO_LATENT)
+        self._tops.add(*sum_by(tops, weight, np.ones_like(tops)))
         if self._pairs.overdue:
             self._pairs.merge(self._folded)
         if self._tops.overdue:
             self._tops.merge()
-
-    def _add_pairs(self, norms: Tensor, cell: Ints, weight: Floats) -> None:
-        # Latent by latent and inputs in the order of their cells: the keys come out sorted.
-        latent, row = (norms > self.fires_above).T.contiguous().nonzero(as_tuple=True)
-        values = norms[row, latent].double().cpu().numpy()
-        latents, rows = latent.cpu().numpy(), row.cpu().numpy()
-        weights = weight[rows]
-        self._fired += np.bincount(latents, weights, self.width)
-        keys = latents * self.cells + cell[rows]
-        starts = run_starts(keys)
-        columns = weights, weights * values, np.ones_like(keys)
-        self._pairs.pieces.append((keys[starts], *(_sum_runs(column, starts) for column in columns)))
-
-    def _add_tops(self, norms: Tensor, cell: Ints, weight: Floats) -> None:
-        # torch documents that of equal maxima the first is returned.
-        largest, latent = norms.max(1)
-        latent = torch.where(largest > self.fires_above, latent, NO_LATENT)
-        keys = cell * (self.width + 1) + (latent.cpu().numpy() - NO_LATENT)
-        self._tops.pieces.append(sum_by(keys, weight, np.ones_like(keys)))
 
     def _folded(self, keys: Ints) -> Ints:
         if self.fold is None:
@@ -169,18 +159,70 @@ class _Rows:
 
     def __init__(self, floats: int) -> None:
         none = np.zeros(0, np.int64)
-        self.pieces: list[tuple[NDArray[Any], ...]] = [(none, *[np.zeros(0)] * floats, none)]
-        self._merged = 0
+        self._pieces: list[tuple[NDArray[Any], ...]] = [(none, *[np.zeros(0)] * floats, none)]
+        self._held = self._merged = 0
+
+    def add(self, *piece: NDArray[Any]) -> None:
+        self._pieces.append(piece)
+        self._held += len(piece[0])
 
     @property
     def overdue(self) -> bool:
-        return sum(len(piece[0]) for piece in self.pieces) > max(ROWS_HELD, 2 * self._merged)
+        return self._held > max(ROWS_HELD, 2 * self._merged)
 
     def merge(self, rekey: Callable[[Ints], Ints] = lambda keys: keys) -> tuple[NDArray[Any], ...]:
-        keys, *values = (np.concatenate(column) for column in zip(*self.pieces, strict=True))
+        keys, *values = (np.concatenate(column) for column in zip(*self._pieces, strict=True))
         merged = sum_by(rekey(keys), *values)
-        self.pieces, self._merged = [merged], len(merged[0])
+        self._pieces, self._held, self._merged = [merged], len(merged[0]), len(merged[0])
         return merged
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_pairs(starts, latents, norms, cut, cell, weight, width, cells):  # type: ignore[no-untyped-def]
+    """Keys latent · cells + cell of what fires, sorted, with the sums of weight and of weight · norm, and counts.
+
+    Entries as in Active; `cell` is sorted. Ordered by latent, and within one as they come, entries of a pair are
+    neighbours.
+    """
+    ends = np.zeros(width + 1, np.int64)
+    for entry in range(len(latents)):
+        if norms[entry] > cut:
+            ends[latents[entry] + 1] += 1
+    for latent in range(width):
+        ends[latent + 1] += ends[latent]
+    rows, values = np.empty(ends[width], np.int64), np.empty(ends[width], np.float32)
+    for row in range(len(starts) - 1):
+        for entry in range(starts[row], starts[row + 1]):
+            if norms[entry] > cut:
+                place = ends[latents[entry]]  # where its latent begins; in the end, where it ends
+                rows[place], values[place] = row, norms[entry]
+                ends[latents[entry]] += 1
+    keys, counts = np.empty(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    weights, masses = np.zeros(len(rows)), np.zeros(len(rows))
+    pairs = first = 0
+    for latent in range(width):
+        for place in range(first, ends[latent]):
+            row = rows[place]
+            if place == first or cell[row] != cell[rows[place - 1]]:
+                keys[pairs] = latent * cells + cell[row]
+                pairs += 1
+            weights[pairs - 1] += weight[row]
+            masses[pairs - 1] += weight[row] * values[place]
+            counts[pairs - 1] += 1
+        first = ends[latent]
+    return keys[:pairs].copy(), weights[:pairs].copy(), masses[:pairs].copy(), counts[:pairs].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _tops(starts, latents, norms, cut):  # type: ignore[no-untyped-def]
+    """The latent of the largest norm of each input, of equals the first; NO_LATENT where none is above the cut."""
+    tops = np.full(len(starts) - 1, NO_LATENT, np.int64)
+    for row in range(len(tops)):
+        largest = cut
+        for entry in range(starts[row], starts[row + 1]):
+            if norms[entry] > largest:
+                largest, tops[row] = norms[entry], latents[entry]
+    return tops
 
 
 def sum_by(keys: Ints, *values: NDArray[Any]) -> tuple[NDArray[Any], ...]:

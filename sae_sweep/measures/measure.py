@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sae_sweep.measures.active import Active
 from sae_sweep.measures.firing import FiringCounter, FiringTable, fold_dense
 from sae_sweep.measures.information import information, winner_entropy
 from sae_sweep.measures.planted import Detection, DetectionCounter, planted_metrics
@@ -31,12 +32,13 @@ from sae_sweep.schema import PARTITIONS, Evaluation
 from sae_sweep.toys.cells import Factored
 from sae_sweep.toys.stream import EvaluationInputs
 
-# Numbers in the largest dense array of a pass: 16 MiB in float32. Fixed, as sums depend on where chunks end.
-CHUNK_NUMBERS = 1 << 22
+# Inputs at a time, so that what is computed of them stays in a cache; fewer where so many latents fire that a row for
+# each input of all that fire would have more numbers than this. Fixed, as sums depend on where a block ends.
+BLOCK_INPUTS, BLOCK_NUMBERS = 1 << 10, 1 << 22
 
 
 class MeasurableSAE(Protocol):
-    """What a pass needs of an SAE: x̂ = encode(x) @ W_dec + b_dec."""
+    """What a pass needs of an SAE: x̂ = z @ W_dec + b_dec, where the code z is mostly zero."""
 
     @property
     def W_dec(self) -> Tensor:
@@ -46,8 +48,8 @@ class MeasurableSAE(Protocol):
     def b_dec(self) -> Tensor:
         """Decoder bias [d] float32."""
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Dense codes z [b, width] float32 ≥ 0 of normalised inputs x [b, d], decoder norms not folded in."""
+    def active(self, x: Tensor) -> Iterator[Active]:
+        """Codes z ≥ 0 of normalised inputs x [b, d], of some inputs after the other; decoder norms not folded in."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _one_pass(
     sae: MeasurableSAE, inputs: EvaluationInputs, reconstruction: Reconstruction, evaluation: Evaluation
 ) -> tuple[FiringTable, Detection | None]:
     """The firing table, of one cell for a toy without any, and the counts of a toy with planted features."""
-    cells, planted, (width, d) = inputs.cells, inputs.model.planted, sae.W_dec.shape
+    cells, planted, width = inputs.cells, inputs.model.planted, len(sae.W_dec)
     decoder_norms = sae.W_dec.norm(dim=1)
     maxima = torch.zeros(1, dtype=torch.int64, device=inputs.mean.device)
     counter, detections = FiringCounter(width, 1, evaluation.fires_above), None
@@ -109,18 +111,26 @@ def _one_pass(
         maxima = torch.from_numpy(cells.factors["m"]).long().to(maxima.device)
     if planted is not None:
         detections = DetectionCounter(width, len(planted.directions), evaluation.fires_above, maxima.device)
-    rows = max(1, CHUNK_NUMBERS // max(width, d, inputs.model.toy.maxima))
-    for chunk in inputs:
-        for x, cell, weight, drawn in zip(
-            *(part.split(rows) for part in (chunk.x, chunk.cell, chunk.weight, chunk.inputs)), strict=True
-        ):
-            z = sae.encode(x)
-            norms = z * decoder_norms
-            reconstruction.add(x, z, norms, z @ sae.W_dec + sae.b_dec, maxima[cell], weight)
-            counter.add(norms, cell.cpu().numpy(), weight.cpu().numpy())
-            if detections is not None and planted is not None:
-                detections.add(norms, planted.features(drawn))
+    for x, cell, weight, drawn in _blocks(inputs):
+        begin = 0
+        for active in sae.active(x):
+            for part in active.split(BLOCK_NUMBERS // (width if planted is not None else max(1, active.most))):
+                at = slice(begin, begin := begin + len(part))
+                norms, x_hat = part.contributions(decoder_norms), part.decode(sae.W_dec, sae.b_dec)
+                reconstruction.add(x[at], part.counts, norms.packed(), x_hat, maxima[cell[at]], weight[at])
+                counter.count(norms, cell[at].cpu().numpy(), weight[at].cpu().numpy())
+                if detections is not None and planted is not None:
+                    detections.add(norms.dense(width), planted.features(drawn[at]))
     return counter.table, detections.detection if detections else None
+
+
+def _blocks(inputs: EvaluationInputs) -> Iterator[tuple[Tensor, ...]]:
+    """x, cells, weights and inputs of BLOCK_INPUTS at a time, in the order of their cells."""
+    for chunk in inputs:
+        parts = (part.split(BLOCK_INPUTS) for part in (chunk.x, chunk.cell, chunk.weight, chunk.inputs))
+        for block in zip(*parts, strict=True):
+            order = block[1].argsort(stable=True)
+            yield tuple(part[order] for part in block)
 
 
 def _frame(latents: Latents, cells: Factored | None, decoder_norms: Tensor) -> pd.DataFrame:

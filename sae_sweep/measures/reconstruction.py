@@ -37,11 +37,11 @@ class Reconstruction:
         zero = model.logits(torch.zeros(1, d, device=device), site)
         self._zero_log_p = None if zero is None else zero.double().log_softmax(-1)[0]
 
-    def add(self, x: Tensor, z: Tensor, norms: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
+    def add(self, x: Tensor, active: Tensor, norms: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
         """Count a batch, all on the toy's device.
 
-        Inputs `x` and reconstructions `x_hat` [b, d], codes `z` and a‖d‖ `norms` [b, width], true `maximum` [b] int64
-        and evaluation `weight` [b] float64.
+        Inputs `x` and reconstructions `x_hat` [b, d], how many latents are `active` [b], a‖d‖ `norms` of these and
+        zeros [b, ·], true `maximum` [b] int64 and evaluation `weight` [b] float64.
         """
         size = x.double().norm(dim=1)
         ratio = torch.where(size > 0, x_hat.double().norm(dim=1) / size, 0)
@@ -50,12 +50,13 @@ class Reconstruction:
         self._sum("ratio", weight, ratio)
         self._sum("square", weight, size.square())
         self._sum("error", weight, (x - x_hat).double().square().sum(1))
-        self._sum("active", weight, (z != 0).sum(1).double())
+        self._sum("active", weight, active.double())
         self._sum("penalty", weight, self.penalty_value(norms).double())
         # A product with the indicator of the maximum: adding up by index has no fixed order on CUDA.
-        of_max = F.one_hot(maximum, len(self._weights)).double() * weight[:, None]
-        self._weights += of_max.sum(0)
-        self._totals += of_max.T @ x.double()
+        least, most = int(maximum.min()), int(maximum.max())
+        of_max = F.one_hot(maximum - least, most - least + 1).double() * weight[:, None]
+        self._weights[least : most + 1] += of_max.sum(0)
+        self._totals[least : most + 1] += of_max.T @ x.double()
         self._add_outputs(x, x_hat, maximum, weight)
 
     def _add_outputs(self, x: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:

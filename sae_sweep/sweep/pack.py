@@ -22,10 +22,11 @@ from torch import Tensor
 
 from sae_sweep import provenance
 from sae_sweep.interruption import Interrupted
+from sae_sweep.measures.active import Active
 from sae_sweep.measures.measure import Measurement, measure
 from sae_sweep.saes import export
 from sae_sweep.saes.architectures import ARCHITECTURES
-from sae_sweep.saes.kernels import Backend, pick_backend
+from sae_sweep.saes.kernels import LISTED, Backend, pick_backend
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Parameters, Stack
 from sae_sweep.saes.starts import start
@@ -39,6 +40,8 @@ from sae_sweep.toys.stream import EvaluationInputs, Stream, feature_means
 
 # Rows kept of a training curve.
 CURVE_ROWS = 40
+# Codes in the largest dense tensor of a measurement.
+DENSE_NUMBERS = 1 << 22
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
@@ -225,6 +228,21 @@ class PointSae:
     @cached_property
     def _norms(self) -> Tensor:
         return self.parameters.norms()
+
+    @cached_property
+    def _lister(self) -> Callable[[Tensor], Iterator[tuple[Any, ...]]]:
+        from sae_sweep.saes.kernels.listing import Lister  # compiled: of no use on a GPU
+
+        return Lister(self.parameters, self.point.sae.architecture, self.point.sae.k)
+
+    def active(self, x: Tensor) -> Iterator[Active]:
+        """The codes as lists, some inputs at a time: no tensor that is held grows with all inputs times the width."""
+        if x.device.type == "cpu" and self.point.sae.architecture in LISTED:
+            for lists in self._lister(x):
+                yield Active(*map(torch.from_numpy, lists))
+        else:
+            for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
+                yield Active.of(self.encode(part))
 
     def encode(self, x: Tensor) -> Tensor:
         architecture = ARCHITECTURES[self.point.sae.architecture]

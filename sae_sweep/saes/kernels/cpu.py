@@ -34,8 +34,8 @@ from sae_sweep.saes.kernels.steps import (
 from sae_sweep.saes.kernels.tile import LANES
 from sae_sweep.saes.stack import Stack, adam_scale
 
-# One part for so many products of the encoder (50 µs): less is not worth sharing. More than MOST_PARTS cores are rare.
-PART, MOST_PARTS = 1 << 22, 16
+# One part for so many products of the encoder (0.2 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
+PART, MOST_PARTS = 1 << 24, 16
 # Entries that a part lists before their gradients are collected; and always room for one more input.
 ENTRIES = 1 << 17
 # Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
