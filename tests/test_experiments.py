@@ -1,4 +1,4 @@
-"""Every preset in miniature, run to its verdicts: each claim names points that its grid holds and a column they have."""
+"""Every preset in miniature, run to its verdicts: each claim names points of its grid and a column that they have."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _matches(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
 
 
 def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
-    """`value` and the seeds: a row per point where the measure is not null, or, at a level, per ladder that reaches it."""
+    """`value` and seeds: a row per point where the measure is not null, or, at a level, per ladder that reaches it."""
     columns = [rows[name].astype("float64") for name in claim["measure"].split(" - ")]
     value = columns[0] - columns[1] if len(columns) == 2 else columns[0]
     seeds = ["toy_seed", "data_seed"] if claim.get("best_of_seeds") else ["toy_seed", "data_seed", "seed"]
