@@ -92,8 +92,7 @@ def measure(
         directions = inputs.model.planted.directions
         metrics |= planted_metrics(detection, sae.W_dec, directions, latents.live, evaluation.f1)
     if evaluation.probing:
-        norms = sae.W_dec.norm(dim=1)
-        metrics |= probing(lambda x: sae.encode(x) * norms, sae.W_dec, *inputs.labelled(INPUTS))
+        metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(INPUTS))
     return Measurement(metrics, _frame(latents, inputs.cells, sae.W_dec.norm(dim=1)), per_max)
 
 
@@ -131,6 +130,12 @@ def _blocks(inputs: EvaluationInputs) -> Iterator[tuple[Tensor, ...]]:
         for block in zip(*parts, strict=True):
             order = block[1].argsort(stable=True)
             yield tuple(part[order] for part in block)
+
+
+def _contributions(sae: MeasurableSAE, x: Tensor) -> Tensor:
+    """a‖d‖ of every latent [b, width]."""
+    norms = sae.W_dec.norm(dim=1)
+    return torch.cat([part.contributions(norms).dense(len(norms)) for part in sae.active(x)])
 
 
 def _frame(latents: Latents, cells: Factored | None, decoder_norms: Tensor) -> pd.DataFrame:
