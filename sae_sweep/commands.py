@@ -233,7 +233,7 @@ def architectures(json: bool) -> None:
     from sae_sweep.saes.architectures import ARCHITECTURES
 
     rows = [
-        {"name": name, "description": a.description, "keys": list(a.keys), "source": a.source}
+        {"name": name, "description": a.description, "keys": list(a.keys), "trained_by": a.step, "source": a.source}
         for name, a in ARCHITECTURES.items()
     ]
     _listing(rows, json, "all: pre = W_enc·x + b_enc, reconstruction = W_dec·z + b_dec")

@@ -219,7 +219,8 @@ def _oracle_gap(frame: pd.DataFrame) -> pd.Series:
     """loss − the lowest loss among the points that share every setting but the start, and start from an oracle."""
     if frame.empty:
         return frame["oracle_gap"]
-    shared = [*_ORACLE_SHARES, *(key for key in _names(frame) if key.startswith(("toy.", "distribution.")))]
+    prefixes = ("toy.", "distribution.", "penalty.", "sae.bandwidth", "sae.levels")
+    shared = [*_ORACLE_SHARES, *(key for key in _names(frame) if key.startswith(prefixes))]
     same = frame.groupby(shared, dropna=False, sort=False).ngroup()
     oracle = frame["loss"].where(frame["init"] == "oracle").groupby(same).transform("min")
     return frame["loss"] - oracle

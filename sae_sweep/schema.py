@@ -38,9 +38,14 @@ MAGNITUDES = ("constant", "uniform", "exponential", "lomax")
 TOY_DISTRIBUTIONS = ("uniform", "max_stratified")
 DISTRIBUTIONS = ("uniform", "max_stratified", "cell_stratified", "copies_balanced", "weights")
 SITES = ("pre_unembed", "post_unembed")
-ARCHITECTURES = ("relu", "topk", "batchtopk")
+# A name's place seeds its starts: new ones go to the end.
+ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "tied")
 # Architectures whose sparsity is a count of active latents: they take `sae.k` and no penalty.
-COUNTED = ("topk", "batchtopk")
+COUNTED = ("topk", "batchtopk", "matryoshka")
+# Trained numbers of each latent beyond its rows and its bias.
+EXTRAS = {"jumprelu": ("thresholds",), "gated": ("r_mag", "b_mag")}
+# Architectures that no backend but autograd knows.
+AUTOGRAD = ("jumprelu", "gated", "matryoshka", "tied")
 # Which settings beside the coefficient each penalty reads. `sqrt` is L_p at p = 0.5.
 PENALTY_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -57,6 +62,7 @@ PENALTY_KEYS: dict[str, tuple[str, ...]] = {
     "mcp": ("scale",),
     "exclusive": ("scale",),
     "exclusive_pi": ("scale",),
+    "l0": (),
 }
 # Penalties in which latents compete: not every backend has them, so they train in stacks of their own.
 COMPETING = ("exclusive", "exclusive_pi")
@@ -64,6 +70,8 @@ PENALTIES = tuple(PENALTY_KEYS)
 INITS = ("random", "exemplars", "kmeans", "whitened", "oracle")
 # Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
 PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
+# What an oracle start gives latents: the classes of a partition, or of two whose means add up.
+ORACLES = (*PARTITIONS, "m+q", "m+n")
 
 
 def _key(default: Any, **limits: Any) -> Any:
@@ -145,15 +153,19 @@ class Sae:
 
     architecture: str = _key("relu", choices=ARCHITECTURES)
     width: int = _key(64, ge=1)
-    # Active latents per input: TopK and BatchTopK only.
+    # Active latents per input: TopK, BatchTopK and Matryoshka only.
     k: int = _key(1, ge=1)
     init: str = _key("kmeans", choices=INITS)
     # The partition whose cells an oracle start gives one latent each.
-    partition: str = _key("m", choices=PARTITIONS)
+    partition: str = _key("m", choices=ORACLES)
     # An exemplar's latent fires where the projection on the exemplar exceeds this fraction of its norm.
     margin: float = _key(0.5, ge=0, lt=1)
     # Ridge of the whitened and oracle starts, relative to the largest eigenvalue of the covariance.
     ridge: float = _key(1e-2, gt=0)
+    # JumpReLU: how near a contribution must be to its threshold to move it; activations have E‖x‖² = d.
+    bandwidth: float = _key(0.5, gt=0, as_before=0.5)
+    # Matryoshka: nested levels, each half of the next.
+    levels: int = _key(4, ge=1, le=30, as_before=4)
 
 
 @dataclass(frozen=True)
@@ -291,6 +303,10 @@ def canonical_toy(toy: Toy) -> Toy:
 def _effective(sae: Sae, penalty: Penalty, training: Training) -> tuple[Sae, Penalty, Training]:
     if sae.architecture not in COUNTED:
         sae = dataclasses.replace(sae, k=Sae.k)
+    if sae.architecture != "jumprelu":
+        sae = dataclasses.replace(sae, bandwidth=Sae.bandwidth)
+    if sae.architecture != "matryoshka":
+        sae = dataclasses.replace(sae, levels=Sae.levels)
     if sae.init != "oracle":
         sae = dataclasses.replace(sae, partition=Sae.partition)
     if sae.init not in ("whitened", "oracle"):

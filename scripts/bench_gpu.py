@@ -37,7 +37,8 @@ from torch import Tensor
 from sae_sweep.saes.kernels import Backend, Progress
 from sae_sweep.saes.kernels.cuda import CudaBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
-from sae_sweep.saes.stack import Parameters, Stack
+from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK
 from sae_sweep.schema import PENALTIES, Penalty, Point, Sae, Training
 

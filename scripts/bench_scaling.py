@@ -28,7 +28,8 @@ import torch
 from bench_worker import reset_peak, resident_bytes
 
 from sae_sweep.saes.kernels import pick_backend
-from sae_sweep.saes.stack import Parameters, Stack
+from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.stack import Stack
 from sae_sweep.schema import Penalty, Point, Sae, Toy, Training
 from sae_sweep.sweep import cost
 

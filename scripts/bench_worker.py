@@ -142,7 +142,8 @@ class SaeSweep:
 
     def __init__(self, work: Work, starts: dict[int, Sae], threads: int) -> None:
         from sae_sweep.saes.kernels import pick_backend
-        from sae_sweep.saes.stack import Parameters, Stack
+        from sae_sweep.saes.parameters import Parameters
+        from sae_sweep.saes.stack import Stack
         from sae_sweep.schema import Penalty, Point, Training, canonical
         from sae_sweep.schema import Sae as Shape
 

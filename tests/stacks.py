@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 
 from sae_sweep.saes.kernels.cpu import CpuBackend
-from sae_sweep.saes.stack import Parameters, Stack
-from sae_sweep.schema import Penalty, Point, Sae, Training
+from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.stack import Stack
+from sae_sweep.schema import EXTRAS, Penalty, Point, Sae, Training
 
 # One coefficient for each penalty under which a random SAE keeps some latents alive and loses others.
 PENALTIES = [
@@ -53,7 +54,13 @@ def start_of(point: Point, d: int = 16) -> Parameters:
     width = point.sae.width
     W_enc, W_dec = torch.randn(2, width, d, generator=generator) / d**0.5
     b_enc, b_dec = torch.randn(width, generator=generator) - 1, torch.randn(d, generator=generator) / 10
-    return Parameters(W_enc, W_dec, b_enc, b_dec, torch.zeros(()))
+    # Drawn last, so that the other numbers are the same for every architecture.
+    of_its_own = {"thresholds": (0.2, 1.0), "r_mag": (-0.2, 0.2), "b_mag": (-1.0, 1.0)}
+    extras = {
+        name: torch.empty(width).uniform_(*of_its_own[name], generator=generator)
+        for name in EXTRAS.get(point.sae.architecture, ())
+    }
+    return Parameters(W_enc, W_dec, b_enc, b_dec, torch.zeros(()), **extras)
 
 
 def stack_of(chosen: Sequence[Point], d: int = 16) -> Stack:

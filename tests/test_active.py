@@ -9,7 +9,7 @@ from stacks import PENALTIES, batches, points, stack_of
 from sae_sweep.measures import active
 from sae_sweep.measures.active import Active
 from sae_sweep.saes.kernels import LISTED
-from sae_sweep.saes.stack import Parameters
+from sae_sweep.saes.parameters import Parameters
 
 CODES = torch.tensor([[0, 2.0, 0, 1.0], [0, 0, 0, 0], [3.0, 0, 0, 0]])
 

@@ -26,6 +26,10 @@ ARCHITECTURES = (
     ["penalty=exclusive_pi", "penalty.coefficient=0.01,0.1", "seed=0,1"],
     ["sae=topk", "sae.k=2", "seed=0,1,2,3"],
     ["sae=batchtopk", "sae.k=2", "seed=0,1,2,3"],
+    ["sae=jumprelu", "penalty=l0", "penalty.coefficient=0.1,1"],
+    ["sae=gated", "penalty=l1", "penalty.coefficient=0.1,1"],
+    ["sae=matryoshka", "sae.k=2", "seed=0,1"],
+    ["sae=tied", "penalty=sqrt", "penalty.coefficient=0.1,1"],
 )
 
 

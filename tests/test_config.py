@@ -56,7 +56,8 @@ def test_every_experiment_composes(experiment: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in PARTS for o in listing(g) if o != "weights"])
 def test_every_option_composes_and_says_its_own_name(group: str, option: str) -> None:
-    point = config.load([f"{group}={option}", "penalty.coefficient=1"]).points[0]
+    counts = ["sae=jumprelu"] if option == "l0" else []
+    point = config.load([f"{group}={option}", "penalty.coefficient=1", *counts]).points[0]
     if group in ("site", "distribution"):
         assert getattr(point, group).name == option
     if group == "sae":
@@ -111,7 +112,7 @@ def test_the_grammar_of_sweeps() -> None:
     assert values([*ONE, "seed=range(0,3)"], "seed") == [0, 1, 2]
     assert values([*ONE, "seed=range(6,0,-2)"], "seed") == [6, 4, 2]
     assert values([*ONE, "training.lr_decay=range(0.1,0.4,0.1)"], "training.lr_decay") == [0.1, 0.2, 0.3]
-    assert values([*ONE, "penalty=glob(l*,exclude=lp*)"], "penalty.name") == ["l1", "log1p", "log1p_sq"]
+    assert values([*ONE, "penalty=glob(l*1*,exclude=lp*)"], "penalty.name") == ["l1", "log1p", "log1p_sq"]
     assert values([*ONE, "sae.init=glob(*)"], "sae.init") == ["random", "exemplars", "kmeans", "whitened", "oracle"]
     assert values([*ONE, "toy.seed=0,1", "seed=${toy.seed}"], "seed") == [0, 1]
     assert values([*ONE, "+seed=3", "++data_seed=4"], "seed") == [3]
@@ -358,6 +359,7 @@ def test_the_axes_of_a_sweep() -> None:
 # Bad input
 
 BAD = [
+    ("penalty=l0", "did you mean sae=jumprelu?"),
     ("sae.widht=3", "did you mean 'sae.width'?"),
     ("width=3", "did you mean 'sae.width'?"),
     ("penalti=l1", "did you mean 'penalty'?"),

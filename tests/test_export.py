@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -12,19 +13,19 @@ from stacks import PENALTIES, points, start_of
 from sae_sweep import schema
 from sae_sweep.saes import export
 from sae_sweep.saes.architectures import ARCHITECTURES
-from sae_sweep.saes.stack import Parameters
+from sae_sweep.saes.parameters import Parameters
+from sae_sweep.schema import Sae
 
 MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
 
 
 def with_threshold(parameters: Parameters) -> Parameters:
-    return Parameters(*list(vars(parameters).values())[:-1], torch.tensor(0.8))
+    return dataclasses.replace(parameters, threshold=torch.tensor(0.8))
 
 
 def run(parameters: Parameters, architecture: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     kind = ARCHITECTURES[architecture]
-    threshold = parameters.threshold if kind.learns_threshold else None
-    codes = kind.activate(x @ parameters.W_enc.T + parameters.b_enc, parameters.norms(), 3, threshold)
+    codes = kind.codes(x, parameters, Sae(architecture, width=40, k=3))
     return codes, codes @ parameters.W_dec + parameters.b_dec
 
 
@@ -42,8 +43,9 @@ def test_a_folded_sae_takes_raw_activations(architecture: str) -> None:
     torch.testing.assert_close(folded_reconstruction, reconstruction / SCALE + MEAN, atol=1e-5, rtol=1e-5)
 
 
-def test_unfold_is_the_inverse() -> None:
-    parameters = with_threshold(start_of(points(PENALTIES[:1])[0]))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unfold_is_the_inverse(architecture: str) -> None:
+    parameters = with_threshold(start_of(points(PENALTIES[:1], architecture)[0]))
     back = export.unfold(export.fold(parameters, MEAN, SCALE), MEAN, SCALE)
     for name, tensor in vars(parameters).items():
         torch.testing.assert_close(getattr(back, name), tensor, atol=1e-6, rtol=1e-5, msg=name)
@@ -70,11 +72,13 @@ def test_the_layout_of_the_files(architecture: str) -> None:
     config = json.loads(files[export.CONFIG])
     tensors = load(files[export.WEIGHTS])
     assert (config["d_in"], config["d_sae"]) == (16, 40) == tuple(tensors["W_enc"].shape)
-    assert config["architecture"] == {"relu": "standard", "topk": "topk", "batchtopk": "jumprelu"}[architecture]
+    assert config["architecture"] == export.ARCHITECTURES[architecture]
     assert config.get("k") == (3 if architecture == "topk" else None)
-    norms = parameters.norms() if architecture == "relu" else torch.ones(40)
+    norms = torch.ones(40) if config["architecture"] in ("topk", "jumprelu") else parameters.norms()
     torch.testing.assert_close(tensors["W_dec"].norm(dim=1), norms)
-    assert ("threshold" in tensors) == (architecture == "batchtopk")
+    biases = {"b_gate", "r_mag", "b_mag"} if architecture == "gated" else {"b_enc"}
+    biases |= {"threshold"} if config["architecture"] == "jumprelu" else set()
+    assert set(tensors) == {"W_enc", "W_dec", "b_dec", *biases}
 
 
 def test_what_is_not_rescaled_is_read_to_the_bit() -> None:

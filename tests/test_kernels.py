@@ -13,9 +13,10 @@ from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.kernels import cpu, pick_backend
 from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
+from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import Penalty, Point
+from sae_sweep.schema import AUTOGRAD, Penalty, Point, Sae
 
 KINDS = [
     ("relu", PENALTIES),
@@ -24,33 +25,50 @@ KINDS = [
     ("batchtopk", PENALTIES[-1:] * 2),
 ]
 
+L0 = Penalty("l0", 0.1)
+BY_AUTOGRAD = [
+    ("relu", [EXCLUSIVE_PI] * 2),
+    ("jumprelu", [L0, PENALTIES[0], PENALTIES[5]]),
+    ("gated", PENALTIES[:3]),
+    ("matryoshka", PENALTIES[-1:] * 2),
+    ("tied", PENALTIES[:3]),
+]
+
 
 def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
     """The point trained as anybody would: a module, torch.optim.Adam, clip_grad_norm_."""
     start = start_of(point)
-    leaves = [torch.nn.Parameter(t.clone()) for t in (start.W_enc, start.W_dec, start.b_enc, start.b_dec)]
-    W_enc, W_dec, b_enc, b_dec = leaves
+    kind, settings = ARCHITECTURES[point.sae.architecture], point.sae
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", *kind.extras)
+    leaves = [torch.nn.Parameter(getattr(start, name).clone()) for name in names]
+    for leaf in leaves:
+        leaf.grad = torch.zeros_like(leaf)
     optimiser = torch.optim.Adam(leaves, betas=(0.9, 0.999), eps=1e-8)
     penalty, training, steps = point.penalty, point.training, len(data)
-    activate = ARCHITECTURES[point.sae.architecture].activate
     for step, x in enumerate(data):
         warm = min(1.0, (step + 1) / max(1.0, training.lr_warmup * steps))
         cool = min(1.0, (steps - step) / max(1.0, training.lr_decay * steps))
         ramp = min(1.0, (step + 1) / max(1.0, training.coefficient_warmup * steps))
         optimiser.param_groups[0]["lr"] = training.lr * min(warm, cool)
-        norms = W_dec.norm(dim=1)
-        codes = activate(x @ W_enc.T + b_enc, norms, point.sae.k, None)
-        error = (codes @ W_dec + b_dec - x).square().sum(1).mean()
-        shares = log_shares(codes * norms) if penalty.name == "exclusive_pi" else None
-        sparsity = penalty_value(penalty.name, codes * norms, penalty.scale, penalty.p, shares).mean()
-        optimiser.zero_grad()
-        (error + penalty.coefficient * ramp * sparsity).backward()
+        sae = Parameters(threshold=torch.zeros(()), **dict(zip(names, leaves, strict=True)))
+        sae = kind.effective(sae) if kind.effective else sae
+        pre = x @ sae.W_enc.T + sae.b_enc
+        codes = kind.activate(pre, sae, settings, True)
+        error = (codes @ sae.W_dec + sae.b_dec - x).square().sum(1).mean()
+        contributions = kind.penalised(pre, codes, sae)
+        shares = log_shares(contributions) if penalty.name == "exclusive_pi" else None
+        sparsity = penalty_value(penalty.name, contributions, penalty.scale, penalty.p, shares).mean()
+        if penalty.name == "l0":
+            sparsity = kind.fires(pre, sae, settings).sum(1).mean()
+        further = kind.auxiliary(x, pre, codes, sae, settings) if kind.auxiliary else 0
+        optimiser.zero_grad(set_to_none=False)
+        (error + penalty.coefficient * ramp * sparsity + further).backward()
         torch.nn.utils.clip_grad_norm_(leaves, training.clip)
         optimiser.step()
     return torch.cat([leaf.detach().flatten() for leaf in leaves])
 
 
-@pytest.mark.parametrize(("architecture", "penalties"), [*KINDS, ("relu", [EXCLUSIVE_PI] * 2)])
+@pytest.mark.parametrize(("architecture", "penalties"), [*KINDS, *BY_AUTOGRAD])
 def test_a_stack_equals_separate_adam_runs(architecture: str, penalties: list[Penalty]) -> None:
     chosen = points(penalties, architecture, clip=2.0, coefficient_warmup=0.5)
     # A stack holds different learning rates too.
@@ -127,9 +145,9 @@ def test_company_and_threads_change_no_bit(architecture: str, width: int, many_p
     assert torch.equal(trained([chosen[2], chosen[0]], data, 1).flat[0], together.flat[2])
 
 
-@pytest.mark.parametrize(("architecture", "penalty"), [("relu", EXCLUSIVE_PI)])
-def test_company_and_threads_change_no_bit_of_the_reference(architecture: str, penalty: Penalty) -> None:
-    chosen = points([penalty] * 3, architecture, 90)
+@pytest.mark.parametrize(("architecture", "penalties"), BY_AUTOGRAD)
+def test_company_and_threads_change_no_bit_of_the_reference(architecture: str, penalties: list[Penalty]) -> None:
+    chosen = points([*penalties, penalties[0]][-3:], architecture, 90)
     data = batches(8, 200)
 
     def trained(members: list[Point], threads: int) -> Stack:
@@ -239,9 +257,10 @@ def test_the_reference_breaks_alone_too() -> None:
 def test_batchtopk_keeps_k_per_input_on_average_and_learns_its_threshold() -> None:
     pre = torch.tensor([[5.0, 4.0, 0.5], [1.0, -3.0, 0.2]])
     norms = torch.tensor([1.0, 1.0, 10.0])
-    codes = ARCHITECTURES["batchtopk"].activate(pre, norms, 1, None)
+    sae = Parameters(torch.empty(0), torch.diag(norms), torch.zeros(3), torch.zeros(3), torch.tensor(2.0))
+    codes = ARCHITECTURES["batchtopk"].activate(pre, sae, Sae(k=1), True)
     assert codes.tolist() == [[5.0, 0.0, 0.5], [0.0, 0.0, 0.0]]  # contributions 5, 4, 5 | 1, 0, 2
-    reached = ARCHITECTURES["batchtopk"].activate(pre, norms, 1, torch.tensor(2.0))
+    reached = ARCHITECTURES["batchtopk"].activate(pre, sae, Sae(k=1), False)
     assert (reached > 0).tolist() == [[True, True, True], [False, False, True]]
     stack = stack_of(points(PENALTIES[-1:], "batchtopk"))
     DenseBackend().advance(stack, batches(40))
@@ -250,7 +269,9 @@ def test_batchtopk_keeps_k_per_input_on_average_and_learns_its_threshold() -> No
 
 def test_topk_chooses_by_contribution() -> None:
     pre = torch.tensor([[5.0, 4.0, 0.6, -1.0]])
-    codes = ARCHITECTURES["topk"].activate(pre, torch.tensor([1.0, 1.0, 10.0, 99.0]), 2, None)
+    W_dec = torch.diag(torch.tensor([1.0, 1.0, 10.0, 99.0]))
+    sae = Parameters(torch.empty(0), W_dec, torch.zeros(4), torch.zeros(4), torch.zeros(()))
+    codes = ARCHITECTURES["topk"].activate(pre, sae, Sae(k=2), True)
     assert codes.tolist() == [[5.0, 0.0, pytest.approx(0.6), 0.0]]
 
 
@@ -262,6 +283,7 @@ def test_the_backend_for_a_stack() -> None:
     assert isinstance(picked("relu"), CpuBackend)
     assert isinstance(picked("topk"), CpuBackend)
     assert isinstance(picked("batchtopk"), CpuBackend)
+    assert all(isinstance(picked(architecture), DenseBackend) for architecture in AUTOGRAD)
 
 
 def test_schedules() -> None:

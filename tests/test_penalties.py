@@ -26,6 +26,7 @@ BY_HAND = {  # of contributions (1, 2, 0) at scale 2 and p 0.3
     "lp_annealed": (1 + EPS) ** 0.3 + (2 + EPS) ** 0.3 - 2 * EPS**0.3,
     "hoyer": 9 / (5 + EPS),
     "mcp": (1 - 1 / 4) + 1,
+    "l0": 2.0,
     "exclusive": 1 / 0.2 + 2 / 2,
     "exclusive_pi": 1 / 0.2 + 2 / 2,  # without shares: −log π is left out
 }

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from sae_sweep.saes.stack import Parameters
+from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.starts import from_exemplars, kmeans, start
 from sae_sweep.schema import INITS, Penalty, Point, Sae
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Stack
 from sae_sweep.schema import Point
@@ -39,13 +40,12 @@ def anneal(stack: Stack, x: Tensor) -> None:
 
 
 def _penalty(stack: Stack, i: int, x: Tensor, p: float) -> float:
-    sae, point = stack.parameters(i), stack.points[i]
-    norms = sae.norms()
+    kind, sae, settings = stack.architecture, stack.parameters(i), stack.points[i].sae
     total = 0.0
     for rows in x.split(max(1, NUMBERS // stack.width)):
-        pre = rows @ sae.W_enc.T + sae.b_enc
-        codes = stack.architecture.activate(pre, norms, point.sae.k, None)
-        values = penalty_value("lp_annealed", codes * norms, exponent=p)
+        pre = pre_activations(rows, sae)
+        codes = kind.activate(pre, sae, settings, True)
+        values = penalty_value("lp_annealed", kind.penalised(pre, codes, sae), exponent=p)
         # Summed by numpy, in an order that does not depend on the number of threads.
         total += float(values.double().cpu().numpy().sum())
     return total

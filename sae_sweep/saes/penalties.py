@@ -155,6 +155,12 @@ FORMULAS = {
             "Zhang 2010, Annals of Statistics 38 (MCP, γλ = s)",
         ),
         PenaltyFormula(
+            "l0",
+            (sp.Piecewise((0, a <= ε), (1, True)),),
+            "improper: a spike and a flat slab; sae=jumprelu alone gives it a slope",
+            "Rajamanoharan et al. 2024, arXiv 2407.14435",
+        ),
+        PenaltyFormula(
             "exclusive",
             (a,),
             "one winner, any latent alike: exponential with mean s; the others exponential with mean s/10 (at λ = 1)",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.saes.architectures import ARCHITECTURES, Architecture
+from sae_sweep.saes.parameters import Parameters
 from sae_sweep.schema import Point
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
@@ -16,35 +17,17 @@ BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 ALIGNED = 16
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """One SAE, or a stack of them under a leading dimension: pre = W_enc·x + b_enc, x̂ = z·W_dec + b_dec.
-
-    W_enc, W_dec [..., width, d] (a row per latent) · b_enc [..., width] · b_dec [..., d] · threshold [...]:
-    the smallest contribution that fires at evaluation (BatchTopK; 0 elsewhere).
-    """
-
-    W_enc: Tensor
-    W_dec: Tensor
-    b_enc: Tensor
-    b_dec: Tensor
-    threshold: Tensor
-
-    def norms(self) -> Tensor:
-        """Decoder norms ‖d‖ [..., width]."""
-        return self.W_dec.norm(dim=-1)
-
-
-def parameter_count(width: int, d: int) -> int:
-    """Trained numbers of one SAE."""
-    return 2 * width * d + width + d
+def parameter_count(width: int, d: int, extras: int = 0) -> int:
+    """Trained numbers of one SAE, with so many `extras` of each latent."""
+    return 2 * width * d + width + d + extras * width
 
 
 @dataclass
 class Stack:
     """SAEs trained together. Everything one SAE's training depends on lies in row i of each tensor.
 
-    flat, first, second [n, parameter_count]: parameters and Adam's moments, W_enc | W_dec | b_enc | b_dec.
+    flat, first, second [n, parameter_count]: parameters and Adam's moments, W_enc | W_dec | b_enc | b_dec | the
+    architecture's extras.
     """
 
     points: Sequence[Point]
@@ -65,12 +48,14 @@ class Stack:
     def start(cls, points: Sequence[Point], starts: Sequence[Parameters], device: str) -> Stack:
         """A stack at step 0 from one start per point."""
         n, d, width = len(points), starts[0].W_dec.shape[-1], points[0].sae.width
-        count = parameter_count(width, d)
+        extras = ARCHITECTURES[points[0].sae.architecture].extras
+        count = parameter_count(width, d, len(extras))
         # Every row begins on a cache line: matrix libraries choose kernels, and so bits, by alignment.
         stride = -(-count // ALIGNED) * ALIGNED
         flat, first, second = (torch.zeros(n, stride, device=device)[:, :count] for _ in range(3))
         for row, p in zip(flat, starts, strict=True):
-            row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec]))
+            own = [getattr(p, name) for name in extras]
+            row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec, *own]))
         zeros = torch.zeros(n, device=device)
         exponent = torch.tensor([point.penalty.p for point in points], dtype=torch.float64)
         return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent))
@@ -91,13 +76,26 @@ class Stack:
         return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in rows})
 
     def parameters(self, i: int | slice = slice(None)) -> Parameters:
-        """Views of SAE i, or of all of them."""
-        return Parameters(*self.split(self.flat[i]), self.threshold[i])
+        """SAE i, or all of them: views, but where the architecture uses other numbers than it trains."""
+        return self.used(self.views(self.flat[i]), self.threshold[i])
+
+    def used(self, views: Sequence[Tensor], threshold: Tensor) -> Parameters:
+        """The SAE of `views` as it is used."""
+        W_enc, W_dec, b_enc, b_dec, *extras = views
+        own = dict(zip(self.architecture.extras, extras, strict=True))
+        sae = Parameters(W_enc, W_dec, b_enc, b_dec, threshold, **own)
+        return self.architecture.effective(sae) if self.architecture.effective else sae
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """W_enc, W_dec, b_enc, b_dec and the extras as views of [..., parameter_count]."""
+        extras = flat[..., parameter_count(self.width, self.d) :]
+        return [*self.split(flat), *extras.unflatten(-1, (-1, self.width)).unbind(-2)]
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_enc, W_dec, b_enc, b_dec as views of [..., parameter_count]."""
         width, d = self.width, self.d
-        W_enc, W_dec, b_enc, b_dec = flat.split([width * d, width * d, width, d], dim=-1)
+        weights = flat[..., : parameter_count(width, d)]
+        W_enc, W_dec, b_enc, b_dec = weights.split([width * d, width * d, width, d], dim=-1)
         shape = (*flat.shape[:-1], width, d)
         return W_enc.view(shape), W_dec.view(shape), b_enc, b_dec
 

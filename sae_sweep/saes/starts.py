@@ -10,21 +10,31 @@ exemplars  inputs drawn from the data
 kmeans     greedy k-means++ and Lloyd steps: finds the clusters of large variance, one per maximum before any split
 whitened   the same in the metric S, in which the small differences that splits are made of count as much as the large
 oracle     the means of the classes of a named partition: what the optimiser would have to find
+
+Where an architecture has thresholds, the margin is one: JumpReLU's W_enc = ‖x‖·Sx/(xᵀSx), b_enc = 0, θ = margin·‖x‖.
+Gated has the same gate as ReLU its pre-activation, and the same magnitude. Tied weights can only look along the
+exemplar itself: b_enc = −margin·‖x‖. Matryoshka's first levels get the first exemplars: k-means++ takes those that are
+furthest apart first, the oracle the heaviest classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sae_sweep.saes.stack import Parameters
+from sae_sweep.saes.parameters import Parameters
 from sae_sweep.schema import ARCHITECTURES, Point
 
 # Exemplars that k-means++ chooses among, per latent and at least; and the Lloyd steps after it.
 POOL_PER_LATENT, POOL_AT_LEAST, LLOYD_STEPS = 8, 4096, 5
+# JumpReLU's thresholds where no exemplar says better; activations have E‖x‖² = d.
+THRESHOLD = 0.1
+# A bias under which nothing fires, also where a latent's encoder cannot be zero.
+OFF, FAR_OFF = -1.0, -1e3
 
 
 class Source(Protocol):
@@ -49,6 +59,11 @@ def start(point: Point, source: Source) -> Parameters:
     Depends on the point's start, seed, width and architecture, never on its penalty or coefficient: SAEs that
     differ in those alone are a paired comparison.
     """
+    return _fitted(point, _of_relu(point, source))
+
+
+def _of_relu(point: Point, source: Source) -> Parameters:
+    """The start of a ReLU SAE, or of one that differs from it only in what it trains."""
     sae = point.sae
     generator = torch.Generator().manual_seed(_seed(point))
     draw = int(torch.randint(2**62, (), generator=generator))
@@ -64,7 +79,26 @@ def start(point: Point, source: Source) -> Parameters:
         pool = source.exemplars(max(POOL_PER_LATENT * sae.width, POOL_AT_LEAST), draw)
         root = axes * values.rsqrt()
         exemplars = kmeans(pool @ root, sae.width, generator) @ (axes * values.sqrt()).T
-    return _pad(from_exemplars(exemplars, sae.margin, (axes / values) @ axes.T), sae.width, generator)
+    jump = sae.architecture == "jumprelu"
+    parameters = from_exemplars(exemplars, 0.0 if jump else sae.margin, (axes / values) @ axes.T)
+    norms = exemplars.norm(dim=1)
+    if jump:
+        parameters = dataclasses.replace(parameters, thresholds=(sae.margin * norms).clamp_min(THRESHOLD))
+    if sae.architecture == "tied":
+        parameters = dataclasses.replace(parameters, W_enc=parameters.W_dec, b_enc=-sae.margin * norms)
+    return _pad(parameters, sae.width, FAR_OFF if sae.architecture == "tied" else OFF, generator)
+
+
+def _fitted(point: Point, start: Parameters) -> Parameters:
+    """The start with the extras of the point's architecture."""
+    architecture, width = point.sae.architecture, point.sae.width
+    if architecture == "jumprelu":
+        known = start.thresholds
+        rest = torch.full((width - len(known),), THRESHOLD)
+        return dataclasses.replace(start, thresholds=torch.cat([known, rest]))
+    if architecture == "gated":
+        return dataclasses.replace(start, r_mag=torch.zeros(width), b_mag=start.b_enc.clone())
+    return start
 
 
 def from_exemplars(exemplars: Tensor, margin: float, metric: Tensor) -> Parameters:
@@ -109,18 +143,17 @@ def _heaviest(means: Tensor, mass: Tensor, width: int) -> Tensor:
     return means[order[mass[order] > 0]].float()
 
 
-def _pad(parameters: Parameters, width: int, generator: torch.Generator) -> Parameters:
-    """Spare latents are off: their pre-activation is −1 for every input, so they never fire nor train."""
+def _pad(parameters: Parameters, width: int, off_at: float, generator: torch.Generator) -> Parameters:
+    """Spare latents are off: their pre-activation is negative for every input, so they never fire nor train."""
     spare, d = width - len(parameters.W_dec), parameters.W_dec.shape[1]
     if not spare:
         return parameters
     off = _random(spare, d, generator)
-    return Parameters(
-        torch.cat([parameters.W_enc, torch.zeros(spare, d)]),
-        torch.cat([parameters.W_dec, off.W_dec]),
-        torch.cat([parameters.b_enc, -torch.ones(spare)]),
-        parameters.b_dec,
-        parameters.threshold,
+    return dataclasses.replace(
+        parameters,
+        W_enc=torch.cat([parameters.W_enc, torch.zeros(spare, d)]),
+        W_dec=torch.cat([parameters.W_dec, off.W_dec]),
+        b_enc=torch.cat([parameters.b_enc, torch.full((spare,), off_at)]),
     )
 
 

@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from sae_sweep.schema import COUNTED, SYNTHETIC, Evaluation, Point, Toy
+from sae_sweep.schema import AUTOGRAD, COUNTED, EXTRAS, SYNTHETIC, Evaluation, Point, Toy
 
 # Active latents of an input, where a penalty decides: what sweeps of this kind are tuned to.
 USUAL_L0 = 8
@@ -25,6 +25,9 @@ POOL_PER_LATENT, POOL_AT_LEAST = 8, 4096
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
 # encoder as it is read, and the gradients that threads fill in a dense step.
 STATE, AT_WORK = 3, 6
+# What autograd (saes/kernels/dense.py) holds at once of batch × width, on a GPU for several SAEs up to so many bytes;
+# and its products of batch, width and d in a step.
+COPIES, AUTOGRAD_BYTES, PRODUCTS = 12, 1 << 28, 6
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Speed:
     input, entry, entry_number, parameter: per input; per active latent of an input, and per number of its row; per
     parameter and step
     batch_input, step: drawing an input of a batch; a step of a stack
+    autograd_step, autograd_number: where autograd trains, a step of an SAE, and of it each input and latent
     toy_step; measured_input, measured_number: per evaluation input, and per input and latent; point: storing one
     process: until the first step, compiling included
     pack_bytes bounds the memory of one pack, base_bytes is what the process holds without one
@@ -49,6 +53,8 @@ class Speed:
     parameter: float
     batch_input: float
     step: float
+    autograd_step: float
+    autograd_number: float
     toy_step: float
     measured_input: float
     measured_number: float
@@ -70,6 +76,8 @@ SPEEDS = {
         parameter=1.7e-9,
         batch_input=5e-7,
         step=2e-5,
+        autograd_step=1e-3,
+        autograd_number=1e-8,
         toy_step=1.5e-3,
         measured_input=6e-6,
         measured_number=7e-8,
@@ -89,6 +97,8 @@ SPEEDS = {
         parameter=1e-11,
         batch_input=0,
         step=3e-4,
+        autograd_step=1e-4,
+        autograd_number=1e-11,
         toy_step=5e-4,
         measured_input=6e-6,
         measured_number=1e-9,
@@ -115,7 +125,13 @@ def activation_size(point: Point) -> int:
 
 def parameter_count(point: Point) -> int:
     """Trained numbers of the point's SAE."""
-    return 2 * point.sae.width * activation_size(point) + point.sae.width + activation_size(point)
+    sae, d = point.sae, activation_size(point)
+    return 2 * sae.width * d + sae.width + d + len(EXTRAS.get(sae.architecture, ())) * sae.width
+
+
+def by_autograd(point: Point) -> bool:
+    """Whether no faster step than autograd's is known for the point (saes/kernels)."""
+    return point.sae.architecture in AUTOGRAD or point.penalty.name == "exclusive_pi"
 
 
 def state_bytes(point: Point) -> int:
@@ -124,15 +140,21 @@ def state_bytes(point: Point) -> int:
 
 
 def work_bytes(point: Point, workers: int) -> int:
-    """Memory of a pack beside that: SAEs at work, and a block of batches. No tensor is batch × width."""
+    """Memory of a pack beside that: SAEs at work, and a block of batches; batch × width under autograd alone."""
     batches = min(BLOCK, point.training.steps) * point.training.batch_size * activation_size(point)
-    return 4 * (workers * AT_WORK * parameter_count(point) + batches)
+    held = 4 * COPIES * point.training.batch_size * point.sae.width if by_autograd(point) else 0
+    return 4 * (workers * AT_WORK * parameter_count(point) + batches) + max(
+        workers * held, min(held, 1) * AUTOGRAD_BYTES
+    )
 
 
 def step_seconds(point: Point, speed: Speed) -> float:
     """One step of the point's SAE on one core, in the steady state."""
     d, width, b = activation_size(point), point.sae.width, point.training.batch_size
     l0 = min(width, point.sae.k if point.sae.architecture in COUNTED else USUAL_L0)
+    if by_autograd(point):
+        numbers = b * width * (2 * PRODUCTS * d / speed.dense_flops + speed.autograd_number)
+        return speed.autograd_step + numbers + parameter_count(point) * speed.parameter
     inputs = b * (speed.input + l0 * (speed.entry + d * speed.entry_number))
     return 2 * b * width * d / speed.product_flops + inputs + parameter_count(point) * speed.parameter
 
@@ -172,7 +194,7 @@ def toy_seconds(toy: Toy, speed: Speed) -> float:
 
 def _dense_seconds(point: Point, speed: Speed) -> float:
     """What the first steps of a random start take more."""
-    if point.sae.init != "random" or point.sae.architecture in COUNTED:
+    if point.sae.init != "random" or point.sae.architecture in COUNTED or by_autograd(point):
         return 0.0
     products = 2 * point.training.batch_size * point.sae.width * activation_size(point) * DENSE_PRODUCTS
     return min(DENSE_STEPS, point.training.steps) * products / speed.dense_flops

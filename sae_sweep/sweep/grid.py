@@ -177,7 +177,7 @@ class _Product:
                 if read not in made[part]:
                     made[part][read] = self._part(part, values)
                 parts.append(made[part][read])
-            yield Point(*parts)
+            yield _sensible(Point(*parts))
 
     def _part(self, part: str, values: Sequence[Any]) -> Any:
         """One part of a point (or a seed), resolved and checked."""
@@ -230,6 +230,14 @@ class _Product:
                 if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
                     waiting += [match["key"]] if match["key"] else _SIZES
         return tuple(self.place[key] for key in self.axes if key in found)
+
+
+def _sensible(point: Point) -> Point:
+    """The point; UserError if its penalty can teach its architecture nothing."""
+    sae = point.sae.architecture
+    if point.penalty.name == "l0" and sae != "jumprelu" and sae not in COUNTED:
+        raise UserError(f"penalty=l0 counts, and a count has no slope under sae={sae} (did you mean sae=jumprelu?)")
+    return point
 
 
 def _weights(settings: Mapping[str, Any]) -> dict[str, Any]:

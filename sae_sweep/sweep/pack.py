@@ -27,8 +27,9 @@ from sae_sweep.measures.measure import Measurement, measure
 from sae_sweep.saes import export
 from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.kernels import LISTED, Backend, pick_backend
+from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import penalty_value
-from sae_sweep.saes.stack import Parameters, Stack
+from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.starts import start
 from sae_sweep.saes.train import Look, train
 from sae_sweep.schema import Evaluation, Point, Sae, Toy, canonical, measure_id, toy_id
@@ -36,6 +37,7 @@ from sae_sweep.store import Store, StoreDamaged
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 from sae_sweep.toys import model
+from sae_sweep.toys.cells import Factored
 from sae_sweep.toys.stream import EvaluationInputs, Stream, feature_means
 
 # Rows kept of a training curve.
@@ -179,6 +181,8 @@ class Ground:
         )
         if inputs.cells is None:
             return feature_means(inputs)
+        if "+" in partition:
+            return self._additive_means(inputs.cells, *partition.split("+"))
         classes = inputs.cells.partition(partition)
         of_cell = torch.as_tensor(classes.of_cell)
         sums = torch.zeros(classes.count, len(self.mean), dtype=torch.float64)
@@ -188,6 +192,24 @@ class Ground:
             sums.index_add_(0, members, chunk.x.cpu().double() * weight[:, None])
             mass.index_add_(0, members, weight)
         return sums / mass.clamp_min(1e-300)[:, None], mass
+
+    def _additive_means(self, cells: Factored, first: str, second: str) -> tuple[Tensor, Tensor]:
+        """Means uᵢ of the classes of one factor and vⱼ of another such that uᵢ + vⱼ fits the mean of both best.
+
+        Least squares in the classes' probabilities, with Σ P(j)·vⱼ = 0; u above v, each with its class's probability.
+        """
+        means, mass = self.class_means(first + second)
+        of_both = cells.partition(first + second).of_cell
+        parts = [cells.partition(name) for name in (first, second)]
+        design = torch.zeros(len(mass), sum(part.count for part in parts), dtype=torch.float64)
+        for part, column in zip(parts, (0, parts[0].count), strict=True):
+            design[torch.as_tensor(of_both), torch.as_tensor(part.of_cell + column)] = 1
+        root = mass.sqrt()[:, None]
+        fitted = torch.linalg.lstsq(root * design, root * means, driver="gelsd").solution
+        chance = design.T @ mass
+        u, v = fitted.split([part.count for part in parts])
+        centre = chance[len(u) :] @ v
+        return torch.cat([u + centre, v - centre]), chance
 
     def measure(self, point: Point, folded: Parameters) -> Measurement:
         """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
@@ -226,10 +248,6 @@ class PointSae:
         return self.parameters.b_dec
 
     @cached_property
-    def _norms(self) -> Tensor:
-        return self.parameters.norms()
-
-    @cached_property
     def _lister(self) -> Callable[[Tensor], Iterator[tuple[Any, ...]]]:
         from sae_sweep.saes.kernels.listing import Lister  # compiled: of no use on a GPU
 
@@ -245,10 +263,7 @@ class PointSae:
                 yield Active.of(self.encode(part))
 
     def encode(self, x: Tensor) -> Tensor:
-        architecture = ARCHITECTURES[self.point.sae.architecture]
-        pre = x @ self.parameters.W_enc.T + self.parameters.b_enc
-        threshold = self.parameters.threshold if architecture.learns_threshold else None
-        return architecture.activate(pre, self._norms, self.point.sae.k, threshold)
+        return ARCHITECTURES[self.point.sae.architecture].codes(x, self.parameters, self.point.sae)
 
 
 _FIELDS = dataclasses.fields(Parameters)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import COMPETING, Point, Toy, toy_id
+from sae_sweep.schema import AUTOGRAD, COMPETING, Point, Toy, toy_id
 from sae_sweep.sweep.cost import SPEEDS, cores, pack_seconds, state_bytes, toy_seconds, work_bytes
 from sae_sweep.sweep.grid import Sweep
 
@@ -90,8 +90,9 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     """Points with the same key can be one set of tensors on shared batches."""
     sae, training = point.sae, point.training
     data = (point.toy, point.site, point.distribution, point.data_seed)
-    competing = [point.penalty.name] if point.penalty.name in COMPETING else []
-    return (*data, sae.architecture, sae.width, sae.k, training.steps, training.batch_size, *competing)
+    further = [point.penalty.name] if point.penalty.name in COMPETING else []
+    further += [str(sae.bandwidth), str(sae.levels)] if sae.architecture in AUTOGRAD else []
+    return (*data, sae.architecture, sae.width, sae.k, training.steps, training.batch_size, *further)
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_sweep.saes.penalties import FORMULAS, logπ
 from sae_sweep.saes.stack import Stack
+from sae_sweep.schema import AUTOGRAD
 
 # The longest activation of which a tile fits a GPU's registers, and for which the error of its screening is bounded.
 LONGEST = 128
@@ -50,7 +51,7 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backen
     # All SAEs of a stack share this (plan.stack_key).
     largest = FORMULAS[stack.points[0].penalty.name].largest
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
-    if stack.flat.device.type == "cpu" and not largest.has(logπ):
+    if stack.flat.device.type == "cpu" and not (largest.has(logπ) or stack.architecture.name in AUTOGRAD):
         from sae_sweep.saes.kernels.cpu import CpuBackend
 
         return CpuBackend(pool, threads)

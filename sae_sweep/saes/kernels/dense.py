@@ -14,14 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.kernels import Progress
 from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2, Stack, adam_scale
 
 # BatchTopK's evaluation threshold is an exponential mean of the smallest contribution chosen (as in SAELens).
 THRESHOLD_RATE = 0.01
-# Tensors of batch × width that autograd holds at once, about; and the bytes of them that a GPU's share may take.
-COPIES, GPU_BYTES = 12, 4 << 30
+# Tensors of batch × width that autograd holds at once, about; and the bytes of them that SAEs on a GPU share
+# (sweep/cost.py counts on both).
+COPIES, GPU_BYTES = 12, 1 << 28
 
 
 class DenseBackend:
@@ -52,15 +54,23 @@ class DenseBackend:
 
     def _step(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # `.data` has a count of changes of its own: autograd does not mind that other threads change their own rows.
-        leaves = [view.requires_grad_() for view in stack.split(stack.flat.data)]
+        leaves = [view.requires_grad_() for view in stack.views(stack.flat.data)]
         rates, coefficients = (
             torch.tensor(column, device=x.device)
             for column in zip(*(stack.schedule(i, stack.step) for i in range(len(stack.points))), strict=True)
         )
-        codes, contributions, reconstruction = forward(stack, leaves, x)
-        error = (reconstruction - x).square().sum(-1).mean(-1)
-        loss = error + coefficients * stack.rescale.to(coefficients) * penalties(stack, contributions)
-        gradients = torch.autograd.grad(loss.sum(), leaves)
+        kind, settings = stack.architecture, stack.points[0].sae
+        sae = stack.used(leaves, stack.threshold)
+        pre = pre_activations(x, sae)
+        codes = kind.activate(pre, sae, settings, True)
+        contributions = kind.penalised(pre, codes, sae)
+        fires = kind.fires(pre, sae, settings) if kind.fires else None
+        error = (codes @ sae.W_dec + sae.b_dec[:, None] - x).square().sum(-1).mean(-1)
+        loss = error + coefficients * stack.rescale.to(coefficients) * penalties(stack, contributions, fires)
+        if kind.auxiliary:
+            loss = loss + kind.auxiliary(x, pre, codes, sae, settings)
+        # What is not used has no gradient: the encoder's rows where weights are tied.
+        gradients = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
         gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
         with torch.no_grad():
             self._learn_threshold(stack, contributions)
@@ -74,17 +84,8 @@ class DenseBackend:
             stack.threshold.lerp_(torch.where(smallest.isinf(), stack.threshold, smallest), rate)
 
 
-def forward(stack: Stack, leaves: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [b, d] -> codes, contributions [n, b, width] and reconstruction [n, b, d]."""
-    W_enc, W_dec, b_enc, b_dec = leaves
-    norms = W_dec.norm(dim=-1)
-    pre = x @ W_enc.transpose(-1, -2) + b_enc[:, None]
-    codes = stack.architecture.activate(pre, norms, stack.points[0].sae.k, None)
-    return codes, codes * norms[:, None], codes @ W_dec + b_dec[:, None]
-
-
-def penalties(stack: Stack, contributions: Tensor) -> Tensor:
-    """Mean penalty of each SAE over the batch: contributions [n, b, width] -> [n]."""
+def penalties(stack: Stack, contributions: Tensor, fires: Tensor | None) -> Tensor:
+    """Mean penalty of each SAE over the batch: contributions, and whether each fires, [n, b, width] -> [n]."""
     groups = defaultdict(list)
     for i, point in enumerate(stack.points):
         groups[point.penalty.name, point.penalty.scale, float(stack.exponent[i])].append(i)
@@ -92,7 +93,10 @@ def penalties(stack: Stack, contributions: Tensor) -> Tensor:
     for (name, scale, exponent), members in groups.items():
         of_members = contributions[members]
         shares = log_shares(of_members)[..., None, :] if name == "exclusive_pi" else None
-        values = penalty_value(name, of_members, scale, exponent, shares).mean(-1)
+        if name == "l0" and fires is not None:  # a count has no slope but the one that goes straight through
+            values = fires[members].sum(-1).mean(-1)
+        else:
+            values = penalty_value(name, of_members, scale, exponent, shares).mean(-1)
         result = result.index_put((torch.tensor(members, device=result.device),), values)
     return result
 

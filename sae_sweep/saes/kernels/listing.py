@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_sweep.saes.kernels.sparse import CODE, LATENT, LISTED, encode, refresh
 from sae_sweep.saes.kernels.tile import LANES
-from sae_sweep.saes.stack import Parameters
+from sae_sweep.saes.parameters import Parameters
 
 # Entries listed at a time; and always room for one more input.
 ENTRIES = 1 << 20
