@@ -60,9 +60,9 @@ PENALTY_KEYS: dict[str, tuple[str, ...]] = {
     "lp_annealed": ("p", "p_end"),
     "hoyer": (),
     "mcp": ("scale",),
+    "l0": (),
     "exclusive": ("scale",),
     "exclusive_pi": ("scale",),
-    "l0": (),
 }
 # Penalties in which latents compete: not every backend has them, so they train in stacks of their own.
 COMPETING = ("exclusive", "exclusive_pi")
