@@ -247,6 +247,7 @@ def main() -> None:
     interruption.raise_on_signals()
     _fill_closed_streams()
     try:
+        interruption.check()  # what came while this file was imported
         code = _run(arguments)
         interruption.ignore_signals()
     except BaseException:
@@ -276,6 +277,9 @@ def _run(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         return _refuse(str(error), EnvironmentProblem.exit_code)
+    # Outside packs, which are halved until they fit.
+    except MemoryError:
+        return _refuse("out of memory: finished points are kept", EnvironmentProblem.exit_code)
     return code or 0
 
 

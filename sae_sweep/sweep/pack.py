@@ -47,6 +47,9 @@ DENSE_NUMBERS = 1 << 22
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
+# What a RuntimeError says that is one of too little memory.
+_OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread")
+
 Say = Callable[[Event], None]
 
 
@@ -289,9 +292,9 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or numpy found too little memory, on the device or on the CPU."""
+    """Whether PyTorch, numpy or a thread to be started found too little memory, on the device or on the CPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
