@@ -97,9 +97,9 @@ def _catches(status: Path, number: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-def identities(root: Path) -> dict[str, int]:
+def identities(root: Path, kind: str = "points") -> dict[str, int]:
     """Finished id → its folder's inode: another one means that it was made again."""
-    return {id: (root / "points" / id).stat().st_ino for id in Store(root).ids("points")}
+    return {id: (root / kind / id).stat().st_ino for id in Store(root).ids(kind)}
 
 
 def intact(root: Path) -> None:
