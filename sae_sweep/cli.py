@@ -148,6 +148,14 @@ def doctor(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
 
 
 @app.command()
+def verify(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """Read every byte that is stored; what is damaged is set aside, for the next run to recompute."""
+    from sae_sweep import commands
+
+    raise typer.Exit(commands.verify(json, output_dir))
+
+
+@app.command()
 def results(
     sweep: SweepName,
     format: Annotated[TableFormat, typer.Option(help="csv and json go to stdout as text, parquet as bytes.")] = (

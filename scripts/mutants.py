@@ -102,7 +102,8 @@ def main() -> None:
         # The copy alone, not the checkout.
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         command = ["mutmut", "run", "--max-children", "1", *words.names]
-        subprocess.run(command, cwd=words.folder, env=environment)
+        with (words.folder / "mutmut.log").open("w") as log:
+            subprocess.run(command, cwd=words.folder, env=environment, stdout=log, stderr=log)
     report(words.folder)
 
 

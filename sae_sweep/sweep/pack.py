@@ -135,7 +135,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()
-        trained = export.from_files(store.read("points", point.id, export.WEIGHTS))
+        trained = store.parse("points", point.id, export.WEIGHTS, export.from_files)
         measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
@@ -307,7 +307,8 @@ def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
 
 def load_toy(toy: Toy, store: Store) -> model.Model:
     """A stored toy, on the CPU."""
-    return model.load(toy, load_tensors(store.read("toys", toy_id(toy), "toy.safetensors")))
+    parse: Callable[[bytes], model.Model] = lambda content: model.load(toy, load_tensors(content))
+    return store.parse("toys", toy_id(toy), "toy.safetensors", parse)
 
 
 def _train(

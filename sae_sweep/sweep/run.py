@@ -63,7 +63,7 @@ def look(sweep: Sweep, store: Store, shard: tuple[int, int] = (0, 1)) -> Work:
     toys = dict.fromkeys(point.toy for point in whole.points)
     trained = store.records("toys", map(toy_id, toys), "changed")
     planned = plan(sweep, records, shard, trained)
-    elsewise = [point for point in planned.finished if records[point.id]["measure_id"] != wanted]
+    elsewise = [point for point in planned.finished if records[point.id].get("measure_id") != wanted]
     stale = [point for point in elsewise if wanted not in store.measures(point.id, "changed")]
     return Work(planned, [toy for toy in toys if toy_id(toy) not in trained], stale)
 
