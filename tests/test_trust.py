@@ -28,7 +28,7 @@ from sae_sweep.sweep.events import Event, TrainProgress
 # The same table, however
 
 PENALTIES = "penalty=l1,sqrt,lp,log1p,log1p_sq,tanh,prod1p,pair"
-EIGHT = [*TINY, PENALTIES, "penalty.coefficient=0.1", "training.steps=75", "name=eight", "sae.width=9"]
+EIGHT = [*TINY, PENALTIES, "penalty.p=0.3", "penalty.coefficient=0.1", "training.steps=75", "name=eight", "sae.width=9"]
 EIGHT = [word for word in EIGHT if word not in ("training.steps=25", "sae.width=5")]
 
 
@@ -143,19 +143,8 @@ def test_nothing_of_ours_can_unpickle() -> None:
     package = Path(config.__file__).parent
     for path in package.rglob("*.py"):
         text = path.read_text()
-        for word in (
-            "pickle",
-            "torch.load(",
-            "yaml.load(",
-            "yaml.unsafe_load",
-            "np.load(",
-            "joblib",
-            " eval(",
-            " exec(",
-        ):
-            for line in text.splitlines():
-                # Words about pickles are in docstrings, calls are not.
-                assert word not in line or (word == "pickle" and "pickle." not in line), f"{path}: {line}"
+        for word in ("pickle.", "torch.load(", "yaml.load(", "yaml.unsafe", "np.load(", "joblib"):
+            assert word not in text, f"{path}: {word}"
 
 
 # Secrets
