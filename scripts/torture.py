@@ -2,7 +2,8 @@
 
     python scripts/torture.py                                 # the full table: about an hour of one core
     python scripts/torture.py --quick                         # a few trials of each, as the test suite runs it
-    python scripts/torture.py --only SIGKILL --json FILE      # one row; FILE keeps the other rows
+    python scripts/torture.py --json FILE --minutes 10        # a part of it; called again, it goes on from FILE
+    python scripts/torture.py --only SIGKILL                  # one row
     python scripts/torture.py --document FILE                 # the rows of FILE as the table of docs/trust.md
 
 Linux. Small disks are mounted, which takes root: without it those rows say that they were not run. The command itself
@@ -50,7 +51,7 @@ class Fault:
     quick: int
     trial: Trial | None = None
     # In place of single trials: all of them at once.
-    together: Callable[[faults.Bench, int], None] | None = None
+    together: Callable[[faults.Bench, Path, int], None] | None = None
 
 
 SAME = "no finished point lost or retrained; the rerun's table equal to an undisturbed one, bit for bit"
@@ -104,29 +105,30 @@ FAULTS = [
 ]
 
 
-def run(fault: Fault, trials: int, bench: faults.Bench, seed: int) -> dict[str, Any]:
-    """One row: its trials one after the other. A trial that fails is said with its traceback, and the rest go on."""
-    begin, done, failures, note = time.monotonic(), 0, 0, ""
-    for trial in range(1 if fault.together else trials):
+def run(fault: Fault, row: dict[str, Any], trials: int, bench: faults.Bench, seed: int, until: float) -> dict[str, Any]:
+    """A row with more trials, up to so many, one after the other, none begun after `until`.
+
+    A trial that fails is said with its traceback, and the rest go on.
+    """
+    begin, done, failures, note = time.monotonic(), row["trials"], row["failures"], ""
+    while done < trials and time.monotonic() < until and not note:
         folder = Path(tempfile.mkdtemp(dir=bench.place))
+        chance = random.Random(f"{seed} {fault.name} {done}")
         try:
-            if fault.together:
-                done = trials
-                fault.together(bench, trials)
-            elif fault.trial:
-                done += 1
-                fault.trial(bench, folder, trial, random.Random(f"{seed} {fault.name} {trial}"))
+            if fault.trial:
+                fault.trial(bench, folder, done, chance)
+            elif fault.together:
+                fault.together(bench, folder, trials)
         except faults.Unavailable as reason:
-            done, note = done - 1, str(reason)
-            break
+            note = str(reason)
         except Exception:
             failures += 1
-            print(f"{fault.name}, trial {trial}, seed {seed}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            print(f"{fault.name}, trial {done}, seed {seed}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    seconds = round(time.monotonic() - begin, 1)
-    row = {"fault": fault.name, "trials": done, "failures": failures, "must_hold": fault.holds, "seconds": seconds}
-    return row | {"not_run": note, "seed": seed, "machine": machine()}
+        done += 0 if note else trials if fault.together else 1
+    seconds = round(row["seconds"] + time.monotonic() - begin, 1)
+    return row | {"trials": done, "failures": failures, "seconds": seconds, "not_run": note}
 
 
 def machine() -> str:
@@ -167,7 +169,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="FAULT", help="rows whose name begins so")
     parser.add_argument("--trials", type=int, help="so many of each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows there; rows of other faults are kept")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows there, and go on from those it holds")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no trial after so many")
     parser.add_argument(
         "--document", type=Path, metavar="FILE", help="write the rows of FILE into docs/trust.md, no more"
     )
@@ -178,22 +181,22 @@ def main() -> int:
     chosen = [fault for fault in FAULTS if not words.only or fault.name.startswith(tuple(words.only))]
     if not chosen:
         parser.error(f"no such fault; there are: {', '.join(fault.name for fault in FAULTS)}")
-    rows = []
+    known = json.loads(words.json.read_text()) if words.json and words.json.exists() else []
+    rows = {row["fault"]: row for row in known}
+    until = time.monotonic() + 60 * words.minutes
     with tempfile.TemporaryDirectory() as place:
         bench = faults.Bench(Path(place))
         for fault in chosen:
+            fresh = {"fault": fault.name, "trials": 0, "failures": 0, "must_hold": fault.holds, "seconds": 0.0}
+            fresh |= {"machine": machine(), "seed": words.seed}
             trials = words.trials or (fault.quick if words.quick else fault.trials)
-            rows.append(run(fault, trials, bench, words.seed))
-            row = rows[-1]
-            print(
-                f"{fault.name}: {row['trials']} trials, {row['failures']} failures, {row['seconds']} s", file=sys.stderr
-            )
+            rows[fault.name] = run(fault, rows.get(fault.name, fresh), trials, bench, words.seed, until)
+            said = "{fault}: {trials} trials, {failures} failures, {seconds} s".format(**rows[fault.name])
+            print(said, file=sys.stderr, flush=True)
             if words.json:
-                kept = json.loads(words.json.read_text()) if words.json.exists() else []
-                names = {row["fault"] for row in rows}
-                words.json.write_text(json.dumps([r for r in kept if r["fault"] not in names] + rows, indent=1) + "\n")
-    print(table(rows))
-    return int(any(row["failures"] for row in rows))
+                words.json.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+    print(table([rows[fault.name] for fault in chosen]))
+    return int(any(rows[fault.name]["failures"] for fault in chosen))
 
 
 if __name__ == "__main__":

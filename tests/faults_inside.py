@@ -268,9 +268,9 @@ class Accepted(BaseException):
     """What was asked for is valid: this is as far as the trial goes."""
 
 
-def silly(bench: Bench, trials: int) -> None:
+def silly(bench: Bench, folder: Path, trials: int) -> None:
     """`run` with generated overrides: they are valid, or refused with exit 2 in one line; nothing is written."""
-    place = bench.place / "silly"
+    place = folder / "silly"
     place.mkdir()
 
     @settings(

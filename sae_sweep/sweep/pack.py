@@ -307,8 +307,7 @@ def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
 
 def load_toy(toy: Toy, store: Store) -> model.Model:
     """A stored toy, on the CPU."""
-    parse: Callable[[bytes], model.Model] = lambda content: model.load(toy, load_tensors(content))
-    return store.parse("toys", toy_id(toy), "toy.safetensors", parse)
+    return store.parse("toys", toy_id(toy), "toy.safetensors", lambda content: model.load(toy, load_tensors(content)))
 
 
 def _train(
