@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = [*sorted(f"sae_sweep/measures/{path.name}" for path in (ROOT / "sae_sweep/measures").glob("*.py"))]
 TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/cells.py"]
-TESTS = ["test_cells", "test_firing", "test_splitting", "test_information", "test_reconstruction", "test_measure"]
-TESTS += ["test_brute_force"]
+# The tests named like what they test.
+TESTS = [f"tests/test_{Path(target).stem}.py" for target in TARGETS] + ["tests/test_brute_force.py"]
 # mutmut's exit codes of the tests.
 SURVIVED, UNTESTED, UNTRIED = (0,), (5, 33), (None, 2)
 
@@ -39,11 +39,10 @@ def copy(folder: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         text = (ROOT / name).read_bytes()
         place.write_bytes(undecorated(text.decode()).encode() if name in TARGETS else text)
-    tests = [f"tests/{name}.py" for name in TESTS]
     (folder / "pyproject.toml").write_text(
         "[tool.pytest.ini_options]\naddopts = \"-m 'not slow' -p no:cacheprovider\"\nmarkers = ['slow']\n"
         f"[tool.mutmut]\nsource_paths = ['sae_sweep']\nonly_mutate = {TARGETS}\nalso_copy = ['conf']\n"
-        f"pytest_add_cli_args_test_selection = {tests}\nprocess_isolation = 'forkserver'\n"
+        f"pytest_add_cli_args_test_selection = {TESTS}\nprocess_isolation = 'forkserver'\n"
         "use_git_change_detection = false\ntimeout_constant = 10.0\n"
     )
 

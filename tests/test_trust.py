@@ -120,7 +120,7 @@ def test_a_strangers_store_runs_no_code(name: str, honest: Path, tmp_path: Path)
     pickle.loads(pickle.dumps(Trap(loaded)))
     assert loaded.exists()  # the trap works
     yaml_trap = f"schema: 1\nevil: !!python/object/apply:os.mkdir ['{marker}']\n".encode()
-    for content in (trap, sealed.seal(yaml_trap) if name in SWEEP_FILES else yaml_trap):
+    for content in (trap, sealed.seal(yaml_trap) if name == "sweep.yaml" else yaml_trap):
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(honest, root)
         plant(root, name, content)
