@@ -1,8 +1,8 @@
 """Would the tests notice? mutmut changes the measures and the cells a line at a time, and runs their tests on each.
 
     pip install mutmut
-    python scripts/mutants.py FOLDER                          # all of it: some forty minutes of one core
-    python scripts/mutants.py FOLDER "sae_sweep.toys.cells*"  # a part; FOLDER remembers what was tried
+    python scripts/mutants.py FOLDER                          # all of it: about an hour of one core
+    python scripts/mutants.py FOLDER --every 4                # a sample; FOLDER remembers what was tried
     python scripts/mutants.py FOLDER --list                   # the score, and every survivor with its change
 
 mutmut leaves decorated functions alone, which would spare the closed forms and everything compiled: in the copy that it
@@ -25,6 +25,7 @@ TARGETS = [*sorted(f"sae_sweep/measures/{path.name}" for path in (ROOT / "sae_sw
 TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/cells.py"]
 # The tests named like what they test.
 TESTS = [f"tests/test_{Path(target).stem}.py" for target in TARGETS] + ["tests/test_brute_force.py"]
+FIRST = "sae_sweep.toys.cells.x_count_cells__mutmut_1"
 # mutmut's exit codes of the tests.
 SURVIVED, UNTESTED, UNTRIED = (0,), (5, 33), (None, 2)
 
@@ -62,25 +63,41 @@ def undecorated(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def mutmut(folder: Path, *names: str) -> None:
+    """Try these mutants."""
+    # The copy alone, not the checkout.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    with (folder / "mutmut.log").open("w") as log:
+        command = ["mutmut", "run", "--max-children", "1", *names]
+        subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def tried(folder: Path) -> dict[str, dict[str, int | None]]:
+    """Of each target, how the tests ended for each mutant; None before they ran."""
+    metas = {target: folder / "mutants" / f"{target}.meta" for target in TARGETS}
+    return {
+        target: json.loads(meta.read_text())["exit_code_by_key"] if meta.exists() else {}
+        for target, meta in metas.items()
+    }
+
+
 def report(folder: Path) -> None:
     """The score by file, and each survivor as a diff."""
     total: Counter[str] = Counter()
     alive = []
     print("| file | mutants | killed | survived |\n|---|---|---|---|")
-    for target in TARGETS:
-        meta = folder / "mutants" / f"{target}.meta"
-        codes = json.loads(meta.read_text())["exit_code_by_key"] if meta.exists() else {}
+    for target, codes in tried(folder).items():
         counts = Counter(
             "untried" if code in UNTRIED else "survived" if code in (*SURVIVED, *UNTESTED) else "killed"
             for code in codes.values()
         )
         total.update(counts)
         alive += [key for key, code in codes.items() if code in (*SURVIVED, *UNTESTED)]
-        tried = counts["killed"] + counts["survived"]
-        print(f"| `{target}` | {tried} | {counts['killed']} | {counts['survived']} |")
-    tried = total["killed"] + total["survived"]
-    share = total["killed"] / max(tried, 1)
-    print(f"| all | {tried} | {total['killed']} ({share:.1%}) | {total['survived']} |")
+        both = counts["killed"] + counts["survived"]
+        print(f"| `{target}` | {both} of {len(codes)} | {counts['killed']} | {counts['survived']} |")
+    both = total["killed"] + total["survived"]
+    share = total["killed"] / max(both, 1)
+    print(f"| all | {both} | {total['killed']} ({share:.1%}) | {total['survived']} |")
     if total["untried"]:
         print(f"\n{total['untried']} not tried yet.")
     for key in alive:
@@ -93,16 +110,18 @@ def main() -> None:
     """Copy, mutate, test, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", help="of mutants, with wildcards")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="every Kth mutant of each file alone")
     parser.add_argument("--list", action="store_true", help="report what was tried, and try nothing")
     words = parser.parse_args()
     if not words.list:
         copy(words.folder)
-        # The copy alone, not the checkout.
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        command = ["mutmut", "run", "--max-children", "1", *words.names]
-        with (words.folder / "mutmut.log").open("w") as log:
-            subprocess.run(command, cwd=words.folder, env=environment, stdout=log, stderr=log)
+        if not any((words.folder / "mutants").glob("**/*.meta")):
+            mutmut(words.folder, FIRST)  # makes all of them
+        wanted = [
+            key for codes in tried(words.folder).values() for key in sorted(codes)[:: words.every] if codes[key] is None
+        ]
+        if wanted:
+            mutmut(words.folder, *wanted)
     report(words.folder)
 
 
