@@ -56,6 +56,7 @@ class Fault:
 
 SAME = "no finished point lost or retrained; the rerun's table equal to an undisturbed one, bit for bit"
 STOPS = f"exit 75 (SIGINT 130), the line that resumes; {SAME}"
+EARLIER = "read, nothing of it trained again; one of another training refused under its name, with what to do"
 FAULTS = [
     Fault("SIGKILL", SAME, 200, 5, partial(faults.stopped, signal.SIGKILL)),
     Fault("SIGTERM", STOPS, 50, 3, partial(faults.stopped, signal.SIGTERM)),
@@ -100,7 +101,7 @@ FAULTS = [
     Fault(
         "hostile or silly overrides", "valid, or exit 2 and one line; nothing written", 2000, 150, None, inside.silly
     ),
-    Fault("store of an earlier version", "read; nothing is trained again", 2, 1, inside.older),
+    Fault("store of an earlier version", EARLIER, 10, 2, inside.older),
     Fault("store of a later version", "exit 4, one line with what to do; nothing is touched", 20, 2, inside.newer),
     Fault("W&B " + ", ".join(inside.LETDOWNS), "exit 0, the same table", 4 * len(inside.LETDOWNS), 2, inside.wandb),
 ]

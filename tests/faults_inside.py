@@ -25,7 +25,7 @@ from wandb_server import Server
 
 from sae_sweep import config, sealed
 from sae_sweep.interruption import Interrupted
-from sae_sweep.schema import PENALTIES, toy_id
+from sae_sweep.schema import PENALTIES, TRAIN_VERSION, toy_id
 from sae_sweep.store import Store
 from sae_sweep.sweep import local
 from sae_sweep.sweep import run as runner
@@ -311,7 +311,10 @@ def silly(bench: Bench, folder: Path, trials: int) -> None:
 
 
 def older(bench: Bench, folder: Path, trial: int, chance: random.Random) -> None:
-    """Every store that an earlier version wrote is read, and nothing in it is trained again."""
+    """Every store that an earlier version wrote is read, and nothing in it is trained again.
+
+    One of another training is refused under its name, with what to do, and can be trained anew under another.
+    """
     archives = sorted(STORES.glob("*.tar.gz"))
     archive = archives[trial % len(archives)]
     with tarfile.open(archive) as file:
@@ -322,9 +325,20 @@ def older(bench: Bench, folder: Path, trial: int, chance: random.Random) -> None
     assert end.code == 0, end.err
     assert {row["point_id"] for row in json.loads(end.out)} == set(then["point_id"])
     end = call(*WORDS, f"output_dir={root}")
-    assert end.code == 0, end.err
-    assert (identities(root), weights(root)) == (before, kept)
-    now = tables(root, "several")[0]
+    trained = Store(root).info("several").get("train_version", 1)
+    if trained == TRAIN_VERSION:
+        assert end.code == 0, end.err
+        assert (identities(root), weights(root)) == (before, kept)
+        now = tables(root, "several")[0]
+    else:
+        assert (end.code, end.out, end.err.count("\n")) == (2, "", 1), end.err
+        assert f"(training {trained}, this one {TRAIN_VERSION}): choose another name=" in end.err
+        again = [word.replace("name=several", "name=again") for word in WORDS]
+        assert call(*again, f"output_dir={root}").code == 0
+        assert {id: inode for id, inode in identities(root).items() if id in before} == before
+        assert kept.items() <= weights(root).items()
+        now = tables(root, "again")[0]
+        then["point_id"] = now["point_id"]
     same = ["point_id", "width", "penalty", "coefficient", "toy_seed", "steps"]
     pd.testing.assert_frame_equal(now[same], then[same])
 
