@@ -181,6 +181,18 @@ def report(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("o
 
 
 @app.command()
+def dashboard(
+    sweep: SweepName,
+    json: Annotated[bool, typer.Option("--json", help="Print the views instead: no key is needed.")] = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """Build a sweep's W&B workspace: fronts, splits, labels, phases, the grid, the run table. A saved view each."""
+    from sae_sweep import commands
+
+    commands.dashboard(sweep, json, output_dir)
+
+
+@app.command()
 def cells(overrides: Overrides = None, json: Json = False) -> None:
     """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
     from sae_sweep import commands

@@ -190,6 +190,36 @@ def report(sweep: str, json: bool, output_dir: Path) -> None:
         print_report(store, sweep)
 
 
+def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
+    """Save a sweep's views in W&B, or print them."""
+    from sae_sweep import frame
+
+    store = Store(output_dir)
+    info, table = frame.sweep_info(store, sweep), frame.load(store, sweep)
+    _warn_of_damage(store)
+    logger = info.get("logger") or {}
+    if logger.get("name") != "wandb":
+        raise UserError(f"{sweep} was run with logger=none: run it again with logger=wandb to log its points")
+    if table.empty:
+        raise UserError(f"{sweep} has no finished point yet: there is nothing to look at")
+    if json:
+        from sae_sweep.reports.wandb_views import views
+
+        found = views(sweep, table, info["varied"], logger["entity"] or "", logger["project"])
+        specs = [{"name": view.name, "spec": view._spec["spec"]} for view in found]
+        print(json_module.dumps({"schema": 1, "sweep": sweep, "views": specs}))
+        return
+    from sae_sweep.reports.wandb_dashboard import save
+    from sae_sweep.reports.wandb_sync import unsynced
+
+    folder = store.sweep(sweep).absolute() / "wandb"
+    waiting = len(unsynced(folder))
+    if waiting:
+        print(f"{waiting:,} runs are logged offline: `sae-sweep sync {sweep}` pushes them", file=sys.stderr)
+    for name, url in save(folder, sweep, table, info["varied"], logger["project"], logger["entity"]).items():
+        print(f"{name}: {url}")
+
+
 def cells(overrides: Sequence[str], json: bool) -> None:
     """Print the ground truth of a toy."""
     toys = {point.toy for point in config.load(overrides, ["experiment=null"]).points}

@@ -151,10 +151,11 @@ def _names(folder: Path) -> Iterator[Candidate]:
 def _points(outputs: Path, given: Sequence[str]) -> Iterator[Candidate]:
     """The points of the sweep that the line names, or all there are."""
     try:
-        ids = (outputs / "sweeps" / given[0] / "points.txt").read_text().split() if given else None
+        ids = (outputs / "sweeps" / given[0] / "points.txt").read_text().splitlines() if given else None
     except OSError:
         return
-    yield from _names(outputs / "points") if ids is None else map(Candidate, ids)
+    # The last line is a checksum.
+    yield from _names(outputs / "points") if ids is None else (Candidate(id) for id in ids if not id.startswith("#"))
 
 
 def _paths(word: str, files: bool = False) -> Iterator[Candidate]:

@@ -118,10 +118,10 @@ def accounting() -> Finding:
 
 def wandb() -> Finding:
     """Whether runs can be logged online."""
-    from sae_sweep.reports.wandb import _set_up
+    from sae_sweep.reports.wandb import set_up
 
     offline = "runs are logged offline into the sweep's folder: `sae-sweep sync SWEEP` pushes them from elsewhere"
-    client = _set_up("auto")
+    client = set_up("auto")
     try:
         if client.setup().settings.mode in ("offline", "dryrun", "disabled"):
             return Finding("W&B", False, f"its mode is {client.setup().settings.mode}", offline)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ from unittest import mock
 import pytest
 from commandline import TINY, call
 from stacks import stack_of
-from wandb_server import Answer, Server
+from wandb_server import KEY, Server, serving
 
 from sae_sweep import config, interruption
 from sae_sweep.errors import EnvironmentProblem, UserError
@@ -292,28 +291,10 @@ def test_another_job_of_that_id_is_not_ours(fake: Fake) -> None:
 # -- W&B -----------------------------------------------------------------------------------------------------------
 
 
-class ArtifactServer(Answer):
-    """One that also takes tables."""
-
-    def answer(self, what: str, content: dict, reply: dict) -> None:
-        if what == "CreateArtifact":
-            sequence = {"id": "s", "latestArtifact": {"id": "a", "versionIndex": 0}}
-            artifact = {"id": "a", "state": "COMMITTED", "digest": content["input"]["digest"]}
-            reply = {"data": {"createArtifact": {"artifact": {**artifact, "artifactSequence": sequence}}}}
-        if what == "ServerFeaturesQuery":
-            reply = {"data": {"serverInfo": {"features": []}}}
-        super().answer(what, content, reply)
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server()
-    found.RequestHandlerClass = ArtifactServer
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.released.set()
-    found.shutdown()
-    found.server_close()
+    with serving() as found:
+        yield found
 
 
 def test_what_was_logged_offline_is_pushed_once(
@@ -327,12 +308,12 @@ def test_what_was_logged_offline_is_pushed_once(
     assert refused.code == 4
     assert len(refused.err.splitlines()) == 1
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert json.loads(call("sync", "offline", "--json").out)["pushed"] == 3
     named = {content["name"] for what, content in server.told if what == "UpsertBucket" and content.get("name")}
     points = {path.name for path in (tmp_path / "outputs/points").iterdir() if not path.name.startswith(".")}
     assert points < named
-    assert any(what == "CreateArtifact" for what, _ in server.told)
+    assert any(name.endswith("results.table.json") for name in server.files)
     told = len(server.told)
     assert json.loads(call("sync", "offline", "--json").out)["pushed"] == 0
     assert [what for what, _ in server.told[told:] if what in ("UpsertBucket", "CreateArtifact")] == []

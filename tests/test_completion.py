@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two sweeps, of which one holds two points, and a point of neither."""
     for name, ids in (("quickstart", ["a1", "b2"]), ("wide", [])):
         (tmp_path / "outputs/sweeps" / name).mkdir(parents=True)
-        (tmp_path / "outputs/sweeps" / name / "points.txt").write_text("\n".join(ids))
+        (tmp_path / "outputs/sweeps" / name / "points.txt").write_text("\n".join([*ids, "# sha256: 0"]))
     for id in ("a1", "b2", "c3"):
         (tmp_path / "outputs/points" / id).mkdir(parents=True)
     (tmp_path / "weights.csv").write_text("")

@@ -8,14 +8,13 @@ import struct
 import subprocess
 import sys
 import textwrap
-import threading
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from wandb_server import Server
+from wandb_server import KEY, serving
 
 from sae_sweep.columns import COLUMNS, LABELS
 from sae_sweep.reports import wandb as client
@@ -169,7 +168,9 @@ def test_every_point_is_read_back(open_log, notes, tmp_path, capfd):
         assert log.summary["oracle_gap"] is None
         assert log.summary["seconds"] == 1.5
         assert log.exit_code == 0
-    assert len({tuple(sorted(log.config)) + tuple(sorted(log.summary)) for log in read.values()}) == 1
+    own = {point.id: f"front/{point.penalty.name}" for point in points()}
+    assert {log.summary[own[id]] for id, log in read.items()} == {0.04}
+    assert len({(*sorted(log.config), *sorted({*log.summary} - {own[id]})) for id, log in read.items()}) == 1
     assert notes == []
     assert capfd.readouterr() == ("", "")
     assert files(tmp_path / "home") == files(tmp_path / "cwd") == []
@@ -388,19 +389,20 @@ def test_long_curves_are_thinned_to_their_end(rows, logged):
 
 def test_keys_do_not_depend_on_the_point():
     runs = [point_run(record(point), "s") for point in points()]
-    assert len({(tuple(run.config), tuple(run.summary), tuple(run.history[0][1])) for run in runs}) == 1
+    # But for the name that each penalty's FVU has.
+    named = [[key for key in run.summary if not key.startswith("front/")] for run in runs]
+    assert (
+        len({(tuple(run.config), tuple(keys), *run.history[0][1]) for run, keys in zip(runs, named, strict=True)}) == 1
+    )
+    assert {key for run in runs for key in run.summary if key.startswith("front/")} == {"front/l1", "front/sqrt"}
 
 
 @pytest.fixture
 def server(monkeypatch):
-    server = Server()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server
 
 
 def test_with_a_key_points_go_to_the_server(server, open_log, notes):

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from sae_sweep.reports.wandb_runs import Run, point_run, sweep_run
+from sae_sweep.reports.wandb_runs import WITH_FILES, Run, point_run, sweep_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +61,7 @@ class WandbLog:
     directory: the sweep's folder; everything that W&B writes lies in its `wandb/`.
     mode: `auto` (WANDB_MODE or the user's settings if they name one; else online with a key and a server that
         answers, offline otherwise), `online` (offline if that fails) or `offline`.
+    artifacts: whether a point's run carries the files of its folder in the store, as an artifact `sae-<point id>`.
     note: takes one line for the user; called on the logging thread.
     """
 
@@ -72,6 +73,7 @@ class WandbLog:
         project: str,
         entity: str | None = None,
         mode: str = "auto",
+        artifacts: bool = False,
         note: Callable[[str], None],
     ) -> None:
         self.directory = directory.absolute()
@@ -81,6 +83,7 @@ class WandbLog:
         # auto, online, offline, or disabled; settled on the thread before the first run
         self._mode = os.environ.get("WANDB_MODE", "auto") if mode == "auto" else mode
         self._asked = mode
+        self._artifacts = artifacts
         self._ledger = self.directory / "wandb" / "logged"
         self._logged = {path.name for path in _listing(self._ledger)}
         self._jobs: queue.Queue[Run | None] = queue.Queue()
@@ -89,11 +92,13 @@ class WandbLog:
 
     def logged(self, point_id: str, measure_id: str) -> bool:
         """Whether the point with this measurement needs no logging: spares the caller reading its record."""
-        return f"{point_id}.{measure_id}" in self._logged or self._mode == "disabled"
+        with_files = WITH_FILES if self._artifacts else ""
+        return f"{point_id}.{measure_id}{with_files}" in self._logged or self._mode == "disabled"
 
     def log_point(self, record: Mapping[str, Any]) -> None:
         """Queue the run of a finished point: settings, training curve and metrics of its record in the store."""
-        self._submit(point_run(record, self.sweep))
+        folder = self.directory.parents[1] / "points" / record["id"]
+        self._submit(point_run(record, self.sweep, folder if self._artifacts else None))
 
     def log_sweep(
         self,
@@ -140,9 +145,9 @@ class WandbLog:
 
     def _work(self) -> None:
         try:
-            with _own_environment(self.directory / "wandb"):
+            with own_environment(self.directory / "wandb"):
                 self._ledger.mkdir(parents=True, exist_ok=True)
-                wandb = _set_up(self._asked)
+                wandb = set_up(self._asked)
                 try:
                     self._mode = self._settle_mode(wandb)
                     self._drain(wandb)
@@ -167,7 +172,7 @@ class WandbLog:
                 self._say(f"W&B: logging online failed, going on offline ({_one_line(problem)})")
                 # A service of its own again: the first one still holds the run's id.
                 wandb.teardown()
-                _set_up("offline")
+                set_up("offline")
                 _remove(self._earlier().get(run.id, ()))
                 self._log(wandb, run)
 
@@ -190,6 +195,8 @@ class WandbLog:
                 live.log(values, step=last)
             if run.media:
                 live.log(run.media(wandb), step=last)
+            if run.folder:
+                live.log_artifact(_artifact(wandb, run))
             live.summary.update(run.summary)
         # W&B reports a full disk nowhere but in its own log files.
         if not Path(live.settings.sync_file).stat().st_size:
@@ -239,7 +246,7 @@ class WandbLog:
 
 
 @contextmanager
-def _own_environment(folder: Path) -> Iterator[None]:
+def own_environment(folder: Path) -> Iterator[None]:
     """W&B's side files inside the sweep, no telemetry of its own; the process's environment as before afterwards."""
     changed = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("CACHE", "DATA", "ARTIFACT")}
     changed["WANDB_ERROR_REPORTING"] = "false"
@@ -254,7 +261,7 @@ def _own_environment(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _set_up(mode: str) -> Any:
+def set_up(mode: str) -> Any:
     """Import W&B and start its service. W&B then hooks sys.exit and sys.excepthook, which are not its own: undone."""
     import wandb
 
@@ -262,6 +269,16 @@ def _set_up(mode: str) -> Any:
     wandb.setup(settings=wandb.Settings(**LEAN, **({} if mode == "auto" else {"mode": mode})))
     sys.exit, sys.excepthook = hooks
     return wandb
+
+
+def _artifact(wandb: Any, run: Run) -> Any:
+    """A point's files. Never copied: what the store holds is never written to again."""
+    artifact = wandb.Artifact(f"sae-{run.id}", type="sae", metadata=run.summary)
+    assert run.folder is not None
+    for path in sorted(run.folder.iterdir()):
+        if path.is_file():
+            artifact.add_file(str(path), policy="immutable")
+    return artifact
 
 
 def _listing(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep.reports.wandb_charts import LineChart, sweep_charts
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # A row costs about 0.4 ms, most of the price of logging a point; the record in the store keeps every row.
 CURVE_ROWS = 40
+
+# In the fingerprint of a run that carries files: asked for later, it is logged anew.
+WITH_FILES = "+files"
 
 Rows = Sequence[Sequence[Any]]
 
@@ -37,6 +41,8 @@ class Run:
     history: Sequence[tuple[int, dict[str, Any]]]
     summary: dict[str, Any]
     media: Callable[[Any], dict[str, Any]] | None = None
+    # Its files become an artifact.
+    folder: Path | None = None
 
     @property
     def mark(self) -> str:
@@ -44,9 +50,9 @@ class Run:
         return f"{self.id}.{self.fingerprint}"
 
 
-def point_run(record: Mapping[str, Any], sweep: str) -> Run:
+def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None) -> Run:
     """The run of a finished point: all its settings, the training curve as `train/…`, its metrics as they are named
-    in the results table, and as `untrained/…` the same of its start."""
+    in the results table, as `untrained/…` the same of its start, and the files of its `folder` if that is given."""
     settings = record["settings"]
     curve = [
         (int(row["step"]), {f"train/{key}": _plain(value) for key, value in row.items() if key != "step"})
@@ -54,9 +60,13 @@ def point_run(record: Mapping[str, Any], sweep: str) -> Run:
     ]
     summary = {key: _plain(value) for key, value in record["metrics"].items()}
     summary |= {f"untrained/{key}": _plain(value) for key, value in record["untrained"].items()}
+    # W&B cannot draw some of the runs in one panel and others in the next: each penalty's FVU has a name of its own.
+    sae = settings["sae"]
+    counted = sae["architecture"] in COUNTED
+    summary[front_key(sae["architecture"] if counted else settings["penalty"]["name"])] = summary.get("fvu")
     return Run(
         id=record["id"],
-        fingerprint=record["measure_id"],
+        fingerprint=record["measure_id"] + (WITH_FILES if folder else ""),
         name=point_name(settings),
         job_type="sae",
         config={
@@ -68,7 +78,13 @@ def point_run(record: Mapping[str, Any], sweep: str) -> Run:
         },
         history=curve,
         summary={**summary, "seconds": _plain(record["seconds"])},
+        folder=folder,
     )
+
+
+def front_key(penalty: str) -> str:
+    """The name of the FVU of SAEs of one penalty, or of an architecture that counts."""
+    return f"front/{penalty}"
 
 
 def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -43,5 +43,6 @@ def watch(sweep: Sweep, work: Work, store: Store) -> Iterator[Watch]:
 
 def open_log(store: Store, sweep: str, logger: Mapping[str, Any], note: Callable[[str], None]) -> WandbLog:
     """The W&B log of a sweep; `note` takes a line for the user."""
-    settings = {key: logger[key] for key in ("project", "entity", "mode")}
+    # The sweep may be older than a key.
+    settings = {key: logger[key] for key in ("project", "entity", "mode", "artifacts") if key in logger}
     return WandbLog(store.sweep(sweep), sweep, **settings, note=note)

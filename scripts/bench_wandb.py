@@ -1,0 +1,85 @@
+"""What logging to W&B costs a sweep, against a server on this machine that works, and others that let down.
+
+    python scripts/bench_wandb.py [--repeats 2]
+
+The quickstart, each time anew but for its toy: seconds from the start of the command until the last point lies in the
+store (training), and until the command ends. The logs are written beside the training, so the first is what must not
+grow; the second has the end of the last uploads in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from wandb_server import KEY, serving
+
+MODES = ("none", "offline", "online", "answers 500", "answers 429", "hangs", "no server")
+
+
+@contextmanager
+def server(mode: str) -> Iterator[dict[str, str]]:
+    """The environment of a run in this mode."""
+    if mode in ("none", "offline"):
+        yield {}
+        return
+    with serving() as found:
+        if mode.startswith("answers"):
+            # Runs begin; whatever they then send is refused.
+            found.fails, found.status = "file_stream CreateArtifact CreateRunFiles", int(mode.split()[1])
+        if mode == "hangs":
+            found.hangs = "file_stream"
+        url = "http://127.0.0.1:9" if mode == "no server" else found.url
+        yield {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
+
+
+def measure(mode: str, toys: Path, words: list[str]) -> tuple[float, float]:
+    """Seconds until the last point is stored, and until the end."""
+    with tempfile.TemporaryDirectory() as folder, server(mode) as environment:
+        if toys.exists():
+            shutil.copytree(toys, Path(folder) / "outputs" / "toys")
+        logger = ["logger=none"] if mode == "none" else [f"logger.mode={'offline' if mode == 'offline' else 'online'}"]
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+        command = [sys.executable, "-m", "sae_sweep", "run", "experiment=quickstart", *logger, *words, "--json"]
+        began, clock = time.time(), time.perf_counter()
+        subprocess.run(command, cwd=folder, env={**clean, **environment}, check=True, capture_output=True)
+        whole = time.perf_counter() - clock
+        records = (Path(folder) / "outputs" / "points").glob("*/record.json")
+        trained = max(record.stat().st_mtime for record in records) - began
+        if not toys.exists():
+            shutil.copytree(Path(folder) / "outputs" / "toys", toys)
+        return trained, whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("overrides", nargs="*", help="further overrides, such as training.steps=300")
+    asked = parser.parse_args()
+    seconds: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
+    with tempfile.TemporaryDirectory() as folder:
+        toys = Path(folder) / "toys"
+        measure("none", toys, asked.overrides)  # trains the toy and compiles the kernels
+        for repeat in range(asked.repeats):
+            # In turns and in both directions, so that a machine that slows down slows all of them.
+            for mode in MODES if repeat % 2 == 0 else reversed(MODES):
+                seconds[mode].append(measure(mode, toys, asked.overrides))
+    first = statistics.median(trained for trained, _ in seconds["none"])
+    print("| W&B | until the last point | of none | until the end |\n|---|---|---|---|")
+    for mode, found in seconds.items():
+        trained, whole = (statistics.median(values) for values in zip(*found, strict=True))
+        print(f"| {mode} | {trained:.1f} s | {trained / first:.3f} | {whole:.1f} s |")
+
+
+if __name__ == "__main__":
+    main()
