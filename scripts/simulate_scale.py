@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -26,7 +27,10 @@ from sae_sweep.store import Store
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.plan import plan
 from sae_sweep.sweep.run import freeze
-from sae_sweep.sweep.slurm.tasks import make_tasks
+from sae_sweep.sweep.slurm.status import status
+from sae_sweep.sweep.slurm.submit import Submission
+from sae_sweep.sweep.slurm.task import note
+from sae_sweep.sweep.slurm.tasks import Task, make_tasks
 
 GPUS = 64
 # The paper's toy; widths up to 16 times its vocabulary; 5 penalties of 10 coefficients; seeds of toy and SAE.
@@ -54,12 +58,14 @@ def main() -> None:
     with timed("cut into tasks of 30 min"):
         tasks = make_tasks(whole.packs, sweep.evaluation, "cuda", 1800, 1000)
     hours = sum(task.seconds for task in tasks) / 3600
+    span = max(max(task.seconds for task in tasks) / 60, 60 * hours / GPUS)
     print(f"| packs, tasks | {len(whole.packs):,}, {len(tasks):,} |")
-    print(f"| the planner's estimate | {hours:,.1f} GPU-hours: {hours / GPUS:.1f} h on {GPUS} GPUs |")
+    print(f"| the planner's estimate | {hours:,.1f} GPU-hours: {span:.0f} min on {GPUS} GPUs |")
     print(f"| device memory of the largest task | {max(task.bytes for task in tasks) / 2**30:.1f} GiB |")
     store = Store(asked.folder)
     with mock.patch.object(os, "fsync", os.fsync if asked.fsync else lambda handle: None):
         write(sweep, store)
+        submit(sweep, tasks, store)
     read(sweep, store)
     size = sum(int(path.stat().st_blocks) * 512 for path in asked.folder.rglob("*") if path.is_file())
     print(f"| files, disk | {(len(FILES) + 1) * len(sweep.points):,} files, {size / 2**30:.1f} GiB |")
@@ -83,6 +89,18 @@ def write(sweep: Sweep, store: Store) -> None:
             store.commit("points", point.id, record, content)
 
 
+def submit(sweep: Sweep, tasks: Sequence[Task], store: Store) -> None:
+    """Leave what a submission and its finished tasks leave."""
+    listed = [{"points": [point.id for point in task.points], "seconds": task.seconds} for task in tasks]
+    submission = Submission("once", "user", 0.0, "scale.once", listed, [{"job": "1", "count": len(tasks)}])
+    folder = store.sweep(sweep.name) / "jobs" / submission.id
+    folder.mkdir(parents=True)
+    for number in range(len(tasks)):
+        note(folder / f"task-{number}.json", state="done", failed=0, measure_id=measure_id(sweep.evaluation))
+    content = json.dumps(dataclasses.asdict(submission)).encode()
+    store.write_sweep_file(sweep.name, f"jobs/{submission.id}.json", content)
+
+
 def read(sweep: Sweep, store: Store) -> None:
     """What the commands do with a store of this size."""
     with timed("ids listed, as `plan` and `--shard` do"):
@@ -90,10 +108,14 @@ def read(sweep: Sweep, store: Store) -> None:
     assert len(ids) == len(sweep.points)
     with timed("a rerun planned: nothing is left"):
         assert not plan(sweep, ids, trained_toys={toy_id(point.toy) for point in sweep.points}).packs
-    with timed("records read, as `status` does", len(ids)):
+    with timed("`status`, by the notes of the tasks"):
+        assert status(store, sweep.name).finished == len(ids)
+    with timed("records read, as `status` does of tasks that are not over", len(ids)):
         assert len(store.records("points", ids)) == len(ids)
-    with timed("every file read and its checksum verified, as `run` and `submit` do", len(ids)):
-        assert len(store.records("points", ids, verify=True)) == len(ids)
+    with timed("and files looked at for changes, as `run` and `submit` do", len(ids)):
+        assert len(store.records("points", ids, "changed")) == len(ids)
+    with timed("every file read and its checksum verified", len(ids)):
+        assert len(store.records("points", ids, "everything")) == len(ids)
     with timed("results table built and written"):
         frame.write(store, sweep.name)
     table = store.sweep(sweep.name) / "results.parquet"

@@ -90,14 +90,13 @@ def _run(path: Path) -> None:
     facts = {"job": job, "node": node, "pid": os.getpid(), "starts": starts, "cuda_visible_devices": visible}
     note(path, state="running", began=time.time(), reason=None, **facts)
     print(f"job {job} on {node}, start {starts}, CUDA_VISIBLE_DEVICES={visible}", file=sys.stderr, flush=True)
-    failed = _work(path, task)
-    note(path, state="done", failed=failed)
+    note(path, state="done", **_work(path, task))
 
 
-def _work(path: Path, task: dict[str, Any]) -> int:
-    """Train and measure what the store lacks; returns how many points failed."""
+def _work(path: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """Train and measure what the store lacks; returns how many points failed, and how the others are measured."""
     from sae_sweep.reports.watch import watch
-    from sae_sweep.schema import Evaluation
+    from sae_sweep.schema import Evaluation, measure_id
     from sae_sweep.store import Store
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.grid import Sweep
@@ -124,7 +123,7 @@ def _work(path: Path, task: dict[str, Any]) -> int:
             # The siblings by their common name; a container may lack the command, and then they go on.
             with suppress(OSError, subprocess.SubprocessError):
                 subprocess.run(["scancel", f"--name={task['job_name']}"], timeout=60)
-    return outcome.failed
+    return {"failed": outcome.failed, "measure_id": measure_id(evaluation)}
 
 
 def _check_progress(path: Path, work: Work, store: Store, device: str) -> None:
