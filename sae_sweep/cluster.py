@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -104,7 +106,8 @@ def status(sweep: str | None, watch: bool, json: bool, output_dir: Path) -> None
         else:
             print(f"no sweep in {output_dir}")
     elif watch:
-        _watch_on_screen(store, sweep, json)
+        with suppress(Interrupted):  # whoever looked has seen enough
+            _watch_on_screen(store, sweep, json)
     elif json:
         print(json_module.dumps(look(store, sweep).to_json()))
     else:
@@ -151,7 +154,7 @@ def logs(sweep: str, point: str | None, output_dir: Path) -> None:
             with path.open(errors="replace") as lines:
                 sys.stdout.writelines(line for line in lines if not line.startswith("submitit INFO"))
         if not paths:
-            print("(nothing yet)")
+            print("(nothing yet)" if os.access(folder, os.R_OK) else f"(only {task.submission.user} may read it)")
 
 
 def sync(sweep: str, json: bool, output_dir: Path) -> None:
@@ -191,7 +194,7 @@ def _send_and_watch(prepared: Prepared, fail_fast: bool) -> Status:
         while True:
             sent = _send(prepared, fail_fast)
             _say_held(sent, "they follow when these are over")
-            end = _watch(store, name, _Lines())
+            end = _watch(store, name, _Lines(sys.stderr))
             if not sent.held or end.lost_tasks or (fail_fast and end.failures):
                 return end
             prepared = dataclasses.replace(prepared, tasks=sent.held)
@@ -258,7 +261,7 @@ def _watch_on_screen(store: Store, sweep: str, json: bool) -> None:
 class _Lines:
     """Says how far a sweep is, when that has changed, and what failed or was lost as soon as it is known."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._said: set[str] = set()
         self._line = ""

@@ -15,6 +15,8 @@ from sae_sweep.sweep.slurm import queue
 
 # Below this many bytes a sweep of some thousand points may not fit.
 SPACE = 10 * 2**30
+# Partitions that are listed.
+MOST = 8
 # Filesystems that only the machine itself sees.
 LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "apfs")
 
@@ -105,7 +107,9 @@ def slurm() -> Finding:
     if asked.returncode:
         problem = " ".join(asked.stderr.split())[:200]
         return Finding("Slurm", False, problem, "is slurmctld up, and SLURM_CONF right? `scontrol ping` says")
-    return Finding("Slurm", True, "; ".join(asked.stdout.split("\n")).strip("; "))
+    lines = asked.stdout.strip().splitlines()
+    more = [f"… {len(lines) - MOST} more"] if len(lines) > MOST else []
+    return Finding("Slurm", True, "; ".join(lines[:MOST] + more))
 
 
 def accounting() -> Finding:

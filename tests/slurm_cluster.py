@@ -58,7 +58,7 @@ class Cluster:
         for number in (0, 1):  # Slurm wants a device file for a GPU: a copy of /dev/null is one
             os.mknod(self.root / "dev" / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
         gpus = f"{self.root}/dev/gpu[0-1]"
-        (self.root / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={gpus}\n")
+        (self.root / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu Type=a100 File={gpus}\n")
         if self.accounting:
             self._start_accounting()
         self.conf.write_text(self._config())
@@ -170,6 +170,15 @@ class Cluster:
         self._run("slurmdbd", MYSQL_UNIX_PORT=str(socket_file))
         log_file = self.root / "log" / "slurmdbd.log"
         wait_for("slurmdbd", lambda: log_file.exists() and "started" in log_file.read_text(), 60)
+        for what in (["cluster", "test"], ["account", "lab"], ["user", "root", "account=lab", "defaultaccount=lab"]):
+            self._run("sacctmgr", "-i", "add", *what)
+
+    def limit(self, jobs: int) -> None:
+        """So many jobs at most may be queued or running; -1: any number. Needs accounting."""
+        self._run("sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={jobs}")
+        said = f"MaxSubmitJobs={jobs}(" if jobs >= 0 else "MaxSubmitJobs= "
+        shown = ["scontrol", "show", "assoc_mgr", "users=root", "accounts=lab", "flags=assoc"]
+        wait_for("the limit to hold", lambda: said in self.ask(*shown), 60)
 
     def _config(self) -> str:
         root, ports = self.root, self.ports
@@ -181,8 +190,9 @@ class Cluster:
             "SlurmUser": "root",
             "SlurmdUser": "root",
             "AuthType": "auth/munge",
-            # cred_expire also says how long a requeued job waits before it may start again: 120 s unless it is set
-            "AuthInfo": f"socket={root}/munge/sock,cred_expire=2",
+            # cred_expire also says how long a requeued job waits before it may start again: 120 s unless it is set, and
+            # also where it is set to less than 5.
+            "AuthInfo": f"socket={root}/munge/sock,cred_expire=5",
             "StateSaveLocation": f"{root}/state",
             "SlurmdSpoolDir": f"{root}/spool/%n",
             "SlurmctldPidFile": f"{root}/run/slurmctld.pid",
@@ -205,7 +215,7 @@ class Cluster:
             "KillWait": 10,
             "SlurmdTimeout": 10,
             "MinJobAge": 2,
-            "MaxArraySize": 5,
+            "MaxArraySize": 3,
             "GresTypes": "gpu",
             "AccountingStorageType": "accounting_storage/none",
         }
@@ -213,10 +223,11 @@ class Cluster:
             settings["AccountingStorageType"] = "accounting_storage/slurmdbd"
             settings |= {"AccountingStorageHost": "localhost", "AccountingStoragePort": ports[4]}
             settings |= {"AccountingStoragePass": f"{root}/munge/sock", "AccountingStorageTRES": "gres/gpu"}
+            settings["AccountingStorageEnforce"] = "limits,qos"
         host = socket.gethostname().partition(".")[0]
         lines = [f"{key}={value}" for key, value in settings.items()]
         for node, port in zip(NODES, ports[2:4], strict=True):
-            hardware = "CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN"
+            hardware = "CPUs=2 RealMemory=2000 Gres=gpu:a100:2 State=UNKNOWN"
             lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {hardware}")
         low = "Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20"
         lines.append(f"PartitionName=low Nodes=n[1-2] MaxTime=INFINITE State=UP {low}")

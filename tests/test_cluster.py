@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -18,13 +19,14 @@ from wandb_server import KEY, Server, serving
 from sae_sweep import config, interruption
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports.wandb_sync import unsynced
-from sae_sweep.schema import toy_id
+from sae_sweep.schema import measure_id, toy_id
 from sae_sweep.store import Store
 from sae_sweep.sweep.checkpoint import Checkpoint
 from sae_sweep.sweep.cost import SPEEDS, pack_seconds
 from sae_sweep.sweep.plan import Work, plan
 from sae_sweep.sweep.slurm import queue
 from sae_sweep.sweep.slurm import task as node
+from sae_sweep.sweep.slurm.status import status
 from sae_sweep.sweep.slurm.submit import Submission
 from sae_sweep.sweep.slurm.tasks import from_json, make_tasks, to_json
 
@@ -223,6 +225,21 @@ def test_a_task_that_never_gets_further_gives_up(tmp_path: Path, monkeypatch: py
     assert "launcher.time" in node.known(path)["reason"]
 
 
+def test_status_believes_the_note_of_a_finished_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("run", *TINY, "penalty.coefficient=0.1,1", "name=noted").code == 0
+    store, sweep = Store(tmp_path / "outputs"), config.load([*TINY, "penalty.coefficient=0.1,1"])
+    tasks = [{"points": [point.id for point in sweep.points], "seconds": 1.0}]
+    content = Submission("once", "me", 0.0, "noted.once", tasks, [{"job": "1", "count": 1}])
+    store.write_sweep_file("noted", "jobs/once.json", json.dumps(asdict(content)).encode())
+    (tmp_path / "outputs/sweeps/noted/jobs/once").mkdir()
+    read: list[str] = []
+    monkeypatch.setattr(Store, "records", lambda self, kind, ids: {id: read.append(id) for id in ids} and {})
+    for measured, records in ((measure_id(sweep.evaluation), 0), ("otherwise", 2)):
+        node.note(tmp_path / "outputs/sweeps/noted/jobs/once/task-0.json", state="done", failed=0, measure_id=measured)
+        read.clear()
+        assert (status(store, "noted").finished, len(read)) == (2 - records, records)
+
+
 # -- the queue -----------------------------------------------------------------------------------------------------
 
 Fake = Callable[[str, str], None]
@@ -286,6 +303,93 @@ def test_tasks_of_an_array_that_never_began_are_one_row_of_sacct(fake: Fake) -> 
 def test_another_job_of_that_id_is_not_ours(fake: Fake) -> None:
     fake("squeue", 'printf "7|RUNNING|n1|theirs\\n"')
     assert phases(["7"]) == ["ended GONE"]
+
+
+# -- what Slurm takes ----------------------------------------------------------------------------------------------
+
+# Tasks of a point each, of which two would not fit into a job's time.
+LONG_TASKS = ["toy=small", "device=cpu", "logger=none", "sae.width=16", "training.steps=4000000"]
+LONG_TASKS += ["launcher.time=30", "launcher.cpus=1"]
+
+
+@pytest.fixture
+def slurm(fake: Fake, tmp_path: Path) -> Fake:
+    """A Slurm that takes five jobs at a time, in arrays of at most four; what it took waits."""
+    fake("scontrol", 'echo "MaxArraySize = 4"')
+    fake("srun", "exit 0")
+    fake(
+        "squeue",
+        f"""
+for job in $(cat {tmp_path}/taken 2>/dev/null); do printf "$job|PENDING||$(cat {tmp_path}/name)\n"; done""",
+    )
+    fake(
+        "sbatch",
+        rf"""
+file=/dev/stdin; [ "$1" = --test-only ] || file=$1
+text=$(cat "$file")
+last=$(echo "$text" | sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p')
+taken=$(wc -w < {tmp_path}/taken 2>/dev/null || echo 0)
+if [ $((taken + ${{last:-0}} + 1)) -gt $(cat {tmp_path}/limit) ]; then
+    echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; exit 1
+fi
+[ "$1" = --test-only ] && exit 0
+if [ -e {tmp_path}/refuse$taken ]; then echo "sbatch: error: Batch job submission failed: no reason" >&2; exit 1; fi
+echo "$text" | sed -n "s/^#SBATCH --job-name=//p" > {tmp_path}/name
+for each in $(seq 0 ${{last:-0}}); do echo "1${{taken}}${{last:+_$each}}" >> {tmp_path}/taken; done
+echo "Submitted batch job 1$taken"
+""",
+    )
+    (tmp_path / "limit").write_text("5")
+    return fake
+
+
+def submitted(*words: str) -> dict:
+    result = call("submit", *LONG_TASKS, "name=many", *words, "--json")
+    assert result.code == 0, result.err
+    return {**json.loads(result.out), "err": result.err}
+
+
+@pytest.mark.usefixtures("slurm")
+def test_what_slurm_does_not_take_is_held_back_and_sent_later(tmp_path: Path) -> None:
+    seven = ["penalty=l1", "penalty.coefficient=1,2,3,4,5,6,7", "launcher.target_minutes=0.1"]
+    first = submitted(*seven)
+    assert (first["tasks"], first["held"], len(first["jobs"])) == (5, 2, 2)
+    assert first["err"].splitlines() == [
+        "2 of 7 tasks are held back: Slurm takes no more now (AssocMaxSubmitJobLimit); submit again when some are over"
+    ]
+    refused = call("submit", *LONG_TASKS, *seven, "name=many")
+    assert refused.code == 4
+    assert "AssocMaxSubmitJobLimit" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    now = json.loads(call("status", "many", "--json").out)
+    assert (now["pending"], now["unsent"]) == (7, 2)
+    (tmp_path / "limit").write_text("50")
+    second = submitted(*seven)
+    assert (second["tasks"], second["held"]) == (2, 0)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_tasks_grow_to_fit_what_slurm_takes(tmp_path: Path) -> None:
+    (tmp_path / "limit").write_text("3")
+    shorter = [word.replace("4000000", "100000") for word in LONG_TASKS]
+    seven = ["penalty=l1", "penalty.coefficient=1,2,3,4,5,6,7", "launcher.target_minutes=0.1", "name=grown"]
+    sent = json.loads(call("submit", *shorter, *seven, "--json").out)
+    assert (sent["points"], sent["held"]) == (7, 0)
+    assert 2 <= sent["tasks"] <= 3
+
+
+@pytest.mark.usefixtures("slurm")
+def test_what_was_sent_before_a_refusal_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "limit").write_text("50")
+    (tmp_path / "refuse4").touch()
+    six = ["penalty=l1", "penalty.coefficient=1,2,3,4,5,6", "launcher.target_minutes=0.1"]
+    result = call("submit", *LONG_TASKS, *six, "name=many")
+    assert result.code == 4
+    assert result.err.splitlines() == [
+        "error: Slurm refused: no reason; 4 of 6 tasks are at work: submit again for the rest"
+    ]
+    (tmp_path / "refuse4").unlink()
+    assert submitted(*six)["tasks"] == 2
 
 
 # -- W&B -----------------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason
 
 TASK = ["launcher.memory=900M", "launcher.cpus=1", "launcher.time=30", "launcher.signal_seconds=20"]
 ONE_TASK = [*TASK, "launcher.target_minutes=30"]
-# As many tasks as allowed, or nearly.
-MANY_TASKS = [*TASK, "launcher.target_minutes=0.0001", "launcher.max_tasks=8"]
+# As many tasks as allowed.
+MANY_TASKS = [*TASK, "launcher.target_minutes=0.0001", "launcher.max_tasks=4"]
 WITHOUT_WIDTH = [word for word in TINY if not word.startswith(("sae.width", "training.steps"))]
 # 24 points of two toys and two widths.
 SWEEP = [*WITHOUT_WIDTH, "device=cpu", "training.steps=25", "sae.width=5,7", "toy.seed=0,1", "penalty=l1,sqrt"]
@@ -31,7 +33,7 @@ LONG = [*WITHOUT_WIDTH, "device=cpu", "training.steps=150000", "sae.width=9", "p
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    """A cluster without accounting, whose arrays hold at most five tasks."""
+    """A cluster without accounting, whose arrays hold at most three jobs."""
     found = Cluster()
     found.start()
     yield found
@@ -96,8 +98,7 @@ def test_a_sweep_over_two_nodes_equals_the_local_run(here: Path, tmp_path: Path)
     assert call("run", *SWEEP, "name=both", f"output_dir={tmp_path}/local").code == 0
     sent = submit(*SWEEP, *MANY_TASKS, "name=both")
     assert sent["points"] == 24
-    # Arrays of at most five.
-    assert 6 <= sent["tasks"] <= 8
+    assert sent["tasks"] == 4
     assert len(sent["jobs"]) == 2
     end = wait_for_end("both")
     assert (end["finished"], end["failed"], end["lost"]) == (24, 0, 0)
@@ -114,10 +115,17 @@ def test_a_sweep_over_two_nodes_equals_the_local_run(here: Path, tmp_path: Path)
     assert (nothing["finished"], nothing["tasks"], nothing["jobs"]) == (24, 0, [])
 
 
-def test_run_waits_and_a_failing_point_leaves_the_others_running(here: Path) -> None:
-    words = [*SWEEP, *ONE_TASK, "launcher=slurm", "name=fails", "training.lr=0.003,1e30", "training.clip=1e38"]
-    words = [word for word in words if not word.startswith(("toy.seed", "penalty", "sae.width"))]
-    result = call("run", *words, "penalty=l1", "penalty.coefficient=0.1", "sae.width=5", "--json")
+def test_tasks_side_by_side_in_a_container_one_of_which_fails(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run` waits; the point that fails leaves the other running, on the other GPU of the same job."""
+    stand_in = here / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\necho "$*" >>{here}/asked\nshift 5\nexec "$@"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    words = [word for word in SWEEP if not word.startswith(("toy.seed", "penalty", "sae.width"))]
+    words += ["penalty=l1", "penalty.coefficient=0.1", "sae.width=5", "training.lr=0.003,1e30", "training.clip=1e38"]
+    launcher = [*MANY_TASKS, "launcher=slurm", "launcher.gpus=a100:2", "launcher.container=image.sif"]
+    result = call("run", *words, *launcher, "name=fails", "--json")
     assert result.code == 3, result.err
     end = json.loads(result.out)
     assert (end["points"], end["ran"], end["failed"], end["lost"]) == (2, 1, 1, 0)
@@ -125,6 +133,22 @@ def test_run_waits_and_a_failing_point_leaves_the_others_running(here: Path) -> 
     (reason,) = status("fails")["failures"].values()
     assert "not finite" in reason
     assert "not finite" in call("logs", "fails").out
+    said = notes(here, "fails")
+    assert sorted(note["cuda_visible_devices"] for note in said) == ["0", "1"]
+    assert len({note["job"] for note in said}) == 1
+    assert f"exec --nv --bind {here}/outputs image.sif python" in (here / "asked").read_text()
+
+
+def test_the_traceback_of_a_task_that_breaks_is_shown_at_once(here: Path) -> None:
+    words = [word.replace("0.1,0.3,1", "0.1") for word in SWEEP]
+    submit(*words, *ONE_TASK, "launcher.additional={hold: true}", "name=breaks")
+    (path,) = (here / "outputs/sweeps/breaks/jobs").glob("*/task-0.json")
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "nonsense"'))
+    subprocess.run(["scontrol", "release", status("breaks")["tasks"][0]["job"]], check=True)
+    shown = call("status", "breaks", "--watch").out
+    assert "LOST 8 points" in shown
+    assert "nonsense" in shown
+    assert "Traceback" in call("logs", "breaks").out
 
 
 def test_a_second_submit_while_the_first_runs_sends_nothing_twice(here: Path) -> None:
@@ -238,18 +262,46 @@ def test_a_plain_job_array_is_as_good(here: Path, tmp_path: Path) -> None:
     assert_same_tables(here / "outputs", tmp_path / "local", "plain")
 
 
-@pytest.mark.skipif(missing(accounting=True) is not None, reason=str(missing(accounting=True)))
-def test_with_accounting_status_knows_how_a_job_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    accounting = Cluster(accounting=True)
-    accounting.start()
-    try:
-        monkeypatch.setenv("SLURM_CONF", str(accounting.conf))
-        submit(*LONG, *ONE_TASK, "name=remembered")
-        wait_for("running", lambda: status("remembered")["running"] == 2)
-        assert call("cancel", "remembered").code == 0
-        wait_for("squeue has forgotten it", lambda: not accounting.ask("squeue", "-h", "-t", "all"), 120)
-        end = status("remembered")
-        assert end["lost"] == 2
-        assert end["tasks"][0]["state"] == "CANCELLED"
-    finally:
-        accounting.stop()
+@pytest.fixture(scope="module")
+def accounting() -> Iterator[Cluster]:
+    """A cluster that remembers jobs and limits how many a user submits."""
+    if missing(accounting=True):
+        pytest.skip(str(missing(accounting=True)))
+    found = Cluster(accounting=True)
+    found.start()
+    yield found
+    found.stop()
+
+
+def test_with_accounting_status_knows_how_a_job_ended(accounting: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(accounting.conf))
+    submit(*LONG, *ONE_TASK, "name=remembered")
+    wait_for("running", lambda: status("remembered")["running"] == 2)
+    assert call("cancel", "remembered").code == 0
+    wait_for("squeue has forgotten it", lambda: not accounting.ask("squeue", "-h", "-t", "all"), 120)
+    end = status("remembered")
+    assert end["lost"] == 2
+    assert end["tasks"][0]["state"] == "CANCELLED"
+
+
+def test_no_more_is_submitted_than_an_account_may(accounting: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held jobs only: nothing trains."""
+    monkeypatch.setenv("SLURM_CONF", str(accounting.conf))
+    # Tasks of which two do not fit into the time of a job.
+    words = [word.replace("150000", "200000000") for word in LONG]
+    words = [*words[:-1], "penalty.coefficient=1,2,3,4,5", *TASK, "launcher.target_minutes=0.1"]
+    words += ["launcher.additional={hold: true}", "name=limited"]
+    accounting.limit(2)
+    first = call("submit", *words, "--json")
+    assert first.code == 0, first.err
+    sent = json.loads(first.out)
+    assert (sent["tasks"], sent["held"]) == (2, 3)
+    assert "3 of 5 tasks are held back" in first.err
+    assert "MaxSubmitJobLimit" in first.err
+    again = call("submit", *words)
+    assert (again.code, len(again.err.splitlines())) == (4, 1)
+    assert "MaxSubmitJobLimit" in again.err
+    accounting.limit(-1)
+    assert submit(*words)["tasks"] == 3
+    assert status("limited")["unsent"] == 0
+    assert call("cancel", "limited").code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ def overview(now: Status, width: int, clock: bool = False) -> RenderableType:
         for task in live[: 2 * LISTED]:
             done = task.points - task.left
             starts = str(task.note["starts"]) if "starts" in task.note else ""
-            progress = Text(bar(done, task.points, 10), style="green")
+            progress = _bar(done, task.points, 10)
             state = Text(task.state.word.lower(), style=_STYLES.get(str(task.state.phase), "yellow"))
             row = (task.job, str(task.number), state, task.state.node, f"{done}/{task.points}", progress, starts)
             table.add_row(*row)
@@ -104,8 +105,9 @@ def failures(found: Mapping[str, Mapping[str, Any]]) -> list[Text]:
     """What failed: points of one reason together, with the end of the traceback."""
     together: dict[tuple[str, str], list[str]] = {}
     for id, info in found.items():
-        at = f" at step {info['step']}" if info.get("step") is not None else ""
-        key = (f"{info.get('reason')}{at}", _tail(info.get("traceback")))
+        reason = str(info.get("reason") or "no reason was noted")
+        at = f" at step {info['step']}" if info.get("step") is not None and " step " not in reason else ""
+        key = (reason + at, _tail(info.get("traceback")))
         together.setdefault(key, []).append(id)
     lines = []
     for (reason, trace), ids in list(together.items())[:LISTED]:
@@ -166,7 +168,7 @@ _ORDER = {"running": 0, "unknown": 1, "pending": 2, "ended": 3}
 
 
 def _headline(now: Status, width: int, clock: bool) -> Text | Group:
-    head = Text(now.sweep, style="bold")
+    head = Text.assemble((now.sweep, "bold"))
     head.append(f"  {now.finished:,} of {now.points:,} finished", style="green" if now.finished == now.points else "")
     for key in ("running", "pending", "failed", "lost"):
         if now.count(key):
@@ -176,7 +178,12 @@ def _headline(now: Status, width: int, clock: bool) -> Text | Group:
         head.append(f", {part}")
     if clock:
         head.append(time.strftime("  (%H:%M:%S)"), style="dim")
-    return Group(head, Text(bar(now.finished, now.points, min(width, 80)), style="green"))
+    return Group(head, _bar(now.finished, now.points, min(width, 80)))
+
+
+def _bar(done: int, total: int, width: int) -> Text:
+    filled = bar(done, total, width).rstrip()
+    return Text.assemble((filled, "green"), ("░" * (width - len(filled)), "dim"))
 
 
 def _counts(now: Status) -> list[str]:
@@ -199,8 +206,11 @@ def _advice(now: Status) -> list[str]:
 
 
 def _packs(packs: Sequence[Pack]) -> str:
-    shown = ", ".join(f"{len(pack)}× {pack[0].sae.architecture} {pack[0].sae.width}" for pack in packs[:3])
-    return shown if len(packs) <= 3 else f"{shown}, … ({len(packs)} packs)"
+    """How many, and of what: SAEs by architecture and width."""
+    kinds: Counter[str] = Counter()
+    for pack in packs:
+        kinds[f"{pack[0].sae.architecture} {pack[0].sae.width}"] += len(pack)
+    return f"{len(packs)}: " + ", ".join(f"{count}× {kind}" for kind, count in kinds.items())
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -226,5 +236,5 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         right = column.endswith(">")
-        table.add_column(column.rstrip(">"), justify="right" if right else "left", no_wrap=right)
+        table.add_column(column.rstrip(">"), justify="right" if right else "left", no_wrap=True)
     return table

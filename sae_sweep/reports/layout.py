@@ -19,6 +19,7 @@ _ASCII: dict[int, int | str] = {
     **dict.fromkeys(range(0x2800, 0x2900), "."),
     **dict.fromkeys(map(ord, _EIGHTHS[1:4]), "."),
     **dict.fromkeys(map(ord, _EIGHTHS[4:]), "#"),
+    ord("░"): ".",
     **str.maketrans("–−×±·…│─┌┐└┘┤├┬┴┼✓✗→━╸╺", "--x~..|-+++++++++vx>---"),
 }
 

@@ -47,9 +47,6 @@ DENSE_NUMBERS = 1 << 22
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
-# What a RuntimeError says that is one of too little memory.
-_OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread")
-
 Say = Callable[[Event], None]
 
 
@@ -135,7 +132,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()
-        trained = store.parse("points", point.id, export.WEIGHTS, export.from_files)
+        trained = export.from_files(store.read("points", point.id, export.WEIGHTS))
         measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
@@ -292,9 +289,9 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch, numpy or a thread to be started found too little memory, on the device or on the CPU."""
+    """Whether PyTorch or numpy found too little memory, on the device or on the CPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
@@ -307,7 +304,7 @@ def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
 
 def load_toy(toy: Toy, store: Store) -> model.Model:
     """A stored toy, on the CPU."""
-    return store.parse("toys", toy_id(toy), "toy.safetensors", lambda content: model.load(toy, load_tensors(content)))
+    return model.load(toy, load_tensors(store.read("toys", toy_id(toy), "toy.safetensors")))
 
 
 def _train(

@@ -9,7 +9,9 @@ there. The pickles hold the path of a task's file and nothing else; we never loa
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import io
 import json
 import secrets
 import time
@@ -89,7 +91,8 @@ def submit(sweep: Sweep, tasks: Sequence[Task], store: Store, fail_fast: bool) -
         # Written before as well: whatever happens next, no job is unknown by name.
         _write(store, sweep.name, submission)
         try:
-            accepted = made.map_array(node.main, array)
+            with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says there comes with the error
+                accepted = made.map_array(node.main, array)
         except Exception as error:
             sent = f"; {submission.sent} of {len(tasks)} tasks are at work: submit again for the rest" if first else ""
             raise EnvironmentProblem(f"Slurm refused: {limits.said(error)}{sent}") from error

@@ -47,11 +47,15 @@ def make_tasks(
     for pack in packs:
         of_toy.setdefault(pack[0].toy, []).append(pack)
     packs = [pack for together in of_toy.values() for pack in together]
-    while True:
-        tasks = list(_fill(packs, evaluation, kind, target_seconds, trained_toys, workers))
-        if len(tasks) <= most:
-            return tasks
-        target_seconds *= 1.1 if len(tasks) < 2 * most else len(tasks) / most
+    target = target_seconds
+    tasks = list(_fill(packs, evaluation, kind, target, trained_toys, workers))
+    if len(tasks) > most:
+        whole = sum(pack_seconds(pack, evaluation, SPEEDS[kind], workers) for pack in packs)
+        target = max(target, whole / most)
+    while len(tasks) > most:
+        tasks = list(_fill(packs, evaluation, kind, target, trained_toys, workers))
+        target *= 1.1
+    return tasks
 
 
 def _fill(
@@ -88,6 +92,8 @@ def _task(packs: Sequence[Pack], seconds: float, kind: str, workers: int) -> Tas
 
 def _split(pack: Pack, evaluation: Evaluation, kind: str, target: float, workers: int) -> Iterator[Pack]:
     """A pack in as few pieces of near equal size as stay below the target."""
+    # SAEs that train side by side take about as long as one: to part them would gain nothing.
+    target = max(target, 1.1 * pack_seconds(pack[:1], evaluation, SPEEDS[kind], workers))
     pieces = 1
     while pieces < len(pack):
         size = math.ceil(len(pack) / pieces)
