@@ -229,16 +229,17 @@ def _say_held(sent: Sent, then: str) -> None:
 
 
 def _watch(store: Store, sweep: str, show: Callable[[Status], None]) -> Status:
-    """Look again and again until nothing is queued or running."""
+    """Look again and again until nothing is queued or running, here or in a job."""
+    from sae_sweep.sweep import beat
     from sae_sweep.sweep.slurm.status import status as look
 
     seen: set[str] = set()
     while True:
         now = look(store, sweep, seen)
         show(now)
-        if not now.live:
+        if not (now.live or now.runs):
             return now
-        time.sleep(INTERVAL)
+        time.sleep(beat.EVERY if now.runs else INTERVAL)
 
 
 def _watch_on_screen(store: Store, sweep: str, json: bool) -> None:

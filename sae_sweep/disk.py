@@ -115,11 +115,11 @@ def _flush_folder(path: Path) -> None:
 
 
 def _temporary_beside(place: Path) -> Path:
-    return place.parent / f".tmp-{place.name}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return place.parent / f".tmp-{place.name}-{host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @cache
-def _host() -> str:
+def host() -> str:
     """Where a process id means something: this host, since this boot, in this container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
@@ -131,7 +131,7 @@ def _abandoned(path: Path) -> bool:
     if time.time() - path.stat().st_mtime > STALE_SECONDS:
         return True
     name = _TEMPORARY.match(path.name)
-    if name is None or name["host"] != _host():
+    if name is None or name["host"] != host():
         return False
     try:
         os.kill(int(name["pid"]), 0)

@@ -310,7 +310,7 @@ def test_killed_committers_lose_nothing_finished_and_leave_nothing_to_mistake(st
 
 def test_only_abandoned_temporary_folders_are_swept_away(store: Store) -> None:
     parent = store.root / "points"
-    host, dead = disk._host(), subprocess.Popen([sys.executable, "-c", ""])
+    host, dead = disk.host(), subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     folders = {
         "dead": f".tmp-a1-{host}-{dead.pid}-00000000",

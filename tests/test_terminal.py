@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyte
 import pytest
 from fabricated import SMALL, point, record, sweep
 
@@ -179,10 +180,10 @@ def test_a_stream_without_unicode_gets_ascii(quick: Store) -> None:
     assert "width 136 . oracle start" in text and "####" in text and "?" not in text.split("Which factor")[0]
 
 
-def on_terminal(monkeypatch: pytest.MonkeyPatch, no_color: bool, show) -> str:
+def on_terminal(monkeypatch: pytest.MonkeyPatch, no_color: bool, show, width: int = 100) -> str:
     """What `show(stream)` writes to a terminal."""
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("NO_COLOR", "1") if no_color else monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     ours, theirs = pty.openpty()
@@ -243,6 +244,41 @@ def test_on_a_terminal_the_view_is_drawn_and_failures_stay(monkeypatch: pytest.M
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
     assert "pack 1 of 1" in plain and "5/6, 1 failed" in plain and "left" in plain
     assert "the loss became NaN" in plain and "a damaged file" in plain
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_view_of_a_thousand_points_is_calm(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """A few lines whatever happens, none wider than the terminal; failures stay, but not hundreds of them."""
+
+    def show(stream) -> None:
+        with LiveView(total=1000, finished=0, estimate_seconds=40, stream=stream) as view:
+            view.handle(TrainProgress(1, 8, 1000, 50, 100, 0.02, 2.3))
+            for seed in range(600):
+                at = point(width=136, init="whitened", penalty=Penalty("log1p", 0.25, scale=2.0), seed=seed)
+                view.handle(PointDone(at, {"metrics": {"fvu": 0.012, "l0": 2.3, "splits_per_max": 7.25}}))
+            for seed in range(300):
+                view.handle(PointFailed(point(seed=seed), 300, "the loss became NaN"))
+            view._live.refresh()
+
+    raw = on_terminal(monkeypatch, True, show, width)
+    screen = pyte.HistoryScreen(width, 24, history=10_000)
+    # As it stood before the view was taken away: the last drawing ends with the line of points.
+    end = raw.rindex("900/1,000")
+    pyte.Stream(screen).feed(raw[: raw.index("left", end) + 4])
+    lines = [line.rstrip() for line in screen.display if line.strip()]
+    # A failure's reason may need a second line.
+    assert len(screen.history.top) == 0 and len(lines) <= 2 * 5 + 1 + 4 + 2
+    assert sum("FAILED" in line for line in lines) == 5
+    done = [line for line in lines if "whitened log1p" in line]
+    assert len(done) == 4 and all(line.endswith("FVU .0120  L0   2.30  splits  7.25") for line in done)
+    assert lines[-1].endswith("left") and "300 failed" in lines[-1]
+
+
+def test_a_pipe_gets_lines_even_where_colour_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    run_live(stream)
+    assert "\x1b" not in stream.getvalue() and len(stream.getvalue().splitlines()) == 5
 
 
 class Broken(io.StringIO):

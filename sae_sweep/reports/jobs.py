@@ -16,6 +16,7 @@ from sae_sweep.reports.layout import bar, duration, plural
 
 if TYPE_CHECKING:
     from sae_sweep.doctor import Finding
+    from sae_sweep.sweep.beat import Note
     from sae_sweep.sweep.plan import Pack
     from sae_sweep.sweep.slurm.prepare import Prepared
     from sae_sweep.sweep.slurm.status import Status, TaskStatus
@@ -88,11 +89,17 @@ def overview(now: Status, width: int, clock: bool = False) -> RenderableType:
         parts += [Text(), table]
         if len(live) > 2 * LISTED:
             parts.append(Text(f"… and {len(live) - 2 * LISTED:,} more tasks", style="dim"))
+    parts += [Text(line, style="cyan") for line in map(_at_work, now.runs)]
     problems = [*failures(now.failures), *losses(now.lost_tasks)]
     if problems:
         parts += [Text(), *problems]
     parts += [Text(line, style="dim") for line in _advice(now)]
     return Group(*parts)
+
+
+def _at_work(run: Note) -> str:
+    """What a run outside of Slurm is at."""
+    return f"at work: {run.doing}" + (f", step {run.step:,} of {run.steps:,}" if run.steps else "")
 
 
 def sentence(now: Status) -> str:
@@ -191,7 +198,7 @@ def _counts(now: Status) -> list[str]:
 
 
 def _time_left(now: Status) -> list[str]:
-    parts = [f"about {duration(now.seconds)} left"] if now.live else []
+    parts = [f"about {duration(now.seconds)} left"] if now.live or now.runs else []
     return [*parts, "Slurm does not answer"] if now.unknown else parts
 
 

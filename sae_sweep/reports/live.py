@@ -20,6 +20,10 @@ from sae_sweep.schema import COUNTED, PENALTY_KEYS, Point
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 
 _LAST = 4
+# Failures that stay on the screen; further ones are counted.
+_FAILURES = 5
+# From this width on a finished point shows its id and place, and bars say what they are of.
+_WIDE = 110
 # Of the plan's estimate and the pace so far, the pace decides once this share of the work is done.
 _PACE_TRUSTED = 0.2
 
@@ -41,7 +45,7 @@ class LiveView:
         self._training_points = 0
         self._toy: ToyProgress | None = None
         self._training: TrainProgress | None = None
-        self._last: deque[str] = deque(maxlen=_LAST)
+        self._last: deque[tuple[str, str, str]] = deque(maxlen=_LAST)
         self._started = time.monotonic()
         self._silent = False
         self._live: Live | None = None
@@ -83,41 +87,47 @@ class LiveView:
         if isinstance(event, ToyProgress):
             self._toy = event
             if event.step >= event.steps:
-                self._say(f"toy {_toy(event)} trained, loss {event.loss:.4f}", keep=False)
+                self._say(f"toy {_toy(event)} trained, loss {event.loss:.4f}")
         elif isinstance(event, TrainProgress):
             if self._training is None or event.pack != self._training.pack:
                 self._training_points = event.points
             self._toy, self._training = None, event
         elif isinstance(event, Note):
-            self._say(event.text, style="yellow", keep=True)
+            self._say(event.text, style="yellow")
         else:
             self._finish_point(event)
 
     def _finish_point(self, event: PointDone | PointFailed) -> None:
         self._training_points = max(0, self._training_points - 1)
-        name = f"{event.point.id[:8]} {describe(event.point)}"
+        what = describe(event.point)
+        name = f"{event.point.id[:8]} {what}"
         if isinstance(event, PointFailed):
             self._failed += 1
+            if self._live is not None and self._failed > _FAILURES:
+                if self._failed == _FAILURES + 1:
+                    self._say("more points failed: the report has them all", style="red")
+                return
             at = "" if event.step is None else f" at step {event.step}"
-            self._say(f"{self._counter()} FAILED {name}{at}: {event.reason}", style="red", keep=True)
+            self._say(f"{self._counter()} FAILED {name}{at}: {event.reason}", style="red")
             return
         self._done += 1
-        self._say(f"{self._counter()} done {name} {_metrics(event)}".rstrip(), keep=False)
+        if self._live is None:
+            self._say(f"{self._counter()} done {name} {_metrics(event)}".rstrip())
+        else:
+            self._last.append((f"{self._counter()} {event.point.id[:8]}  ", what, _columns(event)))
 
     def _counter(self) -> str:
         return f"[{self._finished + self._done + self._failed}/{self._total}]"
 
-    def _say(self, line: str, keep: bool, style: str = "") -> None:
-        """Show a line: for good where lines are all there is or it matters (`keep`), else among the last few."""
+    def _say(self, line: str, style: str = "") -> None:
+        """Show a line for good; on a terminal above the view."""
         if self._silent:
             return
         if self._live is None:
             write(self._console, Text(line, style=style, no_wrap=True, overflow="ignore"))
-        elif keep:
+        else:
             self._console.print(Text(line, style=style))
             self._live.refresh()
-        else:
-            self._last.append(line)
 
     # -- the view on a terminal -----------------------------------------------------------------------------------
 
@@ -128,27 +138,43 @@ class LiveView:
             return Text("")
 
     def _view(self) -> RenderableType:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(min_width=10, no_wrap=True)
-        grid.add_column(width=max(10, min(40, self._console.width - 50)))
-        grid.add_column(no_wrap=True)
-        toy, training = self._toy, self._training
-        if toy is not None:
-            detail = f"{toy.step}/{toy.steps} steps  loss {toy.loss:.4f}"
-            grid.add_row(f"toy {_toy(toy)}", _progress(toy.step, toy.steps, "cyan"), detail)
-        elif training is not None:
-            detail = f"{training.step}/{training.steps} steps  FVU {fraction(training.fvu)}  L0 {training.l0:.2f}"
-            grid.add_row(
-                f"pack {training.pack} of {training.packs}",
-                _progress(training.step, training.steps, "cyan"),
-                detail,
-            )
+        wide = self._console.width >= _WIDE
+        last = Table.grid(expand=True, padding=(0, 2))
+        last.add_column(ratio=1, no_wrap=True, overflow="ellipsis", style="dim")
+        last.add_column(no_wrap=True, style="dim")
+        for place, what, metrics in self._last:
+            last.add_row(f"  {place if wide else ''}{what}", metrics)
+        bars = Table.grid(padding=(0, 1))
+        bars.add_column(min_width=11, no_wrap=True)
+        bars.add_column(width=max(10, min(80, self._console.width - (72 if wide else 60))))
+        bars.add_column(no_wrap=True)
+        if self._toy is not None or self._training is not None:
+            bars.add_row(*self._at_work(wide))
         reported = self._finished + self._done + self._failed
-        failed = f", {self._failed} failed" if self._failed else ""
-        left = f"  {clock(self.seconds_left())} left"
-        grid.add_row("points", _progress(reported, self._total, "green"), f"{reported}/{self._total}{failed}{left}")
-        last = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in self._last]
-        return Group(*last, grid)
+        parts = [f"{reported:,}/{self._total:,}"]
+        parts += [f"[red]{self._failed:,} failed[/red]"] if self._failed else []
+        bars.add_row("points", _progress(reported, self._total, "green"), ", ".join(parts) + f"  {self._left()}")
+        return Group(last, bars) if self._last else bars
+
+    def _at_work(self, wide: bool) -> tuple[str, ProgressBar, str]:
+        """What is in training: a toy, or a pack."""
+        if self._toy is not None:
+            toy = self._toy
+            named = f"  {_toy(toy)}" if wide else ""
+            detail = f"{toy.step:,}/{toy.steps:,} steps  loss {toy.loss:.4f}{named}"
+            if toy.step >= toy.steps:
+                detail = "trained; preparing the SAEs"
+            return "toy", _progress(toy.step, toy.steps, "cyan"), detail
+        training = self._training
+        assert training is not None
+        detail = f"{training.step:,}/{training.steps:,} steps  FVU {fraction(training.fvu)}  L0 {training.l0:.2f}"
+        if wide:
+            detail += f"  {training.points} SAEs"
+        label = f"pack {training.pack} of {training.packs}"
+        return label, _progress(training.step, training.steps, "cyan"), detail
+
+    def _left(self) -> str:
+        return f"{clock(self.seconds_left())} left"
 
     def seconds_left(self) -> float:
         """The plan's estimate, given up for the pace so far as far as there is one."""
@@ -192,6 +218,21 @@ def _metrics(event: PointDone) -> str:
     return " ".join(f"{name}={text}" for name, text in given)
 
 
+def _columns(event: PointDone) -> str:
+    """The metrics of a finished point, each in a place of its own."""
+    metrics = event.record.get("metrics", {})
+    shown = (
+        ("FVU", "fvu", fraction, 5),
+        ("L0", "l0", "{:.2f}".format, 6),
+        ("splits", "splits_per_max", "{:.2f}".format, 5),
+    )
+    texts = []
+    for name, key, show, width in shown:
+        value = metrics.get(key)
+        texts.append(f"{name} {'–' if value is None else show(value):>{width}}")
+    return "  ".join(texts)
+
+
 def _toy(event: ToyProgress) -> str:
     return f"{event.toy.title} seed {event.toy.seed}"
 
@@ -201,4 +242,5 @@ def _progress(done: int, total: int, colour: str) -> ProgressBar:
 
 
 def _can_redraw(console: Console) -> bool:
-    return console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
+    # Not console.is_terminal alone: FORCE_COLOR makes that true of a pipe.
+    return console.file.isatty() and not console.is_dumb_terminal and console.encoding.startswith("utf")

@@ -10,6 +10,7 @@ from typing import Any
 from sae_sweep.reports.live import LiveView
 from sae_sweep.reports.wandb import WandbLog
 from sae_sweep.store import Store
+from sae_sweep.sweep.beat import Beat
 from sae_sweep.sweep.events import Event, Note, PointDone
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.plan import Work
@@ -21,10 +22,12 @@ class Watch:
 
     view: LiveView
     log: WandbLog | None
+    beat: Beat
 
     def handle(self, event: Event) -> None:
-        """Show an event, and log the point that it finishes."""
+        """Show an event, note it for other shells, and log the point that it finishes."""
         self.view.handle(event)
+        self.beat.handle(event)
         if self.log is not None and isinstance(event, PointDone):
             self.log.log_point(event.record)
 
@@ -38,7 +41,8 @@ def watch(sweep: Sweep, work: Work, store: Store) -> Iterator[Watch]:
         log = None
         if sweep.logger["name"] != "none":
             log = stack.enter_context(open_log(store, sweep.name, sweep.logger, lambda text: view.handle(Note(text))))
-        yield Watch(view, log)
+        beat = stack.enter_context(Beat(store, sweep.name, work.plan.packs, view.seconds_left))
+        yield Watch(view, log, beat)
 
 
 def open_log(store: Store, sweep: str, logger: Mapping[str, Any], note: Callable[[str], None]) -> WandbLog:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_sweep import frame
 from sae_sweep.store import Store
+from sae_sweep.sweep import beat
 from sae_sweep.sweep.slurm.queue import JobState, Phase, states
 from sae_sweep.sweep.slurm.submit import Submission, submissions
 from sae_sweep.sweep.slurm.task import known
@@ -51,6 +52,7 @@ class Status:
     unfinished: id → running, pending, failed or lost; unsent: how many of the pending are in no job
     tasks: those of which points are left; lost_tasks: those of them by whose end points are lost
     unknown: whether Slurm did not answer
+    runs: what runs outside of Slurm say that are at work on it
     """
 
     sweep: str
@@ -62,6 +64,7 @@ class Status:
     tasks: list[TaskStatus] = field(default_factory=list)
     lost_tasks: list[TaskStatus] = field(default_factory=list)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: list[beat.Note] = field(default_factory=list)
 
     @property
     def finished(self) -> int:
@@ -110,6 +113,8 @@ def status(store: Store, sweep: str, seen: set[str] | None = None) -> Status:
     finished |= _finished(store, [id for id in ids if id not in finished], info["measure_id"])
     tasks = tasks_of(store, sweep, finished)
     found = Status(sweep, len(ids), tasks=tasks, unknown=any(t.state.phase is Phase.unknown for t in tasks))
+    found.runs = beat.notes(store, sweep)
+    training = {point for run in found.runs for point in run.training}
     failures, holders = store.failures(sweep), _holders(tasks)
     lost: set[str] = set()
     for point in (id for id in ids if id not in finished):
@@ -119,8 +124,8 @@ def status(store: Store, sweep: str, seen: set[str] | None = None) -> Status:
             found.unfinished[point] = "failed"
             found.failures[point] = failures[point]
         elif task is None:
-            found.unfinished[point] = "pending"
-            found.unsent += 1
+            found.unfinished[point] = "running" if point in training else "pending"
+            found.unsent += not found.runs
         elif task.state.phase is Phase.ended:
             found.unfinished[point] = "lost"
             lost.add(task.path)
@@ -129,7 +134,8 @@ def status(store: Store, sweep: str, seen: set[str] | None = None) -> Status:
     found.lost_tasks = [task for task in tasks if task.path in lost]
     left = [_seconds_left(task) for task in found.live]
     at_once = max(1, sum(task.state.phase is not Phase.pending for task in found.live))
-    found.seconds = max(max(left, default=0.0), sum(left) / at_once)
+    here = [run.seconds - (time.time() - run.written) for run in found.runs]
+    found.seconds = max(0.0, *left, sum(left) / at_once, *here)
     return found
 
 
