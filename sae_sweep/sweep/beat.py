@@ -32,7 +32,7 @@ class Note:
     """What a run says of itself. `doing`: in words, with `step` of `steps`; `training`: ids of the points in training;
     `seconds`: what it expects to take from `written` (seconds since 1970) on."""
 
-    doing: str = "starting"
+    doing: str
     step: int = 0
     steps: int = 0
     training: tuple[str, ...] = ()
@@ -63,14 +63,16 @@ class Beat:
             self._write(Note(f"pack {event.pack} of {event.packs}", event.step, event.steps, training))
 
     def __enter__(self) -> Beat:
-        self._write(Note())
+        # Nothing is written yet: a run that is refused leaves no folder behind.
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with suppress(OSError):
-            (self._store.sweep(self._sweep) / self._name).unlink(missing_ok=True)
+            place = self._store.sweep(self._sweep) / self._name
+            place.unlink()
+            place.parent.rmdir()
 
     def _write(self, note: Note) -> None:
         self._due = time.monotonic() + EVERY
