@@ -148,6 +148,14 @@ def doctor(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
 
 
 @app.command()
+def verify(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """Read every byte that is stored; what is damaged is set aside, for the next run to recompute."""
+    from sae_sweep import commands
+
+    raise typer.Exit(commands.verify(json, output_dir))
+
+
+@app.command()
 def results(
     sweep: SweepName,
     format: Annotated[TableFormat, typer.Option(help="csv and json go to stdout as text, parquet as bytes.")] = (
@@ -259,6 +267,7 @@ def main() -> None:
     interruption.raise_on_signals()
     _fill_closed_streams()
     try:
+        interruption.check()  # what came while this file was imported
         code = _run(arguments)
         interruption.ignore_signals()
     except BaseException:
@@ -288,6 +297,9 @@ def _run(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         return _refuse(str(error), EnvironmentProblem.exit_code)
+    # Outside packs, which are halved until they fit.
+    except MemoryError:
+        return _refuse("out of memory: finished points are kept", EnvironmentProblem.exit_code)
     return code or 0
 
 

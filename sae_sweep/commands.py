@@ -7,6 +7,7 @@ import json as json_module
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from sae_sweep import config
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import layout
 from sae_sweep.schema import SYNTHETIC
-from sae_sweep.store import Store
+from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.keys import show
 
@@ -84,6 +85,25 @@ def _write_tables(sweep: Sweep, work: Work, outcome: Outcome, store: Store) -> t
     if lost:
         raise EnvironmentProblem(f"{lost} finished points were deleted or damaged while the sweep ran: run it again")
     return results, untrained
+
+
+def verify(json: bool, output_dir: Path) -> int:
+    """Check all content in a store against its checksums. Returns the exit code: 4 if something was damaged."""
+    store = Store(output_dir)
+    whole = {kind: len(store.records(kind, sorted(store.ids(kind)), "everything")) for kind in ("toys", "points")}
+    whole["measurements"] = sum(len(store.measures(id, "everything")) for id in sorted(store.ids("points")))
+    whole["sweeps"] = 0
+    for name in store.sweeps():
+        with suppress(StoreDamaged, NotThere):
+            store.info(name)
+            store.read_sweep_file(name, "points.txt")
+            whole["sweeps"] += 1
+    if json:
+        print(json_module.dumps({"schema": 1, **whole, "damaged": store.damaged}))
+    else:
+        _warn_of_damage(store)
+        print("whole: " + ", ".join(f"{count:,} {kind}" for kind, count in whole.items()))
+    return EnvironmentProblem.exit_code if store.damaged else OK
 
 
 def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:

@@ -94,8 +94,8 @@ def load_sae(id: str, output_dir: Path | str = OUTPUTS) -> TrainedSAE:
     id = find(store, "points", id)
     record = store.read_record("points", id)
     point = point_from(record["settings"])
-    parameters = export.from_files(store.read("points", id, export.WEIGHTS))
-    latents = pd.read_parquet(io.BytesIO(store.read("points", id, "latents.parquet")))
+    parameters = store.parse("points", id, export.WEIGHTS, export.from_files)
+    latents = store.parse("points", id, "latents.parquet", lambda content: pd.read_parquet(io.BytesIO(content)))
     return TrainedSAE(point, record["metrics"], latents, pack.PointSae(point, parameters))
 
 

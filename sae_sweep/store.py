@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_sweep import disk, sealed
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.sealed import RECORD, Check, Damage
 
+T = TypeVar("T")
 # What may name a sweep, a toy or a point: never a way out of the store.
 NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
 # Files of a sweep that are read back: they carry a seal. The others are written for people and never read.
@@ -72,12 +73,25 @@ class Store:
 
     def read(self, kind: str, id: str, filename: str) -> bytes:
         """A file's content, its checksum verified. Raises StoreDamaged, or NotThere."""
+        return self.parse(kind, id, filename, bytes)
+
+    def parse(self, kind: str, id: str, filename: str, parser: Callable[[bytes], T]) -> T:
+        """What `parser` makes of a file's content, its checksum verified.
+
+        Raises NotThere, or StoreDamaged, also where the parser refuses: whoever made the file can make checksums too.
+        """
         place = self.path(kind, id)
         with self._set_aside_if_damaged(place):
             record = sealed.read_record(place)
             if filename not in record["checksums"]:
                 raise UserError(f"{place} holds no file {filename}")
-            return sealed.read_verified(place, record, filename)
+            content = sealed.read_verified(place, record, filename)
+            try:
+                return parser(content)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise Damage(f"{filename} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
     def records(self, kind: str, ids: Iterable[str], check: Check = "sizes") -> dict[str, dict[str, Any]]:
         """The records of those ids that are finished and whole, in the order asked for.

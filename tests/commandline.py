@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -81,12 +82,15 @@ _SERVER.set_forkserver_preload(["pytest", "commandline", "warm"])
 class Forked:
     """A command in a process forked from one that has everything imported: it is at work within milliseconds."""
 
-    def __init__(self, words: Sequence[str], folder: Path) -> None:
-        """`folder` takes its output as files; it works there too. Returns once it listens to signals."""
+    def __init__(self, words: Sequence[str], folder: Path, room: int | None = None) -> None:
+        """`folder` takes its output as files; it works there too. Returns once it listens to signals.
+
+        room: how many bytes of address space it may take beyond what it starts with, as by `ulimit -v`
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         listens, child_end = _SERVER.Pipe(duplex=False)
-        self.process: ForkServerProcess = _SERVER.Process(target=_child, args=(list(words), folder, child_end))
+        self.process: ForkServerProcess = _SERVER.Process(target=_child, args=(list(words), folder, child_end, room))
         # The server takes neither this interpreter's sys.path nor pytest's.
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
             self.process.start()
@@ -106,8 +110,11 @@ class Forked:
         return Result(self.process.exitcode, (self.folder / "out").read_bytes(), (self.folder / "err").read_text())
 
 
-def _child(words: list[str], folder: Path, parent: Connection) -> None:
+def _child(words: list[str], folder: Path, parent: Connection, room: int | None) -> None:
     os.chdir(folder)
+    if room is not None:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + room, now + room))
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["sae-sweep", *words]

@@ -111,5 +111,12 @@ def test_what_is_no_partition_or_no_sequence_is_refused() -> None:
     for name in ("qm", "mm", "x"):
         with pytest.raises(ValueError, match="partition"):
             Cells(4, 3).partition(name)
-    with pytest.raises(ValueError, match="3 tokens"):
+    with pytest.raises(ValueError, match="3 tokens expected, not 4"):
         Cells(4, 3).index(np.zeros((5, 4), int))
+
+
+def test_counts_are_whole_numbers_and_ranks_do_not_overflow_small_tokens() -> None:
+    assert isinstance(cells_per_max(63, 4), int) and isinstance(count_cells(64, 4), int)
+    sequences = np.random.default_rng(0).integers(64, size=(500, 4))
+    assert np.array_equal(Cells(64, 4).index(sequences.astype(np.uint8)), Cells(64, 4).index(sequences))
+    assert Cells(64, 4).index(sequences.tolist()).dtype == np.int64

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commandline import TINY
+from safetensors.torch import save
 
 from sae_sweep import config
 from sae_sweep.interruption import Interrupted
@@ -75,7 +79,7 @@ def content(store: Store) -> dict[str, tuple[dict[str, Any], bytes, bytes]]:
 
 
 def checkpoints(store: Store) -> list[Path]:
-    return list(store.root.glob("checkpoints/*/*"))
+    return list(store.root.glob("checkpoints/*/*.safetensors"))
 
 
 @pytest.mark.parametrize("overrides", ARCHITECTURES)
@@ -164,6 +168,30 @@ def test_what_is_no_checkpoint_of_ours_is_not_taken_up(tmp_path: Path, spoil: st
     assert log.steps[0] == 25
     assert content(parts) == content(whole)
     assert not checkpoints(parts)
+    (line,) = parts.damaged
+    assert str(path) in line and "does not match its checksum" in line
+    assert (path.parent / ".damaged" / f"{path.name}-0").read_bytes() == content_
+
+
+@pytest.mark.parametrize("tensors", [None, {}, {"flat": torch.zeros(3)}, {"failed": torch.zeros(4, dtype=torch.int64)}])
+def test_a_strangers_checkpoint_is_no_more_than_its_tensors(tmp_path: Path, tensors: dict | None) -> None:
+    """Its checksum is right: whoever made it can count. What it holds is not this stack."""
+    sweep, whole, parts = sweep_of(*ARCHITECTURES[0]), Store(tmp_path / "whole"), Store(tmp_path / "parts")
+    run(sweep, whole, Log())
+    with pytest.raises(Interrupted):
+        run(sweep, parts, Log(step(50)))
+    (path,) = checkpoints(parts)
+    about = {"ids": json.dumps([point.id for point in sweep.points]), "device": "cpu"}
+    path.unlink()
+    forged = pickle.dumps(print) if tensors is None else save(tensors, about)
+    name = path.name.split(".")
+    name[2] = hashlib.sha256(forged).hexdigest()[:16]
+    path.with_name(".".join(name)).write_bytes(forged)
+    log = Log()
+    run(sweep, parts, log)
+    assert log.steps[0] == 25
+    assert content(parts) == content(whole)
+    assert len(parts.damaged) == (tensors is None)
 
 
 def test_a_broken_sae_stays_broken(tmp_path: Path) -> None:

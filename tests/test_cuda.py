@@ -166,6 +166,11 @@ def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> N
     assert torch.equal(mixed.flat[0], whole.flat[0])
 
 
+def test_a_gradient_too_long_to_be_a_number_breaks_an_sae_and_does_not_freeze_it() -> None:
+    stack = quiet(stack_of(points([PENALTIES[0], dataclasses.replace(PENALTIES[1], coefficient=1e30)])))
+    assert CudaBackend().advance(stack, batches(3, BATCH)).loss.isfinite().tolist() == [True, False]
+
+
 def test_a_latent_without_entries_still_moves() -> None:
     stack = quiet(stack_of(points(PENALTIES[:1], width=ENTRIES)), 100.0)
     stack.first.fill_(1e-3), stack.second.fill_(1e-6)

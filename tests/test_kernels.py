@@ -254,6 +254,19 @@ def test_the_reference_breaks_alone_too() -> None:
     assert torch.equal(mixed.flat[2], whole.flat[2])
 
 
+@pytest.mark.parametrize("penalty", [penalty for penalty in PENALTIES if penalty.name != "none"], ids=lambda p: p.name)
+def test_a_gradient_too_long_to_be_a_number_breaks_an_sae_and_does_not_freeze_it(penalty: Penalty) -> None:
+    """Scaled down by its infinite norm it would be nothing, and the start would pass for a trained SAE."""
+    huge = dataclasses.replace(penalty, coefficient=1e30)
+    chosen = points([PENALTIES[0], huge])
+    with cpu_backend() as backend:
+        for own in (backend, DenseBackend()):
+            whole, mixed = stack_of(chosen[:1]), stack_of(chosen)
+            own.advance(whole, batches(3))
+            assert own.advance(mixed, batches(3)).loss.isfinite().tolist() == [True, False]
+            assert torch.equal(mixed.flat[0], whole.flat[0])
+
+
 def test_batchtopk_keeps_k_per_input_on_average_and_learns_its_threshold() -> None:
     pre = torch.tensor([[5.0, 4.0, 0.5], [1.0, -3.0, 0.2]])
     norms = torch.tensor([1.0, 1.0, 10.0])

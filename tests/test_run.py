@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from commandline import SEVERAL, TINY, Forked, assert_same_tables, call, tables
+from faults import RESUME, Bench, Fresh, identities, resumes
 
 from sae_sweep import config
 from sae_sweep.schema import toy_id
@@ -51,12 +49,6 @@ def run(words: list[str], root: Path, *more: str) -> dict[str, Any]:
 def counts(found: dict[str, Any]) -> tuple[int, int, int]:
     """Points that a run trained or measured, skipped, and failed to train."""
     return found["ran"], found["skipped"], found["failed"]
-
-
-def identities(root: Path, kind: str = "points") -> dict[str, int]:
-    """Finished id → its folder's inode: another one means that it was made again."""
-    parent = root / kind
-    return {id: (parent / id).stat().st_ino for id in Store(root).ids(kind)}
 
 
 def weights(root: Path) -> dict[str, bytes]:
@@ -320,72 +312,15 @@ def test_a_damaged_measurement_is_made_again(copy: Path) -> None:
 # Interruption
 
 
-def assert_resumes(folder: Path, undisturbed: Path) -> None:
-    """Run SEVERAL to its end in `folder`; nothing finished is made again, and the table is the undisturbed one."""
-    root = folder / "outputs"
-    before = identities(root)
-    end = Forked(["run", "--json", *SEVERAL], folder).wait()
-    assert end.code == 0, end.err
-    assert counts(json.loads(end.out)) == (16 - len(before), len(before), 0)
-    assert before.items() <= identities(root).items()
-    assert list(root.rglob(".tmp-*")) == []
-    assert_same_tables(root, undisturbed, "several")
-
-
-@pytest.fixture(scope="module")
-def pace(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How many seconds SEVERAL takes in a forked process."""
-    for name in ("starts the server", "is timed"):
-        begin = time.monotonic()
-        assert Forked(["run", "--json", *SEVERAL], tmp_path_factory.mktemp(name)).wait().code == 0
-    return time.monotonic() - begin
-
-
-STOPPED = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGUSR2: 75}
-RESUME = f"interrupted: finished points are kept; resume with: sae-sweep run --json {' '.join(SEVERAL)}"
-
-
-@pytest.mark.parametrize(
-    ("number", "trial"),
-    [(number, trial) for number in STOPPED for trial in range(4 if number == signal.SIGKILL else 2)],
-)
-def test_stopped_at_a_random_moment_and_run_again(
-    number: signal.Signals, trial: int, pace: float, undisturbed: Path, tmp_path: Path
-) -> None:
-    process = Forked(["run", "--json", *SEVERAL], tmp_path)
-    time.sleep(random.Random(f"{number} {trial}").uniform(0, pace))
-    process.send(number)
-    end = process.wait()
-    assert end.code in (STOPPED[number], 0), end.err
-    if end.code > 0:
-        assert end.err.splitlines()[-1] == RESUME
-        assert end.out == ""
-    assert "Traceback" not in end.err
-    assert_resumes(tmp_path, undisturbed)
-
-
-CHILD = """
-from sae_sweep import cli, interruption
-raise_on_signals = interruption.raise_on_signals
-def ready():
-    raise_on_signals()
-    print("ready", flush=True)
-interruption.raise_on_signals = ready
-cli.main()
-"""
-
-
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
 def test_stopped_while_it_loads(delay: float, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD, "run", "--json", *SEVERAL]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(delay)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (75, "")
-    assert err.splitlines()[-1] == RESUME
-    assert "Traceback" not in err
+    process = Fresh(["run", "--json", *SEVERAL], tmp_path)
+    time.sleep(delay)
+    process.send(signal.SIGTERM)
+    end = process.wait()
+    assert (end.code, end.out) == (75, "")
+    assert end.err.splitlines()[-1] == RESUME
+    assert "Traceback" not in end.err
 
 
 def wait_for(found: Callable[[], bool]) -> None:
@@ -403,7 +338,9 @@ def test_stopped_while_it_logs(undisturbed: Path, tmp_path: Path) -> None:
     end = process.wait()
     assert end.code == 75
     assert end.err.splitlines()[-1].startswith("interrupted: ")
-    assert_resumes(tmp_path, undisturbed)
+    bench = Bench(tmp_path)
+    bench.undisturbed = undisturbed
+    resumes(tmp_path, bench)
     assert len(identities(tmp_path / "outputs")) == 16
 
 
@@ -422,50 +359,7 @@ def test_control_c_does_not_wait_for_a_pack(times: int, tmp_path: Path) -> None:
     assert end.err.splitlines()[-1].startswith("interrupted: ")
 
 
-# Company
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_run_one_sweep_at_once(processes: int, undisturbed: Path, tmp_path: Path) -> None:
-    root = tmp_path / "outputs"
-    words = ["run", "--json", *SEVERAL, f"output_dir={root}"]
-    company = [Forked(words, tmp_path / str(i)) for i in range(processes)]
-    for process in company:
-        end = process.wait()
-        assert end.code == 0, end.err
-        found = json.loads(end.out)
-        assert (found["points"], found["ran"] + found["skipped"], found["failed"]) == (16, 16, 0)
-    assert_same_tables(root, undisturbed, "several")
-    assert Store(root).damaged == [] and list(root.rglob(".*")) == []
-
-
 # The environment
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("may not mount a small disk here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk_is_one_line_and_what_is_finished_stays(
-    small_disk: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    end = call("run", "--json", *SEVERAL, f"output_dir={small_disk}")
-    assert (end.code, end.out) == (4, "")
-    assert end.err.splitlines()[-1].startswith("error: cannot write ")
-    assert end.err.splitlines()[-1].endswith(": No space left on device")
-    finished = identities(small_disk)
-    assert 0 < len(finished) < 16
-    root = tmp_path / "larger"
-    shutil.copytree(small_disk, root)
-    assert counts(run(SEVERAL, root)) == (16 - len(finished), len(finished), 0)
-    assert_same_tables(root, undisturbed, "several")
 
 
 def test_a_store_deleted_under_a_run_is_filled_again_by_the_next(

@@ -23,6 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from sae_sweep.disk import environment
 from sae_sweep.interruption import Interrupted
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Look
@@ -54,18 +55,32 @@ class Checkpoint:
         """Put the stack where its training was left, if it was begun; returns what was seen of it so far."""
         for path in sorted(self.folder.glob("*.safetensors"), key=_step, reverse=True):
             ids = _ids(path, self.device)
-            if not set(self.ids) <= set(ids):
+            ours = set(self.ids) <= set(ids)
+            # By its name it is of this pack, whatever has become of what it says.
+            if not ours and not path.name.startswith(f"{self._name}."):
                 continue
-            try:
-                content = path.read_bytes()
-            except FileNotFoundError:  # another process has finished these points, or is further
-                continue
-            if hashlib.sha256(content).hexdigest()[:16] != path.name.split(".")[2]:
-                path.unlink(missing_ok=True)
-                continue
-            rows = [ids.index(id) for id in self.ids]
-            return _put(stack, load_tensors(content), rows, _step(path))
+            tensors = self._read(path)
+            if ours and tensors:
+                rows = [ids.index(id) for id in self.ids]
+                if _fits(stack, tensors, len(ids)):
+                    return _put(stack, tensors, rows, _step(path))
         return []
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, none if it is gone; one that is damaged is set aside and named."""
+        try:
+            inode, content = path.stat().st_ino, path.read_bytes()
+        except FileNotFoundError:  # another process has finished these points, or is further
+            return {}
+        damage = "it does not match its checksum"
+        if hashlib.sha256(content).hexdigest()[:16] == path.name.split(".")[2]:
+            try:
+                return load_tensors(content)
+            except SafetensorError:
+                damage = "it holds no tensors"
+        with environment(path, "set aside"):
+            self.store.set_aside(path, inode, damage)
+        return {}
 
     def save(self, stack: Stack, looks: Sequence[Look]) -> None:
         """Write the stack as it stands between two steps, in place of what was written before."""
@@ -122,6 +137,15 @@ def _tensors(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
     return tensors
 
 
+def _fits(stack: Stack, tensors: dict[str, Tensor], n: int) -> bool:
+    """Whether these are `n` rows of such a stack: a store may come from anywhere."""
+    for name in _ROWS:
+        own, found = getattr(stack, name), tensors.get(name)
+        if found is None or (found.dtype, found.shape) != (own.dtype, (n, *own.shape[1:])):
+            return False
+    return "failed" in tensors and tensors["failed"].shape == (n,)
+
+
 def _put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) -> list[Look]:
     for name in _ROWS:
         getattr(stack, name).copy_(tensors[name][rows])
@@ -139,8 +163,8 @@ def _ids(path: Path, device: str | None = None) -> list[str]:
     try:
         with safe_open(path, "pt") as file:
             about: dict[str, Any] = file.metadata() or {}
-        return [] if device not in (None, about["device"]) else list(json.loads(about["ids"]))
-    except (OSError, SafetensorError, KeyError, ValueError):
+        return [] if device not in (None, about["device"]) else [str(id) for id in json.loads(about["ids"])]
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -57,6 +58,8 @@ def _run_or_split(
             say(PointFailed(pack[0], None, "out of memory, even alone"))
             return
     say(Note(f"a pack of {len(pack)} points does not fit into memory: trying halves"))
+    # What was too much is still held, by tracebacks that hold each other.
+    gc.collect()
     finished = store.ids("points")
     left = [point for point in pack if point.id not in finished]
     for half in (left[: len(left) // 2], left[len(left) // 2 :]):

@@ -47,6 +47,9 @@ DENSE_NUMBERS = 1 << 22
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
+# What a RuntimeError says that is one of too little memory.
+_OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread")
+
 Say = Callable[[Event], None]
 
 
@@ -132,7 +135,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()
-        trained = export.from_files(store.read("points", point.id, export.WEIGHTS))
+        trained = store.parse("points", point.id, export.WEIGHTS, export.from_files)
         measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
@@ -289,9 +292,9 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or numpy found too little memory, on the device or on the CPU."""
+    """Whether PyTorch, numpy or a thread to be started found too little memory, on the device or on the CPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
@@ -304,7 +307,7 @@ def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
 
 def load_toy(toy: Toy, store: Store) -> model.Model:
     """A stored toy, on the CPU."""
-    return model.load(toy, load_tensors(store.read("toys", toy_id(toy), "toy.safetensors")))
+    return store.parse("toys", toy_id(toy), "toy.safetensors", lambda content: model.load(toy, load_tensors(content)))
 
 
 def _train(

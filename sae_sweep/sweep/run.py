@@ -13,7 +13,7 @@ import yaml
 
 from sae_sweep.errors import UserError
 from sae_sweep.interruption import check
-from sae_sweep.schema import measure_id, toy_id
+from sae_sweep.schema import TRAIN_VERSION, measure_id, toy_id
 from sae_sweep.sealed import SCHEMA
 from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed
@@ -63,7 +63,7 @@ def look(sweep: Sweep, store: Store, shard: tuple[int, int] = (0, 1)) -> Work:
     toys = dict.fromkeys(point.toy for point in whole.points)
     trained = store.records("toys", map(toy_id, toys), "changed")
     planned = plan(sweep, records, shard, trained)
-    elsewise = [point for point in planned.finished if records[point.id]["measure_id"] != wanted]
+    elsewise = [point for point in planned.finished if records[point.id].get("measure_id") != wanted]
     stale = [point for point in elsewise if wanted not in store.measures(point.id, "changed")]
     return Work(planned, [toy for toy in toys if toy_id(toy) not in trained], stale)
 
@@ -119,7 +119,12 @@ def freeze(sweep: Sweep, store: Store) -> None:
     """
     ids = [point.id for point in sweep.points]
     with suppress(NotThere, StoreDamaged):
-        store.info(sweep.name)  # not one of another schema
+        trained = store.info(sweep.name).get("train_version", 1)
+        if trained != TRAIN_VERSION:
+            raise UserError(
+                f"sweep {sweep.name} is of a version of sae-sweep that trains to other numbers (training {trained}, "
+                f"this one {TRAIN_VERSION}): choose another name=, or use that version; its results can be read"
+            )
     with suppress(NotThere, StoreDamaged):
         lost = len(set(store.read_sweep_file(sweep.name, "points.txt").split()) - set(ids))
         if lost:
@@ -128,6 +133,7 @@ def freeze(sweep: Sweep, store: Store) -> None:
             )
     info = {
         "schema": SCHEMA,
+        "train_version": TRAIN_VERSION,
         "name": sweep.name,
         "experiment": sweep.experiment,
         "overrides": sweep.overrides,

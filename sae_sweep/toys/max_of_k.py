@@ -252,5 +252,7 @@ class MaxOfK:
 
 
 def load(toy: Toy, params: dict[str, Tensor]) -> MaxOfK:
-    """The toy whose parameters `train` returned."""
+    """The toy whose parameters `train` returned. ValueError if they are those of another."""
+    if {name: tuple(param.shape) for name, param in params.items()} != shapes(toy):
+        raise ValueError(f"not the parameters of such a toy: {', '.join(shapes(toy))}")
     return MaxOfK(toy, params)

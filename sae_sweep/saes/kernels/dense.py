@@ -102,9 +102,14 @@ def penalties(stack: Stack, contributions: Tensor, fires: Tensor | None) -> Tens
 
 
 def clipped(stack: Stack, gradient: Tensor) -> Tensor:
-    """Scale each SAE's gradient [n, parameter_count] down to its own largest norm: never one norm over the stack."""
+    """Scale each SAE's gradient [n, parameter_count] down to its own largest norm: never one norm over the stack.
+
+    NaN where that norm is not finite: an SAE that stood still would look trained.
+    """
     limits = torch.tensor([point.training.clip for point in stack.points], device=gradient.device)
-    return gradient * (limits / gradient.norm(dim=1).clamp_min(1e-30)).clamp_max(1.0)[:, None]
+    norms = gradient.norm(dim=1)
+    factors = (limits / norms.clamp_min(1e-30)).clamp_max(1.0)
+    return gradient * torch.where(norms.isfinite(), factors, torch.nan)[:, None]
 
 
 def adam(stack: Stack, gradient: Tensor, rates: Tensor) -> None:

@@ -154,11 +154,14 @@ def finish(gradient, g_bdec):  # type: ignore[no-untyped-def]
 
 @_jit
 def clip_factor(square, squares, clip):  # type: ignore[no-untyped-def]
-    """What scales a gradient whose ‖g‖² is the sum of these down to the norm `clip`; not finite where it is not."""
+    """What scales a gradient whose ‖g‖² is the sum of these down to the norm `clip`.
+
+    NaN where the norm is not finite: what is scaled down to nothing stands still, and looks like a trained SAE.
+    """
     for value in squares:
         square += value
     norm = math.sqrt(square)
-    return min(1.0, clip / max(norm, 1e-30)) if norm == norm else norm
+    return min(1.0, clip / max(norm, 1e-30)) if norm < math.inf else math.nan
 
 
 @numba.njit(

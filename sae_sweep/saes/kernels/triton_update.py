@@ -102,8 +102,8 @@ def finish_sums(  # type: ignore[no-untyped-def]
     tl.store(gradient + i * stride + (2 * D + 1) * width + columns, g_bdec, mask=columns < D)
     norm = tl.sqrt(square + tl.sum(g_bdec * g_bdec, 0))
     factor = tl.load(settings + 3 * i + 2) / tl.where(norm > 1e-30, norm, 1e-30)
-    # A broken SAE must not look clipped: NaN stays NaN.
-    tl.store(factors + i, tl.where(norm == norm, tl.where(factor < 1.0, factor, 1.0), norm))
+    # A broken SAE must not look clipped, nor stand still and look trained.
+    tl.store(factors + i, tl.where(norm < float("inf"), tl.where(factor < 1.0, factor, 1.0), float("nan")))
     coefficient = tl.load(schedule + (tl.load(step) * n + i) * 3 + 2)
     to = metrics + 3 * i
     tl.store(to, tl.load(to) + (error + coefficient * penalty) / b)

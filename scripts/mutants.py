@@ -1,0 +1,129 @@
+"""Would the tests notice? mutmut changes the measures and the cells a line at a time, and runs their tests on each.
+
+    pip install mutmut
+    python scripts/mutants.py FOLDER                          # all of it: about an hour of one core
+    python scripts/mutants.py FOLDER --every 4                # a sample; FOLDER remembers what was tried
+    python scripts/mutants.py FOLDER --list                   # the score, and every survivor with its change
+
+mutmut leaves decorated functions alone, which would spare the closed forms and everything compiled: in the copy that it
+works on, `@decorator` before a function becomes `name = decorator(name)` after it, and numba's is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = [*sorted(f"sae_sweep/measures/{path.name}" for path in (ROOT / "sae_sweep/measures").glob("*.py"))]
+TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/cells.py"]
+# The tests named like what they test.
+TESTS = [f"tests/test_{Path(target).stem}.py" for target in TARGETS] + ["tests/test_brute_force.py"]
+FIRST = "sae_sweep.toys.cells.x_count_cells__mutmut_1"
+# mutmut's exit codes of the tests.
+SURVIVED, UNTESTED, UNTRIED = (0,), (5, 33), (None, 2)
+
+
+def copy(folder: Path) -> None:
+    """The tracked files as they stand, the targets undecorated, and mutmut's configuration."""
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "sae_sweep", "conf", "tests"], capture_output=True, text=True
+    )
+    for name in listed.stdout.split():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / name).read_bytes()
+        place.write_bytes(undecorated(text.decode()).encode() if name in TARGETS else text)
+    (folder / "pyproject.toml").write_text(
+        "[tool.pytest.ini_options]\naddopts = \"-m 'not slow' -p no:cacheprovider\"\nmarkers = ['slow']\n"
+        f"[tool.mutmut]\nsource_paths = ['sae_sweep']\nonly_mutate = {TARGETS}\nalso_copy = ['conf']\n"
+        f"pytest_add_cli_args_test_selection = {TESTS}\nprocess_isolation = 'forkserver'\n"
+        "use_git_change_detection = false\ntimeout_constant = 10.0\n"
+    )
+
+
+def undecorated(text: str) -> str:
+    """The module with `@decorator` moved behind each decorated function, as a call; numba's is dropped."""
+    lines = text.splitlines()
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    for node in sorted(found, key=lambda node: -node.lineno):
+        indent = " " * node.col_offset
+        for decorator in node.decorator_list:
+            call = ast.unparse(decorator)
+            if "njit" not in call:
+                lines.insert(node.end_lineno or node.lineno, f"{indent}{node.name} = {call}({node.name})")
+        first = min(decorator.lineno for decorator in node.decorator_list)
+        del lines[first - 1 : node.lineno - 1]
+    return "\n".join(lines) + "\n"
+
+
+def mutmut(folder: Path, *names: str) -> None:
+    """Try these mutants."""
+    # The copy alone, not the checkout.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    with (folder / "mutmut.log").open("w") as log:
+        command = ["mutmut", "run", "--max-children", "1", *names]
+        subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def tried(folder: Path) -> dict[str, dict[str, int | None]]:
+    """Of each target, how the tests ended for each mutant; None before they ran."""
+    metas = {target: folder / "mutants" / f"{target}.meta" for target in TARGETS}
+    return {
+        target: json.loads(meta.read_text())["exit_code_by_key"] if meta.exists() else {}
+        for target, meta in metas.items()
+    }
+
+
+def report(folder: Path) -> None:
+    """The score by file, and each survivor as a diff."""
+    total: Counter[str] = Counter()
+    alive = []
+    print("| file | mutants | killed | survived |\n|---|---|---|---|")
+    for target, codes in tried(folder).items():
+        counts = Counter(
+            "untried" if code in UNTRIED else "survived" if code in (*SURVIVED, *UNTESTED) else "killed"
+            for code in codes.values()
+        )
+        total.update(counts)
+        alive += [key for key, code in codes.items() if code in (*SURVIVED, *UNTESTED)]
+        both = counts["killed"] + counts["survived"]
+        print(f"| `{target}` | {both} of {len(codes)} | {counts['killed']} | {counts['survived']} |")
+    both = total["killed"] + total["survived"]
+    share = total["killed"] / max(both, 1)
+    print(f"| all | {both} | {total['killed']} ({share:.1%}) | {total['survived']} |")
+    if total["untried"]:
+        print(f"\n{total['untried']} not tried yet.")
+    for key in alive:
+        shown = subprocess.run(["mutmut", "show", key], cwd=folder, capture_output=True, text=True).stdout
+        changed = [line for line in shown.splitlines() if line[:1] in "+-" and line[:3] not in ("---", "+++")]
+        print("\n" + "\n".join([key, *changed]))
+
+
+def main() -> None:
+    """Copy, mutate, test, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="every Kth mutant of each file alone")
+    parser.add_argument("--list", action="store_true", help="report what was tried, and try nothing")
+    words = parser.parse_args()
+    if not words.list:
+        copy(words.folder)
+        if not any((words.folder / "mutants").glob("**/*.meta")):
+            mutmut(words.folder, FIRST)  # makes all of them
+        wanted = [
+            key for codes in tried(words.folder).values() for key in sorted(codes)[:: words.every] if codes[key] is None
+        ]
+        if wanted:
+            mutmut(words.folder, *wanted)
+    report(words.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The table of docs/trust.md in small: a few trials of every fault."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# As the table of the issue names them; "W&B" stands for four of its kinds.
+FAULTS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGUSR2", "two processes", "eight processes", "disk full", "store read-only"]
+FAULTS += ["store deleted", "damaged file", "NaN or infinity", "out of memory, pretended", "out of memory, real"]
+FAULTS += ["hostile", "store of an earlier version", "store of a later version", "W&B"]
+
+
+@pytest.mark.timeout(600)
+def test_a_few_trials_of_every_fault(tmp_path: Path) -> None:
+    words = [sys.executable, ROOT / "scripts" / "torture.py", "--quick", "--json", tmp_path / "rows.json"]
+    end = subprocess.run(words, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == len(FAULTS)
+    for row, begins in zip(rows, FAULTS, strict=True):
+        assert row["fault"].startswith(begins)
+        assert row["failures"] == 0
+        # Without root no disk can be mounted, and the table says so.
+        assert row["trials"] > 0 or "mount" in row["not_run"]
+        assert f"| {row['fault']} |" in end.stdout
