@@ -173,11 +173,22 @@ def results(
 
 
 @app.command()
-def report(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
-    """Tables, front, split counts and claims of a sweep, from its records."""
+def report(
+    sweep: SweepName,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes; none: report.html in the sweep's folder.")
+    ] = None,
+    latents: Annotated[
+        list[str] | None, typer.Option(metavar="POINT", help="A point whose latents to browse; repeat for more.")
+    ] = None,
+    images: Annotated[bool, typer.Option("--images", help="The figures as PNG and SVG too; needs Chrome.")] = False,
+    json: Json = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """Tables, front, split counts and claims of a sweep, here and as report.html."""
     from sae_sweep import commands
 
-    commands.report(sweep, json, output_dir)
+    commands.report(sweep, json, output_dir, output, latents or [], images)
 
 
 @app.command()

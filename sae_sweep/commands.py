@@ -25,6 +25,7 @@ from sae_sweep.sweep.keys import show
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sae_sweep.reports.claims import Verdict
     from sae_sweep.reports.wandb import WandbLog
     from sae_sweep.sweep.plan import Work
     from sae_sweep.sweep.run import Outcome
@@ -175,19 +176,39 @@ def results(sweep: str, format: str, seeds: str, output_dir: Path) -> None:
         print(table.dropna(axis=1, how="all").to_string(index=False, max_colwidth=20))
 
 
-def report(sweep: str, json: bool, output_dir: Path) -> None:
-    """Print the report of a sweep from its records, and write its tables anew."""
+def report(
+    sweep: str,
+    json: bool,
+    output_dir: Path,
+    output: Path | None = None,
+    latents: Sequence[str] = (),
+    images: bool = False,
+) -> None:
+    """Print the report of a sweep from its records; write report.html, and its tables anew.
+
+    With `output` the page goes there, and nothing is written to the store.
+    """
     from sae_sweep import frame
+    from sae_sweep.reports import report as files
 
     store = Store(output_dir)
-    info = frame.sweep_info(store, sweep)
-    results, untrained = frame.write(store, sweep)
+    both = results, untrained = frame.tables(store, sweep)
+    chosen = files.check(results, latents, images)
+    verdicts = _verdicts(frame.sweep_info(store, sweep)["claims"], results, untrained)
     _warn_of_damage(store)
+    if not json:
+        show_report(store, sweep, results, untrained, verdicts)
+    look = files.look(store, sweep, results, untrained, verdicts)
+    page, notes = files.write(store, look, output, chosen, images)
+    if output is None:
+        frame.write(store, sweep, both)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
     if json:
-        verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(info["claims"], results, untrained)]
-        print(json_module.dumps({"schema": 1, "sweep": sweep, "points": len(results), "claims": verdicts}))
+        head = {"schema": 1, "sweep": sweep, "points": len(results), "report": str(page)}
+        print(json_module.dumps({**head, "claims": [dataclasses.asdict(verdict) for verdict in verdicts]}))
     else:
-        print_report(store, sweep)
+        print(f"report: {page}", file=sys.stderr)
 
 
 def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
@@ -307,13 +328,21 @@ def _warn_of_damage(store: Store) -> None:
 def print_report(store: Store, name: str) -> None:
     """The report of a sweep on the terminal, from its records."""
     from sae_sweep import frame
+
+    results, untrained = frame.tables(store, name)
+    show_report(store, name, results, untrained, _verdicts(frame.sweep_info(store, name)["claims"], results, untrained))
+
+
+def show_report(
+    store: Store, name: str, results: pd.DataFrame, untrained: pd.DataFrame, verdicts: Sequence[Verdict]
+) -> None:
+    """The report of a sweep on the terminal, from its tables and verdicts."""
+    from sae_sweep import frame
     from sae_sweep.reports import terminal
 
-    info = frame.sweep_info(store, name)
-    results, untrained = frame.tables(store, name)
-    verdicts = _verdicts(info["claims"], results, untrained)
+    info, failures = frame.sweep_info(store, name), store.failures(name)
     console = layout.console(sys.stdout)
-    terminal.show(console, results, untrained, info, verdicts, store.sweep(name), store.failures(name))
+    terminal.show(console, results, untrained, info, verdicts, store.sweep(name), failures)
 
 
 def _verdicts(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd.DataFrame) -> list[Any]:

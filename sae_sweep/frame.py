@@ -66,9 +66,14 @@ def tables(store: Store, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return trained, start
 
 
-def write(store: Store, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write results.parquet and untrained.parquet of a sweep whole or not at all; returns the two tables."""
-    both = tables(store, name)
+def write(
+    store: Store, name: str, both: tuple[pd.DataFrame, pd.DataFrame] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write results.parquet and untrained.parquet of a sweep whole or not at all; returns the two tables.
+
+    `both`: what `tables` returned, if it has been asked already.
+    """
+    both = both or tables(store, name)
     for filename, table in zip(("results.parquet", "untrained.parquet"), both, strict=True):
         buffer = io.BytesIO()
         table.to_parquet(buffer, engine="pyarrow", index=False)
@@ -84,7 +89,7 @@ def measured(store: Store, ids: Iterable[str], measure_id: str | None) -> list[d
             other = store.measures(id).get(str(measure_id))
             if other is None:
                 continue
-            record = {**record, "metrics": other["metrics"], "untrained": other["untrained"]}
+            record = {**record, **{key: other[key] for key in ("metrics", "untrained", "per_max") if key in other}}
         found.append(record)
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sae_sweep.columns import METRICS, PLANTED
-from sae_sweep.schema import Distribution, Penalty, Point, Sae, Site, Toy, Training, canonical
+from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, canonical
 from sae_sweep.store import Store
 
 SMALL = Toy(d_vocab=16, k=3)
@@ -42,6 +42,7 @@ def record(at: Point, metrics: Mapping[str, Any], start: Mapping[str, Any] = {},
         "id": at.id,
         "settings": dataclasses.asdict(at),
         "measure_id": "e0",
+        "evaluation": dataclasses.asdict(Evaluation()),
         "metrics": {**MEASURED, **metrics},
         "untrained": {**MEASURED, **start},
         "seconds": 1.5,
@@ -49,11 +50,17 @@ def record(at: Point, metrics: Mapping[str, Any], start: Mapping[str, Any] = {},
     }
 
 
-def sweep(root: Path, results: Sequence[tuple[Point, Mapping[str, Any]]], name: str = "quick", **info: Any) -> Store:
-    """A store whose sweep holds the points with these metrics, in this order."""
+def sweep(
+    root: Path,
+    results: Sequence[tuple[Point, Mapping[str, Any]]],
+    name: str = "quick",
+    more: Mapping[str, Mapping[str, Any]] = {},
+    **info: Any,
+) -> Store:
+    """A store whose sweep holds the points with these metrics, in this order; `more` of a record, by point id."""
     store = Store(root)
     for at, metrics in results:
-        store.commit("points", at.id, record(at, metrics, {"fvu": 0.9, "l0": 1.0}), {})
+        store.commit("points", at.id, record(at, metrics, {"fvu": 0.9, "l0": 1.0}, **more.get(at.id, {})), {})
     whole = {"schema": 1, "name": name, "varied": [], "measure_id": "e0", "claims": [], "points": len(results), **info}
     store.write_sweep_file(name, "sweep.yaml", yaml.safe_dump(whole).encode())
     store.write_sweep_file(name, "points.txt", "".join(f"{at.id}\n" for at, _ in results).encode())

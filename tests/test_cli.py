@@ -144,7 +144,8 @@ def test_results_over_seeds(root: Path) -> None:
 
 def test_a_report_as_json(root: Path) -> None:
     end = call("report", "seeds", "--json", "--output-dir", str(root))
-    assert json.loads(end.out) == {"schema": 1, "sweep": "seeds", "points": 6, "claims": []}
+    page = str(root / "sweeps/seeds/report.html")
+    assert json.loads(end.out) == {"schema": 1, "sweep": "seeds", "points": 6, "claims": [], "report": page}
 
 
 def test_cells() -> None:

@@ -182,7 +182,8 @@ def _prediction(claim: Mapping[str, Any]) -> str:
     return str(claim["prediction"]).strip().rstrip(".")
 
 
-def _subject(claim: Mapping[str, Any]) -> str:
+def subject(claim: Mapping[str, Any]) -> str:
+    """What a claim is about, in words: "median number of splits per max"."""
     first, *second = (PHRASES.get(name, name) for name in claim["measure"].split(" - "))
     measure = f"{first} less the {second[0]}" if second else first
     if claim["aggregate"] == "share":
@@ -215,7 +216,7 @@ def _sentence(
         "not supported": f"not {bound} as predicted",
         "undecided": f"and the seeds do not agree on {bound}",
     }[verdict]
-    return f"{_prediction(claim)}: {verdict}, since the {_subject(claim)} is {number(value)}{aside}, {ending}."
+    return f"{_prediction(claim)}: {verdict}, since the {subject(claim)} is {number(value)}{aside}, {ending}."
 
 
 def number(value: float | None) -> str:

@@ -78,8 +78,7 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
 
 def split_counts(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per setting: the means over seeds of splits, duplicates (per maximum) and owned maxes, and `seeds`."""
-    table = named(frame)
-    groups = table.groupby(NAMES, dropna=False, sort=False)
+    groups = named(frame.dropna(subset=["splits_per_max"])).groupby(NAMES, dropna=False, sort=False)
     return groups.agg(
         seeds=("l0", "size"), coefficient=("coefficient", "first"), **{name: (name, "mean") for name in _HOVERED}
     ).reset_index()
@@ -92,9 +91,8 @@ def phases(frame: pd.DataFrame) -> pd.DataFrame:
     latent for the whole maximum: "duplicated" if those have as many copies again, or else "found". "mixed": half have
     the one or the other. "unnamed": fewer have.
     """
-    table = named(frame).assign(
-        maxima=[float(toy.rsplit("-", 2)[1]) for toy in frame["toy"]],
-    )
+    table = named(frame.dropna(subset=["split_maxes"]))
+    table["maxima"] = [float(toy.rsplit("-", 2)[1]) for toy in table["toy"]]
     table["copies"] = table["duplicates_per_max"] * table["maxima"]
     table["whole"] = table["label_m"].astype(float) - table["copies"]
     groups = table.groupby(NAMES, dropna=False, sort=False)
@@ -132,15 +130,17 @@ def distribution(frame: pd.DataFrame, per_max: Mapping[str, Mapping[str, Sequenc
 def labels(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     """A row per width and start, trained and not: the mean number of latents of each of KINDS over all their points."""
     counts = {}
-    for state, table in (("trained", frame), ("untrained", untrained)):
+    for state, whole in (("trained", frame), ("untrained", untrained)):
+        table = whole.dropna(subset=["label_m"])
         kinds = {kind: table[f"label_{kind}"].astype(float) for kind in KINDS if f"label_{kind}" in table}
         others = [f"label_{name}" for name in LABELS if "m" not in name]
         kinds["other"] = table[others].astype(float).sum(axis=1)
         kinds["none"] = table["live_latents"].astype(float) - sum(kinds.values())
         kinds["dead"] = table["dead_latents"].astype(float)
         counts[state] = named(table).assign(**{kind: kinds[kind] for kind in KINDS}, state=state)
-    whole = pd.concat(counts.values(), ignore_index=True)
-    groups = whole.groupby(["given", "start", "width", "state"], dropna=False, sort=False)
+    groups = pd.concat(counts.values(), ignore_index=True).groupby(
+        ["given", "start", "width", "state"], dropna=False, sort=False
+    )
     return groups.agg(points=("l0", "size"), **{kind: (kind, "mean") for kind in KINDS}).reset_index()
 
 
@@ -155,13 +155,17 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     groups = pd.concat(parts, ignore_index=True).groupby(
         ["given", "start", "width", "state", "factor"], dropna=False, sort=False
     )
-    return groups.agg(
-        points=("told", "count"),
-        told=("told", "mean"),
-        told_low=("told", "min"),
-        told_high=("told", "max"),
-        alone=("alone", "mean"),
-    ).reset_index()
+    return (
+        groups.agg(
+            points=("told", "count"),
+            told=("told", "mean"),
+            told_low=("told", "min"),
+            told_high=("told", "max"),
+            alone=("alone", "mean"),
+        )
+        .reset_index()
+        .dropna(subset=["told"])
+    )
 
 
 def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:

@@ -1,0 +1,166 @@
+"""Latent by latent: what a trained SAE's latents stand for, fire on and do, as cards to look through."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_sweep.columns import is_setting
+from sae_sweep.errors import UserError
+from sae_sweep.measures.firing import FiringCounter, FiringTable
+from sae_sweep.measures.splitting import class_name
+from sae_sweep.reports.figure_data import named
+from sae_sweep.saes import export
+from sae_sweep.schema import PARTITIONS, Evaluation, Point, point_from, toy_id
+from sae_sweep.store import Store
+from sae_sweep.sweep.pack import Ground, PointSae, load_toy
+from sae_sweep.toys.cells import Factored
+
+TOP_CELLS, NEAREST, MOST_SAES = 5, 3, 6
+
+
+@dataclass(frozen=True)
+class Cards:
+    """One SAE's latents.
+
+    latents: latents.parquet, a row per latent (label, label_class, f1, owner, purity, density, live, …).
+    cells: `latent`, `cell` in words, `share` of the latent's activation mass that lies in the cell, `fires`, the share
+        of the cell's inputs on which it fires: up to TOP_CELLS rows per latent, the largest share first.
+    logits: [width, d_vocab] float32, what the latent adds to each logit of the toy at its mean activation where it
+        fires, less the mean over tokens, which changes no prediction; None for a toy without logits.
+    narrower: the id of the next narrower SAE with the same settings, and `nearest`: `latent`, its `other` there, the
+        `cosine` of their decoder rows, and `name`, the other's class; the NEAREST closest of each latent. None and
+        empty without one.
+    """
+
+    point: Point
+    latents: pd.DataFrame
+    cells: pd.DataFrame
+    logits: NDArray[np.float32] | None
+    narrower: str | None
+    nearest: pd.DataFrame
+
+
+class Dealer:
+    """Makes cards of points in a store; SAEs with the same data share their evaluation inputs."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._grounds: dict[Any, Ground] = {}
+
+    @torch.no_grad()
+    def cards(self, id: str, narrower: str | None = None) -> Cards:
+        """The cards of a finished point, beside those of a `narrower` one.
+
+        UserError if there is no such point, its toy or the file of its distribution's weights is not there, or the toy
+        has no cells to name.
+        """
+        record = self.store.read_record("points", id)
+        point, evaluation = point_from(record["settings"]), Evaluation(**record["evaluation"])
+        ground = self._ground(point, evaluation)
+        cells = ground.inputs.cells
+        if cells is None:
+            raise UserError(f"the features of the toy {point.toy.title} come and go by themselves, not in cells")
+        parameters = export.unfold(self._folded(id), ground.mean, ground.scale)
+        sae = PointSae(point, parameters)
+        table = _fire(sae, ground, cells.count, evaluation)
+        logits = _logits(sae.W_dec, table, ground, point.site.name)
+        nearest = pd.DataFrame(columns=["latent", "other", "cosine", "name"])
+        if narrower is not None:
+            nearest = _nearest(sae.W_dec, self._folded(narrower).W_dec)
+            nearest["name"] = self._latents(narrower)["label_class"].to_numpy()[nearest["other"]]
+        return Cards(point, self._latents(id), _top_cells(table, cells), logits, narrower, nearest)
+
+    def _latents(self, id: str) -> pd.DataFrame:
+        return pd.read_parquet(io.BytesIO(self.store.read("points", id, "latents.parquet")))
+
+    def _folded(self, id: str) -> Any:
+        return export.from_files(self.store.read("points", id, export.WEIGHTS))
+
+    def _ground(self, point: Point, evaluation: Evaluation) -> Ground:
+        key = (point.toy, point.site, point.distribution, point.data_seed, point.training.batch_size, evaluation)
+        if key not in self._grounds:
+            if toy_id(point.toy) not in self.store.ids("toys"):
+                raise UserError(f"the toy of {point.id} is not in {self.store.root}/toys: run its sweep again")
+            load_toy(point.toy, self.store)  # one that is damaged is not trained anew for a look
+            self._grounds[key] = Ground(point, self.store, evaluation, "cpu", lambda event: None)
+        return self._grounds[key]
+
+
+def choose(frame: pd.DataFrame) -> list[str]:
+    """Ids of some SAEs worth a look: the best of each width but for oracle starts, then the best of each start at the
+    widest width, by the lowest FVU × max(L0, 1) on the front, MOST_SAES at most; and what these are compared with."""
+    table = named(frame[frame["on_front"].fillna(False).astype(bool)])
+    table = table.assign(knee=table["fvu"] * table["l0"].clip(lower=1)).dropna(subset=["knee"])
+    found = [id for _, id in _best(table[table["init"] != "oracle"], "width")][::-1]
+    found += [id for _, id in _best(table[table["width"] == table["width"].max()], "start")]
+    best = list(dict.fromkeys(found))[:MOST_SAES]
+    return list(dict.fromkeys([*best, *filter(None, (narrower(frame, id) for id in best))]))
+
+
+def narrower(frame: pd.DataFrame, id: str) -> str | None:
+    """The id of the widest SAE narrower than this one that shares toy, data, start, penalty, coefficient and seeds."""
+    row = frame[frame["point_id"] == id].iloc[0]
+    follows = {"width", "steps"}
+    same = frame["width"] < row["width"]
+    for name in frame.columns:
+        if is_setting(str(name)) and "." not in str(name) and name not in follows:
+            same &= frame[name].isna() if pd.isna(row[name]) else (frame[name] == row[name]).fillna(False).astype(bool)
+    found = frame[same].sort_values("width")
+    return None if found.empty else str(found["point_id"].iloc[-1])
+
+
+def _best(table: pd.DataFrame, by: str) -> Iterator[tuple[Any, str]]:
+    for value, rows in table.groupby(by, sort=by == "width"):
+        yield value, str(rows.sort_values("knee", kind="stable")["point_id"].iloc[0])
+
+
+def _fire(sae: PointSae, ground: Ground, cells: int, evaluation: Evaluation) -> FiringTable:
+    """On which cells latents fire. No rows are merged, as a measure may: cells are to be named."""
+    norms = sae.W_dec.norm(dim=1)
+    counter = FiringCounter(len(norms), cells, evaluation.fires_above)
+    for chunk in ground.inputs:
+        for x, cell, weight in zip(chunk.x.split(4096), chunk.cell.split(4096), chunk.weight.split(4096), strict=True):
+            counter.add(sae.encode(x) * norms, cell.numpy(), weight.numpy())
+    return counter.table
+
+
+def _top_cells(table: FiringTable, cells: Factored) -> pd.DataFrame:
+    whole = pd.DataFrame({"latent": table.latent, "cell": table.cell, "weight": table.weight, "mass": table.mass})
+    whole["share"] = whole["mass"] / whole.groupby("latent")["mass"].transform("sum")
+    whole["fires"] = whole["weight"] / table.cell_weight[table.cell]
+    # Of equal shares the first cell, so that the order does not hang on the sort.
+    ordered = whole.sort_values(["latent", "share", "cell"], ascending=[True, False, True])
+    top = ordered.groupby("latent").head(TOP_CELLS).reset_index(drop=True)
+    every = PARTITIONS.index("mqnc")
+    names = [class_name(cells, every, int(cell)) for cell in top["cell"]]
+    return top.assign(cell=names)[["latent", "cell", "share", "fires"]]
+
+
+def _logits(W_dec: Tensor, table: FiringTable, ground: Ground, site: str) -> NDArray[np.float32] | None:
+    mass = np.bincount(table.latent, table.mass, table.width)
+    mean = np.divide(mass, table.fired, out=np.zeros(table.width), where=table.fired > 0)
+    unit = W_dec / W_dec.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    added = unit * torch.as_tensor(mean / ground.scale, dtype=torch.float32)[:, None]
+    found = ground.stream.model.logits(added, site)
+    if found is None:
+        return None
+    logits = found.numpy()
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def _nearest(W_dec: Tensor, other: Tensor) -> pd.DataFrame:
+    cosines = torch.nn.functional.normalize(W_dec, dim=1) @ torch.nn.functional.normalize(other, dim=1).T
+    best = cosines.topk(min(NEAREST, len(other)), dim=1)
+    latent = np.repeat(np.arange(len(W_dec)), best.values.shape[1])
+    return pd.DataFrame(
+        {"latent": latent, "other": best.indices.flatten().numpy(), "cosine": best.values.flatten().numpy()}
+    )

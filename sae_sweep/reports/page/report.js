@@ -1,0 +1,233 @@
+"use strict";
+// Draws the charts, their switches, and the latents of a report. Everything it needs is in the page.
+(async () => {
+  const $ = (id) => document.getElementById(id);
+  const make = (tag, text = "", attributes = {}) => Object.assign(document.createElement(tag), { textContent: text }, attributes);
+
+  async function unpacked(id) {
+    const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  if (!("DecompressionStream" in window)) {
+    $("trouble").hidden = false;
+    $("trouble").textContent = "This browser is too old for the charts (it lacks DecompressionStream): any of 2023 or later draws them.";
+    return;
+  }
+  document.head.append(make("script", await unpacked("plotly")));
+  const { figures, cards } = JSON.parse(await unpacked("payload"));
+  const Plotly = window.Plotly;
+
+  // -- light and dark, paper and screen ----------------------------------------------------------------------------
+
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const mouse = matchMedia("(hover: hover)").matches;
+  let printing = false;
+  const charts = () => [...document.querySelectorAll(".chart.drawn")];
+
+  function theme(layout) {
+    const night = dark.matches && !printing;
+    const [ink, soft, paper] = night ? ["#e8eaed", "#5b6470", "#1e2329"] : ["#1c2024", "#b5bbc4", "#ffffff"];
+    const changes = { "font.color": ink, "hoverlabel.bgcolor": paper, "hoverlabel.font.color": ink, "hoverlabel.bordercolor": soft };
+    for (const axis of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
+      changes[`${axis}.linecolor`] = changes[`${axis}.dividercolor`] = changes[`${axis}.tickcolor`] = soft;
+    }
+    return changes;
+  }
+  const retheme = () => charts().forEach((chart) => Plotly.relayout(chart, theme(chart.layout)));
+  dark.addEventListener("change", retheme);
+  addEventListener("beforeprint", () => {
+    printing = true;
+    charts().forEach((chart) => Plotly.relayout(chart, { ...theme(chart.layout), width: 680, autosize: false }));
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    charts().forEach((chart) => Plotly.relayout(chart, { ...theme(chart.layout), width: null, autosize: true }));
+  });
+
+  async function draw(chart, { data, layout }) {
+    const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]];
+    const config = { responsive: true, displaylogo: false, displayModeBar: mouse ? "hover" : false, modeBarButtons: buttons, toImageButtonOptions: { filename: chart.dataset.key || "logits", scale: 2 } };
+    for (const [key, value] of Object.entries(theme(layout))) {
+      const [last, ...path] = key.split(".").reverse();
+      path.reverse().reduce((part, name) => (part[name] ??= {}), layout)[last] = value;
+    }
+    // A finger scrolls the page.
+    layout.dragmode = mouse ? "zoom" : false;
+    await Plotly.react(chart, data, layout, config);
+    chart.classList.add("drawn");
+  }
+
+  // -- switches: what `meta` of the traces tells apart -------------------------------------------------------------
+
+  const NAMES = ["penalty", "width", "start", "architecture", "seed", "given"];
+
+  function fieldset(parent, name) {
+    const set = make("fieldset");
+    set.append(make("legend", name));
+    parent.append(set);
+    return set;
+  }
+
+  function checkbox(parent, text, checked, change) {
+    const label = make("label"), input = make("input", "", { type: "checkbox", checked });
+    input.addEventListener("change", () => change(input.checked));
+    label.append(input, text);
+    parent.append(label);
+  }
+
+  function switches(chart) {
+    const parent = document.querySelector(`.switches[data-for="${chart.dataset.key}"]`);
+    const traces = chart.data.filter((trace) => trace.meta);
+    if (!traces.length) return;
+    const off = {};
+    for (const name of NAMES) {
+      const values = [...new Set(traces.map((trace) => trace.meta[name]))].filter((value) => value !== undefined);
+      if (values.length < 2) continue;
+      const shown = new Set(traces.filter((trace) => trace.visible !== false).map((trace) => trace.meta[name]));
+      off[name] = new Set(values.filter((value) => !shown.has(value)));
+      const set = fieldset(parent, name);
+      for (const value of values) {
+        checkbox(set, value === "" ? "none" : value, shown.has(value), (on) => {
+          off[name][on ? "delete" : "add"](value);
+          const visible = chart.data.map((trace) => {
+            if (trace.meta) return !NAMES.some((key) => off[key]?.has(trace.meta[key]));
+            const group = String(trace.legendgroup).replace(/^start /, "");
+            return off.penalty?.has(group) || off.start?.has(group) ? "legendonly" : true;
+          });
+          Plotly.restyle(chart, { visible });
+        });
+      }
+    }
+    const axes = Object.keys(chart.layout).filter((key) => /^[xy]axis/.test(key) && chart.layout[key].type === "log");
+    if (!axes.length) return;
+    const set = fieldset(parent, "logarithmic");
+    for (const axis of axes) {
+      const title = chart.layout[axis].title?.text?.split(":")[0] ?? axis;
+      checkbox(set, title, true, (on) => Plotly.relayout(chart, { [`${axis}.type`]: on ? "log" : "linear", [`${axis}.dtick`]: on ? "D2" : null, [`${axis}.autorange`]: true }));
+    }
+  }
+
+  // -- the marks of a chart by keyboard ----------------------------------------------------------------------------
+
+  function marks(chart) {
+    const found = [], given = (value) => value !== null && value !== undefined && !Number.isNaN(value);
+    chart._fullData.forEach(({ type, visible, hoverinfo, x, y, z }, curveNumber) => {
+      if (visible !== true || hoverinfo === "skip") return;
+      if (type === "heatmap") [...z].forEach((row, i) => [...row].forEach((value, j) => given(value) && found.push({ curveNumber, pointNumber: [i, j] })));
+      else [...x].forEach((value, i) => given(value) && given([...y][i]) && found.push({ curveNumber, pointNumber: i }));
+    });
+    return found;
+  }
+
+  function step(chart, key) {
+    const found = marks(chart);
+    if (!found.length) return;
+    const moves = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
+    const at = chart.at ?? (key === "ArrowLeft" ? found.length : -1);
+    chart.at = Math.min(found.length - 1, Math.max(0, at + moves[key]));
+    const { xaxis = "x", yaxis = "y" } = chart._fullData[found[chart.at].curveNumber];
+    Plotly.Fx.hover(chart, [found[chart.at]], xaxis + yaxis);
+    // Plotly draws the label in its own time, and emits no event for a hover that it was asked for.
+    setTimeout(() => {
+      const lines = [...chart.querySelectorAll(".hoverlayer text")].flatMap((text) => text.children.length ? [...text.children] : [text]);
+      $("said").textContent = lines.map((line) => line.textContent).join(" ");
+    }, 100);
+  }
+
+  document.addEventListener("keydown", (event) => {
+    const chart = event.target;
+    if (!chart.classList?.contains("drawn") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (["ArrowRight", "ArrowLeft", "Home", "End"].includes(event.key)) {
+      event.preventDefault();
+      step(chart, event.key);
+    } else if (event.key === "Escape") Plotly.Fx.unhover(chart);
+  });
+
+  // -- latents -----------------------------------------------------------------------------------------------------
+
+  const number = (value) => (value === null ? "–" : value >= 0.0995 || value === 0 ? value.toFixed(2) : value.toPrecision(2));
+  const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}%`;
+  let sae;
+
+  function showSae(i, latent) {
+    sae = cards[i];
+    $("pick-sae").selectedIndex = i;
+    const kinds = [...new Set(sae.label)].filter(Boolean).sort((a, b) => a.length - b.length);
+    $("pick-label").replaceChildren(...[["", "all that live"], ...kinds.map((kind) => [kind, kind]), ["-", "no label"], ["dead", "dead"]].map(([value, text]) => make("option", text, { value })));
+    $("find").value = "";
+    const named = sae.class.findIndex((name, j) => name && sae.live[j]);
+    listLatents(latent ?? (named < 0 ? undefined : named));
+  }
+
+  function listLatents(latent) {
+    const kind = $("pick-label").value, words = $("find").value.trim();
+    const found = sae.live.map((_, j) => j).filter((j) => {
+      if (j === latent) return true;
+      if (kind === "dead" ? sae.live[j] : !sae.live[j]) return false;
+      if (kind && kind !== "dead" && (sae.label[j] ?? "-") !== kind) return false;
+      return !words || String(j) === words || (sae.class[j] ?? "").includes(words);
+    });
+    $("count").textContent = `(${found.length})`;
+    $("pick-latent").replaceChildren(...found.map((j) => make("option", `${j} · ${sae.class[j] ?? (sae.live[j] ? "no label" : "dead")}${sae.f1[j] === null ? "" : ` · F1 ${number(sae.f1[j])}`}`, { value: j })));
+    const chosen = latent ?? found[0];
+    $("card").hidden = chosen === undefined;
+    if (chosen === undefined) return undefined;
+    $("pick-latent").value = chosen;
+    return showLatent(chosen);
+  }
+
+  async function showLatent(j) {
+    $("latent-name").textContent = `Latent ${j}: ${sae.class[j] ?? (sae.live[j] ? "no label" : "dead")}`;
+    const facts = { F1: number(sae.f1[j]), "owner maximum": sae.owner[j] ?? "–", purity: number(sae.purity[j]), "fires on": percent(sae.density[j]), "decoder norm": number(sae.norm[j]) };
+    $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
+      const pair = make("div");
+      pair.append(make("dt", name), make("dd", String(value)));
+      return pair;
+    }));
+    $("cells").tBodies[0].replaceChildren(...sae.cells[j].map(([cell, share, fires]) => {
+      const row = make("tr"), middle = make("td"), flex = make("span", "", { className: "share" }), bar = make("span", "", { className: "bar" });
+      bar.style.width = `${75 * share}%`;
+      flex.append(bar, percent(share));
+      middle.append(flex);
+      row.append(make("td", cell), middle, make("td", percent(fires), { className: "n" }));
+      return row;
+    }));
+    const near = sae.nearest[j].map(([other, cosine, name]) => {
+      const item = make("li"), place = cards.findIndex((card) => card.id === sae.narrower);
+      const words = `latent ${other}: ${name ?? "no label"}`;
+      const button = make("button", words, { type: "button" });
+      button.addEventListener("click", () => showSae(place, other));
+      item.append(place < 0 ? `${words}, ` : button, `cosine ${cosine.toFixed(2)}`);
+      return item;
+    });
+    $("nearest").replaceChildren(...(near.length ? near : [make("li", "This sweep has no narrower SAE of the same settings.")]));
+    const logits = sae.logits[j];
+    $("logits-title").hidden = $("chart-logits").hidden = !logits;
+    if (!logits) return;
+    const layout = structuredClone(figures.logits.layout);
+    await draw($("chart-logits"), { data: [{ ...structuredClone(figures.logits.data[0]), x: logits.map((_, token) => token), y: logits }], layout });
+  }
+
+  if (cards.length) {
+    $("pick-sae").addEventListener("change", (event) => showSae(event.target.selectedIndex));
+    $("pick-label").addEventListener("change", () => listLatents());
+    $("find").addEventListener("input", () => listLatents());
+    $("pick-latent").addEventListener("change", (event) => showLatent(Number(event.target.value)));
+    $("browser").addEventListener("submit", (event) => event.preventDefault());
+  }
+
+  // -- all of it ---------------------------------------------------------------------------------------------------
+
+  for (const chart of document.querySelectorAll(".chart[data-key]")) {
+    await draw(chart, figures[chart.dataset.key]);
+    switches(chart);
+  }
+  if (cards.length) await showSae(0);
+  document.body.dataset.ready = "yes";
+})().catch((error) => {
+  const trouble = document.getElementById("trouble");
+  trouble.hidden = false;
+  trouble.textContent = `The charts could not be drawn: ${error.message}`;
+  throw error;
+});
