@@ -15,6 +15,7 @@ from sae_sweep.measures import measure as module
 from sae_sweep.measures.active import Active
 from sae_sweep.measures.measure import Measurement, measure
 from sae_sweep.schema import PARTITIONS, Distribution, Evaluation, Toy
+from sae_sweep.toys import model
 from sae_sweep.toys.max_of_k import MaxOfK, shapes
 from sae_sweep.toys.stream import EvaluationInputs, Stream
 
@@ -146,3 +147,32 @@ def test_diverged_sae_is_measured_as_nan():
     metrics = found(sae).metrics
     assert np.isnan(metrics["fvu"]) and np.isnan(metrics["squared_error"])
     assert metrics["live_latents"] == 0
+
+
+def test_a_planted_toy_without_cells_is_measured_by_its_features() -> None:
+    toy = Toy(name="independent", features=6, d_model=16, rate=0.2)
+    planted, evaluation = model.load(toy, model.train([toy], "cpu")[0]), Evaluation(inputs=2000)
+    distribution = Distribution("uniform")
+    stream = Stream(planted, "pre_unembed", distribution, 0, 64, "cpu")
+    everything = EvaluationInputs(planted, "pre_unembed", distribution, stream.mean, stream.scale, evaluation)
+    chunks = list(everything)
+    x = torch.cat([chunk.x for chunk in chunks])
+    features = torch.cat([planted.features(chunk.inputs) for chunk in chunks])
+    # A latent for each feature but the last two: one fires on three inputs only, one never.
+    codes = (features != 0).float()
+    rare = codes[:, 4].nonzero().flatten()[3:]
+    codes[rare, 4], codes[:, 5] = 0, 0
+    sae = LookUp(x, codes, planted.directions.clone(), torch.zeros(16))
+    metrics = measure(sae, everything, lambda norms: norms.sum(1), evaluation).metrics
+    lightest = int((features != 0).sum(0).min())
+    assert (metrics["live_latents"], metrics["dead_latents"]) == (4, 2)
+    assert metrics["live_floor_inputs"] == 8
+    assert metrics["live_floor_mass"] == pytest.approx(lightest / 2 / 2000)
+    assert metrics["fvu_above_ceiling"] is None
+    assert metrics["found_features"] == 4
+    assert metrics["mcc"] == metrics["uniqueness"] == pytest.approx(1)
+    # A toy with cells has no such columns, and one without has none of theirs.
+    assert not {"found_features", "mcc"} & set(found(planted_sae("m")).metrics)
+    assert not {"splits_per_max", "owned_maxes", "info_query"} & {
+        key for key, value in metrics.items() if value is not None
+    }
