@@ -119,3 +119,24 @@ def test_inputs_without_size_are_no_ratio():
     case.x[3] = 0
     found = case.measure(case.x / 2).metrics
     assert found["shrinkage"] == pytest.approx(0.5)
+
+
+def test_weights_need_not_sum_to_one_nor_inputs_have_mean_zero():
+    case = Case("pre_unembed")
+    x_hat = case.z @ case.decoder
+    expected = case.measure(x_hat).metrics
+    case.weight = case.weight * 40
+    heavier = case.measure(x_hat)
+    assert heavier.metrics == pytest.approx(expected, rel=1e-9)
+    shift = torch.tensor([3.0, -2.0, 0.5, 1.0])
+    case.x, case.mean = case.x + shift, case.mean - shift / SCALE
+    moved = case.measure(x_hat + shift)
+    for name in ("fvu", "fvu_above_ceiling", "squared_error", "kl", "loss_recovered"):
+        assert moved.metrics[name] == pytest.approx(expected[name], rel=1e-4), name
+    assert moved.ceiling == pytest.approx(heavier.ceiling, rel=1e-5)
+
+
+def test_what_does_not_vary_has_no_share_of_variance_explained():
+    case = Case("pre_unembed")
+    case.x = torch.zeros_like(case.x)
+    assert math.isnan(case.measure(torch.ones_like(case.x)).metrics["fvu"])

@@ -9,8 +9,19 @@ from hypothesis import strategies as st
 from planted import Planted
 
 from sae_sweep.measures.firing import Fold, fold_dense
-from sae_sweep.measures.splitting import NOTHING, alive, class_name, count_splits, describe, live_floor
+from sae_sweep.measures.planted import Detection
+from sae_sweep.measures.splitting import (
+    NOTHING,
+    Latents,
+    alive,
+    class_name,
+    count_splits,
+    describe,
+    detectors,
+    live_floor,
+)
 from sae_sweep.schema import PARTITIONS, Evaluation
+from sae_sweep.toys.cells import Cells
 
 EVALUATION = Evaluation()
 # Every class of m, mq, mn and mc with a maximum above 1 has 8 inputs or their weight.
@@ -263,3 +274,24 @@ def test_class_names():
     assert class_name(cells, PARTITIONS.index("mqnc"), example) == "m=5,q=2,n=3,c=2"
     same = int(cells.index(np.array([4, 4, 4, 4])))
     assert class_name(cells, PARTITIONS.index("mn"), same) == "m=4,n=none"
+
+
+def test_a_purity_of_the_threshold_is_pure():
+    cells = Cells(3, 2)
+    purity = np.array([0.8, 0.8 - 1e-12, 0.8 - 1e-6, 1.0, np.nan])
+    nothing = np.full(5, NOTHING)
+    live = np.array([True, True, True, False, True])
+    latents = Latents(np.array([0, 1, 2, 2, NOTHING]), purity, live, nothing, nothing, purity, purity, nothing)
+    found = count_splits(latents, cells, Evaluation(purity=0.8)).metrics
+    assert (found["pure_latents"], found["owned_maxes"], found["live_latents"], found["dead_latents"]) == (2, 2, 4, 1)
+
+
+def test_a_detector_lives_by_inputs_and_by_the_rarest_feature():
+    for active, fired, live in (
+        ([10, 50], [7, 8, 9], [False, True, True]),
+        ([40, 50], [8, 19, 20], [False, False, True]),
+        ([0, 50], [8, 24, 25], [False, False, True]),
+    ):
+        both = np.zeros((3, 2))
+        detection = Detection(both, np.array(fired), np.array(active), 100)
+        assert detectors(detection).live.tolist() == live

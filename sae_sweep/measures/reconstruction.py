@@ -83,7 +83,8 @@ class Reconstruction:
         total = self._weights.sum()
         centre = self._totals.sum(0) / total
         means = self._totals / self._weights.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
-        return float(self._weights @ (means - centre).square().sum(1)) / self._variance
+        between = float(self._weights @ (means - centre).square().sum(1))
+        return between / self._variance if self._variance > 0 else math.nan
 
     @property
     def _variance(self) -> float:
