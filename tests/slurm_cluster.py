@@ -6,6 +6,7 @@ Needs root, and from Debian slurmctld slurmd slurm-client munge; for accounting 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -66,6 +67,9 @@ class Cluster:
 
     def start_again(self) -> None:
         """Kill every daemon and start as if for the first time: job ids begin at 1 again."""
+        # What is left of a job would tell the new controller that its job of that id is over.
+        wait_for("an empty queue", lambda: not self.ask("squeue", "-h"), 60)
+        self.kill_jobs()
         for daemon in ("slurmctld", *(f"slurmd-{node}" for node in NODES)):
             self.kill(daemon)
         for name in ("state", *(f"spool/{node}" for node in NODES)):
@@ -176,9 +180,9 @@ class Cluster:
     def limit(self, jobs: int) -> None:
         """So many jobs at most may be queued or running; -1: any number. Needs accounting."""
         self._run("sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={jobs}")
-        said = f"MaxSubmitJobs={jobs}(" if jobs >= 0 else "MaxSubmitJobs= "
         shown = ["scontrol", "show", "assoc_mgr", "users=root", "accounts=lab", "flags=assoc"]
-        wait_for("the limit to hold", lambda: said in self.ask(*shown), 60)
+        limits = [str(jobs)] if jobs >= 0 else []
+        wait_for("the limit to hold", lambda: re.findall(r"MaxSubmitJobs=(\d+)", self.ask(*shown)) == limits, 60)
 
     def _config(self) -> str:
         root, ports = self.root, self.ports
