@@ -212,6 +212,18 @@ def cells(overrides: Overrides = None, json: Json = False) -> None:
 
 
 @app.command()
+def score(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.json and sae_weights.safetensors.")],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Measure an SAE in SAELens's layout, trained anywhere, on a toy: the columns of the results table."""
+    from sae_sweep.score import score as measure
+
+    measure(directory, overrides or [], json)
+
+
+@app.command()
 def penalties(json: Json = False) -> None:
     """The penalties there are: formula, prior, slope at zero, ladder, source."""
     from sae_sweep import commands

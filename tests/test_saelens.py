@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from stacks import PENALTIES, points, start_of
 
 from sae_sweep.saes import export
 from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.saes.foreign import from_saelens
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.schema import Point
 
@@ -86,3 +88,25 @@ def test_saelens_keeps_what_we_say_of_an_sae(architecture: str, tmp_path: Path) 
     point = a_point(architecture)
     metadata = loaded(point, trained(point), tmp_path).cfg.metadata
     assert (metadata.point_id, metadata.site) == (point.id, "pre_unembed")
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("centred", [False, True])
+@torch.no_grad()
+def test_what_saelens_saves_is_read_as_it_was_meant(architecture: str, centred: bool, tmp_path: Path) -> None:
+    kind, config = sae_lens.registry.SAE_CLASS_REGISTRY[architecture]
+    further = {"k": 3, "rescale_acts_by_decoder_norm": True} if architecture == "topk" else {}
+    sae = kind(config(d_in=16, d_sae=40, device="cpu", apply_b_dec_to_input=centred, **further))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in sae.named_parameters():
+        parameter.copy_(torch.rand(parameter.shape, generator=generator) - (0.2 if name == "threshold" else 0.5))
+    sae.save_model(tmp_path)
+    settings = json.loads((tmp_path / "cfg.json").read_text())
+    ours, parameters = from_saelens(settings, (tmp_path / "sae_weights.safetensors").read_bytes())
+    x = torch.randn(300, 16, generator=generator)
+    codes, theirs = ARCHITECTURES[ours.architecture].codes(x, parameters, ours), sae.encode(x)
+    assert 0 < (theirs != 0).float().mean() < 0.9
+    # Where contributions choose, SAELens's activations are contributions.
+    scale = parameters.norms() if architecture == "topk" else 1
+    torch.testing.assert_close(codes * scale, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codes @ parameters.W_dec + parameters.b_dec, sae(x), atol=1e-4, rtol=1e-4)

@@ -77,8 +77,8 @@ def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
     """`sae_weights.safetensors` and `cfg.json` as SAELens's `SAE.load_from_disk` reads them; W_enc is [d, width]."""
     architecture = ARCHITECTURES[point.sae.architecture]
     unit = architecture in ("topk", "jumprelu")
-    factors = folded.norms().clamp_min(SMALLEST_NORM) if unit else torch.ones_like(folded.b_enc)
-    scaled = _rescaled(folded, factors)
+    scaled_by = folded.norms().clamp_min(SMALLEST_NORM) if unit else torch.ones_like(folded.b_enc)
+    scaled = rescaled(folded, scaled_by)
     tensors = {"W_enc": scaled.W_enc.T, "W_dec": scaled.W_dec, "b_dec": scaled.b_dec}
     if architecture == "gated":
         tensors |= {"b_gate": scaled.b_enc, "r_mag": scaled.r_mag, "b_mag": scaled.b_mag}
@@ -90,13 +90,13 @@ def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
         # SAELens fires above the threshold, a BatchTopK SAE at it as well.
         tensors["threshold"] = torch.nextafter(scaled.threshold, torch.tensor(-math.inf)).expand_as(scaled.b_enc)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    weights = save(contiguous, {FACTORS: json.dumps(factors.tolist())})
+    weights = save(contiguous, {FACTORS: json.dumps(scaled_by.tolist())})
     return {WEIGHTS: weights, CONFIG: json.dumps(_config(point, folded), indent=2).encode()}
 
 
 def from_files(weights: bytes) -> Parameters:
     """The folded parameters that `to_files` wrote: to the bit, but to rounding where latents were rescaled."""
-    return _rescaled(parameters_of(load(weights)), 1 / _factors(weights))
+    return rescaled(parameters_of(load(weights)), 1 / _own_factors(weights))
 
 
 def parameters_of(tensors: dict[str, Tensor]) -> Parameters:
@@ -113,16 +113,23 @@ def parameters_of(tensors: dict[str, Tensor]) -> Parameters:
 _OF_SAELENS = {"thresholds": "threshold", "r_mag": "r_mag", "b_mag": "b_mag"}
 
 
-def _rescaled(parameters: Parameters, by: Tensor) -> Parameters:
+def rescaled(parameters: Parameters, by: Tensor) -> Parameters:
     """The same SAE with codes `by` [width] times as large, and decoder rows so much shorter."""
     W_enc, W_dec = parameters.W_enc * by[:, None], parameters.W_dec / by[:, None]
     return dataclasses.replace(parameters, W_enc=W_enc, W_dec=W_dec, b_enc=parameters.b_enc * by)
 
 
-def _factors(weights: bytes) -> Tensor:
-    """FACTORS [width] from the header: 8 bytes that hold its length, then JSON."""
+def factors(weights: bytes) -> Tensor | None:
+    """FACTORS [width] from the header: 8 bytes that hold its length, then JSON. None in a file written elsewhere."""
     length = int.from_bytes(weights[:8], "little")
-    return torch.tensor(json.loads(json.loads(weights[8 : 8 + length])["__metadata__"][FACTORS]))
+    about = json.loads(weights[8 : 8 + length]).get("__metadata__") or {}
+    return torch.tensor(json.loads(about[FACTORS])) if FACTORS in about else None
+
+
+def _own_factors(weights: bytes) -> Tensor:
+    found = factors(weights)
+    assert found is not None, "not written by to_files"
+    return found
 
 
 def _config(point: Point, folded: Parameters) -> dict[str, object]:

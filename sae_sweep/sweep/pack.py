@@ -354,14 +354,14 @@ def _record(
         "settings": dataclasses.asdict(canonical(point)),
         "measure_id": measure_id(evaluation),
         "evaluation": dataclasses.asdict(evaluation),
-        "metrics": _with_loss(measured, point),
-        "untrained": _with_loss(untrained, point),
+        "metrics": with_loss(measured, point),
+        "untrained": with_loss(untrained, point),
         "per_max": measured.per_max,
         "provenance": provenance.collect(machine.device),
     }
 
 
-def _with_loss(measured: Measurement, point: Point) -> dict[str, float | int | None]:
+def with_loss(measured: Measurement, point: Point) -> dict[str, float | int | None]:
     """The metrics with what was trained for: E‖r‖² + coefficient · E penalty."""
     squared_error, penalty = measured.metrics["squared_error"], measured.metrics["penalty_mean"]
     entropy = measured.metrics["winner_entropy"]
