@@ -14,9 +14,9 @@ from sae_sweep.errors import UserError
 from sae_sweep.schema import Evaluation, Penalty, Point, Sae, Toy, Training, canonical, toy_id
 from sae_sweep.sweep import cost
 from sae_sweep.sweep import plan as plan_module
-from sae_sweep.sweep.cost import SPEEDS, activation_size
+from sae_sweep.sweep.cost import SPEEDS, activation_size, state_bytes, step_seconds, work_bytes
 from sae_sweep.sweep.grid import Sweep
-from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key
+from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key, stacks
 
 CPU = ["toy=small", "device=cpu"]
 
@@ -177,3 +177,14 @@ def test_a_stack_takes_no_more_than_it_can_share() -> None:
     sweep = replace(SHARDED, points=points, output_dir=Path("x"))
     assert [len(pack) for pack in plan(sweep, set()).packs] == [44, 44, 42]
     assert max(len(pack) for pack in plan(sweep, set()).packs) <= LARGEST_PACK
+
+
+def test_autograd_is_counted_by_batch_and_width() -> None:
+    """What holds batch × width for each SAE at work says so, and gets smaller packs for it."""
+    relu, gated = (Point(sae=Sae(name, width=4096), training=Training(batch_size=4096)) for name in ("relu", "gated"))
+    held = 4 * 4096 * 4096
+    assert work_bytes(gated, 2) - work_bytes(relu, 2) > 2 * 10 * held
+    assert state_bytes(gated) - state_bytes(relu) == 4 * 3 * 2 * 4096
+    assert step_seconds(gated, SPEEDS["cpu"]) > 2 * step_seconds(relu, SPEEDS["cpu"])
+    pair = Point(penalty=Penalty("exclusive_pi", 1.0)), Point(penalty=Penalty("l1", 1.0))
+    assert len(stacks(pair)) == 2  # a backend of its own must not decide about pack-mates

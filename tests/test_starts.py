@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.starts import from_exemplars, kmeans, start
 from sae_sweep.schema import INITS, Penalty, Point, Sae
+from sae_sweep.sweep.pack import Ground
+from sae_sweep.toys.cells import Cells, Partition
 
 D = 8
 
@@ -101,3 +105,56 @@ def test_what_a_start_depends_on() -> None:
 def test_kmeans_takes_fewer_inputs_than_centres() -> None:
     few = torch.eye(D)[:3]
     assert kmeans(few.repeat(4, 1), 5, torch.Generator().manual_seed(0)).isfinite().all()
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_starts_with_latents_that_see_their_exemplars(architecture: str, init: str) -> None:
+    chosen = point(architecture=architecture, init=init, width=12, k=12)
+    kind, parameters = ARCHITECTURES[architecture], start(chosen, Clusters())
+    for name in kind.extras:
+        assert getattr(parameters, name).shape == (12,)
+    x = Clusters().exemplars(400, 3)
+    codes = kind.codes(x, parameters, chosen.sae, training=True)
+    assert codes.isfinite().all()
+    assert (codes > 0).any(1).float().mean() > 0.5
+    if init == "oracle":  # five classes have weight: seven latents are off
+        assert (codes > 0).any(0).tolist() == [True] * 5 + [False] * 7
+    if init not in ("random", "exemplars"):  # several exemplars of one cluster add up to too much
+        assert (codes @ parameters.W_dec - x).square().sum(1).mean() < x.square().sum(1).mean()
+
+
+def test_a_threshold_stands_where_a_relu_would_begin() -> None:
+    jump, relu = (start(point(architecture=name, init="oracle", width=3), Clusters()) for name in ("jumprelu", "relu"))
+    x = Clusters.centres[[0, 4, 2]]
+    fires = ARCHITECTURES["jumprelu"].codes(torch.cat([0.51 * x, 0.49 * x]), jump, Sae("jumprelu", width=3)) > 0
+    assert torch.equal(fires.sum(0), torch.ones(3, dtype=torch.int64))
+    torch.testing.assert_close((x @ jump.W_enc.T).diagonal(), x.norm(dim=1))
+    torch.testing.assert_close((x @ relu.W_enc.T + relu.b_enc).diagonal(), x.norm(dim=1))
+
+
+def test_a_gated_start_is_the_relu_start() -> None:
+    gated, relu = (start(point(architecture=name, init="oracle"), Clusters()) for name in ("gated", "relu"))
+    x = Clusters().exemplars(50, 0)
+    found = ARCHITECTURES["gated"].codes(x, gated, Sae("gated", width=6))
+    torch.testing.assert_close(found, codes(relu, x), atol=1e-5, rtol=1e-5)
+
+
+def test_additive_means_are_the_two_factors_of_an_additive_toy() -> None:
+    cells = Cells(6, 3)
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+    both = cells.partition("mq")
+    m, q = (torch.zeros(both.count, dtype=torch.int64).scatter(0, *pair) for pair in _of_classes(cells, both))
+    mass = torch.rand(both.count, generator=generator, dtype=torch.float64)
+    mass /= mass.sum()
+    ground = SimpleNamespace(class_means=lambda name: (u[m] + v[q], mass))
+    means, chance = Ground._additive_means(ground, cells, "m", "q")  # type: ignore[arg-type]
+    torch.testing.assert_close(means[m] + means[6 + q], u[m] + v[q])
+    torch.testing.assert_close(chance[6:] @ means[6:], torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(chance[:6], torch.zeros(6, dtype=torch.float64).index_add(0, m, mass))
+
+
+def _of_classes(cells: Cells, both: Partition) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    of_cell = torch.as_tensor(both.of_cell)
+    return [(of_cell, torch.as_tensor(cells.factors[name]).long()) for name in "mq"]
