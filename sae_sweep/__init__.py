@@ -1,16 +1,36 @@
 """Feature-splitting sweeps: toy models, stacked sparse autoencoders, exact ground truth.
 
-For notebooks: `load_sweep(name)`, `load_sae(id)`, `load_toy(id)`. Each is imported when it is first asked for.
+For notebooks: `load_sweep(name)`, `load_sae(id)`, `load_toy(id)`, and figures of what they return, `plot_front(df)` and
+others. Each is imported when it is first asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_sweep.notebook import load_sae, load_sweep, load_toy
+    from sae_sweep.notebook import (
+        load_sae,
+        load_sweep,
+        load_toy,
+        plot_front,
+        plot_information,
+        plot_labels,
+        plot_phases,
+        plot_split_counts,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_sae", "load_sweep", "load_toy"]
+__all__ = [
+    "__version__",
+    "load_sae",
+    "load_sweep",
+    "load_toy",
+    "plot_front",
+    "plot_information",
+    "plot_labels",
+    "plot_phases",
+    "plot_split_counts",
+]
 
 
 def __getattr__(name: str) -> Any:

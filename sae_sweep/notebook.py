@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
 from sae_sweep import frame
 from sae_sweep.errors import UserError
+from sae_sweep.reports import figure_data, figures
 from sae_sweep.saes import export
 from sae_sweep.schema import Point, Toy, point_from, toy_id
 from sae_sweep.store import Store
@@ -113,6 +115,31 @@ def load_toy(id: str, output_dir: Path | str = OUTPUTS) -> Model:
     if toy_id(toy) not in store.ids("toys"):
         raise UserError(f"the toy of {id} is not in {store.root}/toys: run its sweep again to train it")
     return pack.load_toy(toy, store)
+
+
+def plot_front(df: pd.DataFrame) -> go.Figure:
+    """FVU against L0, a line per penalty, width and start."""
+    return figures.front(figure_data.front(df))
+
+
+def plot_split_counts(df: pd.DataFrame) -> go.Figure:
+    """Split latents per maximum over width, start, penalty and coefficient."""
+    return figures.split_counts(figure_data.split_counts(df))
+
+
+def plot_phases(df: pd.DataFrame) -> go.Figure:
+    """What an SAE of each setting does: one latent per maximum, splits, duplicates, or neither."""
+    return figures.phases(figure_data.phases(df))
+
+
+def plot_labels(df: pd.DataFrame, untrained: pd.DataFrame) -> go.Figure:
+    """What latents stand for, beside what those of the untrained starts do (`load_sweep(name, untrained=True)`)."""
+    return figures.labels(figure_data.labels(df, untrained))
+
+
+def plot_information(df: pd.DataFrame, untrained: pd.DataFrame) -> go.Figure:
+    """How much of query, runner-up and copies the top latent tells, beside the untrained starts."""
+    return figures.information(figure_data.information(df, untrained))
 
 
 def find(store: Store, kind: str, start: str) -> str:

@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    code = "import sys, sae_sweep\nprint(sorted(set(sys.modules) & {'torch', 'pandas', 'typer', 'hydra', 'rich'}))"
+    code = "import sys, sae_sweep\nprint(sorted(set(sys.modules) & {'torch', 'pandas', 'plotly', 'typer', 'hydra', 'rich'}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert set(sae_sweep.__all__) <= set(dir(sae_sweep))
     with pytest.raises(AttributeError, match="load_swep"):
@@ -63,6 +63,16 @@ def test_an_sae_reconstructs_its_toys_activations_as_well_as_was_measured(root: 
     fvu = (weight @ error.square().sum(1).double()) / (weight @ spread.square().sum(1))
     assert float(fvu) == pytest.approx(row["fvu"], rel=1e-4)
     assert row["point_id"] in repr(sae)
+
+
+def test_figures_are_drawn_from_a_table_or_a_part_of_it(root: Path) -> None:
+    df, start = load_sweep("tiny", root), load_sweep("tiny", root, untrained=True)
+    whole, part = sae_sweep.plot_front(df), sae_sweep.plot_front(df[df["architecture"] == "relu"])
+    assert len(whole.data) > len(part.data) > 0
+    for drawn in (sae_sweep.plot_split_counts(df), sae_sweep.plot_phases(df)):
+        assert drawn.data and drawn.layout.title.text
+    for draw in (sae_sweep.plot_labels, sae_sweep.plot_information):
+        assert draw(df, start).data
 
 
 def test_ids_are_found_by_how_they_begin(root: Path) -> None:
