@@ -192,6 +192,19 @@ def report(
 
 
 @app.command()
+def inspect(
+    point: Annotated[str, typer.Argument(metavar="POINT", help="Id of a finished point, or how it begins.")],
+    latent: Annotated[int | None, typer.Option(metavar="J", help="The card of one latent, counted from 0.")] = None,
+    json: Json = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """The latents of a trained SAE; with --latent, the cells of one and what it does to the logits."""
+    from sae_sweep import commands
+
+    commands.inspect(point, latent, json, output_dir)
+
+
+@app.command()
 def dashboard(
     sweep: SweepName,
     json: Annotated[bool, typer.Option("--json", help="Print the views instead: no key is needed.")] = False,

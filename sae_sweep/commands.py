@@ -241,6 +241,35 @@ def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
         print(f"{name}: {url}")
 
 
+def inspect(point: str, latent: int | None, json: bool, output_dir: Path) -> None:
+    """Show the latents of a trained SAE, or the card of one of them."""
+    from sae_sweep.notebook import load_sae
+    from sae_sweep.reports import latents
+
+    sae = load_sae(point, output_dir)
+    width = len(sae.latents)
+    if latent is not None and not 0 <= latent < width:
+        raise UserError(f"--latent {latent}: {sae.id} has latents 0 to {width - 1}")
+    console = layout.console(sys.stdout)
+    if latent is None:
+        if json:
+            rows = json_module.loads(sae.latents.to_json(orient="records", double_precision=15))
+            print(json_module.dumps({"schema": 1, "point": sae.id, "metrics": sae.metrics, "latents": rows}))
+        else:
+            layout.write(console, latents.overview(sae.point, sae.metrics, sae.latents, console.width))
+        return
+    from sae_sweep.reports.cards import Dealer
+
+    cards = Dealer(Store(output_dir)).cards(sae.id)
+    if json:
+        row = json_module.loads(sae.latents.iloc[[latent]].to_json(orient="records", double_precision=15))[0]
+        fires = cards.cells[cards.cells["latent"] == latent].drop(columns="latent")
+        card = {**row, "cells": fires.to_dict("records"), "logits": cards.logits[latent].tolist()}
+        print(json_module.dumps({"schema": 1, "point": sae.id, **card}))
+    else:
+        layout.write(console, latents.card(cards, latent, console.width))
+
+
 def cells(overrides: Sequence[str], json: bool) -> None:
     """Print the ground truth of a toy."""
     toys = {point.toy for point in config.load(overrides, ["experiment=null"]).points}

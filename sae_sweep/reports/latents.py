@@ -1,0 +1,140 @@
+"""What `inspect` shows: the latents of an SAE at a glance, and the card of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from sae_sweep.reports.layout import Block, Row, bar, columns, fraction
+from sae_sweep.reports.live import describe
+from sae_sweep.schema import Point
+
+if TYPE_CHECKING:
+    from sae_sweep.reports.cards import Cards
+
+# Latents of an overview; tokens of a card whose toy has more than twice as many.
+_LISTED, _TOKENS = 30, 8
+
+
+def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, width: int) -> RenderableType:
+    """An SAE in two lines, and its latents in the order of what they stand for: the coarse ones first."""
+    live = latents[latents["live"]]
+    length = live["label"].str.len().fillna(99)
+    ordered = live.assign(length=length).sort_values(["length", "owner", "density"], ascending=[True, True, False])
+    most = float(ordered["density"].max()) if len(ordered) else 0.0
+    cells = max(8, min(60, width - 58))
+    rows = [
+        Row(
+            [
+                str(row.latent),
+                _shown(row.label_class, str, "none"),
+                _shown(row.f1, "{:.2f}".format),
+                _shown(row.owner, str),
+                _shown(row.purity, "{:.2f}".format),
+                f"{row.density:.2%}",
+                bar(row.density, most, cells),
+            ]
+        )
+        for row in ordered.head(_LISTED).itertuples()
+    ]
+    heads = ["latent", "label", "F1", "owner", "purity", "fires\non", "share of inputs"]
+    dead = len(latents) - len(live)
+    more = [f"… and {len(live) - _LISTED:,} more"] if len(live) > _LISTED else []
+    more += [f"{dead:,} dead"] if dead else []
+    parts: list[RenderableType] = [
+        Text(f"{point.id}  {describe(point)}", style="bold"),
+        Text(_metrics(metrics)),
+        Text(),
+    ]
+    parts.append(columns(heads, [Block("", rows)], width, last_left=True))
+    if more:
+        parts.append(Text(", ".join(more), style="dim"))
+    return Group(*parts, Text(f"sae-sweep inspect {point.id} --latent J   one of them", style="dim"))
+
+
+def card(cards: Cards, latent: int, width: int) -> RenderableType:
+    """One latent: its label, the cells that it fires on, what it does to the toy's answer."""
+    row = cards.latents.iloc[latent]
+    state = "" if row["live"] else "dead: it fires on too few inputs"
+    head = Text(f"latent {latent} of {cards.point.id}  {describe(cards.point)}", style="bold")
+    facts = [
+        f"label {_shown(row['label_class'], str, 'none')}",
+        f"F1 {_shown(row['f1'], '{:.2f}'.format)}",
+        f"owner {_shown(row['owner'], str)} with {_shown(row['purity'], '{:.0%}'.format)} of its activation",
+        f"fires on {row['density']:.2%} ({row['inputs']:,} inputs)",
+        f"decoder norm {row['decoder_norm']:.3g}",
+    ]
+    parts: list[RenderableType] = [head, *(Text(fact) for fact in _lines(facts, width)), Text(state)]
+    fires = cards.cells[cards.cells["latent"] == latent]
+    if len(fires):
+        parts += [
+            _heading("Where it is active: maximum m, query q, runner-up n, copies c"),
+            _cells(fires, width),
+            Text(),
+        ]
+        parts += [_heading("What it adds to the toy's logits, at its mean activation"), *_logits(cards, latent, width)]
+    else:
+        parts.append(Text("It never fires."))
+    return Group(*parts)
+
+
+def _lines(facts: Sequence[str], width: int) -> Iterator[str]:
+    """The facts side by side, in as many lines as they need."""
+    line = facts[0]
+    for fact in facts[1:]:
+        if len(line) + 3 + len(fact) > width:
+            yield line
+            line = fact
+        else:
+            line += f" · {fact}"
+    yield line
+
+
+def _cells(fires: pd.DataFrame, width: int) -> Text:
+    most = float(fires["share"].max())
+    cells = max(10, min(80, width - 44))
+    rows = [
+        Row([str(row.cell), f"{row.share:.1%}", f"{row.fires:.0%}", bar(row.share, most, cells)])
+        for row in fires.itertuples()
+    ]
+    heads = ["cell", "of its\nactivation", "of the\ncell", "share of its activation"]
+    return columns(heads, [Block("", rows)], width, last_left=True)
+
+
+def _logits(cards: Cards, latent: int, width: int) -> Iterator[Text]:
+    """Bars to the right for tokens that it speaks for, to the left for those it speaks against."""
+    values = pd.Series(cards.logits[latent])
+    if len(values) > 2 * _TOKENS:
+        ordered = values.sort_values(ascending=False)
+        values = pd.concat([ordered.head(_TOKENS), ordered.tail(_TOKENS)])
+    most = float(values.abs().max())
+    half = max(8, min(60, (width - 20) // 2))
+    for token, value in values.items():
+        length = bar(abs(value), most, half).rstrip()
+        left, right = ("", length) if value > 0 else ("█" * round(half * abs(value) / most) if most else "", "")
+        line = Text(f"  token {token!s:>3} {value:+8.3f}  ", no_wrap=True)
+        line.append(left.rjust(half), style="red").append("│").append(right, style="green")
+        yield line
+
+
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    shown = {
+        "fvu": ("FVU", fraction),
+        "l0": ("L0", "{:.2f}".format),
+        "owned_maxes": ("owned maxes", str),
+        "splits_per_max": ("splits per max", "{:.2f}".format),
+        "duplicates_per_max": ("duplicates per max", "{:.2f}".format),
+    }
+    return "  ".join(f"{name} {_shown(metrics.get(key), show)}" for key, (name, show) in shown.items())
+
+
+def _shown(value: Any, show: Any, missing: str = "–") -> str:
+    return missing if value is None or pd.isna(value) else str(show(value))
+
+
+def _heading(text: str) -> Text:
+    return Text(text, style="bold magenta")
