@@ -29,7 +29,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    code = "import sys, sae_sweep\nprint(sorted(set(sys.modules) & {'torch', 'pandas', 'plotly', 'typer', 'hydra', 'rich'}))"
+    heavy = {"torch", "pandas", "plotly", "typer", "hydra", "rich"}
+    code = f"import sys, sae_sweep\nprint(sorted(set(sys.modules) & {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert set(sae_sweep.__all__) <= set(dir(sae_sweep))
     with pytest.raises(AttributeError, match="load_swep"):
