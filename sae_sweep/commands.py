@@ -264,7 +264,8 @@ def inspect(point: str, latent: int | None, json: bool, output_dir: Path) -> Non
     if json:
         row = json_module.loads(sae.latents.iloc[[latent]].to_json(orient="records", double_precision=15))[0]
         fires = cards.cells[cards.cells["latent"] == latent].drop(columns="latent")
-        card = {**row, "cells": fires.to_dict("records"), "logits": cards.logits[latent].tolist()}
+        logits = None if cards.logits is None else cards.logits[latent].tolist()
+        card = {**row, "cells": fires.to_dict("records"), "logits": logits}
         print(json_module.dumps({"schema": 1, "point": sae.id, **card}))
     else:
         layout.write(console, latents.card(cards, latent, console.width))

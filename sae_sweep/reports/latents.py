@@ -35,11 +35,11 @@ def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, wi
                 _shown(row.f1, "{:.2f}".format),
                 _shown(row.owner, str),
                 _shown(row.purity, "{:.2f}".format),
-                f"{row.density:.2%}",
-                bar(row.density, most, cells),
+                f"{density:.2%}",
+                bar(density, most, cells),
             ]
         )
-        for row in ordered.head(_LISTED).itertuples()
+        for row, density in zip(ordered.head(_LISTED).itertuples(), ordered["density"].tolist(), strict=False)
     ]
     heads = ["latent", "label", "F1", "owner", "purity", "fires\non", "share of inputs"]
     dead = len(latents) - len(live)
@@ -76,7 +76,9 @@ def card(cards: Cards, latent: int, width: int) -> RenderableType:
             _cells(fires, width),
             Text(),
         ]
-        parts += [_heading("What it adds to the toy's logits, at its mean activation"), *_logits(cards, latent, width)]
+        if cards.logits is not None:
+            heading = _heading("What it adds to the toy's logits, at its mean activation")
+            parts += [heading, *_logits(cards.logits[latent].tolist(), width)]
     else:
         parts.append(Text("It never fires."))
     return Group(*parts)
@@ -98,26 +100,26 @@ def _cells(fires: pd.DataFrame, width: int) -> Text:
     most = float(fires["share"].max())
     cells = max(10, min(80, width - 44))
     rows = [
-        Row([str(row.cell), f"{row.share:.1%}", f"{row.fires:.0%}", bar(row.share, most, cells)])
-        for row in fires.itertuples()
+        Row([cell, f"{share:.1%}", f"{of_cell:.0%}", bar(share, most, cells)])
+        for cell, share, of_cell in fires[["cell", "share", "fires"]].to_numpy().tolist()
     ]
     heads = ["cell", "of its\nactivation", "of the\ncell", "share of its activation"]
     return columns(heads, [Block("", rows)], width, last_left=True)
 
 
-def _logits(cards: Cards, latent: int, width: int) -> Iterator[Text]:
+def _logits(logits: Sequence[float], width: int) -> Iterator[Text]:
     """Bars to the right for tokens that it speaks for, to the left for those it speaks against."""
-    values = pd.Series(cards.logits[latent])
-    if len(values) > 2 * _TOKENS:
-        ordered = values.sort_values(ascending=False)
-        values = pd.concat([ordered.head(_TOKENS), ordered.tail(_TOKENS)])
-    most = float(values.abs().max())
+    shown = list(enumerate(logits))
+    if len(shown) > 2 * _TOKENS:
+        ordered = sorted(shown, key=lambda pair: -pair[1])
+        shown = [*ordered[:_TOKENS], *ordered[-_TOKENS:]]
+    most = max((abs(value) for _, value in shown), default=0.0)
     half = max(8, min(60, (width - 20) // 2))
-    for token, value in values.items():
-        length = bar(abs(value), most, half).rstrip()
-        left, right = ("", length) if value > 0 else ("█" * round(half * abs(value) / most) if most else "", "")
-        line = Text(f"  token {token!s:>3} {value:+8.3f}  ", no_wrap=True)
-        line.append(left.rjust(half), style="red").append("│").append(right, style="green")
+    for token, value in shown:
+        whole = "█" * round(half * abs(value) / most) if most else ""
+        line = Text(f"  token {token:>3} {value:+8.3f}  ", no_wrap=True)
+        line.append((whole if value < 0 else "").rjust(half), style="red").append("│")
+        line.append(bar(value, most, half).rstrip() if value > 0 else "", style="green")
         yield line
 
 
