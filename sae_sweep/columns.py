@@ -52,6 +52,16 @@ PLANTED: dict[str, str] = {
     "feature_f1": "float64",
     "found_features": "Int64",
 }
+# Measured on request: evaluation.priors, evaluation.structure.
+PRIORS = tuple(
+    f"prior_{family}"
+    for family in ("exponential", "half_cauchy", "student_t", "lomax", "exponential_power", "spike_and_slab")
+)
+STRUCTURE = (
+    *("structure_parent", "structure_modifier", "structure_modifier_null", "structure_interaction"),
+    *("structure_cosine", "structure_cosine_null", "structure_semi_nmf", "structure_semi_nmf_null"),
+    *("structure_meta_sae", "structure_meta_sae_null"),
+)
 METRICS: dict[str, str] = {
     "loss": "float64",
     "fvu": "float64",
@@ -80,7 +90,9 @@ METRICS: dict[str, str] = {
     "kl": "float64",
     "shrinkage": "float64",
     "seconds": "float64",
+    "cofiring": "float64",
     **PLANTED,
+    **dict.fromkeys((*PRIORS, *STRUCTURE), "float64"),
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
 FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}

@@ -212,6 +212,9 @@ class Evaluation:
     permutations: int = _key(20, ge=1)
     # k-sparse probes and absorption: a pass and some seconds of their own for every SAE.
     probing: bool = _key(False, as_before=False)
+    # Which prior activations follow where they fire; structure of the decoder rows of split latents.
+    priors: bool = _key(False, as_before=False)
+    structure: bool = _key(False, as_before=False)
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         absorption_fraction loss_recovered kl shrinkage seconds on_front
     """
     named = design.split()
-    named[-1:-1] = [
-        "mcc",
-        "uniqueness",
-        *(f"feature_{name}" for name in ("precision", "recall", "f1")),
-        "found_features",
-    ]
+    further = """
+        cofiring mcc uniqueness feature_precision feature_recall feature_f1 found_features
+        prior_exponential prior_half_cauchy prior_student_t prior_lomax prior_exponential_power prior_spike_and_slab
+        structure_parent structure_modifier structure_modifier_null structure_interaction structure_cosine
+        structure_cosine_null structure_semi_nmf structure_semi_nmf_null structure_meta_sae structure_meta_sae_null
+    """
+    named[-1:-1] = further.split()
     named.append("on_common_front")
     assert list(COLUMNS) == named
     store = sweep(tmp_path / "some", [(point(), {"l0": 1.0}), (point(seed=1), {"l0": None, "owned_maxes": None})])

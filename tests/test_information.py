@@ -8,12 +8,13 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import CUT, Planted
 
-from sae_sweep.measures.firing import NO_LATENT, FiringTable
-from sae_sweep.measures.information import corrected, information, null_share, share_told, winner_entropy
+from sae_sweep.measures.firing import NO_LATENT, FiringCounter, FiringTable
+from sae_sweep.measures.information import cofiring, corrected, information, null_share, share_told, winner_entropy
 from sae_sweep.schema import Distribution
 from sae_sweep.toys.cells import FACTORS, Cells
 from sae_sweep.toys.sampler import cell_weights
@@ -173,3 +174,25 @@ def test_the_entropy_of_the_winner() -> None:
     )  # fmt: skip
     shares = np.array([1, 4, 3]) / 8
     assert winner_entropy(table) == pytest.approx(-(shares * np.log(shares)).sum())
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]], 0),  # one at a time
+        ([[1, 1], [1, 0], [0, 1], [0, 0]], 1),  # each by itself
+        ([[1, 1], [1, 1], [0, 0], [0, 0]], 2),  # always both
+        ([[1, 0], [1, 0], [0, 0], [0, 0]], None),  # one alone
+    ],
+)
+def test_cofiring_against_independence(codes: list[list[int]], expected: float | None) -> None:
+    counter = FiringCounter(len(codes[0]), 1, 0.01)
+    for rows in (codes, codes[::-1]):
+        counter.add(torch.tensor(rows).float(), np.zeros(len(rows), np.int64), np.full(len(rows), 1 / 8))
+    assert cofiring(counter.table) == (None if expected is None else pytest.approx(expected))
+
+
+def test_cofiring_is_weighted() -> None:
+    counter = FiringCounter(2, 1, 0.01)
+    counter.add(torch.tensor([[1.0, 1], [1, 0], [0, 1]]), np.zeros(3, np.int64), np.array([0.5, 0.25, 0.25]))
+    assert cofiring(counter.table) == pytest.approx(0.5 / 0.75**2)

@@ -26,7 +26,7 @@ COUNTS = ["live_latents", "dead_latents", "pure_latents", "owned_maxes", "split_
 PER_MAX = ["splits_per_max", "duplicates_per_max"]
 LABELS = [f"label_{name}" for name in PARTITIONS]
 TOLD = [f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")]
-TOLD += ["winner_entropy"]
+TOLD += ["winner_entropy", "cofiring"]
 FLOORS = ["live_floor_inputs", "live_floor_mass"]
 
 

@@ -187,3 +187,17 @@ def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monke
     assert probed[columns].iloc[0].tolist() == pytest.approx([0, 0, 0], abs=0.1)
     assert plain["point_id"].equals(probed["point_id"]) and plain["loss"].equals(probed["loss"])
     assert call("run", "--json", *words, "evaluation.probing=maybe").code == 2
+
+
+def test_priors_and_structure_are_asked_for_too(tmp_path: Path) -> None:
+    words = ["toy=parents", "toy.features=4", "toy.d_model=8", "toy.magnitudes=exponential", "sae.width=12"]
+    words += ["sae.init=oracle", "sae.partition=mq", "penalty.coefficient=0.01", "training.steps=2", "name=p"]
+    words += ["training.batch_size=64", "evaluation.inputs=3000", f"output_dir={tmp_path}", "logger=none"]
+    end = call("run", "--json", *words, "evaluation.priors=true", "evaluation.structure=true")
+    assert end.code == 0, end.err
+    table = pd.read_parquet(tmp_path / "sweeps" / "p" / "results.parquet")
+    priors = [column for column in table if column.startswith("prior_")]
+    assert len(priors) == 6 and table[priors].notna().all(axis=None)
+    assert table["structure_parent"].notna().all()
+    latents = pd.read_parquet(tmp_path / "points" / table["point_id"][0] / "latents.parquet")
+    assert latents["prior_penalty"].notna().any() and latents["latent"].tolist() == list(range(12))

@@ -49,6 +49,8 @@ class FiringTable:
     top_latent: Ints
     top_weight: Floats
     top_count: Ints
+    # Σ weight · ordered pairs of latents that fire on one input; nan where nobody counted.
+    together: float = np.nan
 
     @cached_property
     def cell_weight(self) -> Floats:
@@ -64,6 +66,12 @@ class FiringTable:
     def fired(self) -> Floats:
         """Evaluation weight of the inputs on which each latent fires [width]."""
         return np.bincount(self.latent, self.weight, self.width).astype(np.float64, copy=False)
+
+    @cached_property
+    def mean_mass(self) -> Floats:
+        """Mean a‖d‖ of each latent where it fires [width], 0 if it never does."""
+        mass = np.bincount(self.latent, self.mass, self.width)
+        return mass / np.maximum(self.fired, np.finfo(np.float64).tiny)
 
     @cached_property
     def inputs(self) -> Ints:
@@ -107,6 +115,7 @@ class FiringCounter:
         """`width` latents, `cells` cells; a latent fires where a‖d‖ > `fires_above`."""
         self.width, self.cells, self.fires_above, self.fold = width, cells, fires_above, fold
         self._fired = np.zeros(width)
+        self._together = 0.0
         self._pairs, self._tops = _Rows(floats=2), _Rows(floats=1)
 
     def add(self, norms: Tensor, cell: NDArray[Any], weight: Floats) -> None:
@@ -127,6 +136,9 @@ class FiringCounter:
         entries = *lists, np.float32(self.fires_above)
         keys, *sums = _sum_pairs(*entries, cell, weight, self.width, self.cells)
         self._fired += np.bincount(keys // self.cells, sums[0], self.width)
+        row = np.repeat(np.arange(len(cell)), np.diff(entries[0]))
+        active = np.bincount(row[entries[2] > entries[3]], minlength=len(cell))
+        self._together += float(weight @ (active * (active - 1)))
         self._pairs.add(keys, *sums)
         tops = cell * (self.width + 1) + (_tops(*entries) - NO_LATENT)
         self._tops.add(*sum_by(tops, weight, np.ones_like(tops)))
@@ -151,7 +163,7 @@ class FiringCounter:
         latent, cell = np.divmod(key, self.cells)
         top_cell, top_latent = np.divmod(top_key, self.width + 1)
         top = (top_cell, top_latent + NO_LATENT, top_weight, top_count)
-        return FiringTable(self.width, self.cells, latent, cell, weight, mass, count, *top)
+        return FiringTable(self.width, self.cells, latent, cell, weight, mass, count, *top, self._together)
 
 
 class _Rows:

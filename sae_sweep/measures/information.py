@@ -45,6 +45,17 @@ def winner_entropy(table: FiringTable) -> float:
     return float(np.log(table.total)) - _w_log_w(latent, table.top_weight) / table.total
 
 
+def cofiring(table: FiringTable) -> float | None:
+    """How often two latents fire together, over how often they would if each fired by itself.
+
+    Σ P(i and j)/Σ P(i)P(j) over i ≠ j: 1 for independent latents, 0 for a code of one latent at a time. None if at most
+    one latent ever fires.
+    """
+    chance = table.fired / table.total
+    expected = float(chance.sum() ** 2 - (chance**2).sum())
+    return None if expected < ZERO else table.together / table.total / expected
+
+
 def corrected(value: float | None, null: float | None) -> float | None:
     """(value - null)/(1 - null), or None if either is, or if the null is 1."""
     if value is None or null is None or 1 - null < ZERO:

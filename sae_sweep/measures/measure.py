@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sae_sweep.measures.active import Active
 from sae_sweep.measures.firing import FiringCounter, FiringTable, fold_dense
-from sae_sweep.measures.information import information, winner_entropy
+from sae_sweep.measures.information import cofiring, information, winner_entropy
 from sae_sweep.measures.planted import Detection, DetectionCounter, planted_metrics
+from sae_sweep.measures.priors import priors
 from sae_sweep.measures.probing import INPUTS, probing
 from sae_sweep.measures.reconstruction import Reconstruction
 from sae_sweep.measures.splitting import (
@@ -28,6 +29,7 @@ from sae_sweep.measures.splitting import (
     lightest,
     live_floor,
 )
+from sae_sweep.measures.structure import structure
 from sae_sweep.schema import PARTITIONS, Evaluation
 from sae_sweep.toys.cells import Factored
 from sae_sweep.toys.stream import EvaluationInputs
@@ -76,6 +78,7 @@ def measure(
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
     table, detection = _one_pass(sae, inputs, reconstruction, evaluation)
     metrics: dict[str, float | int | None] = {**reconstruction.metrics, "winner_entropy": winner_entropy(table)}
+    metrics["cofiring"] = cofiring(table)
     per_max: dict[str, list[int]] = {}
     if inputs.cells is not None:
         latents = describe(table, inputs.cells, evaluation)
@@ -91,9 +94,18 @@ def measure(
             metrics["fvu_above_ceiling"] = None
         directions = inputs.model.planted.directions
         metrics |= planted_metrics(detection, sae.W_dec, directions, latents.live, evaluation.f1)
+    norms = sae.W_dec.norm(dim=1)
+    described = _frame(latents, inputs.cells, norms)
     if evaluation.probing:
         metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(INPUTS))
-    return Measurement(metrics, _frame(latents, inputs.cells, sae.W_dec.norm(dim=1)), per_max)
+    if evaluation.priors:
+        columns, of_latents = priors(_contributions(sae, inputs.labelled(INPUTS)[0]), evaluation.fires_above)
+        metrics |= columns
+        described = described.join(of_latents)
+    if evaluation.structure:
+        mean_code = table.mean_mass / norms.cpu().numpy()
+        metrics |= structure(sae.W_dec.double().cpu().numpy(), mean_code, latents, inputs.cells)
+    return Measurement(metrics, described, per_max)
 
 
 def _one_pass(

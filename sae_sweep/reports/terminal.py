@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -13,13 +14,16 @@ from rich.text import Text
 from sae_sweep.columns import LABELS
 from sae_sweep.reports.charts import front_charts
 from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.fronts import WITHIN, compare, unmoved
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
 from sae_sweep.reports.results_table import (
     context,
     context_words,
+    penalty_name,
     representatives,
     results_table,
     seeds_note,
+    start_name,
 )
 
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
@@ -51,6 +55,7 @@ def show(
         parts += (
             [_heading("The front: reconstruction against sparsity, lower left is better"), charts] if charts else []
         )
+        parts += _fronts(frame, console.width)
         # A toy whose features are independent of each other has no maxima to split.
         if frame["label_m"].notna().any():
             parts += _splits(frame, untrained, console.width)
@@ -87,6 +92,34 @@ def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[R
         "duplicates: further latents for a whole max; oracle gap: loss above the best oracle start's."
     )
     return [_heading("Results by width, start and penalty"), results_table(frame, untrained, width), Text(note, "dim")]
+
+
+def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
+    """Fronts of one width and start against the first of them, and coefficients that do nothing."""
+    found, keys = compare(frame), [*context(frame), "width", "init", "partition"]
+    blocks = []
+    for _, group in found.groupby(list(WITHIN), dropna=False, sort=False) if len(found) else ():
+        if len(group) > 1:
+            row = group.iloc[0]
+            title = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys[:-3])])
+            blocks.append(Block(title, [Row(_front_cells(line)) for _, line in group.iterrows()]))
+    warnings = [Text(f"! {line}", "yellow") for line in unmoved(frame)]
+    if not blocks:
+        return [*warnings]
+    heads = ["penalty", "hyper-\nvolume", "\n95% of seeds", "FVU, times\nthe first's", "\n95% of seeds", "over\nL0"]
+    note = "Means over the L0 that both fronts reach; hypervolume in decades of L0 times decades of FVU."
+    return [_heading("Fronts compared"), columns(heads, blocks, width), Text(note, "dim"), *warnings]
+
+
+def _front_cells(line: pd.Series) -> list[str]:
+    def interval(low: float, high: float) -> str:
+        return f"{low:.2f} to {high:.2f}" if pd.notna(low) else "–"
+
+    times = [10 ** float(line[name]) if pd.notna(line[name]) else np.nan for name in ("gap", "gap_low", "gap_high")]
+    volume = interval(line["hypervolume_low"], line["hypervolume_high"])
+    reached = f"{line['l0_low']:.2g}–{line['l0_high']:.2g}" if pd.notna(times[0]) else "none shared"
+    shown = f"{times[0]:.2f}" if pd.notna(times[0]) else "–"
+    return [penalty_name(line), f"{line['hypervolume']:.2f}", volume, shown, interval(*times[1:]), reached]
 
 
 def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[RenderableType]:

@@ -1,0 +1,78 @@
+"""Fronts compared: areas worked out by hand, intervals that hold, and ladders that do nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricated import point, sweep
+
+from sae_sweep import frame
+from sae_sweep.reports.fronts import compare, gap, hypervolume, unmoved
+from sae_sweep.schema import Penalty
+
+
+def steps(*points: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    l0, fvu = zip(*points, strict=True)
+    return np.array(l0), np.minimum.accumulate(np.array(fvu))
+
+
+def test_hypervolume_by_hand() -> None:
+    # From L0 1 to 10 at FVU 0.1, from 10 to 100 at 0.01, below a reference of 1.
+    assert hypervolume(steps((1, 0.1), (10, 0.01)), (100, 1.0)) == pytest.approx(1 * 1 + 1 * 2)
+    assert hypervolume(steps((100, 1.0)), (100, 1.0)) == 0
+    # A point that is no better adds nothing.
+    assert hypervolume(steps((1, 0.1), (5, 0.5), (10, 0.01)), (100, 1.0)) == pytest.approx(3)
+
+
+def test_gap_by_hand() -> None:
+    one, other = steps((1, 0.1), (10, 0.01), (100, 0.001)), steps((1, 0.2), (10, 0.02), (100, 0.002))
+    assert gap(one, other) == pytest.approx(-np.log10(2))
+    assert gap(other, one) == pytest.approx(np.log10(2))
+    assert gap(one, one) == 0
+    # Only from 10 to 100 do both have points: there 0.01 against 0.02 for half of the way, then 0.002.
+    late = steps((10, 0.02), (np.sqrt(1000), 0.002), (1000, 1e-9))
+    assert gap(one, late) == pytest.approx((np.log10(0.5) + np.log10(5)) / 2)
+    assert gap(steps((1, 0.1), (5, 0.01)), steps((6, 0.1), (9, 0.01))) is None
+
+
+def table(tmp_path: Path, noise: float, factor: float, seeds: int = 8) -> pd.DataFrame:
+    """Two penalties of four coefficients: FVU = factor/L0 for the second; the L0 of a third does not move."""
+    rng, results = np.random.default_rng(0), []
+    for name, scale in (("l1", 1.0), ("sqrt", factor)):
+        for seed in range(seeds):
+            for coefficient in (0.1, 0.2, 0.4, 0.8):
+                metrics = {"l0": 1 / coefficient, "fvu": scale * 0.1 * coefficient * np.exp(noise * rng.normal())}
+                results.append((point(seed=seed, penalty=Penalty(name, coefficient)), metrics))
+    for coefficient in (0.1, 0.8):
+        results.append((point(penalty=Penalty("tanh", coefficient)), {"l0": 3 + coefficient / 10, "fvu": 0.5}))
+    return frame.load(sweep(tmp_path, results), "quick")
+
+
+@pytest.mark.parametrize(("factor", "sure"), [(0.5, True), (1.0, False)])
+def test_intervals_over_seeds(factor: float, sure: bool, tmp_path: Path) -> None:
+    found = compare(table(tmp_path, 0.2, factor)).set_index("penalty")
+    better = found.loc["sqrt"]
+    assert better["gap"] == pytest.approx(np.log10(factor), abs=0.06)
+    assert better["gap_low"] <= better["gap"] <= better["gap_high"]
+    assert (better["gap_high"] < 0) == sure
+    assert better["seeds"] == 8 and (better["l0_low"], better["l0_high"]) == pytest.approx((1.25, 10))
+    assert found.loc["l1", "gap"] == 0
+    for name in ("l1", "sqrt"):
+        row = found.loc[name]
+        assert row["hypervolume_low"] < row["hypervolume"] < row["hypervolume_high"]
+    assert (found.loc["sqrt", "hypervolume"] > found.loc["l1", "hypervolume_high"]) == sure
+    # One seed has no spread.
+    assert np.isnan(found.loc["tanh", "gap_low"]) and found.loc["tanh", "gap"] > 0
+
+
+def test_a_coefficient_that_does_not_move_l0_is_named(tmp_path: Path) -> None:
+    (warning,) = unmoved(table(tmp_path, 0.0, 1.0, seeds=1))
+    assert warning.startswith("relu, tanh, width 64: coefficients from 0.1 to 0.8 leave L0 between 3.01 and 3.08")
+
+
+def test_nothing_measured() -> None:
+    empty = pd.DataFrame(columns=frame.COLUMNS)
+    assert compare(empty).empty and unmoved(empty) == []
