@@ -17,7 +17,7 @@ from rich.text import Text
 from sae_sweep import config
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import layout
-from sae_sweep.schema import SYNTHETIC
+from sae_sweep.schema import OWN_INPUTS
 from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.keys import show
@@ -277,8 +277,8 @@ def cells(overrides: Sequence[str], json: bool) -> None:
     if len(toys) > 1:
         raise UserError(f"cells shows one toy at a time, got {len(toys)}")
     (toy,) = toys
-    if toy.name in SYNTHETIC:
-        raise UserError(f"toy={toy.name} plants {toy.features} features: cells are counted for toy=max_of_k")
+    if toy.name in OWN_INPUTS:
+        raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
 
     from sae_sweep.schema import PARTITIONS
     from sae_sweep.sweep.grid import count_classes

@@ -15,7 +15,7 @@ import pandas as pd
 from sae_sweep.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.errors import UserError
 from sae_sweep.reports.pareto import front
-from sae_sweep.schema import COUNTED, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
+from sae_sweep.schema import COUNTED, OWN_INPUTS, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
 from sae_sweep.store import NotThere, Store
 
 _FRONT_WITHIN = {
@@ -157,7 +157,7 @@ def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
     reads = PENALTY_KEYS[setting["penalty.name"]]
     effective = {
         "site": toy.name not in SYNTHETIC,
-        "distribution": toy.name not in SYNTHETIC,
+        "distribution": toy.name not in OWN_INPUTS,
         "partition": row["init"] == "oracle",
         "k": row["architecture"] in COUNTED,
         "penalty_p": "p" in reads or row["penalty"] == "sqrt",

@@ -16,7 +16,7 @@ from typing import Any
 # Raise when the same settings would train to other parameters than before.
 TRAIN_VERSION = 2
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
 
 # Which settings each kind of toy reads.
 TOY_KEYS: dict[str, tuple[str, ...]] = {
@@ -31,9 +31,15 @@ TOY_KEYS: dict[str, tuple[str, ...]] = {
         *("modifier_rate", "modifier_magnitude", "co_occurrence", "interaction"),
     ),
     "circle": ("features", "d_model", "seed", "spread"),
+    "bigrams": (
+        *("d_vocab", "k", "d_model", "d_head", "seed", "steps", "batch_size", "lr", "weight_decay"),
+        *("contexts", "contrast"),
+    ),
 }
 # Kinds that plant their features and train nothing: one site, and inputs as the toy draws them.
 SYNTHETIC = ("independent", "exclusive", "parents", "circle")
+# Kinds whose settings say how inputs are distributed.
+OWN_INPUTS = (*SYNTHETIC, "bigrams")
 MAGNITUDES = ("constant", "uniform", "exponential", "lomax")
 TOY_DISTRIBUTIONS = ("uniform", "max_stratified")
 DISTRIBUTIONS = ("uniform", "max_stratified", "cell_stratified", "copies_balanced", "weights")
@@ -117,6 +123,9 @@ class Toy:
     interaction: float = _key(0.0, ge=0, le=1, as_before=0.0)
     # 0: inputs lie at the places on the circle; 1: anywhere on it alike.
     spread: float = _key(0.0, ge=0, le=1, as_before=0.0)
+    # Of bigrams, how many contexts there are, and how little their tables correlate: 0 not to be told apart.
+    contexts: int = _key(4, ge=2, as_before=4)
+    contrast: float = _key(0.2, ge=0, le=1, as_before=0.2)
 
     @property
     def maxima(self) -> int:
@@ -126,7 +135,8 @@ class Toy:
     @property
     def title(self) -> str:
         """The kind of toy and its size, as the results table names it."""
-        return f"{self.name}-{self.maxima}-{self.d_model if self.name in SYNTHETIC else self.k}"
+        size = self.d_model if self.name in SYNTHETIC else self.contexts if self.name == "bigrams" else self.k
+        return f"{self.name}-{self.maxima}-{size}"
 
 
 @dataclass(frozen=True)
@@ -289,7 +299,9 @@ def canonical(point: Point) -> Point:
     sae, penalty, training = _effective(point.sae, point.penalty, point.training)
     toy, site, distribution = canonical_toy(point.toy), point.site, point.distribution
     if toy.name in SYNTHETIC:
-        site, distribution = Site(), Distribution("uniform")
+        site = Site()
+    if toy.name in OWN_INPUTS:
+        distribution = Distribution("uniform")
     elif distribution.name != "weights":
         distribution = Distribution(distribution.name)
     return Point(toy, site, distribution, sae, penalty, training, point.seed, point.data_seed)

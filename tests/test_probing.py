@@ -189,15 +189,21 @@ def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monke
     assert call("run", "--json", *words, "evaluation.probing=maybe").code == 2
 
 
-def test_priors_and_structure_are_asked_for_too(tmp_path: Path) -> None:
-    words = ["toy=parents", "toy.features=4", "toy.d_model=8", "toy.magnitudes=exponential", "sae.width=12"]
-    words += ["sae.init=oracle", "sae.partition=mq", "penalty.coefficient=0.01", "training.steps=2", "name=p"]
-    words += ["training.batch_size=64", "evaluation.inputs=3000", f"output_dir={tmp_path}", "logger=none"]
-    end = call("run", "--json", *words, "evaluation.priors=true", "evaluation.structure=true")
+@pytest.mark.parametrize("asked", ["priors", "structure"])
+def test_priors_and_structure_are_asked_for_too(asked: str, tmp_path: Path) -> None:
+    words = ["toy=parents", "toy.features=4", "toy.d_model=8", "sae.width=12", "sae.init=oracle", "sae.partition=mq"]
+    words += ["sae.margin=0.7", "penalty.coefficient=0.01", "training.steps=2", "training.batch_size=64", "name=p"]
+    words += ["evaluation.inputs=3000", f"output_dir={tmp_path}", "logger=none", f"evaluation.{asked}=true"]
+    end = call("run", "--json", *words, f"toy.magnitudes={'exponential' if asked == 'priors' else 'constant'}")
     assert end.code == 0, end.err
     table = pd.read_parquet(tmp_path / "sweeps" / "p" / "results.parquet")
-    priors = [column for column in table if column.startswith("prior_")]
-    assert len(priors) == 6 and table[priors].notna().all(axis=None)
-    assert table["structure_parent"].notna().all()
     latents = pd.read_parquet(tmp_path / "points" / table["point_id"][0] / "latents.parquet")
-    assert latents["prior_penalty"].notna().any() and latents["latent"].tolist() == list(range(12))
+    measured = table[[column for column in table if column.startswith(asked.removesuffix("s"))]]
+    assert measured.notna().all(axis=None)
+    if asked == "priors":
+        assert latents["prior_penalty"].notna().any() and latents["latent"].tolist() == list(range(12))
+    else:
+        # A latent for every parent and modifier, or none: planted as sums of the two.
+        assert table["label_mq"][0] == 12
+        assert measured["structure_interaction"][0] < 0.01 < 0.2 < measured["structure_modifier"][0]
+        assert measured["structure_cosine"][0] > 0.99 > 0.3 > measured["structure_cosine_null"][0]

@@ -8,7 +8,7 @@ import pytest
 from sae_sweep.measures.splitting import NOTHING, Latents
 from sae_sweep.measures.structure import meta_sae, semi_nmf, split_latents, splitting_cosine, structure, two_way
 from sae_sweep.schema import PARTITIONS
-from sae_sweep.toys.synthetic import FeatureCells
+from sae_sweep.toys.cells import FeatureCells
 
 PARENTS, MODIFIERS, D = 6, 4, 48
 CELLS = FeatureCells(PARENTS, MODIFIERS - 1)

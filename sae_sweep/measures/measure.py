@@ -128,7 +128,8 @@ def _one_pass(
             for part in active.split(BLOCK_NUMBERS // (width if planted is not None else max(1, active.most))):
                 at = slice(begin, begin := begin + len(part))
                 norms, x_hat = part.contributions(decoder_norms), part.decode(sae.W_dec, sae.b_dec)
-                reconstruction.add(x[at], part.counts, norms.packed(), x_hat, maxima[cell[at]], weight[at])
+                truth = inputs.model.truth(drawn[at])
+                reconstruction.add(x[at], part.counts, norms.packed(), x_hat, maxima[cell[at]], weight[at], truth)
                 counter.count(norms, cell[at].cpu().numpy(), weight[at].cpu().numpy())
                 if detections is not None and planted is not None:
                     detections.add(norms.dense(width), planted.features(drawn[at]))

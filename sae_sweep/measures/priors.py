@@ -24,8 +24,9 @@ from scipy.optimize import minimize
 from scipy.special import gammaln, log_ndtr
 from torch import Tensor
 
-# Latents are fitted that fire on so many of the inputs, on at most so many of those.
-FEWEST, MOST = 100, 2_000
+# Fitted are latents that fire on so many of the inputs, on at most so many of those, and whose activations vary by so
+# much of their mean there: a constant has no density.
+FEWEST, MOST, VARY = 100, 2_000, 0.01
 
 Floats = NDArray[np.float64]
 
@@ -119,14 +120,14 @@ def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, float | None], 
 
     norms: contributions a‖d‖ [n, width]. The activations of a latent are put in units of their mean before they are
     fitted and scored, so that numbers compare between SAEs. Also a row per latent: `prior`, its best family, and
-    `prior_penalty`, what that implies; null for latents that fire on fewer than FEWEST inputs.
+    `prior_penalty`, what that implies; null for latents that are not fitted.
     """
     scores: dict[str, list[float]] = {name: [] for name in FAMILIES}
     counts: list[int] = []
     rows: list[tuple[str | None, str | None]] = []
     for codes in norms.T.double().cpu().numpy():
         active = codes[codes > fires_above][:MOST]
-        if len(active) < FEWEST:
+        if len(active) < FEWEST or active.std() < VARY * active.mean():
             rows.append((None, None))
             continue
         unit = float(active.mean())

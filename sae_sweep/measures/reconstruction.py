@@ -37,11 +37,21 @@ class Reconstruction:
         zero = model.logits(torch.zeros(1, d, device=device), site)
         self._zero_log_p = None if zero is None else zero.double().log_softmax(-1)[0]
 
-    def add(self, x: Tensor, active: Tensor, norms: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
+    def add(
+        self,
+        x: Tensor,
+        active: Tensor,
+        norms: Tensor,
+        x_hat: Tensor,
+        maximum: Tensor,
+        weight: Tensor,
+        truth: Tensor | None = None,
+    ) -> None:
         """Count a batch, all on the toy's device.
 
         Inputs `x` and reconstructions `x_hat` [b, d], how many latents are `active` [b], a‖d‖ `norms` of these and
-        zeros [b, ·], true `maximum` [b] int64 and evaluation `weight` [b] float64.
+        zeros [b, ·], true `maximum` [b] int64 and evaluation `weight` [b] float64. `truth`: what the toy is to predict
+        (`Model.truth`), if not the maximum.
         """
         size = x.double().norm(dim=1)
         ratio = torch.where(size > 0, x_hat.double().norm(dim=1) / size, 0)
@@ -57,15 +67,15 @@ class Reconstruction:
         of_max = F.one_hot(maximum - least, most - least + 1).double() * weight[:, None]
         self._weights[least : most + 1] += of_max.sum(0)
         self._totals[least : most + 1] += of_max.T @ x.double()
-        self._add_outputs(x, x_hat, maximum, weight)
+        self._add_outputs(x, x_hat, maximum if truth is None else truth, weight)
 
-    def _add_outputs(self, x: Tensor, x_hat: Tensor, maximum: Tensor, weight: Tensor) -> None:
+    def _add_outputs(self, x: Tensor, x_hat: Tensor, truth: Tensor, weight: Tensor) -> None:
         if self._zero_log_p is None:
             return
         log_p, log_q = self._log_p(x), self._log_p(x_hat)
-        self._sum("ce_original", weight, F.nll_loss(log_p, maximum, reduction="none"))
-        self._sum("ce_reconstructed", weight, F.nll_loss(log_q, maximum, reduction="none"))
-        self._sum("ce_zero", weight, -self._zero_log_p[maximum])
+        self._sum("ce_original", weight, _cross_entropy(log_p, truth))
+        self._sum("ce_reconstructed", weight, _cross_entropy(log_q, truth))
+        self._sum("ce_zero", weight, _cross_entropy(self._zero_log_p.expand_as(log_p), truth))
         self._sum("kl", weight, (log_p.exp() * (log_p - log_q)).sum(1))
 
     def _log_p(self, x: Tensor) -> Tensor:
@@ -116,3 +126,10 @@ class Reconstruction:
             "loss_recovered": recovered / recoverable if recoverable else None,
             "kl": mean.get("kl"),
         }
+
+
+def _cross_entropy(log_p: Tensor, truth: Tensor) -> Tensor:
+    """−log p of a token [b] int64, or its mean under a distribution [b, d_vocab]: [b] from log p [b, d_vocab]."""
+    if truth.dim() == 1:
+        return F.nll_loss(log_p, truth, reduction="none")
+    return -(truth * log_p).sum(1)

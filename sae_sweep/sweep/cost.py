@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from sae_sweep.schema import AUTOGRAD, COUNTED, EXTRAS, SYNTHETIC, Evaluation, Point, Toy
+from sae_sweep.schema import AUTOGRAD, COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy
 
 # Active latents of an input, where a penalty decides: what sweeps of this kind are tuned to.
 USUAL_L0 = 8
@@ -211,7 +211,7 @@ def _start_seconds(point: Point, speed: Speed) -> float:
 
 def _inputs(toy: Toy, evaluation: Evaluation) -> int:
     """How many inputs a measurement reads: all, where they are few enough."""
-    if toy.name in SYNTHETIC:
+    if toy.name in OWN_INPUTS:
         return evaluation.inputs
     few = toy.k * math.log(toy.d_vocab) <= math.log(evaluation.inputs) + 1
     return min(toy.d_vocab**toy.k, evaluation.inputs) if few else evaluation.inputs

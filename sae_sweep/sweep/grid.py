@@ -20,7 +20,7 @@ LARGEST_GRID = 100_000
 YES = ": pass --yes if that is meant"
 
 _REFERENCE = re.compile(r"\$\{\s*(?:cells:\s*(?P<partition>\w*)|(?P<key>[\w.]+))\s*\}")
-_SIZES = ("toy.name", "toy.d_vocab", "toy.k", "toy.features", "toy.modifiers")
+_SIZES = ("toy.name", "toy.d_vocab", "toy.k", "toy.features", "toy.modifiers", "toy.contexts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +135,8 @@ def toy_classes(partition: str, toy: Toy) -> int:
         raise UserError(f"${{cells:{partition}}}: toy=independent has no cells, its features come in any combination")
     if partition not in PARTITIONS:
         raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, PARTITIONS)}")
-    modifiers = toy.modifiers + 1 if toy.name == "parents" and "q" in partition else 1
-    return (toy.features if "m" in partition else 1) * modifiers
+    with_q = {"parents": toy.modifiers + 1, "bigrams": toy.contexts}.get(toy.name, 1) if "q" in partition else 1
+    return (toy.maxima if "m" in partition else 1) * with_q
 
 
 def _products(settings: Settings, block: Block) -> Iterator[_Product]:

@@ -123,6 +123,34 @@ class Cells:
         return partition_by(self.factors, name)
 
 
+@dataclass(frozen=True)
+class FeatureCells:
+    """Cells by leading feature or token m and by modifier or context q; n is none and c 1 throughout.
+
+    With `always` every input has one of the `modifiers`, else there is none of them too.
+    """
+
+    d_vocab: int
+    modifiers: int = 0
+    always: bool = False
+
+    @property
+    def count(self) -> int:
+        """T, the number of cells: m by m, without a modifier first."""
+        return self.d_vocab * (self.modifiers + (not self.always))
+
+    @cached_property
+    def factors(self) -> dict[str, NDArray[np.int32]]:
+        """`m`, `q`, `n` and `c` of every cell: four int32 arrays [T], -1 for none."""
+        m, q = np.divmod(np.arange(self.count, dtype=np.int32), np.int32(self.modifiers + (not self.always)))
+        first = 0 if self.always else NONE
+        return {"m": m, "q": q + np.int32(first), "n": np.full_like(m, NONE), "c": np.ones_like(m)}
+
+    def partition(self, name: str) -> Partition:
+        """The cells told apart by the factors in `name` only."""
+        return partition_by(self.factors, name)
+
+
 def partition_by(factors: Mapping[str, NDArray[np.int32]], name: str) -> Partition:
     """The cells told apart by the factors in `name` only: a part of "mqnc" in that order ("" is one class).
 

@@ -190,6 +190,10 @@ class MaxOfK:
         """The toy's sequences under a distribution."""
         return Sequences(Cells(self.toy.d_vocab, self.toy.k), distribution, device)
 
+    def truth(self, inputs: Tensor) -> Tensor:
+        """The maximum of each sequence [batch] int64."""
+        return inputs.amax(1)
+
     @property
     def planted(self) -> None:
         """No feature is planted here: what the toy represents is its own business."""

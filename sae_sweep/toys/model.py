@@ -83,6 +83,9 @@ class Model(Protocol):
     def logits(self, acts: Tensor, site: str) -> Tensor | None:
         """The toy's own output from (possibly reconstructed) activations; None for one that computes nothing."""
 
+    def truth(self, inputs: Tensor) -> Tensor | None:
+        """What the toy is to predict: a token [batch] int64 or a distribution [batch, d_vocab]; None if nothing."""
+
     @property
     def planted(self) -> Planted | None:
         """The features that were planted, if any were."""
@@ -90,9 +93,9 @@ class Model(Protocol):
 
 def kind(toy: Toy) -> ModuleType:
     """The module that trains and loads toys of this kind."""
-    from sae_sweep.toys import max_of_k, synthetic
+    from sae_sweep.toys import bigrams, max_of_k, synthetic
 
-    return synthetic if toy.name in SYNTHETIC else max_of_k
+    return synthetic if toy.name in SYNTHETIC else {"bigrams": bigrams, "max_of_k": max_of_k}[toy.name]
 
 
 def stack_key(toy: Toy) -> Any:

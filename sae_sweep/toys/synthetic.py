@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_sweep.schema import Distribution, Toy
-from sae_sweep.toys.cells import NONE, Partition, partition_by
+from sae_sweep.toys.cells import FeatureCells
 from sae_sweep.toys.max_of_k import product
 from sae_sweep.toys.sampler import mix
 
@@ -54,29 +51,6 @@ def train(
 def load(toy: Toy, params: dict[str, Tensor]) -> Synthetic:
     """The toy whose parameters `train` returned."""
     return KINDS[toy.name](toy, params)
-
-
-@dataclass(frozen=True)
-class FeatureCells:
-    """Cells by leading feature m and, with `modifiers`, by modifier q or none; n is none and c 1 throughout."""
-
-    d_vocab: int
-    modifiers: int = 0
-
-    @property
-    def count(self) -> int:
-        """T, the number of cells: m by m, without a modifier first."""
-        return self.d_vocab * (self.modifiers + 1)
-
-    @cached_property
-    def factors(self) -> dict[str, NDArray[np.int32]]:
-        """`m`, `q`, `n` and `c` of every cell: four int32 arrays [T], -1 for none."""
-        m, q = np.divmod(np.arange(self.count, dtype=np.int32), np.int32(self.modifiers + 1))
-        return {"m": m, "q": q + np.int32(NONE), "n": np.full_like(m, NONE), "c": np.ones_like(m)}
-
-    def partition(self, name: str) -> Partition:
-        """The cells told apart by the factors in `name` only."""
-        return partition_by(self.factors, name)
 
 
 class Synthetic:
@@ -145,6 +119,9 @@ class Synthetic:
 
     def logits(self, acts: Tensor, site: str) -> None:
         """There is no output."""
+
+    def truth(self, inputs: Tensor) -> None:
+        """There is nothing to predict."""
 
     def population(self, distribution: Distribution, device: str | torch.device) -> Self:
         """Its inputs; the distribution is always the toy's own."""
