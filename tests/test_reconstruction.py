@@ -139,4 +139,6 @@ def test_weights_need_not_sum_to_one_nor_inputs_have_mean_zero():
 def test_what_does_not_vary_has_no_share_of_variance_explained():
     case = Case("pre_unembed")
     case.x = torch.zeros_like(case.x)
-    assert math.isnan(case.measure(torch.ones_like(case.x)).metrics["fvu"])
+    found = case.measure(torch.ones_like(case.x)).metrics
+    assert all(math.isnan(found[name]) for name in ("fvu", "fvu_above_ceiling", "shrinkage"))
+    assert found["squared_error"] == pytest.approx(case.x.shape[1])

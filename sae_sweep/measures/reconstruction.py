@@ -122,7 +122,9 @@ class Reconstruction:
             "l0": mean["active"],
             "squared_error": mean["error"],
             "penalty_mean": mean["penalty"],
-            "shrinkage": mean["ratio"] * self._sums["weight"] / self._sums["sized"],
+            "shrinkage": mean["ratio"] * self._sums["weight"] / self._sums["sized"]
+            if self._sums["sized"]
+            else math.nan,
             "loss_recovered": recovered / recoverable if recoverable else None,
             "kl": mean.get("kl"),
         }
