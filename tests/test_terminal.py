@@ -165,7 +165,7 @@ def test_claims_failures_and_where_it_lies(quick: Store) -> None:
         assert line in text
     write(quick, "quick")
     scope: dict[str, Any] = {}
-    exec(textwrap.dedent(text[text.index("  import pandas") :]), scope)
+    exec(textwrap.dedent(text[text.index("  from sae_sweep import") :]), scope)
     assert len(scope["df"]) == 36
 
 

@@ -49,7 +49,7 @@ def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
         [Text(f"… and {left_out} more starts or data sets in the results table", style="dim")] if left_out > 0 else []
     )
     apart = [part for chart in charts for part in (chart, Text(""))][:-1]
-    drawn: RenderableType = Columns(charts, padding=(0, 2)) if beside else Group(*apart)
+    drawn: RenderableType = Columns(charts, padding=(0, 2, 1, 0)) if beside else Group(*apart)
     return Group(_legend(names), drawn, *more)
 
 

@@ -23,7 +23,7 @@ _LISTED, _TOKENS = 30, 8
 def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, width: int) -> RenderableType:
     """An SAE in two lines, and its latents in the order of what they stand for: the coarse ones first."""
     live = latents[latents["live"]]
-    length = live["label"].str.len().fillna(99)
+    length = [len(label) if isinstance(label, str) else len("mqnc") + 1 for label in live["label"]]
     ordered = live.assign(length=length).sort_values(["length", "owner", "density"], ascending=[True, True, False])
     most = float(ordered["density"].max()) if len(ordered) else 0.0
     cells = max(8, min(60, width - 58))

@@ -193,8 +193,12 @@ def _claim(verdict: Verdict) -> RenderableType:
 
 
 def _whereabouts(directory: Path) -> list[RenderableType]:
-    points = directory.parents[1] / "points"
-    code = f"  import pandas as pd\n  df = pd.read_parquet({str(directory / 'results.parquet')!r})"
-    lines = f"{directory}/  results.parquet, untrained.parquet, sweep.yaml\n{points}/  every SAE, by point_id"
+    root = directory.parents[1]
+    elsewhere = "" if root == Path("outputs") else f", {str(root)!r}"
+    code = f"  from sae_sweep import load_sweep\n  df = load_sweep({directory.name!r}{elsewhere})"
+    lines = (
+        f"{directory}/  results.parquet, untrained.parquet, sweep.yaml\n"
+        f"{root / 'points'}/  every SAE, by point_id; sae-sweep inspect POINT shows its latents"
+    )
     # Never wrapped: paths and code are there to be copied.
     return [_heading("Where it lies"), *(Text(text, no_wrap=True, overflow="ignore") for text in (lines, code))]
