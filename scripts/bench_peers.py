@@ -75,7 +75,7 @@ def tasks(quick: bool) -> Iterator[Task]:
     grid = tuple((name, unit * step) for name, unit in PENALTIES.items() for step in LADDER)
     count = len(grid) * len(GRID_WIDTHS)
     work = dataclasses.replace(_work(f"grid of {count}", "relu", GRID_WIDTHS, grid), lr=WARM_LR)
-    yield Task(work, 12 if quick else 25, turns, 0, whole=True)
+    yield Task(work, 8 if quick else 25, turns, 0, whole=True)
 
 
 def _warm(width: int) -> int:

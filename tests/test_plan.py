@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sae_sweep import config
 from sae_sweep.errors import UserError
-from sae_sweep.schema import Evaluation, Penalty, Point, Sae, Toy, Training, canonical, toy_id
+from sae_sweep.schema import ARCHITECTURES, EXTRAS, Evaluation, Penalty, Point, Sae, Toy, Training, canonical, toy_id
 from sae_sweep.sweep import cost
 from sae_sweep.sweep import plan as plan_module
 from sae_sweep.sweep.cost import SPEEDS, activation_size, state_bytes, step_seconds, work_bytes
@@ -94,6 +94,19 @@ def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
     # The product takes over as SAEs grow wide, Adam where batches are small.
     assert seconds(1 << 17, batch_size=4096) == pytest.approx(2 * seconds(1 << 16, batch_size=4096), rel=0.05)
     assert seconds(1 << 16, batch_size=1) > 0.9 * speed.parameter * 2 * 64 * (1 << 16)
+
+
+def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
+    from sae_sweep.saes import stack, starts, train
+    from sae_sweep.saes.kernels import cpu
+
+    assert cost.BLOCK == train.BLOCK
+    assert (cost.POOL_PER_LATENT, cost.POOL_AT_LEAST) == (starts.POOL_PER_LATENT, starts.POOL_AT_LEAST)
+    assert cost.SHARED == 2 * cpu.PART
+    for architecture in ARCHITECTURES:
+        point, extras = Point(sae=Sae(architecture=architecture)), len(EXTRAS.get(architecture, ()))
+        counted = stack.parameter_count(point.sae.width, activation_size(point), extras)
+        assert cost.parameter_count(point) == counted
 
 
 def test_cores_share_a_pack_and_no_more_than_it_has_to_share() -> None:

@@ -18,8 +18,9 @@ USUAL_L0 = 8
 DENSE_STEPS, DENSE_PRODUCTS = 100, 5
 # Steps whose batches are drawn at once (saes/train.py).
 BLOCK = 25
-# Products of the encoder in a step, per core, from which on its SAE is worth sharing (saes/kernels/cpu.py).
-SHARED = 1 << 26
+# From so many products of the encoder in a step on, an SAE alone is shared by all cores (saes/kernels/cpu.py), of whose
+# time this part is not spent on waiting for each other.
+SHARED, SHARING = 1 << 25, 0.83
 # Exemplars among which k-means++ chooses (saes/starts.py).
 POOL_PER_LATENT, POOL_AT_LEAST = 8, 4096
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
@@ -39,7 +40,7 @@ class Speed:
     parameter and step
     batch_input, step: drawing an input of a batch; a step of a stack
     autograd_step, autograd_number: where autograd trains, a step of an SAE, and of it each input and latent
-    toy_step; measured_input, measured_number: per evaluation input, and per input and latent; point: storing one
+    toy_step; measured_input: per evaluation input, beside the encoder product; point: storing one
     process: until the first step, compiling included
     pack_bytes bounds the memory of one pack, base_bytes is what the process holds without one
     """
@@ -57,7 +58,6 @@ class Speed:
     autograd_number: float
     toy_step: float
     measured_input: float
-    measured_number: float
     point: float
     process: float
     pack_bytes: int
@@ -67,7 +67,7 @@ class Speed:
 SPEEDS = {
     # A core with 512-bit vectors at about 3.5 GHz.
     "cpu": Speed(
-        product_flops=1e11,
+        product_flops=9e10,
         dense_flops=5e10,
         start_flops=1e10,
         input=1e-7,
@@ -79,8 +79,7 @@ SPEEDS = {
         autograd_step=1e-3,
         autograd_number=1e-8,
         toy_step=1.5e-3,
-        measured_input=6e-6,
-        measured_number=7e-8,
+        measured_input=9e-6,
         point=0.03,
         process=4.0,
         pack_bytes=2 * 2**30,
@@ -100,8 +99,7 @@ SPEEDS = {
         autograd_step=1e-4,
         autograd_number=1e-11,
         toy_step=5e-4,
-        measured_input=6e-6,
-        measured_number=1e-9,
+        measured_input=9e-6,
         point=0.05,
         process=8.0,
         pack_bytes=32 * 2**30,
@@ -165,9 +163,11 @@ def training_seconds(pack: tuple[Point, ...], speed: Speed, workers: int) -> flo
     steps, b = point.training.steps, point.training.batch_size
     alone = steps * (speed.step + b * speed.batch_input)
     together = sum(steps * step_seconds(each, speed) + _dense_seconds(each, speed) for each in pack)
-    # A wide SAE shares its step among cores; a narrow one has one of them.
-    wide = b * point.sae.width * activation_size(point) >= workers * SHARED
-    return alone + together / (workers if wide else min(workers, len(pack)))
+    # Each SAE has a core; the cores share only SAEs of which there are fewer, if these are wide.
+    if len(pack) >= workers:
+        return alone + together * math.ceil(len(pack) / workers) / len(pack)
+    wide = workers > 1 and not by_autograd(point) and b * point.sae.width * activation_size(point) >= SHARED
+    return alone + together / (workers * SHARING if wide else 1)
 
 
 def pack_seconds(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, workers: int) -> float:
@@ -176,10 +176,15 @@ def pack_seconds(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, 
     # The untrained SAEs are measured too: one for all that differ in their coefficient alone.
     untrained = {(point.sae, point.seed, replace(point.penalty, coefficient=0.0)) for point in pack}
     inputs = _inputs(pack[0].toy, evaluation)
-    measured = inputs * (speed.measured_input + pack[0].sae.width * speed.measured_number)
+    measured = inputs * measured_seconds(pack[0].sae.width, activation_size(pack[0]), speed)
     finishing = (len(pack) + len(untrained)) * measured + len(pack) * speed.point
     starting = sum(_start_seconds(point, speed) for point in starts)
     return starting + training_seconds(pack, speed, workers) + finishing / min(workers, len(pack))
+
+
+def measured_seconds(width: int, d: int, speed: Speed) -> float:
+    """Measuring an SAE on one input."""
+    return 2 * width * d / speed.product_flops + speed.measured_input
 
 
 def toy_seconds(toy: Toy, speed: Speed) -> float:
