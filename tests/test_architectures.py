@@ -74,6 +74,10 @@ def test_the_gate_alone_learns_from_its_reconstruction_and_the_penalty() -> None
     gradients = torch.autograd.grad(auxiliary, list(leaves.values()), materialize_grads=True, retain_graph=True)
     touched = {name for name, gradient in zip(names, gradients, strict=True) if gradient.any()}
     assert touched == {"W_enc", "b_enc"}
+    # Magnitudes would make up for a shorter decoder: the penalty must not shorten it.
+    penalised = kind.penalised(pre, codes, sae).sum()
+    (shorter,) = torch.autograd.grad(penalised, [leaves["W_dec"]], materialize_grads=True, retain_graph=True)
+    assert not shorter.any()
     # What is reconstructed passes no slope to the gate's bias.
     (bias,) = torch.autograd.grad((codes @ sae.W_dec).sum(), [leaves["b_enc"]])
     assert bias.abs().max() < 1e-4 * codes.sum()
@@ -100,3 +104,12 @@ def test_tied_rows_are_one_matrix_of_unit_norm_throughout() -> None:
     assert torch.equal(after.W_enc, after.W_dec)
     torch.testing.assert_close(after.norms(), torch.ones(2, 40))
     assert (after.W_dec - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["relu", "tied", "gated"])
+def test_a_larger_coefficient_leaves_fewer_latents_on(architecture: str) -> None:
+    chosen = [points([Penalty("l1", c)], architecture, steps=250)[0] for c in (0.1, 1.0, 5.0)]
+    l0, error = trained(chosen, 250)
+    assert (l0[:-1] > l0[1:]).all(), l0
+    assert l0[0] > 1.3 * l0[-1]
+    assert (error[:-1] < error[1:]).all(), error

@@ -85,8 +85,8 @@ def gated(pre: Tensor, sae: Parameters, settings: Sae, training: bool) -> Tensor
 
 
 def gate(pre: Tensor, codes: Tensor, sae: Parameters) -> Tensor:
-    """max(gate, 0)‖d‖: what a Gated SAE's penalty acts on."""
-    return pre.relu() * sae.norms()[..., None, :]
+    """max(gate, 0)‖d‖: what a Gated SAE's penalty acts on. No slope to ‖d‖, which magnitudes could make up for."""
+    return pre.relu() * sae.norms().detach()[..., None, :]
 
 
 def reconstructed_by_gate(x: Tensor, pre: Tensor, codes: Tensor, sae: Parameters, settings: Sae) -> Tensor:
