@@ -198,6 +198,9 @@ def test_the_sweeps_run_carries_table_and_charts(open_log, notes, tmp_path):
     assert [row[0] for row in tables["results"]["data"]] == [*frame["point_id"]]
     assert {row[tables["results"]["columns"].index("kl")] for row in tables["results"]["data"]} == {None}
     assert {row[tables["untrained"]["columns"].index("fvu")] for row in tables["untrained"]["data"]} == {0.7}
+    for name in ("front", "split_counts", "phases"):
+        assert tables[f"figure_{name}"]["data"]
+    assert {tables["figure_front"]["layout"][axis]["type"] for axis in ("xaxis", "yaxis")} == {"log"}
     assert tables["claims"]["data"] == [[*VERDICTS[0].values()]]
     for width in (16, 136):
         for name in ("front", "splits", "duplicates", "owned", "labels"):

@@ -25,6 +25,8 @@ CURVE_ROWS = 40
 # In the fingerprint of a run that carries files: asked for later, it is logged anew.
 WITH_FILES = "+files"
 
+FIGURES = ("front", "split_counts", "phases")
+
 Rows = Sequence[Sequence[Any]]
 
 
@@ -131,7 +133,7 @@ def sweep_run(
             tables["untrained"] = _frame_table(wandb, untrained)
         if verdicts:
             tables["claims"] = _table(wandb, [*verdicts[0]], [[*row.values()] for row in verdicts])
-        return tables | _charts(wandb, frame)
+        return tables | _charts(wandb, frame) | _figures(wandb, frame)
 
     return Run(
         id=f"sweep-{slug}-{_digest(sweep)}",
@@ -162,6 +164,16 @@ def _charts(wandb: Any, frame: pd.DataFrame) -> dict[str, Any]:
             bars = _table(wandb, ["label", "value"], [[*bar] for bar in chart.bars.items()])
             charts[chart.key] = wandb.plot.bar(bars, "label", "value", title=chart.title)
     return charts
+
+
+def _figures(wandb: Any, frame: pd.DataFrame) -> dict[str, Any]:
+    """Figures of the report page, which unlike W&B's own charts have logarithmic axes and name their marks."""
+    from sae_sweep.reports import figure_data, figures
+
+    if frame.empty:
+        return {}
+    drawn = {name: getattr(figures, name)(getattr(figure_data, name)(frame)) for name in FIGURES}
+    return {f"figure_{name}": wandb.Plotly(figure) for name, figure in drawn.items()}
 
 
 def _frame_table(wandb: Any, frame: pd.DataFrame) -> Any:
