@@ -51,6 +51,8 @@ PLANTED: dict[str, str] = {
     "feature_recall": "float64",
     "feature_f1": "float64",
     "found_features": "Int64",
+    "killed_features": "Int64",
+    "killed_small_overlap": "Int64",
 }
 # Measured on request: evaluation.priors, evaluation.structure.
 PRIORS = tuple(

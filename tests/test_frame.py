@@ -30,6 +30,7 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
     named = design.split()
     further = """
         cofiring mcc uniqueness feature_precision feature_recall feature_f1 found_features
+        killed_features killed_small_overlap
         prior_exponential prior_half_cauchy prior_student_t prior_lomax prior_exponential_power prior_spike_and_slab
         structure_parent structure_modifier structure_modifier_null structure_interaction structure_cosine
         structure_cosine_null structure_semi_nmf structure_semi_nmf_null structure_meta_sae structure_meta_sae_null

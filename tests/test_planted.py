@@ -29,7 +29,8 @@ def test_one_latent_per_feature_is_perfect() -> None:
     perfect = dict.fromkeys(["mcc", "uniqueness", "feature_precision", "feature_recall", "feature_f1"], 1.0)
     # In another order, at other lengths and signs.
     rows = torch.tensor([[0.0, 0, 7], [0.1, 0, 0], [0, -2, 0]])
-    assert found(FEATURES[:, [2, 0, 1]], rows) == pytest.approx({**perfect, "found_features": 3})
+    counts = {"found_features": 3, "killed_features": 0, "killed_small_overlap": 0}
+    assert found(FEATURES[:, [2, 0, 1]], rows) == pytest.approx(perfect | counts)
 
 
 def test_two_latents_for_one_feature() -> None:
@@ -58,6 +59,21 @@ def test_dead_latents_count_and_do_not_find() -> None:
     assert metrics["mcc"] == 1
     dead = planted_metrics(counted(codes), rows, torch.eye(3), np.array([True, False, True, True]), 0.8)
     assert dead["found_features"] == 2
+
+
+def test_killed_is_what_no_live_latent_detects_or_lies_along() -> None:
+    """Feature 0 is detected, 1 only pointed at, 2 neither; 1 and 2 overlap a little, 0 nothing."""
+    directions = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.2, 0.98]])
+    codes = torch.stack([FEATURES[:, 0], torch.zeros(8), FEATURES[:, 2]], 1)
+    rows = torch.tensor([[0.0, 0, -1], [0, 1, 0], [0, 0, 1]])
+    rows[0] = torch.tensor([0.9, 0.3, 0.3])
+    metrics = planted_metrics(counted(codes), rows, directions, np.array([True, True, False]), 0.8)
+    assert (metrics["found_features"], metrics["killed_features"], metrics["killed_small_overlap"]) == (1, 1, 1)
+    close = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.8]])
+    metrics = planted_metrics(counted(codes), rows, close, np.array([True, True, False]), 0.8)
+    assert (metrics["killed_features"], metrics["killed_small_overlap"]) == (1, 0)
+    whole = planted_metrics(counted(codes), rows, directions, np.ones(3, bool), 0.8)
+    assert whole["killed_features"] == 0
 
 
 def test_matching_is_one_to_one_and_the_best_in_sum() -> None:

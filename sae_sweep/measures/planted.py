@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sae_sweep.toys.max_of_k import product
 
+# A feature that overlaps another by more than NO_OVERLAP and at most SMALL_OVERLAP, in |cos|, does so a little (P7).
+NO_OVERLAP, SMALL_OVERLAP = 1e-4, 0.3
 # Of features or latents that never are on, a share is 0, not undefined.
 NEVER = 1e-300
 
@@ -80,19 +82,27 @@ def planted_metrics(
     mcc: mean |cos| of the pairs of a one-to-one matching of rows and directions that has the largest sum (Hungarian);
     uniqueness: distinct best matches by |cos|, over latents; feature_precision, _recall, _f1: means over latents, dead
     ones included, each as a detector of its best match; found_features: features that some live latent detects with an
-    F1 of at least `f1`, whatever its decoder row.
+    F1 of at least `f1`, whatever its decoder row. killed_features: features that none so detects, and along which no
+    live row lies either (|cos| < `f1`); killed_small_overlap: those of them whose largest overlap with another feature
+    is small.
     """
     cosine = cosines(W_dec, directions).abs().cpu().numpy()
     rows, columns = linear_sum_assignment(cosine, maximize=True)
     latents, matches = np.arange(len(cosine)), cosine.argmax(1)
     f1_of_all = detection.f1
+    found = (f1_of_all[live] >= f1).any(0)
+    killed = ~found & ~(cosine[live] >= f1).any(0)
+    overlap = (cosines(directions, directions).abs().cpu().numpy() * (1 - np.eye(len(directions)))).max(1)
+    small = (overlap > NO_OVERLAP) & (overlap <= SMALL_OVERLAP)
     return {
         "mcc": float(cosine[rows, columns].mean()),
         "uniqueness": len(np.unique(matches)) / len(matches),
         "feature_precision": float(detection.precision(latents, matches).mean()),
         "feature_recall": float(detection.recall(latents, matches).mean()),
         "feature_f1": float(f1_of_all[latents, matches].mean()),
-        "found_features": int((f1_of_all[live] >= f1).any(0).sum()),
+        "found_features": int(found.sum()),
+        "killed_features": int(killed.sum()),
+        "killed_small_overlap": int((killed & small).sum()),
     }
 
 
