@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sae_sweep import frame
 from sae_sweep.errors import UserError
+from sae_sweep.measures.planted import cosines
 from sae_sweep.reports import figure_data, figures
 from sae_sweep.saes import export
 from sae_sweep.schema import Point, Toy, point_from, toy_id
@@ -75,6 +76,16 @@ class TrainedSAE:
     def decode(self, codes: Tensor) -> Tensor:
         """Reconstructed raw activations [b, d] from codes [b, width]."""
         return codes @ self.W_dec + self.b_dec
+
+    def stitching(self, narrow: TrainedSAE) -> Tensor:
+        """Each latent's largest decoder cosine with a latent of another SAE [width], float64 (arXiv 2502.04878).
+
+        Near 1 the narrower SAE has the direction already; far below, the latent is new. UserError if the two do not
+        read the same number of activations.
+        """
+        if self.W_dec.shape[1] != narrow.W_dec.shape[1]:
+            raise UserError(f"{self.id} and {narrow.id} read activations of different length")
+        return cosines(self.W_dec, narrow.W_dec).amax(1)
 
     def __repr__(self) -> str:
         from sae_sweep.reports.live import describe

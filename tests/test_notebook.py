@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -74,6 +75,16 @@ def test_figures_are_drawn_from_a_table_or_a_part_of_it(root: Path) -> None:
         assert drawn.data and drawn.layout.title.text
     for draw in (sae_sweep.plot_labels, sae_sweep.plot_information):
         assert draw(df, start).data
+
+
+def test_stitching_finds_a_latent_in_another_sae(root: Path) -> None:
+    table = load_sweep("tiny", root)
+    one, other = (load_sae(id, root) for id in table["point_id"][:2])
+    assert one.stitching(one).numpy() == pytest.approx(np.ones(len(one.W_dec)))
+    a, b = one.W_dec.double().numpy(), other.W_dec.double().numpy()
+    cosine = a @ b.T / np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    assert one.stitching(other).numpy() == pytest.approx(cosine.max(1))
+    assert one.stitching(other).shape == (one.point.sae.width,)
 
 
 def test_ids_are_found_by_how_they_begin(root: Path) -> None:
