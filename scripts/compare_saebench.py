@@ -29,7 +29,7 @@ BATCH, LARGEST_K = 512, 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, help="the interpreter of an environment with sae-bench")
-    parser.add_argument("--coefficient", type=float, default=0.3, help="of the L1 penalty the SAE is trained with")
+    parser.add_argument("--coefficient", type=float, default=1.0, help="of the L1 penalty the SAE is trained with")
     parser.add_argument("--theirs", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.theirs:
@@ -54,7 +54,7 @@ def compare(python: Path, coefficient: float, folder: Path) -> None:
     ours = {
         "full": full.tolist(),
         "fraction": fraction.tolist(),
-        "regression": [*weight, bias],
+        "regression": (case["codes"][:, main] @ weight + bias > 0).tolist(),
         **probing.probing(
             lambda rows: torch.relu(rows @ torch.from_numpy(case["W_enc"]) + torch.from_numpy(case["b_enc"])),
             torch.from_numpy(case["W_dec"]),
@@ -77,8 +77,8 @@ def report(ours: dict[str, Any], other: dict[str, Any]) -> None:
         f"absorption, same probe and main latents: full absorption agrees on {same} of {len(other['full'])} inputs "
         f"({sum(other['full'])} absorbed), the fraction to {apart:.1e}"
     )
-    apart = np.abs(np.array(ours["regression"]) - np.array(other["regression"])).max()
-    print(f"k-sparse regression on the same latents: weights agree to {apart:.1e}")
+    same = sum(a == b for a, b in zip(ours["regression"], other["regression"], strict=True))
+    print(f"k-sparse regression on the same latents: says the same of {same} of {len(other['regression'])} inputs")
     print("end to end, each with its own probes:        SAEBench      ours")
     for name in ("k_sparse_splits", "absorption_full", "absorption_fraction"):
         print(f"  {name:<40} {other[name]:9.4f} {ours[name]:9.4f}")
@@ -142,6 +142,7 @@ def theirs(case: Any) -> dict[str, Any]:
     calculator = FeatureAbsorptionCalculator(
         model=model, icl_word_list=[], max_icl_examples=0, base_template="{word}", word_token_pos=0,
         prepend_separator_to_first_example=False, batch_size=1000, topk_feats=min(10, len(W_dec)),
+        answer_formatter=lambda word: "",
     )  # fmt: skip
 
     def absorbed(rows: list[int], direction: torch.Tensor, latents: list[int]) -> list[Any]:
@@ -155,7 +156,7 @@ def theirs(case: Any) -> dict[str, Any]:
     found = {
         "full": [bool(result.is_full_absorption) for result in results],
         "fraction": [float(result.absorption_fraction) for result in results],
-        "regression": [*fitted.coef_[0].tolist(), float(fitted.intercept_[0])],
+        "regression": (fitted.decision_function(case["codes"][:, main]) > 0).tolist(),
     }
     # From end to end: its probes on the first four fifths, its scores on the rest.
     cut, names = int(0.8 * len(x)), [chr(ord("a") + i) for i in range(has.shape[1])]
