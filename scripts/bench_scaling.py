@@ -161,7 +161,7 @@ class Part(EvaluationInputs):
 
 
 def measurement(width: int) -> Row:
-    """Measuring one SAE of width `width`, L0 about 8, on inputs of the exact pass over 64⁴."""
+    """Measuring one SAE of width `width`, L0 about 8, on an input of the exact pass over 64⁴."""
     toy, model = untrained_toy(64, 4)
     distribution, evaluation = Distribution("max_stratified"), Evaluation(inputs=64**4)
     stream = Stream(model, "pre_unembed", distribution, 0, 64, "cpu")
@@ -175,9 +175,9 @@ def measurement(width: int) -> Row:
     sae = PointSae(point, Parameters(W, W, bias, torch.zeros(D), torch.zeros(())))
     began = time.perf_counter()
     measure(sae, inputs, lambda contributions: penalty_value("l1", contributions), evaluation)
-    seconds = time.perf_counter() - began
-    floor = product_seconds(x[:CHUNK_ROWS], W, 1) * inputs.chunks
-    estimate = len(x) * cost.measured_seconds(width, D, cost.SPEEDS["cpu"])
+    seconds = (time.perf_counter() - began) / len(x)
+    floor = product_seconds(x[:CHUNK_ROWS], W, 1) / CHUNK_ROWS
+    estimate = cost.measured_seconds(width, D, cost.SPEEDS["cpu"])
     return Row("measuring, width", width, seconds, floor, 0, estimate)
 
 
@@ -232,7 +232,7 @@ def table(rows: Sequence[Row]) -> str:
         floor = f"{row.seconds / row.floor:.2f}" if row.floor else ""
         peak = f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes else ""
         lines.append(
-            f"| {row.axis} | {value} | {row.seconds:.5f} | {growth(row, before)} "
+            f"| {row.axis} | {value} | {row.seconds:.3g} | {growth(row, before)} "
             f"| {floor} | {row.estimate / row.seconds:.2f} | {peak} |"
         )
     return "\n".join(lines)
@@ -255,7 +255,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.loglog(values, [row.estimate for row in own], "x--", label="planned")
         panel.loglog(values, [seconds[-1] * value / values[-1] for value in values], ":", color="grey", label="linear")
         panel.set_xlabel(axis)
-        panel.set_title("s" if axis.startswith("measuring") else "s per step", fontsize="small")
+        panel.set_title("s per input" if axis.startswith("measuring") else "s per step", fontsize="small")
     panels[0].legend(fontsize="x-small")
     figure.savefig(path)
 
