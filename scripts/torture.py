@@ -35,6 +35,8 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 import faults  # noqa: E402
 import faults_inside as inside  # noqa: E402
 
+from sae_sweep.schema import PENALTIES  # noqa: E402
+
 PAGE = ROOT / "docs" / "trust.md"
 BEGIN, END = "<!-- made by scripts/torture.py -->", "<!-- until here -->"
 
@@ -58,10 +60,10 @@ SAME = "no finished point lost or retrained; the rerun's table equal to an undis
 STOPS = f"exit 75 (SIGINT 130), the line that resumes; {SAME}"
 EARLIER = "read, nothing of it trained again; one of another training refused under its name, with what to do"
 FAULTS = [
-    Fault("SIGKILL", SAME, 200, 5, partial(faults.stopped, signal.SIGKILL)),
-    Fault("SIGTERM", STOPS, 50, 3, partial(faults.stopped, signal.SIGTERM)),
-    Fault("SIGINT", STOPS, 50, 3, partial(faults.stopped, signal.SIGINT)),
-    Fault("SIGUSR2", STOPS, 50, 3, partial(faults.stopped, signal.SIGUSR2)),
+    Fault("SIGKILL", SAME, 200, 4, partial(faults.stopped, signal.SIGKILL)),
+    Fault("SIGTERM", STOPS, 50, 2, partial(faults.stopped, signal.SIGTERM)),
+    Fault("SIGINT", STOPS, 50, 2, partial(faults.stopped, signal.SIGINT)),
+    Fault("SIGUSR2", STOPS, 50, 2, partial(faults.stopped, signal.SIGUSR2)),
     Fault(
         "two processes on one store", "no error, no damaged file, the same table", 50, 2, partial(faults.in_company, 2)
     ),
@@ -72,9 +74,9 @@ FAULTS = [
         1,
         partial(faults.in_company, 8),
     ),
-    Fault("disk full", f"exit 4, one line; {SAME} once there is room", 30, 2, faults.full_disk),
-    Fault("store read-only", f"exit 2 or 4, one line; {SAME} once it may be written", 30, 2, faults.read_only),
-    Fault("store deleted or moved away", f"exit 4, one line; {SAME}", 30, 2, faults.deleted),
+    Fault("disk full", f"exit 4, one line; {SAME} once there is room", 30, 1, faults.full_disk),
+    Fault("store read-only", f"exit 2 or 4, one line; {SAME} once it may be written", 30, 1, faults.read_only),
+    Fault("store deleted or moved away", f"exit 4, one line; {SAME}", 30, 1, faults.deleted),
     Fault(
         f"damaged file, each of {len(inside.KINDS)} kinds",
         "named, set aside, recomputed (the tables written for people: written anew); the same table and weights",
@@ -87,7 +89,7 @@ FAULTS = [
         "the point is marked failed with step and reason (prod1p of a scale of 1e-300 stays finite by its formula); "
         "its pack-mate's bits are those it has alone",
         2 * len(inside.CAUSES),
-        len(inside.CAUSES),
+        len(PENALTIES),
         inside.overflow,
     ),
     Fault("out of memory, pretended", "packs are halved, the same table", 20, 2, inside.pretended),

@@ -167,8 +167,8 @@ OVERFLOWS = {
 SANE = {"training.lr": "1e-3", "penalty.coefficient": "0.1", "penalty.scale": "1"}
 CAUSES = [
     (penalty, cause)
-    for penalty in PENALTIES
     for cause in OVERFLOWS
+    for penalty in PENALTIES
     if (penalty != "none" or cause == "learning rate") and (cause != "scale" or penalty == "prod1p")
 ]
 
