@@ -176,3 +176,15 @@ def test_a_planted_toy_without_cells_is_measured_by_its_features() -> None:
     assert not {"splits_per_max", "owned_maxes", "info_query"} & {
         key for key, value in metrics.items() if value is not None
     }
+
+
+def test_each_latent_counts_with_the_length_of_its_own_decoder_row():
+    sae, lengths = planted_sae("m"), torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    before = found(sae)
+    sae.W_dec, sae.codes = sae.W_dec * lengths[:, None], sae.codes / lengths
+    after = found(sae)
+    assert after.metrics["penalty_mean"] == pytest.approx(before.metrics["penalty_mean"], rel=1e-5)
+    assert after.latents["decoder_norm"].to_numpy() == pytest.approx(before.latents["decoder_norm"] * lengths.numpy())
+    assert after.latents["latent"].tolist() == list(range(6))
+    sae.codes[:, 0] *= 1e-3
+    assert found(sae).metrics["live_latents"] == 5
