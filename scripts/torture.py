@@ -86,8 +86,7 @@ FAULTS = [
     ),
     Fault(
         "NaN or infinity in training, every penalty",
-        "the point is marked failed with step and reason (prod1p of a scale of 1e-300 stays finite by its formula); "
-        "its pack-mate's bits are those it has alone",
+        "the point is marked failed with step and reason; its pack-mate's bits are those it has alone",
         2 * len(inside.CAUSES),
         len(PENALTIES),
         inside.overflow,

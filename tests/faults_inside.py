@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pandas as pd
 from commandline import SEVERAL, TINY, Forked, assert_same_tables, call, tables
 from faults import WORDS, Bench, Fresh, environment_of, identities, intact
@@ -186,15 +185,9 @@ def overflow(bench: Bench, folder: Path, trial: int, chance: random.Random) -> N
     assert len(extreme) == 1
     notes = Store(folder / "both").failures("overflow")
     found, sane = weights(folder / "both"), weights(folder / "alone")
-    if both.code == 0:
-        # ∏(1 + a/s) continues linearly where it would overflow (saes/penalties.py), whatever the scale.
-        assert cause == "scale" and not notes
-        assert np.isfinite(tables(folder / "both", "overflow")[0][["loss", "fvu"]].astype(float)).all(axis=None)
-        found.pop(*extreme)
-    else:
-        assert both.code == 3, both.err
-        assert set(notes) == extreme
-        assert all(note["step"] == 25 and "not finite" in note["reason"] for note in notes.values()), notes
+    assert both.code == 3, both.err
+    assert set(notes) == extreme
+    assert all(note["step"] == 25 and "not finite" in note["reason"] for note in notes.values()), notes
     assert found == sane
     losses = [
         tables(folder / each, "overflow")[0].set_index("point_id")["loss"][list(sane)] for each in ("both", "alone")

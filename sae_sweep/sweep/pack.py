@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +104,8 @@ def run_pack(
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained)
             record["curve"] = list(_curve(looks, i))
+            if not math.isfinite(record["metrics"]["loss"]):
+                raise ArithmeticError("the loss on the evaluation inputs is not finite")
             return _files(points[i], stored, measured), record
         except Exception as error:  # one point's failure must not take its pack-mates with it
             if out_of_memory(error):
