@@ -178,6 +178,7 @@ def overflow(bench: Bench, folder: Path, trial: int, chance: random.Random) -> N
     words, broken = OVERFLOWS[cause]
     plain = [f"{key}={value}" for key, value in SANE.items() if f"{key}=" not in words[0]]
     common = ["run", "--json", *TINY, f"penalty={penalty}", "name=overflow"]
+    common += ["sae=jumprelu"] if penalty == "l0" else []  # a count has no slope elsewhere
     both = call(*common, *plain, *words, f"output_dir={folder / 'both'}")
     alone = call(*common, *(f"{key}={value}" for key, value in SANE.items()), f"output_dir={folder / 'alone'}")
     assert alone.code == 0, alone.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,13 @@ def test_a_few_trials_of_every_fault(tmp_path: Path) -> None:
         # Without root no disk can be mounted, and the table says so.
         assert row["trials"] > 0 or "mount" in row["not_run"]
         assert f"| {row['fault']} |" in end.stdout
+
+
+def test_the_page_holds_the_table_that_the_script_made() -> None:
+    page = (ROOT / "docs" / "trust.md").read_text()
+    table = page.partition("<!-- made by scripts/torture.py -->")[2].partition("<!-- until here -->")[0]
+    rows = dict(re.findall(r"^\| ([^|]+) \|[^|]+\| (\d+) \| \d+ \|$", table, re.MULTILINE))
+    for begins in FAULTS:
+        (name,) = [name for name in rows if name.startswith(begins)]
+        assert int(rows[name]) > 0
+    assert "cores" in table
