@@ -184,14 +184,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_runs_from_command_to_table(kind: str, root: Path) -> None:
-    words = [f"toy={kind}", "toy.features=5", "toy.d_model=4", "sae=relu,topk", "sae.init=kmeans,oracle"]
+    words = [f"toy={kind}", "toy.features=5", "toy.d_model=4", "sae.init=kmeans,oracle"]
     words += ["penalty.coefficient=0.1", "training.steps=30", "training.batch_size=64", "evaluation.inputs=3000"]
     words += [f"output_dir={root}", f"name={kind}", "logger=none"]
     end = call("run", "--json", *words)
     assert end.code == 0, end.err
-    assert (json.loads(end.out)["ran"], json.loads(end.out)["failed"]) == (4, 0)
-    assert json.loads(call("run", "--json", *words).out)["skipped"] == 4
-    assert "MCC" in call("report", kind, "--output-dir", str(root)).out
+    assert (json.loads(end.out)["ran"], json.loads(end.out)["failed"]) == (2, 0)
+    assert json.loads(call("run", "--json", *words).out)["skipped"] == 2
+    # One with cells and one without: a report takes seconds.
+    if kind in ("independent", "parents"):
+        assert "MCC" in call("report", kind, "--output-dir", str(root)).out
     table = pd.read_parquet(root / "sweeps" / kind / "results.parquet")
     assert set(COLUMNS) <= set(table)
     independent = kind in ("independent", "superposition")
