@@ -127,7 +127,9 @@
     const at = chart.at ?? (key === "ArrowLeft" ? found.length : -1);
     chart.at = Math.min(found.length - 1, Math.max(0, at + moves[key]));
     const { xaxis = "x", yaxis = "y" } = chart._fullData[found[chart.at].curveNumber];
-    Plotly.Fx.hover(chart, [found[chart.at]], xaxis + yaxis);
+    const { curveNumber, pointNumber } = found[chart.at];
+    const [row, column] = [pointNumber].flat();
+    Plotly.Fx.hover(chart, column === undefined ? [{ curveNumber, pointNumber }] : { xval: column, yval: row }, xaxis + yaxis);
     // Plotly draws the label in its own time, and emits no event for a hover that it was asked for.
     setTimeout(() => {
       const lines = [...chart.querySelectorAll(".hoverlayer text")].flatMap((text) => text.children.length ? [...text.children] : [text]);
