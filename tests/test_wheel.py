@@ -60,8 +60,9 @@ def test_the_wheel_holds_the_package_its_configuration_and_nothing_else(wheel: P
         names = set(archive.namelist())
     inside = {name for name in names if ".dist-info/" not in name}
     conf = {f"sae_sweep/conf/{path.relative_to(conf_dir())}" for path in conf_dir().rglob("*.yaml")}
-    modules = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "sae_sweep").rglob("*.py")}
-    assert inside == conf | modules | {"sae_sweep/py.typed"}
+    package = (path for path in (CHECKOUT / "sae_sweep").rglob("*") if path.is_file())
+    ours = {str(path.relative_to(CHECKOUT)) for path in package if "__pycache__" not in path.parts}
+    assert inside == conf | ours
     assert {f"sae_sweep/conf/experiment/{name}.yaml" for name in listing("experiment")} <= inside
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
