@@ -280,6 +280,5 @@ def test_five_thousand_points_can_be_used(browser: Any, tmp_path: Path) -> None:
     opened.page.locator(".switches[data-for=front]").get_by_label("1024", exact=True).check()
     assert len(opened.chart("front", SHOWN)) == 2 * lines
     opened.page.locator("#chart-front").focus()
-    opened.page.keyboard.press("ArrowRight")
-    assert "FVU" in opened.page.locator("#said").text_content()
+    _said_after(opened.page, "ArrowRight", "FVU")
     assert opened.complaints == []
