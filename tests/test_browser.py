@@ -207,7 +207,12 @@ def test_everything_has_a_name(visit: Visit) -> None:
 def test_it_fits_and_can_be_read(visit: Visit, scheme: str, width: int) -> None:
     visit.page.emulate_media(color_scheme=scheme)
     visit.page.set_viewport_size({"width": width, "height": 1000})
-    visit.page.wait_for_function(f"document.getElementById('chart-front')._fullLayout.width <= {width}")
+    visit.page.wait_for_function(f"() => document.getElementById('chart-front')._fullLayout.width <= {width}")
+    ink = "#1c2024" if scheme == "light" else "#e8eaed"
+    visit.page.wait_for_function(
+        "(ink) => [...document.querySelectorAll('.drawn')].every((chart) => chart._fullLayout.font.color === ink)",
+        arg=ink,
+    )
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     contrast = visit.page.evaluate(
         """() => {
@@ -219,9 +224,9 @@ def test_it_fits_and_can_be_read(visit: Visit, scheme: str, width: int) -> None:
             const paper = light(getComputedStyle(document.body).backgroundColor);
             const texts = document.querySelectorAll("main h2, main p, main td, main th, .verdict, a");
             const inks = [...texts].map((text) => getComputedStyle(text).color);
-            // Letters in the cells of a heatmap lie on the cells' colours.
+            // Letters in the cells of a heatmap lie on the cells' colours, what hovers on a label of its own.
             const drawn = [...document.querySelectorAll(".chart text")];
-            const plain = drawn.filter((text) => !text.closest(".heatmaplayer"));
+            const plain = drawn.filter((text) => !text.closest(".heatmaplayer, .hoverlayer"));
             inks.push(...plain.map((text) => getComputedStyle(text).fill));
             const seen = inks.filter((colour) => colour.startsWith("rgb(")).map(light);
             return Math.min(...seen.map((ink) => (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)));
@@ -245,7 +250,7 @@ def test_on_a_phone_a_finger_scrolls_and_a_tap_names_the_point(browser: Any, rep
 
 def test_on_paper_a_dark_page_is_light_and_holds_no_controls(visit: Visit) -> None:
     visit.page.emulate_media(color_scheme="dark")
-    visit.page.wait_for_function("document.getElementById('chart-front')._fullLayout.font.color === '#e8eaed'")
+    visit.page.wait_for_function("() => document.getElementById('chart-front')._fullLayout.font.color === '#e8eaed'")
     visit.page.emulate_media(media="print", color_scheme="dark")
     visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

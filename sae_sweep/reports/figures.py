@@ -36,8 +36,6 @@ from sae_sweep.reports.figure_style import (
     unique,
 )
 
-# Above so many points WebGL draws what would be slow as SVG.
-MOST_SVG_POINTS = 1000
 MOST_LINES = 48
 
 
@@ -48,7 +46,6 @@ def front(data: pd.DataFrame) -> go.Figure:
     beats. Each seed by itself is there too, hidden.
     """
     figure = go.Figure()
-    kind = go.Scattergl if len(data) > MOST_SVG_POINTS else go.Scatter
     penalties, starts, widths = (unique(data[name]) for name in ("penalty_name", "start", "width"))
     repeats = unique(data["repeat"])
     shown = _shown(data)
@@ -58,7 +55,7 @@ def front(data: pd.DataFrame) -> go.Figure:
         look = penalty_look(penalties.index(penalty))
         points = _front_first(rows)
         figure.add_trace(
-            kind(
+            go.Scatter(
                 x=points["l0"],
                 y=points["fvu"],
                 error_x=_range(points, "l0"),
@@ -244,13 +241,12 @@ def curves(data: pd.DataFrame) -> go.Figure:
     """FVU and L0 through training at the middle coefficients: medians over seeds."""
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06)
     penalties, starts, shown = unique(data["penalty_name"]), unique(data["start"]), _shown(data)
-    kind = go.Scattergl if len(data) > 20 * MOST_SVG_POINTS else go.Scatter
     for (given, start, width, architecture, penalty), rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
         visible = bool(width in shown)
         medians = rows.groupby("step")[["fvu", "l0"]].median().reset_index()
         for row, column in ((1, "fvu"), (2, "l0")):
             figure.add_trace(
-                kind(
+                go.Scatter(
                     x=medians["step"],
                     y=medians[column],
                     mode="lines",
