@@ -11,7 +11,7 @@ from commandline import call
 from sae_sweep.sweep.axes import listing
 
 MINIATURE = ["toy.d_vocab=4", "toy.k=3", "toy.steps=20", "training.steps=4", "training.batch_size=16", "seed=0,1"]
-MINIATURE += ["toy.seed=0", "evaluation.permutations=1", "logger=none"]
+MINIATURE += ["toy.seed=0", "evaluation.inputs=256", "evaluation.permutations=1", "logger=none"]
 
 
 @pytest.mark.parametrize("experiment", [name for name in listing("experiment") if not name.endswith("_paper")])
