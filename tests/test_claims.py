@@ -130,7 +130,7 @@ def test_a_measure_is_read_off_each_ladder_at_a_level(tmp_path: Path) -> None:
         for (penalty, seed), points in ladders.items()
         for c, fvu, live in points
     ]
-    both = tables(sweep(tmp_path, results), "quick")
+    both = tables(sweep(tmp_path, results, varied=["penalty.name", "penalty.coefficient"]), "quick")
     at = {**CLAIM, "measure": "live_latents", "aggregate": "mean", "at": {"fvu": 0.2}}
     (l1,) = evaluate_all([{**at, "where": {"penalty": "l1"}}], *both)
     assert (l1.value, l1.seeds) == (pytest.approx(30), 1)  # a third of the way from 40 to 10; seed 1 starts at .3

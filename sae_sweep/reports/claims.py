@@ -132,7 +132,8 @@ def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
     table = rows.assign(value=value).dropna(subset=["value"])
     if "at" in claim:
         ((column, level),) = claim["at"].items()
-        ladder = [name for name in map(str, rows) if is_setting(name) and name != "coefficient"]
+        given = [name for name in map(str, rows) if is_setting(name)]
+        ladder = [name for name in given if COLUMN_OF.get(name, name) != "coefficient"]
         groups = table.groupby(ladder, dropna=False, sort=False)
         read = [{**group.iloc[0], "value": _read_off(group, column, level)} for _, group in groups]
         table = pd.DataFrame(read, columns=table.columns).dropna(subset=["value"])
