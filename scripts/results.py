@@ -1,4 +1,4 @@
-"""Writes what finished sweeps found into docs/results.md: python scripts/results.py [EXPERIMENT ...]
+"""Writes what finished sweeps found into docs/results.md: python scripts/results.py EXPERIMENT ...
 
 The questions and what is made of the answers are written by hand; between `<!-- NAME -->` and `<!-- end -->` stands
 what the program says of the sweep NAME: command, hardware, verdicts, and the medians over seeds that they rest on.
@@ -41,6 +41,11 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["penalty", "coefficient", "init", "partition"],
         ["loss", "oracle_gap", "fvu", "l0", "splits_per_max"],
     ),
+    "phase_diagram": (
+        ["penalty", "width", "coefficient"],
+        ["label_m", "label_q", "label_mq", "live_latents", "l0", "fvu"],
+    ),
+    "manifold": (["init", "toy.spread", "width"], ["l0", "fvu", "mcc", "found_features", "live_latents"]),
     "pareto": (["architecture", "k", "penalty", "penalty_p", "coefficient"], ["fvu", "l0", "splits_per_max"]),
 }
 
@@ -48,15 +53,13 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
 def main() -> None:
     """Rewrite the blocks of the sweeps asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", nargs="*", default=list(TABLES), metavar="EXPERIMENT")
+    parser.add_argument("experiments", nargs="+", choices=list(TABLES), metavar="EXPERIMENT")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
     arguments = parser.parse_args()
     text = PAGE.read_text()
     for name in arguments.experiments:
-        found = block(Store(arguments.output_dir), name)
-        text, times = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + found + m[2], text, flags=re.S)
-        if times != 1:
-            parser.error(f"{PAGE.name} has {times} places for {name}")
+        before, _, after = re.split(rf"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
+        text = before + block(Store(arguments.output_dir), name) + after
     PAGE.write_text(text)
 
 
@@ -108,9 +111,9 @@ def table(results: pd.DataFrame, settings: list[str], measures: list[str]) -> st
 
 def hardware(store: Store, results: pd.DataFrame) -> str:
     """The device that the records name, and the cores at hand."""
-    provenance = store.read_record("points", results["point_id"][0])["provenance"]
-    device = provenance["device"]
-    return f"{os.cpu_count()} cores ({device}), no GPU" if device in (platform.machine(), platform.processor()) else device
+    device = store.read_record("points", results["point_id"][0])["provenance"]["device"]
+    is_cpu = device in (platform.machine(), platform.processor())
+    return f"{os.cpu_count()} cores ({device}), no GPU" if is_cpu else device
 
 
 if __name__ == "__main__":
