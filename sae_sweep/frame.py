@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from sae_sweep.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
-from sae_sweep.errors import UserError
+from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports.pareto import front
 from sae_sweep.schema import COUNTED, OWN_INPUTS, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
 from sae_sweep.store import NotThere, Store
@@ -26,10 +26,16 @@ _ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "
 
 
 def sweep_info(store: Store, name: str) -> dict[str, Any]:
-    """sweep.yaml of a sweep as a dict. Raises UserError with the sweeps there are if there is none of that name."""
+    """sweep.yaml of a sweep as a dict.
+
+    Raises UserError with the sweeps there are if there is none of that name, EnvironmentProblem if it was taken away.
+    """
     try:
         return store.info(name)
     except NotThere:
+        if name in store.sweeps():
+            path = store.sweep(name) / "sweep.yaml"
+            raise EnvironmentProblem(f"{path} is gone; run the sweep again to write it anew") from None
         there = ", ".join(store.sweeps()) or "none yet"
         raise UserError(f"there is no sweep {name} in {store.root}; there are: {there}") from None
 

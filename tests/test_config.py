@@ -344,7 +344,7 @@ def test_what_is_one_for_the_whole_sweep(tmp_path: Path) -> None:
     sweep = config.load(["seed=1", "evaluation.inputs=99", "device=cpu", f"output_dir={tmp_path}", "logger.project=x"])
     assert sweep.evaluation == Evaluation(inputs=99)
     assert (sweep.device, sweep.output_dir) == ("cpu", tmp_path)
-    assert sweep.logger == {"name": "wandb", "project": "x", "entity": None, "mode": "auto"}
+    assert sweep.logger == {"name": "wandb", "project": "x", "entity": None, "mode": "auto", "artifacts": False}
     assert sweep.launcher["name"] == "local"
     assert sweep.overrides[0] == "seed=1"
     assert config.load(["logger=none"], ["logger=wandb"]).logger == {"name": "none"}
