@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# As the table of the issue names them; "W&B" stands for four of its kinds.
+# How the rows of the table begin; "W&B" stands for several kinds of letting down.
 FAULTS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGUSR2", "two processes", "eight processes", "disk full", "store read-only"]
 FAULTS += ["store deleted", "damaged file", "NaN or infinity", "out of memory, pretended", "out of memory, real"]
 FAULTS += ["hostile", "store of an earlier version", "store of a later version", "W&B"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_few_trials_of_every_fault(tmp_path: Path) -> None:
     words = [sys.executable, ROOT / "scripts" / "torture.py", "--quick", "--json", tmp_path / "rows.json"]
