@@ -9,7 +9,7 @@ from the last position, then an MLP; no normalisation. The cell of an input is i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from sae_sweep.schema import Distribution, Toy
 from sae_sweep.toys.cells import FeatureCells
+from sae_sweep.toys.endless import Endless
 from sae_sweep.toys.max_of_k import BLOCK, product
 from sae_sweep.toys.sampler import mix
 
-# Words of each context; inputs per chunk of an evaluation; hidden units of the MLP for each of the residual's numbers.
-WORDS, CHUNK_ROWS, HIDDEN = 4, 1 << 14, 4
+# Words of each context; hidden units of the MLP for each of the residual's numbers.
+WORDS, HIDDEN = 4, 4
 # Standard deviation of the logits of a bigram table: some five likely successors of a token among 32.
 SHARPNESS = 2.0
 
@@ -101,11 +102,10 @@ def draw(toy: Toy, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([toy.d_vocab + WORDS * context + words, token], 1)
 
 
-class Bigrams:
+class Bigrams(Endless):
     """A trained toy, and its own population of inputs: `Model` and `Population` of toys/model.py."""
 
     planted = None
-    total = None
 
     def __init__(self, toy: Toy, params: dict[str, Tensor]) -> None:
         """`params`: as `train` returns them, float32 on one device."""
@@ -168,14 +168,3 @@ class Bigrams:
     def cell(self, inputs: Tensor) -> Tensor:
         """The cell of token and context [count] int64."""
         return inputs[:, -1] * self.toy.contexts + self._context(inputs)
-
-    def weighted(self, limit: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Chunks of `limit` inputs, their cells [b] int64 and equal weights [b] float64; the same at every pass."""
-        for number, start in enumerate(range(0, limit, CHUNK_ROWS)):
-            count = min(CHUNK_ROWS, limit - start)
-            inputs = self.draw(count, torch.Generator(self.device).manual_seed(mix("evaluation", limit, number)))
-            yield inputs, self.cell(inputs), torch.full((count,), 1 / limit, dtype=torch.float64, device=self.device)
-
-    def count(self, limit: int) -> int:
-        """How many inputs `weighted` gives."""
-        return limit

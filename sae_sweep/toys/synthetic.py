@@ -12,7 +12,7 @@ has mean 1 (`magnitudes`). Cells: m is the leading feature, parent or nearest pl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import numpy as np
@@ -22,11 +22,9 @@ from torch import Tensor
 
 from sae_sweep.schema import Distribution, Toy
 from sae_sweep.toys.cells import FeatureCells
+from sae_sweep.toys.endless import Endless
 from sae_sweep.toys.max_of_k import product
-from sae_sweep.toys.sampler import mix
 
-# Inputs per chunk of an evaluation.
-CHUNK_ROWS = 1 << 14
 # P(magnitude > x) = (1 + x/s)^-shape: with s = shape - 1 the mean is 1, and with 3 the variance is finite.
 LOMAX_SHAPE = 3
 # Magnitudes of mean 1 from numbers uniform on (0, 1].
@@ -53,7 +51,7 @@ def load(toy: Toy, params: dict[str, Tensor]) -> Synthetic:
     return KINDS[toy.name](toy, params)
 
 
-class Synthetic:
+class Synthetic(Endless):
     """A toy with planted features: its own `Model`, `Planted` and `Population` (toys/model.py).
 
     How inputs are distributed is a matter of the toy's own settings. An input is how active each feature is
@@ -74,10 +72,6 @@ class Synthetic:
         """The directions of the features [features, d_model], and whatever else inputs are made with."""
         return {"directions": _unit_vectors(toy.features, toy.d_model, generator).float()}
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Independent inputs [count, ...]."""
-        raise NotImplementedError
-
     def cell(self, inputs: Tensor) -> Tensor:
         """The cell of each input [count] int64; 0 where there are none."""
         return torch.zeros(len(inputs), dtype=torch.int64, device=self.device)
@@ -91,8 +85,6 @@ class Synthetic:
         return product(self.features(inputs), self.directions).contiguous()
 
     # -- what all kinds share -------------------------------------------------------------------------------------
-
-    total = None
 
     @property
     def device(self) -> torch.device:
@@ -126,17 +118,6 @@ class Synthetic:
     def population(self, distribution: Distribution, device: str | torch.device) -> Self:
         """Its inputs; the distribution is always the toy's own."""
         return self.to(device)
-
-    def weighted(self, limit: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Chunks of `limit` inputs, their cells [b] int64 and equal weights [b] float64; the same at every pass."""
-        for number, start in enumerate(range(0, limit, CHUNK_ROWS)):
-            count = min(CHUNK_ROWS, limit - start)
-            inputs = self.draw(count, torch.Generator(self.device).manual_seed(mix("evaluation", limit, number)))
-            yield inputs, self.cell(inputs), torch.full((count,), 1 / limit, dtype=torch.float64, device=self.device)
-
-    def count(self, limit: int) -> int:
-        """How many inputs `weighted` gives."""
-        return limit
 
     def _uniform(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.rand(shape, generator=generator, device=self.device)
