@@ -49,16 +49,16 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 
     runner.check_weights(sweep)
     store = Store(sweep.output_dir)
-    outcome = _work(sweep, runner.look(sweep, store, part), store, fail_fast)
+    outcome, results, untrained = _work(sweep, runner.look(sweep, store, part), store, fail_fast)
     if json:
         print(json_module.dumps(outcome.to_json()))
     else:
-        print_report(store, sweep.name)
+        show_report(store, sweep.name, results, untrained)
     return FAILED_POINTS if outcome.failed else OK
 
 
-def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
-    """Run with a live view, log to W&B beside it, and write the sweep's tables."""
+def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> tuple[Outcome, pd.DataFrame, pd.DataFrame]:
+    """Run with a live view, log to W&B beside it, and write the sweep's tables, which come back too."""
     from sae_sweep.frame import sweep_info
     from sae_sweep.reports.watch import watch
     from sae_sweep.sweep import run as runner
@@ -71,7 +71,7 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> Outcome:
             seen.handle(Note(line))
         if seen.log is not None:
             _log_the_sweep(seen.log, sweep_info(store, sweep.name), store, results, untrained)
-    return outcome
+    return outcome, results, untrained
 
 
 def _write_tables(sweep: Sweep, work: Work, outcome: Outcome, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -80,7 +80,7 @@ def _write_tables(sweep: Sweep, work: Work, outcome: Outcome, store: Store) -> t
 
     if sweep.name not in store.sweeps():
         raise EnvironmentProblem(f"{store.sweep(sweep.name)} was deleted while the sweep ran: run it again")
-    results, untrained = frame.write(store, sweep.name)
+    results, untrained = frame.write(store, sweep.name, frame.tables(store, sweep.name, work.records))
     there = set(results["point_id"])
     lost = outcome.ran + outcome.skipped - sum(point.id in there for point in work.plan.points)
     if lost:
@@ -359,18 +359,19 @@ def print_report(store: Store, name: str) -> None:
     """The report of a sweep on the terminal, from its records."""
     from sae_sweep import frame
 
-    results, untrained = frame.tables(store, name)
-    show_report(store, name, results, untrained, _verdicts(frame.sweep_info(store, name)["claims"], results, untrained))
+    show_report(store, name, *frame.tables(store, name))
 
 
 def show_report(
-    store: Store, name: str, results: pd.DataFrame, untrained: pd.DataFrame, verdicts: Sequence[Verdict]
+    store: Store, name: str, results: pd.DataFrame, untrained: pd.DataFrame, verdicts: Sequence[Verdict] | None = None
 ) -> None:
-    """The report of a sweep on the terminal, from its tables and verdicts."""
+    """The report of a sweep on the terminal, from its tables, and from its verdicts where they are known."""
     from sae_sweep import frame
     from sae_sweep.reports import terminal
 
     info, failures = frame.sweep_info(store, name), store.failures(name)
+    if verdicts is None:
+        verdicts = _verdicts(info["claims"], results, untrained)
     console = layout.console(sys.stdout)
     terminal.show(console, results, untrained, info, verdicts, store.sweep(name), failures)
 

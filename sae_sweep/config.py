@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweep.errors import UserError
+from sae_sweep.pause import no_collection
 from sae_sweep.schema import TOY_KEYS, Evaluation, Point, Toy, measure_id
 from sae_sweep.sweep.axes import GROUPS, Axes, check_values, conf_dir, is_file, is_sweep_key, listing, merge_blocks
 from sae_sweep.sweep.claims import check_claims
@@ -74,7 +75,8 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
     where = f"experiment={experiment}" if experiment else "conf"
     blocks = merge_blocks(tree["grid"], axes, where)
     options = _options(first, tree, chosen, blocks)
-    points = expand(Settings(options, chosen, {name: tree[name] for name in SEEDS}), blocks, largest)
+    with no_collection():
+        points = expand(Settings(options, chosen, {name: tree[name] for name in SEEDS}), blocks, largest)
     if "distribution.file" in axes and not any(point.distribution.file for point in points):
         raise UserError("distribution.file is read by distribution=weights alone (did you mean distribution=FILE?)")
 

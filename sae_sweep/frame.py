@@ -6,6 +6,8 @@ a point's record says the same in every sweep that holds it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -14,14 +16,17 @@ import pandas as pd
 
 from sae_sweep.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.errors import EnvironmentProblem, UserError
+from sae_sweep.pause import no_collection
 from sae_sweep.reports.pareto import front
 from sae_sweep.schema import COUNTED, OWN_INPUTS, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
 from sae_sweep.store import NotThere, Store
 
+Known = Mapping[str, dict[str, Any]]
 _FRONT_WITHIN = {
     "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
     "on_common_front": ("toy", "site", "distribution", "width"),
 }
+_TOY_KEYS = tuple(f"toy.{f.name}" for f in dataclasses.fields(Toy))
 _ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition"))
 
 
@@ -59,13 +64,17 @@ def untrained(store: Store, name: str) -> pd.DataFrame:
     return tables(store, name)[1]
 
 
-def tables(store: Store, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The results table and the untrained one, from one pass over the records. Damaged records: `store.damaged`."""
+def tables(store: Store, name: str, known: Known | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The results table and the untrained one, from one pass over the records. Damaged records: `store.damaged`.
+
+    known: records of points by id that this process has just read and proved.
+    """
     info = sweep_info(store, name)
-    records = measured(store, sweep_ids(store, name), info.get("measure_id"))
-    settings = _settings(records, info.get("varied") or [])
-    trained = _table(settings, [{**record["metrics"], "seconds": record.get("seconds")} for record in records])
-    start = _table(settings, [dict(record["untrained"]) for record in records])
+    records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
+    with no_collection():
+        settings = _settings(records, info.get("varied") or [])
+        trained = _table(settings, [{**record["metrics"], "seconds": record.get("seconds")} for record in records])
+        start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
     for column, within in _FRONT_WITHIN.items():
         trained[column] = _on_front(trained, within)
@@ -87,10 +96,19 @@ def write(
     return both
 
 
-def measured(store: Store, ids: Iterable[str], measure_id: str | None) -> list[dict[str, Any]]:
-    """The records of the finished points among `ids` under the given evaluation settings (None: as first measured)."""
-    found = []
-    for id, record in store.records("points", ids).items():
+def measured(
+    store: Store, ids: Iterable[str], measure_id: str | None, known: Known | None = None
+) -> list[dict[str, Any]]:
+    """The records of the finished points among `ids` under the given evaluation settings (None: as first measured).
+
+    Those in `known` are not read again.
+    """
+    found, known, ids = [], known or {}, list(ids)
+    read = store.records("points", (id for id in ids if id not in known))
+    for id in ids:
+        record = known.get(id) or read.get(id)
+        if record is None:
+            continue
         if measure_id not in (None, record.get("measure_id")):
             other = store.measures(id).get(str(measure_id))
             if other is None:
@@ -138,7 +156,8 @@ def _best(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def _settings(records: list[dict[str, Any]], varied: Iterable[str]) -> list[dict[str, Any]]:
     """The setting columns of each record: the constant ones, and every key that the sweep varies."""
-    flat = [{**settings_before(), **_flatten(record["settings"])} for record in records]
+    before = settings_before()
+    flat = [{**before, **_flatten(record["settings"])} for record in records]
     keys = _swept_keys(flat, varied)
     rows = []
     for record, setting in zip(records, flat, strict=True):
@@ -148,17 +167,22 @@ def _settings(records: list[dict[str, Any]], varied: Iterable[str]) -> list[dict
     return rows
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys: a point's settings are its parts' and its seeds."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        if isinstance(value, dict):
+            for name, each in value.items():
+                flat[f"{key}.{name}"] = each
+        else:
+            flat[key] = value
     return flat
 
 
 def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
     """The constant setting columns; what has no effect on the point is null."""
     row = {column: setting.get(key) for column, key in KEYS.items()}
-    toy = Toy(**{key.removeprefix("toy."): value for key, value in setting.items() if key.startswith("toy.")})
+    toy = _toy(*map(setting.__getitem__, _TOY_KEYS))
     row["toy"] = toy.title
     reads = PENALTY_KEYS[setting["penalty.name"]]
     effective = {
@@ -173,6 +197,11 @@ def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
     if row["penalty"] == "sqrt":
         row["penalty_p"] = 0.5
     return row
+
+
+@functools.lru_cache(maxsize=2**10)
+def _toy(*settings: Any) -> Toy:
+    return Toy(*settings)
 
 
 def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:

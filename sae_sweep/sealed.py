@@ -12,10 +12,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 import yaml
 
 from sae_sweep.errors import EnvironmentProblem
@@ -67,15 +68,14 @@ def read_record(folder: Path, check: Check = "sizes") -> dict[str, Any]:
         raise Damage(f"{RECORD} does not match its checksum")
     record = _parse(content)
     check_schema(record.get("schema"), folder)
-    with os.scandir(folder) as entries:
-        there = {entry.name: entry.stat() for entry in entries}
+    names = set(os.listdir(folder))  # noqa: PTH208
+    written = _stat(folder, names, RECORD).st_ctime_ns
     for name, size in record["sizes"].items():
-        if name not in there:
-            raise Damage(f"{name} is missing")
-        if there[name].st_size != size:
-            raise Damage(f"{name} has {there[name].st_size} bytes instead of {size}")
+        there = _stat(folder, names, name)
+        if there.st_size != size:
+            raise Damage(f"{name} has {there.st_size} bytes instead of {size}")
         # ctime, unlike mtime, cannot be set back. A copied folder's files have any order: they are read, no more.
-        changed = there[name].st_ctime_ns > there[RECORD].st_ctime_ns
+        changed = there.st_ctime_ns > written
         if check == "everything" or (check == "changed" and changed):
             read_verified(folder, record, name)
     return record
@@ -84,8 +84,8 @@ def read_record(folder: Path, check: Check = "sizes") -> dict[str, Any]:
 def _parse(content: bytes) -> dict[str, Any]:
     """A sealed record without its seal. A stranger's may be anything."""
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
+        record = orjson.loads(content)
+    except ValueError:
         raise Damage(f"{RECORD} is no JSON") from None
     if not isinstance(record, dict):
         raise Damage(f"{RECORD} is no record")
@@ -129,6 +129,13 @@ def read_yaml(place: Path) -> dict[str, Any]:
         raise Damage(f"{place.name} is no mapping")
     check_schema(found.get("schema"), place)
     return found
+
+
+def _stat(folder: Path, names: Container[str], name: str) -> os.stat_result:
+    """Of a file in the folder. A stranger's record may name anything, also what lies elsewhere."""
+    if name not in names:
+        raise Damage(f"{name} is missing")
+    return os.stat(f"{folder}/{name}")  # noqa: PTH116
 
 
 def _read_file(path: str, name: str) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from sae_sweep import disk, sealed
 from sae_sweep.errors import EnvironmentProblem, UserError
+from sae_sweep.pause import no_collection
 from sae_sweep.sealed import RECORD, Check, Damage
 
 T = TypeVar("T")
@@ -101,11 +102,12 @@ class Store:
         """
         finished, found = self.ids(kind), {}
         parent = self.root / kind
-        for id in ids:
-            if id in finished:
-                # Another process may have come upon the damage first.
-                with contextlib.suppress(StoreDamaged, NotThere), self._set_aside_if_damaged(parent / id):
-                    found[id] = sealed.read_record(parent / id, check)
+        with no_collection():
+            for id in ids:
+                if id in finished:
+                    # Another process may have come upon the damage first.
+                    with contextlib.suppress(StoreDamaged, NotThere), self._set_aside_if_damaged(parent / id):
+                        found[id] = sealed.read_record(parent / id, check)
         return found
 
     # -- measurements under other evaluation settings -------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from commandline import SEVERAL, TINY, Forked, assert_same_tables, call, tables
 from faults import RESUME, Bench, Fresh, identities, resumes
 
-from sae_sweep import config
+from sae_sweep import config, sealed
 from sae_sweep.schema import toy_id
 from sae_sweep.store import Store
 from sae_sweep.sweep import local
@@ -91,6 +91,24 @@ def test_a_second_run_trains_nothing(copy: Path) -> None:
     before = identities(copy), identities(copy, "toys")
     assert counts(run(SEVERAL, copy)) == (0, 16, 0)
     assert (identities(copy), identities(copy, "toys")) == before
+
+
+def test_what_is_finished_is_read_once(copy: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look that proves the records is where the tables come from; a shard reads what others finished too."""
+    read: list[str] = []
+    read_record = sealed.read_record
+
+    def counting(folder: Path, *check: Any) -> dict[str, Any]:
+        read.append(folder.name)
+        return read_record(folder, *check)
+
+    monkeypatch.setattr(sealed, "read_record", counting)
+    for more in ([], ["--shard", "0/2"]):
+        read.clear()
+        run(SEVERAL, copy, *more)
+        points = [name for name in read if name in Store(copy).ids("points")]
+        assert sorted(points) == sorted(Store(copy).ids("points"))
+    assert_same_tables(copy, undisturbed, "several")
 
 
 def test_one_more_coefficient_trains_only_the_new_points(copy: Path) -> None:

@@ -213,6 +213,16 @@ def test_a_well_sealed_record_that_is_none_is_damage(store: Store, body: bytes) 
     assert store.ids("points") == set()
 
 
+@pytest.mark.parametrize("name", ["../b2/cfg.json", "/etc/hostname", "", "..", "a\0b"])
+def test_a_record_vouches_for_its_own_folder_alone(store: Store, name: str) -> None:
+    store.commit("points", "b2", RECORD, FILES)
+    store.commit("points", "a1", RECORD, {})
+    place = store.path("points", "a1") / "record.json"
+    place.write_bytes(sealed.sealed_record(RECORD, {name: FILES["cfg.json"]}))
+    with pytest.raises(StoreDamaged, match="is missing"):
+        store.read_record("points", "a1")
+
+
 def test_a_whole_folder_that_took_the_damaged_ones_place_stays(store: Store) -> None:
     store.commit("points", "a1", RECORD, FILES)
     with pytest.raises(StoreDamaged), store._set_aside_if_damaged(store.root / "points" / "a1"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,20 @@ class Plan:
 class Work:
     """A plan with what the store already knows.
 
-    `toys`: those of the plan's points that are not trained; `stale`: points trained but not measured as asked.
+    `toys`: those of the plan's points that are not trained; `stale`: points trained but not measured as asked;
+    `records`: of the finished points by id, as they were read and proved, where there is nothing left to do: work takes
+    time, after which they are read again.
     """
 
     plan: Plan
     toys: list[Toy]
     stale: list[Point]
+    records: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def left(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.plan.packs or self.toys or self.stale)
 
 
 def plan(
@@ -67,10 +75,7 @@ def plan(
 
     UserError: no such shard.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"no shard {index}/{count}: shards of {count} are 0/{count} to {count - 1}/{count}")
-    points = sweep.points if count == 1 else [point for point in sweep.points if int(point.id, 16) % count == index]
+    points = of_shard(sweep, shard)
     missing = [point for point in points if point.id not in finished]
     device = device_kind(sweep.device)
     speed = SPEEDS[device]
@@ -84,6 +89,14 @@ def plan(
     return Plan(
         points, [p for p in points if p.id in finished], packs, seconds, peak + speed.base_bytes if packs else 0
     )
+
+
+def of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Point]:
+    """The points of shard (i, n), finished or not. UserError: no such shard."""
+    index, count = shard
+    if not 0 <= index < count:
+        raise UserError(f"no shard {index}/{count}: shards of {count} are 0/{count} to {count - 1}/{count}")
+    return sweep.points if count == 1 else [point for point in sweep.points if int(point.id, 16) % count == index]
 
 
 def stack_key(point: Point) -> tuple[Any, ...]:

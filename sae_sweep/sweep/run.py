@@ -18,7 +18,7 @@ from sae_sweep.sealed import SCHEMA
 from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed
 from sae_sweep.sweep.grid import Sweep
-from sae_sweep.sweep.plan import Work, plan
+from sae_sweep.sweep.plan import Work, of_shard, plan
 
 
 class TooManyFailures(Exception):
@@ -58,21 +58,22 @@ def look(sweep: Sweep, store: Store, shard: tuple[int, int] = (0, 1)) -> Work:
     What the disk itself lost, without anyone writing, is found where it is read: `Store.records` with "everything".
     """
     wanted = measure_id(sweep.evaluation)
-    whole = plan(sweep, frozenset(), shard)
-    records = store.records("points", (point.id for point in whole.points), "changed")
-    toys = dict.fromkeys(point.toy for point in whole.points)
+    points = of_shard(sweep, shard)
+    records = store.records("points", (point.id for point in points), "changed")
+    toys = dict.fromkeys(point.toy for point in points)
     trained = store.records("toys", map(toy_id, toys), "changed")
     planned = plan(sweep, records, shard, trained)
     elsewise = [point for point in planned.finished if records[point.id].get("measure_id") != wanted]
     stale = [point for point in elsewise if wanted not in store.measures(point.id, "changed")]
-    return Work(planned, [toy for toy in toys if toy_id(toy) not in trained], stale)
+    work = Work(planned, [toy for toy in toys if toy_id(toy) not in trained], stale)
+    return work if work.left else dataclasses.replace(work, records=records)
 
 
 def run(sweep: Sweep, work: Work, store: Store, say: Callable[[Event], None], fail_fast: bool = False) -> Outcome:
     """Do the work; finished points are skipped. With `fail_fast` the first point that fails is the last."""
-    planned, outcome = work.plan, before(sweep, work, store)
+    outcome = before(sweep, work, store)
     count = account(outcome, store, say, fail_fast)
-    if not (planned.packs or work.toys or work.stale):
+    if not work.left:
         freeze(sweep, store)
         return outcome
     # PyTorch takes seconds to load, and is not needed to find that nothing is left to do.
