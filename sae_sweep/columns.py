@@ -54,16 +54,33 @@ PLANTED: dict[str, str] = {
     "killed_features": "Int64",
     "killed_small_overlap": "Int64",
 }
+# Measured again on shuffled labels, as `shuffled_<measure>`: see `measures/null.py`.
+WITHIN = (
+    *(
+        "splits_per_max",
+        "split_maxes",
+        *(f"label_{label}" for label in LABELS if label.startswith("m") and label != "m"),
+    ),
+    *(f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")),
+)
+ACROSS = ("pure_latents", "owned_maxes", "duplicates_per_max", "label_m", "label_q", "label_n", "label_c")
 # Measured on request: evaluation.priors, evaluation.structure.
 PRIORS = tuple(
     f"prior_{family}"
     for family in ("exponential", "half_cauchy", "student_t", "lomax", "exponential_power", "spike_and_slab")
 )
-STRUCTURE = (
-    *("structure_parent", "structure_modifier", "structure_modifier_null", "structure_interaction"),
-    *("structure_cosine", "structure_cosine_null", "structure_semi_nmf", "structure_semi_nmf_null"),
-    *("structure_meta_sae", "structure_meta_sae_null"),
+STRUCTURE = tuple(
+    f"structure_{name}{kind}"
+    for name in ("parent", "modifier", "interaction", "cosine", "semi_nmf", "meta_sae")
+    for kind in ("", "_null")
 )
+
+
+def shuffled(measure: str) -> str:
+    """The column of a measure's null: what it is if labels are shuffled, or for structure, vectors permuted."""
+    return f"{measure}_null" if measure in STRUCTURE else f"shuffled_{measure}"
+
+
 METRICS: dict[str, str] = {
     "loss": "float64",
     "fvu": "float64",
@@ -95,6 +112,7 @@ METRICS: dict[str, str] = {
     "cofiring": "float64",
     **PLANTED,
     **dict.fromkeys((*PRIORS, *STRUCTURE), "float64"),
+    **dict.fromkeys(map(shuffled, (*WITHIN, *ACROSS, *PLANTED)), "float64"),
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
 FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}

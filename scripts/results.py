@@ -84,12 +84,12 @@ def block(store: Store, name: str) -> str:
 
 def verdicts(found: list[Verdict]) -> str:
     """A row per claim."""
-    rows = ["| prediction | verdict | value | over seeds | untrained |", "|---|---|---|---|---|"]
+    rows = ["| prediction | verdict | value | over seeds | untrained | labels shuffled |", "|---|---|---|---|---|---|"]
     for verdict in found:
         prediction = verdict.sentence.partition(f": {verdict.verdict}, ")[0]
         span = f"{number(verdict.low)} to {number(verdict.high)}"
-        cells = [prediction, f"**{verdict.verdict}**", number(verdict.value), span, number(verdict.untrained)]
-        rows.append(f"| {' | '.join(cells)} |")
+        nulls = number(verdict.untrained), number(verdict.shuffled)
+        rows.append(f"| {' | '.join([prediction, f'**{verdict.verdict}**', number(verdict.value), span, *nulls])} |")
     return "\n".join(rows) + "\n"
 
 

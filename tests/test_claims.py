@@ -45,14 +45,16 @@ def test_supported_when_every_seed_keeps_the_bound(tmp_path: Path) -> None:
     assert (found.seeds, found.points, found.untrained) == (2, 4, 0)
     assert found.sentence == (
         "At width d_vocab an SAE owns every max: supported, since the median number of owned maxes is 16 "
-        "(15.5 to 16 over 2 seeds; untrained 0), as predicted at least 15."
+        "(15.5 to 16 over 2 seeds; untrained 0; labels shuffled 0), as predicted at least 15."
     )
 
 
 def test_not_supported_when_none_does(tmp_path: Path) -> None:
     found = verdict(tmp_path, {(16, 0): [14], (16, 1): [12]})
     assert (found.verdict, found.value) == ("not supported", 13)
-    assert found.sentence.endswith("is 13 (12 to 14 over 2 seeds; untrained 0), not at least 15 as predicted.")
+    assert found.sentence.endswith(
+        "is 13 (12 to 14 over 2 seeds; untrained 0; labels shuffled 0), not at least 15 as predicted."
+    )
 
 
 def test_undecided_when_the_seeds_disagree(tmp_path: Path) -> None:
@@ -144,6 +146,31 @@ def test_a_measure_is_read_off_each_ladder_at_a_level(tmp_path: Path) -> None:
 def test_the_untrained_value_is_the_same_number_on_the_same_points(tmp_path: Path) -> None:
     found = verdict(tmp_path, {(16, 0): [16, 12]}, measure="fvu", aggregate="max", at_least=None, at_most=0.2)
     assert (found.value, found.untrained) == (0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 3),
+        ({"where": {"width": [16, 8]}}, 2.5),
+        ({"versus": {"where": {"width": 8}}}, 1),
+        ({"measure": "owned_maxes - label_mq"}, -4),
+        ({"measure": "structure_cosine", "at_least": 0.5}, 0.125),
+        ({"measure": "owned_maxes", "at": {"fvu": 0.2}}, 3),
+        ({"measure": "loss"}, None),  # knows no labels
+        ({"measure": "owned_maxes - loss"}, None),
+        ({"measure": "mcc", "at_least": 0.5}, None),  # not measured on this toy
+    ],
+)
+def test_the_shuffled_value_is_the_same_number_of_the_nulls(tmp_path: Path, change, expected: float | None) -> None:
+    metrics = {"fvu": 0.2, "owned_maxes": 16, "label_mq": 16, "structure_cosine": 0.75, "structure_cosine_null": 0.125}
+    results = [
+        (point(width=width), {**metrics, "shuffled_owned_maxes": by_chance, "shuffled_label_mq": 7})
+        for width, by_chance in ((16, 3), (8, 2))
+    ]
+    found = evaluate({**CLAIM, **change}, *tables(sweep(tmp_path, results), "quick"))
+    assert found.shuffled == expected
+    assert ("labels shuffled" in found.sentence) == (expected is not None)
 
 
 def test_numbers_are_short() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_sweep.columns import ACROSS, WITHIN
 from sae_sweep.measures import measure as module
 from sae_sweep.measures.active import Active
 from sae_sweep.measures.measure import Measurement, measure
@@ -27,6 +28,7 @@ PER_MAX = ["splits_per_max", "duplicates_per_max"]
 LABELS = [f"label_{name}" for name in PARTITIONS]
 TOLD = [f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")]
 TOLD += ["winner_entropy", "cofiring"]
+SHUFFLED = [f"shuffled_{name}" for name in (*WITHIN, *ACROSS)]
 FLOORS = ["live_floor_inputs", "live_floor_mass"]
 
 
@@ -71,7 +73,7 @@ def found(sae, evaluation=EVALUATION) -> Measurement:
 
 def test_one_latent_per_maximum():
     result = found(planted_sae("m"))
-    assert sorted(result.metrics) == sorted(SCORES + COUNTS + PER_MAX + LABELS + TOLD + FLOORS)
+    assert sorted(result.metrics) == sorted(SCORES + COUNTS + PER_MAX + LABELS + TOLD + SHUFFLED + FLOORS)
     assert result.metrics["l0"] == pytest.approx(1)
     assert result.metrics["fvu_above_ceiling"] == pytest.approx(0, abs=1e-6)
     assert result.metrics["owned_maxes"] == result.metrics["label_m"] == 6

@@ -156,7 +156,7 @@ def test_what_a_sweep_varies_beside_width_and_start_titles_its_sections(tmp_path
 
 def test_claims_failures_and_where_it_lies(quick: Store) -> None:
     verdicts = [
-        Verdict(name, name, 1.0, 1.0, 1.0, 1, 1, None, f"Claim {name}.")
+        Verdict(name, name, 1.0, 1.0, 1.0, 1, 1, None, None, f"Claim {name}.")
         for name in ("supported", "not supported", "undecided")
     ]
     failures = {f"f{i}": {"reason": f"reason {i}"} for i in range(7)}

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sae_sweep.measures.active import Active
-from sae_sweep.measures.firing import FiringCounter, FiringTable, fold_dense
+from sae_sweep.measures.firing import FiringCounter, FiringTable, Fold, fold_dense
 from sae_sweep.measures.information import cofiring, information, winner_entropy
+from sae_sweep.measures.null import shuffled_cells, shuffled_features
 from sae_sweep.measures.planted import Detection, DetectionCounter, planted_metrics
 from sae_sweep.measures.priors import priors
 from sae_sweep.measures.probing import INPUTS, probing
@@ -76,15 +77,17 @@ def measure(
     Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
-    table, detection = _one_pass(sae, inputs, reconstruction, evaluation)
+    fold = None if inputs.cells is None else fold_dense(inputs.cells, inputs.chance, evaluation.f1)
+    table, detection = _one_pass(sae, inputs, reconstruction, evaluation.fires_above, fold)
     metrics: dict[str, float | int | None] = {**reconstruction.metrics, "winner_entropy": winner_entropy(table)}
     metrics["cofiring"] = cofiring(table)
     per_max: dict[str, list[int]] = {}
-    if inputs.cells is not None:
+    if inputs.cells is not None and fold is not None:
         latents = describe(table, inputs.cells, evaluation)
         splitting = count_splits(latents, inputs.cells, evaluation)
         metrics |= splitting.metrics | information(table, inputs.cells, evaluation.permutations)
         metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": live_floor(table)}
+        metrics |= shuffled_cells(table, inputs.cells, evaluation, fold)
         per_max = {"splits": splitting.splits.tolist(), "duplicates": splitting.duplicates.tolist()}
     if detection is not None and inputs.model.planted is not None:
         if inputs.cells is None:
@@ -93,14 +96,15 @@ def measure(
             metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": lightest(detection) / detection.total}
             metrics["fvu_above_ceiling"] = None
         directions = inputs.model.planted.directions
-        metrics |= planted_metrics(detection, sae.W_dec, directions, latents.live, evaluation.f1)
+        for columns in (planted_metrics, shuffled_features):
+            metrics |= columns(detection, sae.W_dec, directions, latents.live, evaluation.f1)
     norms = sae.W_dec.norm(dim=1)
     described = _frame(latents, inputs.cells, norms)
     if evaluation.probing:
         metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(INPUTS))
     if evaluation.priors:
-        columns, of_latents = priors(_contributions(sae, inputs.labelled(INPUTS)[0]), evaluation.fires_above)
-        metrics |= columns
+        of_priors, of_latents = priors(_contributions(sae, inputs.labelled(INPUTS)[0]), evaluation.fires_above)
+        metrics |= of_priors
         described = described.join(of_latents)
     if evaluation.structure:
         mean_code = table.mean_mass / norms.cpu().numpy()
@@ -109,19 +113,18 @@ def measure(
 
 
 def _one_pass(
-    sae: MeasurableSAE, inputs: EvaluationInputs, reconstruction: Reconstruction, evaluation: Evaluation
+    sae: MeasurableSAE, inputs: EvaluationInputs, reconstruction: Reconstruction, fires_above: float, fold: Fold | None
 ) -> tuple[FiringTable, Detection | None]:
     """The firing table, of one cell for a toy without any, and the counts of a toy with planted features."""
     cells, planted, width = inputs.cells, inputs.model.planted, len(sae.W_dec)
     decoder_norms = sae.W_dec.norm(dim=1)
     maxima = torch.zeros(1, dtype=torch.int64, device=inputs.mean.device)
-    counter, detections = FiringCounter(width, 1, evaluation.fires_above), None
+    counter = FiringCounter(width, cells.count if cells is not None else 1, fires_above, fold)
+    detections = None
     if cells is not None:
-        fold = fold_dense(cells, inputs.chance, evaluation.f1)
-        counter = FiringCounter(width, cells.count, evaluation.fires_above, fold)
         maxima = torch.from_numpy(cells.factors["m"]).long().to(maxima.device)
     if planted is not None:
-        detections = DetectionCounter(width, len(planted.directions), evaluation.fires_above, maxima.device)
+        detections = DetectionCounter(width, len(planted.directions), fires_above, maxima.device)
     for x, cell, weight, drawn in _blocks(inputs):
         begin = 0
         for active in sae.active(x):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from sae_sweep.columns import STRUCTURE
 from sae_sweep.measures.splitting import NOTHING, Latents
 from sae_sweep.schema import PARTITIONS
 from sae_sweep.toys.cells import Factored
@@ -35,11 +36,10 @@ def structure(rows: Floats, mean_code: Floats, latents: Latents, cells: Factored
     structure_parent, _modifier, _interaction: shares of their variance that parents explain, that modifiers explain
     beyond them, and that neither does; structure_cosine: of the difference that a modifier makes under one parent and
     under another; structure_semi_nmf, _meta_sae: variance of these vectors, at unit length, that semi-NMF and a TopK
-    SAE explain with a component for each parent and each modifier. `_null`: the same of permuted vectors.
+    SAE explain with a component for each parent and each modifier. `_null`: the same with modifiers permuted within
+    each parent (modifier, interaction, cosine), parents among all (parent), or each entry of the vectors (the others).
     """
-    names = ("parent", "modifier", "interaction", "cosine", "semi_nmf", "meta_sae")
-    found: dict[str, float | None] = {f"structure_{name}": None for name in names}
-    found |= {f"structure_{name}_null": None for name in ("modifier", "cosine", "semi_nmf", "meta_sae")}
+    found: dict[str, float | None] = dict.fromkeys(STRUCTURE)
     if cells is None:
         return found
     chosen, parent, modifier = split_latents(latents, cells)
@@ -50,7 +50,10 @@ def structure(rows: Floats, mean_code: Floats, latents: Latents, cells: Factored
     shares = two_way(vectors, parent, modifier)
     found |= dict(zip(("structure_parent", "structure_modifier", "structure_interaction"), shares, strict=True))
     found["structure_cosine"] = splitting_cosine(vectors, parent, modifier)
+    alone = np.zeros_like(parent)
+    found["structure_parent_null"] = _null(lambda other: two_way(vectors, other, modifier)[0], alone, parent)
     found["structure_modifier_null"] = _null(lambda other: two_way(vectors, parent, other)[1], parent, modifier)
+    found["structure_interaction_null"] = _null(lambda other: two_way(vectors, parent, other)[2], parent, modifier)
     found["structure_cosine_null"] = _null(lambda other: splitting_cosine(vectors, parent, other), parent, modifier)
     unit = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + TINY)
     for name, explained in (("semi_nmf", semi_nmf), ("meta_sae", meta_sae)):
@@ -107,13 +110,13 @@ def splitting_cosine(vectors: Floats, parent: Ints, modifier: Ints) -> float | N
     return float(np.mean(cosines)) if cosines else None
 
 
-def _null(value: Callable[[Ints], float | None], parent: Ints, modifier: Ints) -> float | None:
-    """The mean of `value` with modifiers permuted within each parent."""
+def _null(value: Callable[[Ints], float | None], group: Ints, factor: Ints) -> float | None:
+    """The mean of `value` with a factor permuted within each group."""
     rng, values = np.random.default_rng(0), []
     for _ in range(PERMUTATIONS):
-        other = modifier.copy()
-        for p in np.unique(parent):
-            other[parent == p] = rng.permutation(modifier[parent == p])
+        other = factor.copy()
+        for each in np.unique(group):
+            other[group == each] = rng.permutation(factor[group == each])
         values.append(value(other))
     known = [each for each in values if each is not None]
     return float(np.mean(known)) if known else None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_sweep.columns import COLUMN_OF, LABELS, is_setting
+from sae_sweep.columns import COLUMN_OF, LABELS, is_setting, shuffled
 from sae_sweep.frame import aggregate
 
 # How a sentence calls a column; others are called by their name.
@@ -54,6 +54,7 @@ class Verdict:
         low, high: its range over single seeds, `seeds` of them.
         points: how many points it was measured on.
         untrained: the same number on the untrained starts of the same points.
+        shuffled: the same number if labels were shuffled (for structure: vectors permuted); None if it uses none.
         sentence: all of it in one sentence.
     """
 
@@ -65,6 +66,7 @@ class Verdict:
     seeds: int
     points: int
     untrained: float | None
+    shuffled: float | None
     sentence: str
 
 
@@ -84,14 +86,17 @@ def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFr
     value = _value(claim, sides)
     single = _per_seed(claim, sides)
     start = untrained.set_index("point_id")
-    null = _value(claim, [_measured(claim, start.loc[side["point_id"]].reset_index()) for side in chosen])
+    nulls = (
+        _value(claim, [_measured(claim, start.loc[side["point_id"]].reset_index()) for side in chosen]),
+        _value(claim, [_measured(claim, _with_shuffled_labels(claim, side)) for side in chosen]),
+    )
     keeps = {_keeps(claim, number) for number in (value, *single)}
     verdict = "undecided" if len(keeps) > 1 else "supported" if keeps == {True} else "not supported"
     low, high = (min(single), max(single)) if single else (value, value)
-    untrained_value = None if pd.isna(null) else null
-    sentence = _sentence(claim, verdict, value, (low, high), len(single), untrained_value)
+    before, by_chance = (None if pd.isna(null) else null for null in nulls)
+    sentence = _sentence(claim, verdict, value, (low, high), len(single), (before, by_chance))
     points = sum(len(side) for side in (chosen if "at" in claim else sides))
-    return Verdict(claim["name"], verdict, value, low, high, len(single), points, untrained_value, sentence)
+    return Verdict(claim["name"], verdict, value, low, high, len(single), points, before, by_chance, sentence)
 
 
 def evaluate_all(claims: list[dict[str, Any]], frame: pd.DataFrame, untrained: pd.DataFrame) -> list[Verdict]:
@@ -101,7 +106,7 @@ def evaluate_all(claims: list[dict[str, Any]], frame: pd.DataFrame, untrained: p
 
 def _undecided(claim: Mapping[str, Any], why: str) -> Verdict:
     sentence = f"{_prediction(claim)}: undecided, since {why}."
-    return Verdict(claim["name"], "undecided", None, None, None, 0, 0, None, sentence)
+    return Verdict(claim["name"], "undecided", None, None, None, 0, 0, None, None, sentence)
 
 
 def _column(key: str, frame: pd.DataFrame) -> str:
@@ -122,6 +127,12 @@ def _matches(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
         given = [value for value in values if value is not None]
         match &= (column.isin(given) & column.notna()) | (column.isna() & (None in values))
     return match
+
+
+def _with_shuffled_labels(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the claim's measure as it is on shuffled labels, null where it has no such null."""
+    names = claim["measure"].split(" - ")
+    return rows.assign(**{name: rows.get(shuffled(name), np.nan) for name in names})
 
 
 def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
@@ -202,14 +213,19 @@ def _level(claim: Mapping[str, Any]) -> str:
 
 
 def _sentence(
-    claim: Mapping[str, Any], verdict: str, value: float, span: tuple[float, float], seeds: int, null: float | None
+    claim: Mapping[str, Any],
+    verdict: str,
+    value: float,
+    span: tuple[float, float],
+    seeds: int,
+    nulls: tuple[float | None, float | None],
 ) -> str:
     asides = []
     low, high = map(number, span)
     if seeds > 1:
         asides.append(f"{low} on each of {seeds} seeds" if low == high else f"{low} to {high} over {seeds} seeds")
-    if null is not None:
-        asides.append(f"untrained {number(null)}")
+    named = zip(("untrained", "labels shuffled"), nulls, strict=True)
+    asides += [f"{name} {number(null)}" for name, null in named if null is not None]
     aside = f" ({'; '.join(asides)})" if asides else ""
     bound = f"{'at least' if 'at_least' in claim else 'at most'} {number(_bound(claim))}"
     ending = {

@@ -169,7 +169,7 @@ def _shared(frame: pd.DataFrame) -> list[str]:
 
 
 def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
-    """A claim as the cells of a row: the number, its spread over seeds, and its null."""
+    """A claim as the cells of a row: the number, its spread over seeds, and its nulls."""
     mark, kind = _MARKS[verdict.verdict]
     low, high = number(verdict.low), number(verdict.high)
     spread = low if low == high else f"{low} to {high}"
@@ -184,6 +184,7 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
         "value": number(verdict.value),
         "spread": f"{spread} ({verdict.seeds})" if verdict.seeds > 1 else "one seed" if verdict.seeds else "–",
         "untrained": number(verdict.untrained),
+        "shuffled": number(verdict.shuffled),
         "bound": bound,
         "why": verdict.sentence.partition("since ")[2].rstrip(".") if verdict.value is None else "",
     }

@@ -1,0 +1,137 @@
+"""What the counts would be if labels meant nothing: the same rules on a firing table whose inputs were dealt anew.
+
+Two nulls, each for the measures that it says something of:
+- within maxima: query, runner-up and copies are shuffled among the inputs of each maximum. A latent that knows its
+  maximum knows it still, and nothing finer: for splits, labels finer than m, and information given the maximum.
+- across maxima: whole labels are shuffled among all inputs: for owned maxima, duplicates and labels of one factor.
+Planted features are shuffled among all inputs, and their directions turned at random, all by one rotation.
+
+Inputs and not cells are shuffled: a latent that fires on one cell alone would fire on one cell still. Firing, weights
+of inputs and every loss stay what they are, so measures that use no label have no such null. One deal for each SAE,
+seeded by what it was counted to do: the same SAE has the same null everywhere, and unlike SAEs have unlike ones.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_sweep.columns import ACROSS, PLANTED, WITHIN, shuffled
+from sae_sweep.measures.firing import FiringTable, Floats, Fold, Ints, sum_by
+from sae_sweep.measures.information import information
+from sae_sweep.measures.planted import Detection, planted_metrics
+from sae_sweep.measures.splitting import count_splits, describe, partition
+from sae_sweep.schema import Evaluation
+from sae_sweep.toys.cells import Factored
+
+
+def shuffled_cells(
+    table: FiringTable, cells: Factored, evaluation: Evaluation, fold: Fold
+) -> dict[str, float | int | None]:
+    """The columns shuffled_* of a toy with cells. `fold`: the table's own."""
+    within, across = (dealt(table, group, fold) for group in (partition(cells, "m").of_cell, np.zeros_like(fold.onto)))
+    finer, whole = (count_splits(describe(each, cells, evaluation), cells, evaluation) for each in (within, across))
+    # Corrected by one more deal: what is left has the mean 0.
+    of_m = {**finer.metrics, **information(within, cells, permutations=1)}
+    return {shuffled(name): of_m[name] for name in WITHIN} | {shuffled(name): whole.metrics[name] for name in ACROSS}
+
+
+def shuffled_features(
+    detection: Detection, W_dec: Tensor, directions: Tensor, live: NDArray[np.bool_], f1: float
+) -> dict[str, float | int | None]:
+    """The columns shuffled_* of planted features, arguments as of `planted_metrics`."""
+    rng = np.random.default_rng(crc32(detection.both.tobytes()))
+    absent = detection.total - detection.active
+    both = rng.hypergeometric(detection.active, absent, detection.fired[:, None])
+    orthogonal, triangular = np.linalg.qr(rng.normal(size=(directions.shape[1],) * 2))
+    # So that every rotation (or reflection) is as likely.
+    turn = torch.from_numpy(orthogonal * np.sign(np.diag(triangular))).to(directions)
+    dealt = Detection(both, detection.fired, detection.active, detection.total)
+    found = planted_metrics(dealt, W_dec, directions @ turn, live, f1)
+    return {shuffled(name): found[name] for name in PLANTED}
+
+
+def dealt(table: FiringTable, group: Ints, fold: Fold) -> FiringTable:
+    """The table after the inputs of each group of cells exchanged their cells at random, for each latent anew.
+
+    `group` [cells], numbered from 0. A latent fires on as many inputs of a group as before, by its mean a‖d‖ there;
+    top latents are on top of as many. An input weighs what those of its cell do on average. Rows of dense latents are
+    merged as `fold` says.
+    """
+    counts = np.bincount(table.top_cell, table.top_count, table.cells).astype(np.int64)
+    weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
+    order = np.argsort(group, kind="stable")
+    units, groups = np.repeat(order, counts[order]), int(group.max()) + 1
+    starts = np.searchsorted(group[units], np.arange(groups + 1))
+    key, *sums = sum_by(table.latent * groups + group[table.cell], table.count, table.mass, table.weight)
+    latent, of_group = np.divmod(key, groups)
+    most = np.minimum(sums[0], np.bincount(group, minlength=groups)[of_group])
+    dense = (table.fired > fold.above)[latent]
+    seed = crc32(table.top_latent.tobytes())
+    drawn = _draw(seed, of_group, sums[0], int(most.sum()), units, starts, weight, dense, fold.onto)
+    rows, cell, fires, count = drawn
+    mass = fires * np.repeat(sums[1] / sums[2], rows)
+    top = np.argsort(group[table.top_cell], kind="stable")
+    tops = _shuffled(seed, np.repeat(table.top_latent[top], table.top_count[top]), starts)
+    keys, top_count = sum_by(units * (table.width + 1) + tops + 1, np.ones_like(tops))
+    top_cell, top_latent = np.divmod(keys, table.width + 1)
+    top_weight = weight[top_cell] * top_count
+    top_rows = top_cell, top_latent - 1, top_weight, top_count
+    return FiringTable(table.width, table.cells, np.repeat(latent, rows), cell, fires, mass, count, *top_rows)
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw(
+    seed: int,
+    of_group: Ints,
+    draws: Ints,
+    most: int,
+    units: Ints,
+    starts: Ints,
+    weight: Floats,
+    dense: NDArray[np.bool_],
+    onto: Ints,
+) -> tuple[Ints, Ints, Floats, Ints]:
+    """Of each pair of latent and group, draw so many units without replacement: how many cells came up, then cells,
+    weights and counts, those of one pair after the other, at most `most`.
+
+    Units starts[g]:starts[g + 1] are of group g, each a cell of `weight`; a dense pair counts onto[cell] instead.
+    """
+    np.random.seed(seed)
+    units = units.copy()
+    held, counted = np.zeros(len(weight)), np.zeros(len(weight), np.int64)
+    rows, cells = np.zeros(len(draws), np.int64), np.empty(most, np.int64)
+    weights, counts = np.empty(most), np.empty(most, np.int64)
+    begin = 0
+    for pair in range(len(draws)):
+        end, last = begin, starts[of_group[pair] + 1]
+        for place in range(starts[of_group[pair]], starts[of_group[pair]] + draws[pair]):
+            other = np.random.randint(place, last)
+            units[place], units[other] = units[other], units[place]
+            cell = onto[units[place]] if dense[pair] else units[place]
+            if counted[cell] == 0:
+                cells[end] = cell
+                end += 1
+            counted[cell] += 1
+            held[cell] += weight[units[place]]
+        cells[begin:end].sort()
+        for row in range(begin, end):
+            weights[row], counts[row] = held[cells[row]], counted[cells[row]]
+            held[cells[row]], counted[cells[row]] = 0, 0
+        rows[pair] = end - begin
+        begin = end
+    return rows, cells[:begin].copy(), weights[:begin].copy(), counts[:begin].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _shuffled(seed: int, values: Ints, starts: Ints) -> Ints:
+    """`values` shuffled in place within each run starts[g]:starts[g + 1]."""
+    np.random.seed(seed)
+    for group in range(len(starts) - 1):
+        np.random.shuffle(values[starts[group] : starts[group + 1]])
+    return values
