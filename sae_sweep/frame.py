@@ -139,7 +139,8 @@ def aggregate(frame: pd.DataFrame, how: Literal["mean", "best"]) -> pd.DataFrame
     parts |= {column: groups[column].max() for column in FRONTS}
     constant = [column for column in keys if column in SETTINGS]
     swept = [column for column in keys if column not in SETTINGS]
-    return pd.DataFrame(parts).reset_index()[[*constant, *parts, *swept]]
+    # Copied into one piece: pandas warns of frames put together from many.
+    return pd.DataFrame(parts).reset_index()[[*constant, *parts, *swept]].copy()
 
 
 def _names(frame: pd.DataFrame) -> list[str]:

@@ -32,10 +32,17 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         cofiring mcc uniqueness feature_precision feature_recall feature_f1 found_features
         killed_features killed_small_overlap
         prior_exponential prior_half_cauchy prior_student_t prior_lomax prior_exponential_power prior_spike_and_slab
-        structure_parent structure_modifier structure_modifier_null structure_interaction structure_cosine
-        structure_cosine_null structure_semi_nmf structure_semi_nmf_null structure_meta_sae structure_meta_sae_null
+        structure_parent structure_parent_null structure_modifier structure_modifier_null structure_interaction
+        structure_interaction_null structure_cosine structure_cosine_null structure_semi_nmf
+        structure_semi_nmf_null structure_meta_sae structure_meta_sae_null
     """
-    named[-1:-1] = further.split()
+    shuffled = """
+        splits_per_max split_maxes label_mq label_mn label_mc label_mqn label_mqc label_mnc label_mqnc info_query
+        info_runner_up info_copies unique_query unique_runner_up unique_copies pure_latents owned_maxes
+        duplicates_per_max label_m label_q label_n label_c mcc uniqueness feature_precision feature_recall feature_f1
+        found_features killed_features killed_small_overlap
+    """
+    named[-1:-1] = [*further.split(), *(f"shuffled_{name}" for name in shuffled.split())]
     named.append("on_common_front")
     assert list(COLUMNS) == named
     store = sweep(tmp_path / "some", [(point(), {"l0": 1.0}), (point(seed=1), {"l0": None, "owned_maxes": None})])

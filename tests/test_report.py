@@ -158,6 +158,18 @@ def test_claims_come_first_with_number_spread_and_null(tmp_path: Path) -> None:
     assert cells == [("Measured", "3"), ("Untrained (null)", "0"), ("Labels shuffled (null)", "0")]
 
 
+def test_a_claim_that_failed_points_at_the_figure_that_shows_it(tmp_path: Path) -> None:
+    results = [(point(width=8, seed=seed), {"l0": 1.0, "fvu": 0.1, "splits_per_max": 0.5 * seed}) for seed in range(2)]
+    measures = {"splits_per_max": "split_counts", "label_mq - label_m": "labels", "loss": ""}
+    claims = [{**CLAIM, "name": name, "measure": name} for name in measures]
+    sweep(tmp_path, results, claims=[*claims, {**CLAIM, "name": "fine", "at_least": 0}])
+    assert call("report", "quick", "--output-dir", str(tmp_path)).code == 0
+    html = (tmp_path / "sweeps/quick/report.html").read_text()
+    links = re.findall(r'How it fails: <a href="#(\w+)">', html)
+    assert links == [key for key in measures.values() if key]
+    assert all(f'<section id="{key}"' in html for key in links)
+
+
 def test_a_sweep_with_nothing_finished(tmp_path: Path) -> None:
     sweep(tmp_path, [], points=4, claims=[CLAIM])
     assert call("report", "quick", "--output-dir", str(tmp_path)).code == 0

@@ -80,6 +80,16 @@ SECTIONS = (
         "dash the start.",
     ),
 )
+# The section whose figure shows a measure, by how its name begins; the first that fits.
+_SHOWN_IN = {
+    "splits_": "split_counts",
+    "split_": "distribution",
+    "duplicates_": "split_counts",
+    "label_": "labels",
+    "info_": "information",
+    "unique_": "information",
+    **dict.fromkeys(("fvu", "l0", "on_", "owned_", "live_"), "front"),
+}
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}
 # The latents of an SAE too large to fit are left out, so that the page stays easy to send: bytes before base64.
 MOST_CARD_BYTES = 1_400_000
@@ -173,6 +183,7 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
     mark, kind = _MARKS[verdict.verdict]
     low, high = number(verdict.low), number(verdict.high)
     spread = low if low == high else f"{low} to {high}"
+    shown = next((key for start, key in _SHOWN_IN.items() if claim["measure"].startswith(start)), "")
     bound = f"at least {number(claim['at_least'])}" if "at_least" in claim else f"at most {number(claim['at_most'])}"
     return {
         "mark": mark,
@@ -186,6 +197,8 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
         "untrained": number(verdict.untrained),
         "shuffled": number(verdict.shuffled),
         "bound": bound,
+        "shown": shown if verdict.verdict != "supported" and verdict.value is not None else "",
+        "figure": next((section[2] for section in SECTIONS if section[0] == shown), ""),
         "why": verdict.sentence.partition("since ")[2].rstrip(".") if verdict.value is None else "",
     }
 
