@@ -225,6 +225,14 @@ def cells(overrides: Overrides = None, json: Json = False) -> None:
 
 
 @app.command()
+def variance(overrides: Overrides = None, json: Json = False) -> None:
+    """How much of a toy's variance lies between each partition's classes: what codes constant on them explain."""
+    from sae_sweep.variance import variance as show
+
+    show(overrides or [], json)
+
+
+@app.command()
 def score(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.json and sae_weights.safetensors.")],
     overrides: Overrides = None,

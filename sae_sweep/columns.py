@@ -100,6 +100,7 @@ METRICS: dict[str, str] = {
     "unique_query": "float64",
     "unique_runner_up": "float64",
     "unique_copies": "float64",
+    "distinct_splits_per_max": "float64",
     "winner_entropy": "float64",
     "oracle_gap": "float64",
     "k_sparse_splits": "float64",

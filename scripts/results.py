@@ -27,7 +27,16 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "splitting": (
         ["site", "penalty", "init", "width"],
-        ["splits_per_max", "duplicates_per_max", "unique_query", "unique_runner_up", "unique_copies", "l0", "fvu"],
+        [
+            "splits_per_max",
+            "distinct_splits_per_max",
+            "duplicates_per_max",
+            "unique_query",
+            "unique_runner_up",
+            "unique_copies",
+            "l0",
+            "fvu",
+        ],
     ),
     "distributions": (
         ["site", "distribution", "penalty"],

@@ -47,7 +47,7 @@ def test_owners_life_and_counts_against_the_inputs_one_by_one(shape: Any, distri
     for cell, w in zip(planted.cell, weight, strict=True):
         by_cell[cell] += w
     floor = min(by_cell.values()) / 2
-    owned, splits, wholes = set(), [0] * d_vocab, [0] * d_vocab
+    owned, named, splits, wholes = set(), set(), [0] * d_vocab, [0] * d_vocab
     counts: dict[str, int] = defaultdict(int)
     for j in range(norms.shape[1]):
         fires = norms[:, j] > np.float32(CUT)
@@ -85,6 +85,7 @@ def test_owners_life_and_counts_against_the_inputs_one_by_one(shape: Any, distri
                 wholes[values["m"]] += 1
             elif "m" in label:
                 splits[values["m"]] += 1
+                named.add(spelled)
     duplicates = [max(0, n - 1) for n in wholes]
     assert found.splits.tolist() == splits
     assert found.duplicates.tolist() == duplicates
@@ -93,6 +94,7 @@ def test_owners_life_and_counts_against_the_inputs_one_by_one(shape: Any, distri
     expected |= {"split_maxes": sum(n >= 2 for n in splits)}
     assert {name: found.metrics[name] for name in expected} == expected
     assert found.metrics["splits_per_max"] == pytest.approx(sum(splits) / d_vocab)
+    assert found.metrics["distinct_splits_per_max"] == pytest.approx(len(named) / d_vocab)
     assert found.metrics["duplicates_per_max"] == pytest.approx(sum(duplicates) / d_vocab)
 
 

@@ -15,6 +15,7 @@ from sae_sweep.saes import export
 from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.schema import Sae
+from sae_sweep.tensors import to_bytes
 
 MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
 
@@ -88,3 +89,9 @@ def test_what_is_not_rescaled_is_read_to_the_bit() -> None:
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         assert torch.equal(getattr(read, name), getattr(parameters, name)), name
     assert export.from_files(export.to_files(batchtopk, parameters)[export.WEIGHTS]).threshold == torch.tensor(0.8)
+
+
+def test_tensors_that_do_not_fit_are_an_error_and_no_abort() -> None:
+    """Four pebibytes of one number: safetensors itself would panic."""
+    with pytest.raises(MemoryError):
+        to_bytes({"W_enc": torch.zeros(1).expand(1 << 50)})

@@ -24,7 +24,7 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         penalty_scale seed data_seed steps loss fvu fvu_above_ceiling l0 live_latents dead_latents pure_latents
         owned_maxes splits_per_max duplicates_per_max split_maxes label_q label_n label_c label_m label_mq label_mn
         label_mc label_mqn label_mqc label_mnc label_mqnc info_query info_runner_up info_copies unique_query
-        unique_runner_up unique_copies winner_entropy oracle_gap k_sparse_splits absorption_full
+        unique_runner_up unique_copies distinct_splits_per_max winner_entropy oracle_gap k_sparse_splits absorption_full
         absorption_fraction loss_recovered kl shrinkage seconds on_front
     """
     named = design.split()

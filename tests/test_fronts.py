@@ -11,7 +11,7 @@ from fabricated import point, sweep
 
 from sae_sweep import frame
 from sae_sweep.reports.fronts import compare, gap, hypervolume, unmoved
-from sae_sweep.schema import Penalty
+from sae_sweep.schema import Penalty, Toy
 
 
 def steps(*points: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,6 +71,19 @@ def test_intervals_over_seeds(factor: float, sure: bool, tmp_path: Path) -> None
 def test_a_coefficient_that_does_not_move_l0_is_named(tmp_path: Path) -> None:
     (warning,) = unmoved(table(tmp_path, 0.0, 1.0, seeds=1))
     assert warning.startswith("relu, tanh, width 64: coefficients from 0.1 to 0.8 leave L0 between 3.01 and 3.08")
+
+
+def test_what_is_swept_beside_the_penalty_makes_fronts_of_its_own(tmp_path: Path) -> None:
+    """Toys of two kinds of magnitude are two comparisons; two margins of the start are two lines of one."""
+    results = [
+        (point(Toy("independent", magnitudes=kind), penalty=Penalty("l1", c), init="whitened", margin=margin), front)
+        for kind, margin, fvu in [("constant", 0.5, 0.1), ("lomax", 0.5, 0.2), ("lomax", 0.6, 0.4)]
+        for c, front in [(0.1, {"l0": 10, "fvu": fvu / 10}), (0.8, {"l0": 1, "fvu": fvu})]
+    ]
+    varied = ["toy.magnitudes", "sae.margin", "penalty.coefficient"]
+    found = compare(frame.load(sweep(tmp_path, results, varied=varied), "quick"))
+    assert list(found["toy.magnitudes"]) == ["constant", "lomax", "lomax"]
+    assert list(found["gap"]) == pytest.approx([0, 0, np.log10(2)])
 
 
 def test_nothing_measured() -> None:

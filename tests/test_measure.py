@@ -24,7 +24,7 @@ TOY = Toy(d_vocab=6, k=3, d_model=8, d_head=8)
 EVALUATION = Evaluation()
 SCORES = ["fvu", "fvu_above_ceiling", "l0", "squared_error", "penalty_mean", "shrinkage", "loss_recovered", "kl"]
 COUNTS = ["live_latents", "dead_latents", "pure_latents", "owned_maxes", "split_maxes"]
-PER_MAX = ["splits_per_max", "duplicates_per_max"]
+PER_MAX = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max"]
 LABELS = [f"label_{name}" for name in PARTITIONS]
 TOLD = [f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")]
 TOLD += ["winner_entropy", "cofiring"]

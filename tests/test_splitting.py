@@ -80,6 +80,7 @@ def test_fully_split(partition):
     per_max = np.bincount(PLANTED.cells.factors["m"][first[split]], minlength=D)
     assert found.splits.tolist() == per_max.tolist()
     assert found.metrics["splits_per_max"] == pytest.approx(len(split) / D)
+    assert found.metrics["distinct_splits_per_max"] == found.metrics["splits_per_max"]
     assert found.metrics["split_maxes"] == (per_max >= 2).sum() >= D - 2
     assert found.metrics[f"label_{partition}"] == sum(names[latent] == partition for latent in split) > D
     assert found.metrics["owned_maxes"] == D
@@ -95,6 +96,14 @@ def test_copies_of_a_maximum_are_duplicates_not_splits():
     assert found.metrics["duplicates_per_max"] == pytest.approx(3 / D)
     assert found.metrics["splits_per_max"] == found.metrics["split_maxes"] == 0
     assert found.metrics["owned_maxes"] == D
+
+
+def test_latents_that_share_a_class_are_one_distinct_split():
+    once = PLANTED.one_per("mq")
+    _, single = counts(once)
+    _, found = counts(np.concatenate([once, once * 0.5], 1))
+    assert found.metrics["splits_per_max"] == 2 * single.metrics["splits_per_max"] > 0
+    assert found.metrics["distinct_splits_per_max"] == single.metrics["distinct_splits_per_max"]
 
 
 def test_a_latent_for_two_maxima_owns_neither():

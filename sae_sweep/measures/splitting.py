@@ -197,13 +197,15 @@ def count_splits(latents: Latents, cells: Factored, evaluation: Evaluation) -> S
     """Live latents, owned maxes, splits, duplicates and labels of one SAE.
 
     Owned: a maximum with a live latent of purity ≥ `evaluation.purity`. Split: a latent labelled finer than m, of the
-    maximum that its label names. Duplicate: one more latent labelled by the whole of a maximum already held.
+    maximum that its label names; distinct splits are the classes that so many splits name, since latents may share one.
+    Duplicate: one more latent labelled by the whole of a maximum already held.
     """
     live, label, d_vocab = latents.live, latents.label, cells.d_vocab
     pure = live & (np.nan_to_num(latents.purity) >= evaluation.purity - ROUNDING)
     maximum = np.where(label == NOTHING, NOTHING, cells.factors["m"][latents.example])
     finer = np.isin(label, [i for i, name in enumerate(PARTITIONS) if set("m") < set(name)])
     splits = np.bincount(maximum[finer], minlength=d_vocab)
+    named = np.unique(np.stack([label[finer], latents.example[finer]]), axis=1)
     wholes = np.bincount(maximum[label == PARTITIONS.index("m")], minlength=d_vocab)
     duplicates = np.maximum(wholes - 1, 0)
     metrics: dict[str, Any] = {
@@ -212,6 +214,7 @@ def count_splits(latents: Latents, cells: Factored, evaluation: Evaluation) -> S
         "pure_latents": int(pure.sum()),
         "owned_maxes": len(np.unique(latents.owner[pure])),
         "splits_per_max": int(splits.sum()) / d_vocab,
+        "distinct_splits_per_max": named.shape[1] / d_vocab,
         "duplicates_per_max": int(duplicates.sum()) / d_vocab,
         "split_maxes": int((splits >= 2).sum()),
         **{f"label_{name}": int((label == i).sum()) for i, name in enumerate(PARTITIONS)},

@@ -29,6 +29,7 @@ PHRASES = {
     "pure_latents": "number of pure latents",
     "owned_maxes": "number of owned maxes",
     "splits_per_max": "number of splits per max",
+    "distinct_splits_per_max": "number of distinct splits per max",
     "duplicates_per_max": "number of duplicates per max",
     "split_maxes": "number of split maxes",
     "oracle_gap": "loss above the best oracle start",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sae_sweep.columns import SEEDS
+from sae_sweep.columns import COLUMN_OF, SEEDS
 
 # What a front is drawn within, and what sets the fronts there apart.
 WITHIN = ("toy", "site", "distribution", "width", "init", "partition", "steps")
@@ -25,6 +25,20 @@ RESAMPLED, INSIDE = 1000, 0.95
 LADDER, MOVES = 2.0, 1.1
 
 Floats = NDArray[np.float64]
+
+
+def within(frame: pd.DataFrame) -> list[str]:
+    """WITHIN, and the keys swept beside it that change the data or the training."""
+    return [*WITHIN, *_swept(frame, ("toy.", "distribution.", "training."))]
+
+
+def lines(frame: pd.DataFrame) -> list[str]:
+    """LINE, and the keys swept beside it that change the SAE or its penalty."""
+    return [*LINE, *_swept(frame, ("sae.", "penalty."))]
+
+
+def _swept(frame: pd.DataFrame, prefixes: tuple[str, ...]) -> list[str]:
+    return [column for column in frame.columns if column.startswith(prefixes) and column not in COLUMN_OF]
 
 
 @dataclass(frozen=True)
@@ -79,20 +93,21 @@ def gap(front: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> float | N
 def compare(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per front: its hypervolume, and its gap from the first front of the same width, start and data.
 
-    Columns WITHIN and LINE, `seeds`, `hypervolume` and `gap`, each with its `_low` and `_high` (nan for one seed), and
-    `l0_low`, `l0_high`, the L0 over which the gap is taken. The reference of the hypervolume is the largest L0 and FVU
-    of all fronts compared. Intervals resample the seeds (of SAE, toy and data, together), for both fronts alike.
+    Columns `within` and `lines`, `seeds`, `hypervolume` and `gap`, each with its `_low` and `_high` (nan for one seed),
+    and `l0_low`, `l0_high`, the L0 over which the gap is taken. The reference of the hypervolume is the largest L0 and
+    FVU of all fronts compared. Intervals resample the seeds (of SAE, toy and data, together), for both fronts alike.
     """
     rows: list[dict[str, Any]] = []
-    for _, group in frame.groupby(list(WITHIN), dropna=False, sort=False):
-        found = [(part.iloc[0], ladder(part)) for _, part in group.groupby(list(LINE), dropna=False, sort=False)]
-        lines = [(row, line) for row, line in found if line is not None]
-        fronts = [line.front() for _, line in lines]
+    outer, inner = within(frame), lines(frame)
+    for _, group in frame.groupby(outer, dropna=False, sort=False):
+        found = [(part.iloc[0], ladder(part)) for _, part in group.groupby(inner, dropna=False, sort=False)]
+        ladders = [(row, line) for row, line in found if line is not None]
+        fronts = [line.front() for _, line in ladders]
         highest = [max((float(front[i].max()) for front in fronts), default=0.0) for i in (0, 1)]
         reference = highest[0], highest[1]
-        for (row, line), front in zip(lines, fronts, strict=True):
-            first, base = lines[0][1], fronts[0]
-            row_of = {name: row[name] for name in (*WITHIN, *LINE)} | {"seeds": len(line.l0)}
+        for (row, line), front in zip(ladders, fronts, strict=True):
+            first, base = ladders[0][1], fronts[0]
+            row_of = {name: row[name] for name in (*outer, *inner)} | {"seeds": len(line.l0)}
             row_of["hypervolume"] = hypervolume(front, reference)
             row_of |= _interval("hypervolume", line, first, partial(_alone, reference=reference))
             row_of["gap"] = gap(front, base) if line is not first else 0.0
@@ -123,7 +138,7 @@ def _interval(name: str, line: Ladder, first: Ladder, value: Any) -> dict[str, f
 def unmoved(frame: pd.DataFrame) -> list[str]:
     """A warning for every line whose coefficients do not move L0."""
     found = []
-    for _, rows in frame.groupby([*WITHIN, *LINE], dropna=False, sort=False):
+    for _, rows in frame.groupby([*within(frame), *lines(frame)], dropna=False, sort=False):
         line = ladder(rows)
         if line is None or line.setting[-1] < LADDER * max(line.setting[0], 1e-300):
             continue

@@ -26,7 +26,10 @@ _LABEL_ORDER = ("m", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc", "q", "n", "c
 def context(frame: pd.DataFrame) -> list[str]:
     """The columns beside width and start that set sections apart because this sweep varies them."""
     swept = [
-        column for column in frame.columns if column.startswith(("toy.", "distribution.")) and column != "toy.seed"
+        column
+        for column in frame.columns
+        # The kind of toy is told by the column of that name.
+        if column.startswith(("toy.", "distribution.")) and column not in ("toy.seed", "toy.name")
     ]
     known = {COLUMN_OF.get(column, column) for column in swept} | {"toy", "site", "distribution"}
     found = [column for column in (*SETTINGS, *swept) if column in known and frame[column].nunique() > 1]

@@ -14,7 +14,7 @@ from rich.text import Text
 from sae_sweep.columns import LABELS
 from sae_sweep.reports.charts import front_charts
 from sae_sweep.reports.claims import Verdict
-from sae_sweep.reports.fronts import WITHIN, compare, unmoved
+from sae_sweep.reports.fronts import LINE, compare, lines, unmoved, within
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
 from sae_sweep.reports.results_table import (
     context,
@@ -98,11 +98,13 @@ def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
     """Fronts of one width and start against the first of them, and coefficients that do nothing."""
     found, keys = compare(frame), [*context(frame), "width", "init", "partition"]
     blocks = []
-    for _, group in found.groupby(list(WITHIN), dropna=False, sort=False) if len(found) else ():
+    for _, group in found.groupby(within(frame), dropna=False, sort=False) if len(found) else ():
         if len(group) > 1:
             row = group.iloc[0]
             title = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys[:-3])])
-            blocks.append(Block(title, [Row(_front_cells(line)) for _, line in group.iterrows()]))
+            # What sets apart lines of one penalty.
+            apart = [key for key in lines(frame) if key not in LINE] if group.duplicated(list(LINE)).any() else []
+            blocks.append(Block(title, [Row(_front_cells(line, apart)) for _, line in group.iterrows()]))
     warnings = [Text(f"! {line}", "yellow") for line in unmoved(frame)]
     if not blocks:
         return [*warnings]
@@ -111,7 +113,7 @@ def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
     return [_heading("Fronts compared"), columns(heads, blocks, width), Text(note, "dim"), *warnings]
 
 
-def _front_cells(line: pd.Series) -> list[str]:
+def _front_cells(line: pd.Series, apart: list[str]) -> list[str]:
     def interval(low: float, high: float) -> str:
         return f"{low:.2f} to {high:.2f}" if pd.notna(low) else "–"
 
@@ -119,7 +121,8 @@ def _front_cells(line: pd.Series) -> list[str]:
     volume = interval(line["hypervolume_low"], line["hypervolume_high"])
     reached = f"{line['l0_low']:.2g}–{line['l0_high']:.2g}" if pd.notna(times[0]) else "none shared"
     shown = f"{times[0]:.2f}" if pd.notna(times[0]) else "–"
-    return [penalty_name(line), f"{line['hypervolume']:.2f}", volume, shown, interval(*times[1:]), reached]
+    name = " ".join([penalty_name(line), *(f"{key.partition('.')[2]}={line[key]:g}" for key in apart)])
+    return [name, f"{line['hypervolume']:.2f}", volume, shown, interval(*times[1:]), reached]
 
 
 def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[RenderableType]:

@@ -13,11 +13,12 @@ import json
 import math
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.schema import Point
+from sae_sweep.tensors import to_bytes
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 # SAELens's name for each architecture. It has no BatchTopK at evaluation: with its threshold that is a JumpReLU.
@@ -90,7 +91,7 @@ def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
         # SAELens fires above the threshold, a BatchTopK SAE at it as well.
         tensors["threshold"] = torch.nextafter(scaled.threshold, torch.tensor(-math.inf)).expand_as(scaled.b_enc)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    weights = save(contiguous, {FACTORS: json.dumps(scaled_by.tolist())})
+    weights = to_bytes(contiguous, {FACTORS: json.dumps(scaled_by.tolist())})
     return {WEIGHTS: weights, CONFIG: json.dumps(_config(point, folded), indent=2).encode()}
 
 

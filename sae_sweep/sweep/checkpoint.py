@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sae_sweep.disk import environment
@@ -30,6 +29,7 @@ from sae_sweep.saes.train import Look
 from sae_sweep.schema import Point
 from sae_sweep.store import Store
 from sae_sweep.sweep.plan import stack_key, stacks
+from sae_sweep.tensors import to_bytes
 
 # Seconds of training between two checkpoints.
 EVERY = 60.0
@@ -85,7 +85,7 @@ class Checkpoint:
     def save(self, stack: Stack, looks: Sequence[Look]) -> None:
         """Write the stack as it stands between two steps, in place of what was written before."""
         began = time.monotonic()
-        content = save_tensors(_tensors(stack, looks), {"ids": json.dumps(self.ids), "device": self.device})
+        content = to_bytes(_tensors(stack, looks), {"ids": json.dumps(self.ids), "device": self.device})
         name = f"{self._name}.{stack.step}.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
         self.store.write_checkpoint(self.folder / name, content)
         for older in self.folder.glob(f"{self._name}.*.safetensors"):

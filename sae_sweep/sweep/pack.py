@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sae_sweep import provenance
@@ -37,6 +36,7 @@ from sae_sweep.schema import Evaluation, Point, Sae, Toy, canonical, measure_id,
 from sae_sweep.store import Store, StoreDamaged
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
+from sae_sweep.tensors import to_bytes
 from sae_sweep.toys import model
 from sae_sweep.toys.cells import Factored
 from sae_sweep.toys.stream import EvaluationInputs, Stream, feature_means
@@ -291,7 +291,7 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
         for toy, params in zip(group, model.train(group, device, report), strict=True):
             record = {"schema": 1, "id": toy_id(toy), "settings": dataclasses.asdict(toy)}
             record["provenance"] = provenance.collect(device)
-            store.commit("toys", toy_id(toy), record, {"toy.safetensors": save_tensors(params)})
+            store.commit("toys", toy_id(toy), record, {"toy.safetensors": to_bytes(params)})
 
 
 def out_of_memory(error: BaseException) -> bool:
