@@ -47,7 +47,7 @@ def submit(overrides: Sequence[str], dry_run: bool, fail_fast: bool, yes: bool, 
     asked = config.load(overrides, SLURM, yes=yes)
     if asked.launcher["name"] != "slurm":
         raise UserError(f"submit sends to Slurm: launcher={asked.launcher['name']} is for `sae-sweep run`")
-    prepared = prepare(asked)
+    prepared = prepare(_with_coefficients(asked, dry_run))
     if dry_run:
         _show_dry_run(prepared, json)
         return commands.OK
@@ -66,11 +66,28 @@ def submit(overrides: Sequence[str], dry_run: bool, fail_fast: bool, yes: bool, 
     return commands.OK
 
 
+def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
+    """The sweep with the coefficients that grid.calibrate chooses: by short runs here, before anything is sent."""
+    if sweep.calibration is None:
+        return sweep
+    from sae_sweep.sweep.run import check_weights
+
+    config.check_writable(sweep.output_dir)
+    check_weights(sweep)
+    store = Store(sweep.output_dir)
+    if not dry_run:
+        return commands.calibrated(sweep, store)
+    sweep = commands.known(sweep, store)
+    if sweep.calibration is not None and sweep.calibration.rungs:
+        print(sweep.calibration.sentence.replace("the run", "submit, on this machine"), file=sys.stderr)
+    return sweep
+
+
 def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
     """`run launcher=slurm`: submit, wait for the end, report as a local run does. Ctrl-C leaves the jobs at work."""
     from sae_sweep.sweep.slurm.prepare import prepare
 
-    prepared = prepare(sweep)
+    prepared = prepare(_with_coefficients(sweep, dry_run))
     if dry_run:
         _show_dry_run(prepared, json)
         return commands.OK

@@ -6,8 +6,8 @@ import dataclasses
 import json as json_module
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ from sae_sweep.schema import OWN_INPUTS
 from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.keys import show
+from sae_sweep.sweep.ladders import coefficients
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sae_sweep.reports.claims import Verdict
     from sae_sweep.reports.wandb import WandbLog
+    from sae_sweep.sweep.events import Event
     from sae_sweep.sweep.plan import Work
     from sae_sweep.sweep.run import Outcome
 
@@ -49,12 +51,39 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 
     runner.check_weights(sweep)
     store = Store(sweep.output_dir)
+    sweep = calibrated(sweep, store)
     outcome, results, untrained = _work(sweep, runner.look(sweep, store, part), store, fail_fast)
     if json:
         print(json_module.dumps(outcome.to_json()))
     else:
         show_report(store, sweep.name, results, untrained)
     return FAILED_POINTS if outcome.failed else OK
+
+
+def calibrated(sweep: Sweep, store: Store) -> Sweep:
+    """The sweep with the coefficients that grid.calibrate chooses, by short runs where they are not known; says so."""
+    if sweep.calibration is None:
+        return sweep
+    from sae_sweep.sweep.calibrate import calibrated as choose
+
+    sweep = choose(sweep, store, _short_runs)
+    for line in sweep.calibration.lines.values() if sweep.calibration else ():
+        print(line.sentence, file=sys.stderr)
+        if line.warning:
+            print(f"warning: {line.warning}", file=sys.stderr)
+    return sweep
+
+
+@contextmanager
+def _short_runs(work: Work) -> Iterator[Callable[[Event], None]]:
+    """Shows short runs being trained."""
+    from sae_sweep.reports.live import LiveView
+    from sae_sweep.sweep.events import Note
+
+    count = layout.plural(sum(map(len, work.plan.packs)), "short SAE")
+    with LiveView(len(work.plan.points), len(work.plan.finished), work.plan.seconds) as view:
+        view.handle(Note(f"choosing coefficients by L0: {count}, about {layout.duration(work.plan.seconds)}"))
+        yield view.handle
 
 
 def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> tuple[Outcome, pd.DataFrame, pd.DataFrame]:
@@ -142,18 +171,32 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
 
     check_weights(sweep)
     store = Store(sweep.output_dir)
+    sweep = known(sweep, store)
     planned = make_plan(sweep, store.ids("points"), parse_shard(shard), store.ids("toys"))
     if json:
         print(json_module.dumps(planned.to_json(sweep)))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
+    unknown = [] if sweep.calibration is None else coefficients(sweep.calibration.rungs)
     for key, values in config.axes_of(sweep):
-        table.add_row(key, ", ".join(map(str, values)))
+        shown = values if key != "penalty.coefficient" else [value for value in values if value not in unknown]
+        table.add_row(key, ", ".join([*map(str, shown), *(["not known yet"] if shown != values else [])]))
     time = layout.duration(planned.seconds)
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
+    if sweep.calibration is not None and unknown:
+        table.add_row("calibrate", sweep.calibration.sentence)
     layout.write(layout.console(sys.stdout), f"{sweep.name}", table)
+
+
+def known(sweep: Sweep, store: Store) -> Sweep:
+    """The sweep with the coefficients that grid.calibrate chose before; as it is where they are not known yet."""
+    if sweep.calibration is None:
+        return sweep
+    from sae_sweep.sweep.calibrate import calibrated as choose
+
+    return choose(sweep, store, view=None)
 
 
 def results(sweep: str, format: str, seeds: str, output_dir: Path) -> None:

@@ -32,7 +32,16 @@ from sae_sweep.pause import no_collection
 from sae_sweep.schema import TOY_KEYS, Evaluation, Point, Toy, measure_id
 from sae_sweep.sweep.axes import GROUPS, Axes, check_values, conf_dir, is_file, is_sweep_key, listing, merge_blocks
 from sae_sweep.sweep.claims import check_claims
-from sae_sweep.sweep.grid import LARGEST_GRID, YES, Settings, Sweep, counted, expand, varied
+from sae_sweep.sweep.grid import (
+    LARGEST_GRID,
+    YES,
+    Settings,
+    Sweep,
+    counted,
+    expand,
+    expand_uncalibrated,
+    varied,
+)
 from sae_sweep.sweep.keys import (
     PART_KEYS,
     PARTS,
@@ -45,6 +54,7 @@ from sae_sweep.sweep.keys import (
     nearest,
     show,
 )
+from sae_sweep.sweep.ladders import LEAST, Calibration
 from sae_sweep.sweep.slurm.launcher import Launcher
 
 # Overrides of these alone leave the grid as it is.
@@ -75,14 +85,25 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
     where = f"experiment={experiment}" if experiment else "conf"
     blocks = merge_blocks(tree["grid"], axes, where)
     options = _options(first, tree, chosen, blocks)
-    with no_collection():
-        points = expand(Settings(options, chosen, {name: tree[name] for name in SEEDS}), blocks, largest)
+    values = {key: coerce(key, rule, one.get(key, _lookup(tree, key))) for key, rule in SWEEP_KEYS.items()}
+    settings = Settings(options, chosen, {name: tree[name] for name in SEEDS})
+    calibration = _calibration(values, one)
+    if calibration is None:
+        with no_collection():
+            points = expand(settings, blocks, largest)
+    else:
+        points, calibration = expand_uncalibrated(settings, blocks, calibration, largest)
+        if not calibration.rungs:
+            raise UserError(
+                "grid.calibrate=l0 has nothing to choose: every coefficient is given, or sae.k counts in its place "
+                "(leave penalty.coefficient out, or give penalty.coefficient=null)"
+            )
     if "distribution.file" in axes and not any(point.distribution.file for point in points):
         raise UserError("distribution.file is read by distribution=weights alone (did you mean distribution=FILE?)")
 
-    values = {key: coerce(key, rule, one.get(key, _lookup(tree, key))) for key, rule in SWEEP_KEYS.items()}
     evaluation = Evaluation(**{f.name: values[f"evaluation.{f.name}"] for f in dataclasses.fields(Evaluation)})
-    name = values["name"] or (experiment if alone else None) or f"{experiment or 'adhoc'}-{_hash(points, evaluation)}"
+    grid = _hash(points, evaluation, calibration)
+    name = values["name"] or (experiment if alone else None) or f"{experiment or 'adhoc'}-{grid}"
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name, re.ASCII):
         raise UserError(f"name={show(name)} names a folder: letters, digits, dot, plus, minus and underscore only")
     return Sweep(
@@ -97,6 +118,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],
         output_dir=Path(values["output_dir"]),
+        calibration=calibration,
     )
 
 
@@ -302,7 +324,24 @@ def _launcher(settings: dict[str, Any]) -> dict[str, Any]:
     return settings if settings["name"] == "local" else {"name": settings["name"], **vars(Launcher.of(settings))}
 
 
-def _hash(points: Sequence[Point], evaluation: Evaluation) -> str:
+def _calibration(values: Mapping[str, Any], one: Mapping[str, Any]) -> Calibration | None:
+    """What grid.calibrate asks for; UserError if it cannot be meant."""
+    if values["grid.calibrate"] is None:
+        unread = min((key for key in one if key in ("grid.l0_range", "grid.coefficients")), default=None)
+        if unread:
+            raise UserError(f"{unread} is read by grid.calibrate=l0 alone: give that too")
+        return None
+    asked = values["grid.l0_range"]
+    if len(asked) != 2:
+        raise UserError(f"grid.l0_range is from where to where, as [1,4], got {show(asked)}")
+    low, high = (coerce("grid.l0_range", Rule("float", limits={"ge": LEAST}), value) for value in asked)
+    if low >= high:
+        raise UserError(f"grid.l0_range={show(asked)} is empty: the second L0 must be above the first")
+    return Calibration((low, high), values["grid.coefficients"])
+
+
+def _hash(points: Sequence[Point], evaluation: Evaluation, calibration: Calibration | None) -> str:
     """Tells grids apart: the points, in whatever order, and how they are measured. 8 hexadecimal digits."""
-    text = " ".join([measure_id(evaluation), *sorted(point.id for point in points)])
+    chosen = [] if calibration is None else [str(calibration.l0_range)]
+    text = " ".join([measure_id(evaluation), *chosen, *sorted(point.id for point in points)])
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -369,6 +369,24 @@ def test_what_slurm_does_not_take_is_held_back_and_sent_later(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("slurm")
+def test_coefficients_are_chosen_before_anything_is_sent(tmp_path: Path) -> None:
+    asked = [*TINY, "device=cpu", "launcher.cpus=1", "sae.init=random", "training.lr=0.02", "seed=0,1,2", "name=even"]
+    asked += ["grid.calibrate=l0", "grid.l0_range=[0.5,1.5]", "grid.coefficients=2"]
+    dry = call("submit", *asked, "--dry-run")
+    assert dry.code == 0 and "are chosen by submit, on this machine" in dry.err and not (tmp_path / "outputs").exists()
+    first = call("submit", *asked, "--json")
+    assert first.code == 0 and "choosing coefficients by L0" in first.err
+    store = Store(tmp_path / "outputs")
+    (line,) = store.info("even")["calibration"]["lines"].values()
+    (task,) = (tmp_path / "outputs" / "sweeps" / "even" / "jobs").glob("*/task-0.json")
+    points = from_json(json.loads(task.read_text())["points"])
+    assert sorted({point.penalty.coefficient for point in points}) == line["coefficients"]
+    assert store.read_sweep_file("even", "points.txt").split() == [point.id for point in points]
+    again = call("submit", *asked)
+    assert "nothing to submit" in again.out and "choosing coefficients" not in again.err
+
+
+@pytest.mark.usefixtures("slurm")
 def test_tasks_grow_to_fit_what_slurm_takes(tmp_path: Path) -> None:
     (tmp_path / "limit").write_text("3")
     shorter = [word.replace("4000000", "100000") for word in LONG_TASKS]

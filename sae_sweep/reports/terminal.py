@@ -25,6 +25,7 @@ from sae_sweep.reports.results_table import (
     seeds_note,
     start_name,
 )
+from sae_sweep.sweep.ladders import Line
 
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
 _MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}
@@ -55,7 +56,7 @@ def show(
         parts += (
             [_heading("The front: reconstruction against sparsity, lower left is better"), charts] if charts else []
         )
-        parts += _fronts(frame, console.width)
+        parts += _fronts(frame, console.width) + _chosen(info)
         # A toy whose features are independent of each other has no maxima to split.
         if frame["label_m"].notna().any():
             parts += _splits(frame, untrained, console.width)
@@ -111,6 +112,18 @@ def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
     heads = ["penalty", "hyper-\nvolume", "\n95% of seeds", "FVU, times\nthe first's", "\n95% of seeds", "over\nL0"]
     note = "Means over the L0 that both fronts reach; hypervolume in decades of L0 times decades of FVU."
     return [_heading("Fronts compared"), columns(heads, blocks, width), Text(note, "dim"), *warnings]
+
+
+def _chosen(info: Mapping[str, Any]) -> list[RenderableType]:
+    """The coefficients that short runs chose."""
+    calibration = info.get("calibration")
+    if not calibration:
+        return []
+    low, high = calibration["l0_range"]
+    parts: list[RenderableType] = [_heading(f"Coefficients chosen for L0 {low:g} to {high:g}")]
+    for line in (Line(**line) for line in calibration["lines"].values()):
+        parts += [Text(line.sentence), *([Text(f"! {line.warning}", "yellow")] if line.warning else [])]
+    return parts
 
 
 def _front_cells(line: pd.Series, apart: list[str]) -> list[str]:

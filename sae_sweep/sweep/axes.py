@@ -13,6 +13,9 @@ from sae_sweep.sweep.keys import CHOSEN, PARTS, POINT_KEYS, SWEEP_KEYS, check_ax
 # The folders of conf/. Those that are no part of a point take one option for the whole sweep.
 GROUPS = (*PARTS, "evaluation", "logger", "launcher", "experiment")
 
+# What the grid of an experiment takes beside its axes and blocks.
+CALIBRATION = [key.removeprefix("grid.") for key in SWEEP_KEYS if key.startswith("grid.")]
+
 Axes = dict[str, list[Any]]
 
 
@@ -36,7 +39,8 @@ def is_file(group: str, option: Any) -> bool:
 
 def is_sweep_key(key: str) -> bool:
     """Whether the key is one for the whole sweep, and no setting of a point."""
-    return key.partition(".")[0] in ("evaluation", "logger", "launcher", "experiment", "device", "output_dir", "name")
+    part = key.partition(".")[0]
+    return part in ("evaluation", "grid", "logger", "launcher", "experiment", "device", "output_dir", "name")
 
 
 def check_values(key: str, values: list[Any]) -> list[Any]:
@@ -68,8 +72,8 @@ def _options_exist(group: str, values: Sequence[Any]) -> None:
 
 def merge_blocks(grid: Any, axes: Axes, where: str) -> list[dict[str, list[Any]]]:
     """The blocks of the experiment's grid, each with the axes; what the command line says replaces either."""
-    if not isinstance(grid, dict) or not set(grid) <= {"axes", "blocks"}:
-        raise UserError(f"{where}: grid takes axes and blocks, got {show(grid)}")
+    if not isinstance(grid, dict) or not set(grid) <= {"axes", "blocks", *CALIBRATION}:
+        raise UserError(f"{where}: grid takes axes and blocks, beside {', '.join(CALIBRATION)}, got {show(grid)}")
     named_blocks = [(f"{where}: grid.axes", grid.get("axes") or {})]
     listed = grid.get("blocks") or [{}]
     if not isinstance(listed, list):

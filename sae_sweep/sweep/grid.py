@@ -14,6 +14,7 @@ from typing import Any
 from sae_sweep.errors import UserError
 from sae_sweep.schema import COUNTED, PARTITIONS, Evaluation, Point, Toy, canonical
 from sae_sweep.sweep.keys import PART_KEYS, PARTS, POINT_KEYS, SEEDS, coerce, nearest, show
+from sae_sweep.sweep.ladders import Calibration, stand_ins
 
 # Larger grids are more often a slip than a plan.
 LARGEST_GRID = 100_000
@@ -28,6 +29,7 @@ class Sweep:
     """A named grid and everything around it that is one for the whole sweep.
 
     `points` are canonical, unique and in grid order; `varied` are the dotted keys that differ among them.
+    `calibration`: which coefficients are to be chosen, or were; None if all are given.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Sweep:
     launcher: dict[str, Any]
     device: str
     output_dir: Path
+    calibration: Calibration | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +72,25 @@ def expand(settings: Settings, blocks: Sequence[Block], largest: int | None = LA
     defaults, and points that are then equal collapse.
     UserError: a value of the wrong type or out of bounds, or more than `largest` combinations.
     """
-    products = [product for block in blocks for product in _products(settings, block)]
-    total = sum(math.prod(len(values) for values in product.axes.values()) for product in products)
-    if largest is not None and total > largest:
-        raise UserError(f"the grid has {total:,} combinations, more than {largest:,}{YES}")
+    products = _all_products(settings, blocks, largest)
     return list(dict.fromkeys(canonical(point) for product in products for point in product.points()))
+
+
+def expand_uncalibrated(
+    settings: Settings, blocks: Sequence[Block], calibration: Calibration, largest: int | None = LARGEST_GRID
+) -> tuple[list[Point], Calibration]:
+    """The points of `expand` with stand-ins in place of each ladder, and the calibration with those for its rungs."""
+    points: dict[Point, None] = {}
+    rungs: dict[Point, int] = {}
+    given: set[Point] = set()
+    for product in _all_products(settings, blocks, largest, calibration.coefficients):
+        for point in map(canonical, product.points()):
+            points[point] = None
+            if point.penalty.coefficient in product.ladder:  # architectures that count have none
+                rungs[point] = product.ladder.index(point.penalty.coefficient)
+            else:
+                given.add(point)
+    return list(points), dataclasses.replace(calibration, rungs=rungs, given=frozenset(given & rungs.keys()))
 
 
 def varied(points: Sequence[Point]) -> list[str]:
@@ -139,8 +156,21 @@ def toy_classes(partition: str, toy: Toy) -> int:
     return (toy.maxima if "m" in partition else 1) * with_q
 
 
-def _products(settings: Settings, block: Block) -> Iterator[_Product]:
-    """One product of plain keys for every combination of the options that the block names."""
+def _all_products(
+    settings: Settings, blocks: Sequence[Block], largest: int | None, rungs: int | None = None
+) -> list[_Product]:
+    products = [product for block in blocks for product in _products(settings, block, rungs)]
+    total = sum(math.prod(len(values) for values in product.axes.values()) for product in products)
+    if largest is not None and total > largest:
+        raise UserError(f"the grid has {total:,} combinations, more than {largest:,}{YES}")
+    return products
+
+
+def _products(settings: Settings, block: Block, rungs: int | None) -> Iterator[_Product]:
+    """One product of plain keys for every combination of the options that the block names.
+
+    rungs: so many stand-ins take the place of each ladder
+    """
     parts = [part for part in PARTS if part in block]
     for options in itertools.product(*(block[part] for part in parts)):
         chosen = {**settings.chosen, **dict(zip(parts, options, strict=True))}
@@ -150,20 +180,25 @@ def _products(settings: Settings, block: Block) -> Iterator[_Product]:
         if axes.get("penalty.coefficient", [base["penalty"]["coefficient"]]) == [None]:
             if not ladder:
                 raise UserError(f"penalty={chosen['penalty']} has no ladder: give penalty.coefficient")
+            ladder = ladder if rungs is None else stand_ins(ladder, rungs)
             axes = {**axes, "penalty.coefficient": ladder}
+        else:
+            ladder = None
         flat = {f"{part}.{name}": value for part in PARTS for name, value in base[part].items()}
-        yield _Product({**flat, **settings.seeds}, axes)
+        yield _Product({**flat, **settings.seeds}, axes, ladder or [])
 
 
 class _Product:
     """The product of plain axes over fixed options.
 
     Points share their parts: a part is built once for every combination of the axes it reads, itself or by reference.
+    `ladder`: the coefficients, if they are not given.
     """
 
-    def __init__(self, base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]], ladder: Sequence[float]) -> None:
         self.base = base
         self.axes = axes
+        self.ladder = ladder
         self.place = {key: i for i, key in enumerate(axes)}
 
     def points(self) -> Iterator[Point]:

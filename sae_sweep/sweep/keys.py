@@ -46,6 +46,9 @@ PART_KEYS: dict[str, dict[str, Rule]] = {part: _rules("", settings) for part, se
 # One value for the whole sweep.
 SWEEP_KEYS: dict[str, Rule] = {
     **_rules("evaluation.", Evaluation),
+    "grid.calibrate": Rule("str", optional=True, limits={"choices": ("l0",)}),
+    "grid.l0_range": Rule("list"),
+    "grid.coefficients": Rule("int", limits={"ge": 2, "le": 100}),
     "device": Rule("str", limits={"choices": ("auto", "cpu", "cuda")}),
     "output_dir": Rule("str"),
     "name": Rule("str", optional=True),
@@ -85,7 +88,7 @@ def check_axis(key: str, values: Sequence[Any]) -> list[Any]:
     if key in CHOSEN:
         raise UserError(f"{key} comes with its group: give {CHOSEN[key]}=… instead")
     if key not in POINT_KEYS:
-        if key in SWEEP_KEYS or key.partition(".")[0] in ("evaluation", "logger", "launcher", "experiment"):
+        if key in SWEEP_KEYS or key.partition(".")[0] in ("evaluation", "grid", "logger", "launcher", "experiment"):
             raise UserError(f"{key} is one for the whole sweep: it cannot be an axis")
         raise UserError(f"unknown key {show(key)}{nearest(key, POINT_KEYS)}")
     if not values:

@@ -145,5 +145,7 @@ def freeze(sweep: Sweep, store: Store) -> None:
         "claims": sweep.claims,
         "logger": sweep.logger,
     }
+    if sweep.calibration is not None:
+        info["calibration"] = sweep.calibration.to_yaml()
     store.write_sweep_file(sweep.name, "points.txt", ("\n".join(ids) + "\n").encode())
     store.write_sweep_file(sweep.name, "sweep.yaml", yaml.safe_dump(info, sort_keys=False, allow_unicode=True).encode())

@@ -1,0 +1,148 @@
+"""The stage that chooses coefficients, before a sweep is planned: `grid.calibrate=l0`.
+
+Its short runs are points like any other: what was trained once is found in the store. What they lead to is written into
+sweep.yaml with the sweep, as explicit coefficients, and taken from there ever after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
+from operator import attrgetter
+
+from sae_sweep.errors import UserError
+from sae_sweep.interruption import check
+from sae_sweep.schema import PENALTY_KEYS, Evaluation, Point, canonical, measure_id
+from sae_sweep.store import NotThere, Store, StoreDamaged
+from sae_sweep.sweep import run as runner
+from sae_sweep.sweep.events import Event
+from sae_sweep.sweep.grid import Sweep, varied
+from sae_sweep.sweep.ladders import (
+    REFINEMENTS,
+    Calibration,
+    Line,
+    by_line,
+    choose,
+    coarse,
+    coefficients,
+    line_of,
+    refined,
+)
+from sae_sweep.sweep.plan import Work
+
+# A short run takes this share of the steps, but so many at least.
+SHARE, LEAST_STEPS = 0.25, 100
+# How L0 of short runs is measured: the same for every sweep, so that the same coefficients follow.
+MEASURED = Evaluation(inputs=4096, permutations=1)
+
+# What shows the work as it is done.
+View = Callable[[Work], AbstractContextManager[Callable[[Event], None]]]
+
+
+def calibrated(sweep: Sweep, store: Store, view: View | None) -> Sweep:
+    """The sweep with its coefficients chosen. `view`: None to train nothing; it is then as it was, if need be.
+
+    UserError if the sweep of this name was calibrated otherwise.
+    """
+    calibration = sweep.calibration
+    if calibration is None or not calibration.rungs:
+        return sweep
+    lines = by_line(calibration.rungs)
+    found = _written(sweep, calibration, store)
+    rest = {line: points for line, points in lines.items() if line.id not in found}
+    wanted = calibration.l0_range, calibration.coefficients
+    tried: dict[Point, dict[float, float]] = {line: {} for line in rest}
+    asked = {line: coarse(coefficients(points)) for line, points in rest.items()}
+    for _ in range(1 + REFINEMENTS):
+        # The first point of a line stands for its toys and seeds.
+        trials = {(line, c): _trial(rest[line][0], c) for line in rest for c in asked[line]}
+        l0 = _l0(sweep, list(dict.fromkeys(trials.values())), store, view)
+        if l0 is None:
+            return sweep
+        for (line, c), trial in trials.items():
+            if trial in l0:
+                tried[line][c] = l0[trial]
+        asked = {line: refined(of, *wanted) for line, of in tried.items()}
+    names = _names(list(lines))
+    for line, points in rest.items():
+        found[line.id] = choose(names[line], tried[line], *wanted, coefficients(points))
+    return _filled_in(sweep, calibration, {line.id: found[line.id] for line in lines})
+
+
+def _written(sweep: Sweep, calibration: Calibration, store: Store) -> dict[str, Line]:
+    """What was chosen when a sweep of this name was first run, by line."""
+    with suppress(NotThere, StoreDamaged):
+        info = store.info(sweep.name).get("calibration")
+        if info is None or {key: info[key] for key in calibration.request} != calibration.request:
+            was = "without" if info is None else f"for {info['coefficients']} coefficients of L0 {info['l0_range']}"
+            raise UserError(f"sweep {sweep.name} was run {was}, not as grid.calibrate asks now: choose another name=")
+        return {id: Line(**line) for id, line in info["lines"].items()}
+    return {}
+
+
+def _l0(sweep: Sweep, points: list[Point], store: Store, view: View | None) -> dict[Point, float] | None:
+    """L0 of short runs, trained if they are missing; those that broke are left out. None if they may not be trained."""
+    part = dataclasses.replace(sweep, points=points, evaluation=MEASURED)
+    work = runner.look(part, store)
+    if work.plan.packs or work.stale:
+        if view is None:
+            return None
+        from sae_sweep.sweep.local import execute, this_machine
+
+        with view(work) as show:
+
+            def say(event: Event) -> None:
+                check()
+                show(event)
+
+            execute(work, store, MEASURED, this_machine(sweep.device), say)
+    wanted, found = measure_id(MEASURED), {}
+    records = store.records("points", [point.id for point in points])
+    for point in points:
+        record = records.get(point.id)
+        if record is not None and record.get("measure_id") != wanted:
+            record = store.measures(point.id).get(wanted)
+        if record is not None:
+            found[point] = float(record["metrics"]["l0"])
+    return found
+
+
+def _trial(point: Point, coefficient: float) -> Point:
+    steps = point.training.steps
+    training = dataclasses.replace(point.training, steps=min(steps, max(LEAST_STEPS, round(SHARE * steps))))
+    penalty = dataclasses.replace(point.penalty, coefficient=coefficient)
+    return canonical(dataclasses.replace(point, training=training, penalty=penalty))
+
+
+def _filled_in(sweep: Sweep, calibration: Calibration, lines: Mapping[str, Line]) -> Sweep:
+    """The sweep with each stand-in replaced; of a line with fewer coefficients than asked for, the rest fall away."""
+
+    def points() -> Iterable[Point]:
+        for point in sweep.points:
+            rung = calibration.rungs.get(point)
+            if rung is None or point in calibration.given:
+                yield point
+            if rung is not None:
+                chosen = lines[line_of(point).id].coefficients
+                if rung < len(chosen):
+                    penalty = dataclasses.replace(point.penalty, coefficient=chosen[rung])
+                    yield dataclasses.replace(point, penalty=penalty)
+
+    found = list(dict.fromkeys(points()))
+    done = Calibration(calibration.l0_range, calibration.coefficients, lines=lines)
+    return dataclasses.replace(sweep, points=found, varied=varied(found), calibration=done)
+
+
+def _names(lines: list[Point]) -> dict[Point, str]:
+    """Each line in a few words: architecture, penalty, width and start, then what else sets lines apart."""
+    told = ("sae.architecture", "sae.width", "sae.init", "sae.partition", "penalty.name", "penalty.p", "penalty.scale")
+    further = [key for key in varied(lines) if key not in told]
+    names = {}
+    for line in lines:
+        sae, penalty = line.sae, line.penalty
+        start = f"{sae.init} {sae.partition}" if sae.init == "oracle" else sae.init
+        keys = "".join(f" {key}={getattr(penalty, key):g}" for key in PENALTY_KEYS[penalty.name])
+        words = [sae.architecture, penalty.name + keys, f"width {sae.width}", start]
+        names[line] = ", ".join([*words, *(f"{key}={attrgetter(key)(line)}" for key in further)])
+    return names
