@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -296,6 +296,8 @@ def measure_id(evaluation: Evaluation) -> str:
 
 def canonical(point: Point) -> Point:
     """The same point with every setting that has no effect at its default, and one name for one thing."""
+    if "_canonical" in vars(point):
+        return point
     sae, penalty, training = _effective(point.sae, point.penalty, point.training)
     toy, site, distribution = canonical_toy(point.toy), point.site, point.distribution
     if toy.name in SYNTHETIC:
@@ -304,7 +306,10 @@ def canonical(point: Point) -> Point:
         distribution = Distribution("uniform")
     elif distribution.name != "weights":
         distribution = Distribution(distribution.name)
-    return Point(toy, site, distribution, sae, penalty, training, point.seed, point.data_seed)
+    made = Point(toy, site, distribution, sae, penalty, training, point.seed, point.data_seed)
+    # No field: equality, identity and copies with other settings know nothing of it.
+    object.__setattr__(made, "_canonical", True)
+    return made
 
 
 @functools.lru_cache(maxsize=2**12)
@@ -349,12 +354,17 @@ def _json(part: Any) -> str:
     return json.dumps({**values, **floats}, sort_keys=True)
 
 
-def _told(part: Any) -> Iterator[dataclasses.Field[Any]]:
+def _told(part: Any) -> list[dataclasses.Field[Any]]:
     """The fields that are part of an identity."""
-    for f in dataclasses.fields(part):
-        new = "as_before" in f.metadata and getattr(part, f.name) == f.metadata["as_before"]
-        if f.compare and not new:
-            yield f
+    always, later = _compared(part.__class__)
+    return [*always, *(f for f in later if getattr(part, f.name) != f.metadata["as_before"])]
+
+
+@functools.cache
+def _compared(kind: Any) -> tuple[list[dataclasses.Field[Any]], list[dataclasses.Field[Any]]]:
+    """The fields of a dataclass that are always part of an identity, and those that are unless as before."""
+    fields = [f for f in dataclasses.fields(kind) if f.compare]
+    return [f for f in fields if "as_before" not in f.metadata], [f for f in fields if "as_before" in f.metadata]
 
 
 def _digest(settings: dict[str, Any]) -> str:

@@ -1,6 +1,9 @@
-"""Seconds and memory of sae-sweep on this CPU against width, batch, L0, stack size, evaluation, stream and whole grids.
+"""Seconds and memory of sae-sweep on this CPU against width, batch, L0, stack size, points, and of whole grids.
 
-    python scripts/bench_scaling.py [--quick] [--figure FILE] [--threads N]     (a figure needs the extra `bench`)
+    python scripts/bench_scaling.py [--quick] [--threads N] [--only ROW ...] [--rows FILE] [--figure FILE]
+
+`--rows FILE` keeps the rows in a file and goes on from those that are there; `--only width`, `--only "grid topk"` make
+some of them anew; the table and the figure (which needs the extra `bench`) are of all.
 
 One setting varies at a time around width 1,024, batch 4,096, L0 8, one SAE, d = 64. SAEs are made so that about L0 of
 their latents fire, and a learning rate of nearly zero keeps it so. `growth` is the exponent between a row and the one
@@ -8,7 +11,7 @@ before: 1 where twice as much costs twice as much. `estimate` is the planner's (
 `over floor`: training and measuring over the encoder product of the same inputs alone, with as many threads; a batch of
 the stream over a step of one SAE of width 64. A measurement has one thread, as SAEs of a pack are measured side by
 side, and reads the first part of all 64⁴ inputs. The last rows are whole runs of the command line on one core, in
-seconds of that core, which others on the machine do not lengthen; their estimate is that of `sae-sweep plan`.
+seconds of that core, which others on the machine do not lengthen; their estimates are those of `sae-sweep plan`.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -40,6 +43,7 @@ from sae_sweep.saes.stack import Stack
 from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Toy, Training
 from sae_sweep.sweep import cost
 from sae_sweep.sweep.pack import PointSae
+from sae_sweep.sweep.speeds import SPEEDS
 from sae_sweep.toys.max_of_k import MaxOfK, shapes
 from sae_sweep.toys.sequences import CHUNK_ROWS
 from sae_sweep.toys.stream import Chunk, EvaluationInputs, Stream
@@ -47,16 +51,28 @@ from sae_sweep.toys.stream import Chunk, EvaluationInputs, Stream
 D, TURNS = 64, 5
 # Codes in the steps of a turn, up to as many as training takes in one call.
 CODES = 1 << 25
-# Grids of several kinds, run whole.
+# Grids of several kinds, run whole: each as its overrides.
+_WIDE = "toy=small penalty=l1 penalty.coefficient=1 training.batch_size=2048 training.steps=300"
+_ASKED = "sae.width=16,32 training.steps=500 penalty.coefficient=0.5,1"
 GRIDS = {
-    "quickstart": ("experiment=quickstart",),
-    "topk": ("toy=small", "sae=topk", "sae.k=1,2,4", "sae.width=136", "seed=0,1"),
-    "wide": (
-        *("toy=small", "sae.width=8192", "sae.init=exemplars", "penalty=l1"),
-        *("training.batch_size=2048", "training.steps=200"),
-    ),
-    "many small": ("toy=small", "sae.width=16", "sae.init=exemplars", "penalty=l1,sqrt", "seed=range(0,8)"),
+    "quickstart": "experiment=quickstart",
+    "topk": "toy=small sae=topk sae.k=1,2,4 sae.width=136 seed=0,1",
+    "batchtopk": "toy=small sae=batchtopk sae.k=2,4 sae.width=136,1024 training.steps=1000",
+    "many small": "toy=small sae.width=16 sae.init=exemplars penalty=l1,sqrt seed=range(0,8)",
+    "wide, exemplars": f"{_WIDE} sae.width=8192 sae.init=exemplars",
+    "wide, random": f"{_WIDE} sae.width=4096 sae.init=random",
+    "wide, kmeans": f"{_WIDE} sae.width=4096 sae.init=kmeans",
+    "widest": "penalty=l1 penalty.coefficient=1 training.steps=300 sae.width=16384 sae.init=exemplars",
+    "jumprelu": "toy=small sae=jumprelu sae.width=136 penalty.coefficient=1,2 training.steps=1500",
+    "gated": "toy=small sae=gated sae.width=16,136 penalty.coefficient=1,2 training.steps=1500",
+    "probing": f"toy=small evaluation.probing=true {_ASKED}",
+    "priors": f"toy=independent evaluation.priors=true {_ASKED}",
+    "64 tokens": "sae.width=64,512 sae.init=exemplars penalty.coefficient=0.5,1",
 }
+# The grid of which there are more and more points.
+POINTS = "toy=small toy.steps=500 sae.width=16 sae.init=exemplars penalty=l1 training.steps=500 penalty.coefficient=1"
+# Of the figure: Okabe and Ito's blue and orange, and a grey for light pages and dark.
+SEEN, PLANNED, GREY = "#0072B2", "#E69F00", "#8A8F98"
 # Products of the encoder in a measurement that is timed: about 3 s.
 MEASURED = 1 << 37
 
@@ -73,7 +89,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a step of the stack (or of a run), the least they could be, memory above what was held, the plan's."""
+    """Seconds of a step of the stack (or of a run), the least they could be, memory above what was held (of a run: all
+    of it), and what the plan says of both."""
 
     axis: str
     value: int | str
@@ -81,6 +98,7 @@ class Row:
     floor: float = 0
     peak_bytes: int = 0
     estimate: float = 0
+    estimate_bytes: int = 0
 
 
 def settings(quick: bool) -> Iterator[tuple[str, Setting]]:
@@ -121,10 +139,9 @@ def training(axis: str, setting: Setting, threads: int) -> Row:
             began = time.perf_counter()
             backend.advance(stack, batches)
             times.append((time.perf_counter() - began) / steps)
-    # The planner knows the L0 of a counted architecture, and takes that of the others to be usual.
-    known = replace(point, toy=Toy(d_model=D), sae=replace(shape, architecture="topk", k=setting.l0))
-    speed = replace(cost.SPEEDS["cpu"], batch_input=0.0)  # the batches are there already
-    estimate = cost.training_seconds((known,) * setting.stack, speed, threads) / training.steps
+    sized = replace(point, toy=Toy(d_model=D))
+    alone = setting.stack * cost.step_seconds(sized, SPEEDS["cpu"], setting.l0)
+    estimate = cost.side_by_side(alone, sized, setting.stack, threads)
     peak = resident_bytes("VmHWM") - before
     floor = product_seconds(batches[0], W, threads) * setting.stack
     return Row(axis, getattr(setting, axis), statistics.median(times), floor, peak, estimate)
@@ -177,12 +194,13 @@ def measurement(width: int) -> Row:
     measure(sae, inputs, lambda contributions: penalty_value("l1", contributions), evaluation)
     seconds = (time.perf_counter() - began) / len(x)
     floor = product_seconds(x[:CHUNK_ROWS], W, 1) / CHUNK_ROWS
-    estimate = cost.measured_seconds(width, D, cost.SPEEDS["cpu"])
+    estimate = cost.measured_seconds(point, replace(evaluation, inputs=len(x)), SPEEDS["cpu"], 8) / len(x)
     return Row("measuring, width", width, seconds, floor, 0, estimate)
 
 
-def stream_batch(d_vocab: int, step: float) -> Row:
-    """A batch of 4,096 activations of a max-of-4 toy; `step`: seconds of one of an SAE that they are for."""
+def stream_batch(d_vocab: int, threads: int) -> Row:
+    """A batch of 4,096 activations of a max-of-4 toy, over a step of an SAE of width 64 that they are for."""
+    step = training("width", Setting(width=64), threads).seconds
     _, model = untrained_toy(d_vocab, 4)
     stream = Stream(model, "pre_unembed", Distribution("max_stratified"), 0, Setting.batch, "cpu")
     times = []
@@ -190,31 +208,32 @@ def stream_batch(d_vocab: int, step: float) -> Row:
         began = time.perf_counter()
         stream.batches(turn * cost.BLOCK, cost.BLOCK)
         times.append((time.perf_counter() - began) / cost.BLOCK)
-    return Row(
-        "stream, d_vocab", d_vocab, statistics.median(times), step, 0, Setting.batch * cost.SPEEDS["cpu"].batch_input
-    )
+    return Row("stream, d_vocab", d_vocab, statistics.median(times), step, 0, Setting.batch * SPEEDS["cpu"].model_input)
 
 
-def run(name: str) -> Row:
+def run(axis: str, value: int | str, overrides: str) -> Row:
     """A whole run of the command line on one core, and what `plan` says of it there."""
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [*GRIDS[name], "device=cpu", "logger=none", f"output_dir={folder}"]
+        words = [*overrides.split(), "device=cpu", "logger=none", f"output_dir={folder}"]
 
         def sae_sweep(command: str) -> str:
-            arguments = [sys.executable, "-m", "sae_sweep", command, "--json", *overrides]
+            arguments = [sys.executable, "-m", "sae_sweep", command, "--json", *words]
             return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cores)})
         try:
             plan = json.loads(sae_sweep("plan"))["estimate"]
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            sae_sweep("run")
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            arguments = [sys.executable, "-m", "sae_sweep", "run", "--json", *words]
+            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen(arguments, **silent)
+            _, status, used = os.wait4(process.pid, 0)
         finally:
             os.sched_setaffinity(0, cores)
-        seconds = sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
-        return Row("grid", name, seconds, estimate=plan["seconds"])
+        if status:
+            raise RuntimeError(f"`sae-sweep run {overrides}` failed: {status}")
+        seconds, peak = used.ru_utime + used.ru_stime, 1024 * used.ru_maxrss
+        return Row(axis, value, seconds, 0, peak, plan["seconds"], plan["peak_memory_bytes"])
 
 
 def growth(row: Row, before: Row | None) -> str:
@@ -226,20 +245,22 @@ def growth(row: Row, before: Row | None) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
-    lines = ["| varied | value | seconds | growth | over floor | estimate / seen | peak memory |", "|" + "---|" * 7]
+    heads = ("varied", "value", "seconds", "growth", "over floor", "estimate / seen", "peak memory", "estimate / seen")
+    lines = ["".join(f"| {head} " for head in heads) + "|", "|" + "---|" * len(heads)]
     for row, before in zip(rows, [None, *rows], strict=False):
         value = row.value if isinstance(row.value, str) else f"{row.value:,}"
         floor = f"{row.seconds / row.floor:.2f}" if row.floor else ""
         peak = f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes else ""
+        planned = f"{row.estimate_bytes / row.peak_bytes:.2f}" if row.estimate_bytes else ""
         lines.append(
             f"| {row.axis} | {value} | {row.seconds:.3g} | {growth(row, before)} "
-            f"| {floor} | {row.estimate / row.seconds:.2f} | {peak} |"
+            f"| {floor} | {row.estimate / row.seconds:.2f} | {peak} | {planned} |"
         )
     return "\n".join(lines)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A panel per axis: what was seen, what the planner says, and a line that grows linearly."""
+    """A panel per axis: what was seen, what the planner says, and a line that grows linearly. Reads on any ground."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -247,38 +268,62 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     rows = [row for row in rows if not isinstance(row.value, str)]
     axes = list(dict.fromkeys(row.axis for row in rows))
-    figure, panels = pyplot.subplots(1, len(axes), figsize=(3 * len(axes), 3), layout="constrained")
-    for axis, panel in zip(axes, panels, strict=True):
+    keys = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    pyplot.rcParams.update(dict.fromkeys(keys, GREY))
+    columns = -(-len(axes) // 2)
+    figure, panels = pyplot.subplots(2, columns, figsize=(3 * columns, 5.4), layout="constrained")
+    for axis, panel in zip(axes, panels.flat, strict=False):
         own = [row for row in rows if row.axis == axis]
         values, seconds = [float(row.value) for row in own], [row.seconds for row in own]
-        panel.loglog(values, seconds, "o-", label="seen")
-        panel.loglog(values, [row.estimate for row in own], "x--", label="planned")
-        panel.loglog(values, [seconds[-1] * value / values[-1] for value in values], ":", color="grey", label="linear")
+        panel.loglog(values, seconds, "o-", color=SEEN, label="seen")
+        panel.loglog(values, [row.estimate for row in own], "x--", color=PLANNED, label="planned")
+        panel.loglog(values, [seconds[-1] * value / values[-1] for value in values], ":", color=GREY, label="linear")
         panel.set_xlabel(axis)
-        panel.set_title("s per input" if axis.startswith("measuring") else "s per step", fontsize="small")
-    panels[0].legend(fontsize="x-small")
-    figure.savefig(path)
+        units = {"measuring": "s per input", "stream": "s per batch", "points": "s per run"}
+        panel.set_title(units.get(axis.split(",")[0], "s per step"), fontsize="small")
+        panel.patch.set_alpha(0)
+    for panel in panels.flat[len(axes) :]:
+        panel.set_axis_off()
+    panels.flat[0].legend(fontsize="x-small", framealpha=0)
+    figure.savefig(path, transparent=True, dpi=150)
+
+
+def works(quick: bool, threads: int) -> Iterator[tuple[str, int | str, Callable[[], Row]]]:
+    """Axis, value and how to measure it, of every row in order."""
+    for axis, setting in settings(quick):
+        yield axis, getattr(setting, axis), partial(training, axis, setting, threads)
+    for width in (1024, 4096, 16384):
+        yield "measuring, width", width, partial(measurement, width)
+    for d_vocab in (16, 64):
+        yield "stream, d_vocab", d_vocab, lambda d_vocab=d_vocab: stream_batch(d_vocab, threads)
+    for points in (1, 4, 16, 64, 256):
+        yield "points", points, partial(run, "points", points, f"{POINTS} seed=range(0,{points})")
+    for name, overrides in GRIDS.items():
+        yield "grid", name, partial(run, "grid", name, overrides)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="leave out the widest SAEs and the longest runs")
+    parser.add_argument("--quick", action="store_true", help="leave out the widest SAEs")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose name, axis and value, begins so")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON of rows: read if it is there, then written")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the rows there (.svg or .png)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="default 2")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    for axis, setting in settings(args.quick):
-        print(axis, setting, file=sys.stderr)
-        rows.append(training(axis, setting, args.threads))
-    for width in (1024, 4096, 16384):
-        print("measuring", width, file=sys.stderr)
-        rows.append(measurement(width))
-    narrow = next(row for row in rows if (row.axis, row.value) == ("width", 64)).seconds
-    rows += [stream_batch(d_vocab, narrow) for d_vocab in (16, 64)]
-    for name in GRIDS:
-        print("grid", name, file=sys.stderr)
-        rows.append(run(name))
+    known = {}
+    if args.rows and args.rows.exists():
+        known = {(row["axis"], row["value"]): Row(**row) for row in json.loads(args.rows.read_text())}
+    order = []
+    for axis, value, work in works(args.quick, args.threads):
+        order.append((axis, value))
+        wanted = args.only is None or any(f"{axis} {value}".startswith(only) for only in args.only)
+        if wanted and (args.only or (axis, value) not in known):
+            print(axis, value, file=sys.stderr)
+            known[axis, value] = work()
+            if args.rows:
+                args.rows.write_text(json.dumps([asdict(row) for row in known.values()], indent=1))
+    rows = [known[key] for key in order if key in known]
     print(f"PyTorch {torch.__version__}, {args.threads} threads\n")
     print(table(rows))
     if args.figure:

@@ -22,13 +22,14 @@ from sae_sweep.reports.wandb_sync import unsynced
 from sae_sweep.schema import measure_id, toy_id
 from sae_sweep.store import Store
 from sae_sweep.sweep.checkpoint import Checkpoint
-from sae_sweep.sweep.cost import SPEEDS, pack_seconds
+from sae_sweep.sweep.cost import pack_seconds
 from sae_sweep.sweep.plan import Work, plan
 from sae_sweep.sweep.slurm import queue
 from sae_sweep.sweep.slurm import task as node
 from sae_sweep.sweep.slurm.status import status
 from sae_sweep.sweep.slurm.submit import Submission
 from sae_sweep.sweep.slurm.tasks import from_json, make_tasks, to_json
+from sae_sweep.sweep.speeds import SPEEDS
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_a_dry_run_shows_script_and_packs_and_writes_nothing(tmp_path: Path, mon
 
 def test_a_job_of_several_gpus_has_a_task_for_each(tmp_path: Path) -> None:
     asked = ["toy=small", "launcher.gpus=a100:4", "launcher.cpus=3", "launcher.memory=5G", "launcher.parallelism=10"]
-    asked += ["penalty.coefficient=1", "seed=range(0,9)", "launcher.target_minutes=0.0001"]
+    asked += ["penalty.coefficient=1", "seed=range(0,9)", "launcher.target_minutes=0.0001", "training.steps=10"]
     result = call("submit", *asked, "--dry-run")
     assert result.code == 0, result.err
     # Nine tasks, four to a job; ten tasks at a time are two jobs.

@@ -1,110 +1,70 @@
-"""What a pack will cost: seconds and bytes, from shapes and from what a core was seen to do.
+"""What a pack will cost: seconds and bytes, from its shapes and from what a core was seen to do (speeds.py).
 
 A step of an SAE is the encoder product over the whole batch, work on each input, on each active latent of an input, and
-Adam on every parameter. scripts/bench_scaling.py sets these estimates against what it sees.
+Adam on every parameter. How many latents are active is not known before; what sweeps were seen to have is taken for it.
+scripts/bench_scaling.py sets these estimates against what it sees.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from sae_sweep.schema import AUTOGRAD, COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy
+from sae_sweep.schema import AUTOGRAD, COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
+from sae_sweep.sweep.speeds import Speed
 
-# Active latents of an input, where a penalty decides: what sweeps of this kind are tuned to.
-USUAL_L0 = 8
-# A random start is dense: so many steps take matrix products, this many times the encoder's.
-DENSE_STEPS, DENSE_PRODUCTS = 100, 5
-# Steps whose batches are drawn at once (saes/train.py).
-BLOCK = 25
+# Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
+# activations are kept (toys/stream.py).
+BLOCK, BLOCK_ROWS, TABLE_INPUTS = 25, 1 << 15, 1 << 18
 # From so many products of the encoder in a step on, an SAE alone is shared by all cores (saes/kernels/cpu.py), of whose
 # time this part is not spent on waiting for each other.
 SHARED, SHARING = 1 << 25, 0.83
-# Exemplars among which k-means++ chooses (saes/starts.py).
-POOL_PER_LATENT, POOL_AT_LEAST = 8, 4096
+# Where more than this share of the latents fires, and at least so many, a step takes so many products of the encoder
+# (saes/kernels/cpu.py).
+DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = 0.1, 64, 5
+# Exemplars among which k-means++ chooses, and the Lloyd steps after it (saes/starts.py).
+POOL_PER_LATENT, POOL_AT_LEAST, LLOYD_STEPS = 8, 4096, 5
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
 # encoder as it is read, and the gradients that threads fill in a dense step.
 STATE, AT_WORK = 3, 6
-# What autograd (saes/kernels/dense.py) holds at once of batch × width, on a GPU for several SAEs up to so many bytes;
-# and its products of batch, width and d in a step.
-COPIES, AUTOGRAD_BYTES, PRODUCTS = 12, 1 << 28, 6
+# Bytes of an active latent in a step, and entries of a list (saes/kernels/cpu.py): 16 lists at most.
+LISTED_BYTES, LISTED = 24, 16 << 17
+# What autograd (saes/kernels/dense.py) holds at once of batch × width; its products of batch, width and d in a step;
+# and the bytes of a cache that it leaves.
+COPIES, PRODUCTS, CACHE = 12, 6, 1 << 25
+# Inputs measured at a time, the most active latents of them (measures/measure.py), and bytes of each, seen.
+MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 10, 1 << 22, 120
+# Information about three factors, in two ways each; deals of more inputs are not repeated (measures/information.py).
+DEALS, DEALT = 6, 1 << 21
+# Two probes of so many steps in all, on so many inputs (measures/probing.py). Priors are fitted to latents that fire on
+# so many of its inputs (measures/priors.py).
+PROBE_STEPS, PROBE_BATCH, PROBED, FEWEST = 3200, 512, 20_000, 100
+# Inputs over which activations are centred (toys/stream.py); and what a toy's model costs, in that of max-of-K.
+CENTRED, MODEL = 1 << 20, {"bigrams": 4.0}
 
 
 @dataclass(frozen=True)
-class Speed:
-    """What one core of a kind of device does, or a whole GPU: seconds of each piece of work.
+class Usual:
+    """How many latents fire after a start: shares of the width until Adam has moved so far in all (its learning rate
+    summed over the steps); later a share of the width, and at most so many.
 
-    product_flops, dense_flops, start_flops: FLOP/s of the encoder product, of a dense step's products, of k-means++
-    input, entry, entry_number, parameter: per input; per active latent of an input, and per number of its row; per
-    parameter and step
-    batch_input, step: drawing an input of a batch; a step of a stack
-    autograd_step, autograd_number: where autograd trains, a step of an SAE, and of it each input and latent
-    toy_step; measured_input: per evaluation input, beside the encoder product; point: storing one
-    process: until the first step, compiling included
-    pack_bytes bounds the memory of one pack, base_bytes is what the process holds without one
+    Seen on two max-of-K toys and planted features, widths 16 to 8,192, every penalty's ladder.
     """
 
-    product_flops: float
-    dense_flops: float
-    start_flops: float
-    input: float
-    entry: float
-    entry_number: float
-    parameter: float
-    batch_input: float
-    step: float
-    autograd_step: float
-    autograd_number: float
-    toy_step: float
-    measured_input: float
-    point: float
-    process: float
-    pack_bytes: int
-    base_bytes: int
+    first: tuple[tuple[float, float], ...]
+    later: float
+    most: float
 
 
-SPEEDS = {
-    # A core with 512-bit vectors at about 3.5 GHz.
-    "cpu": Speed(
-        product_flops=9e10,
-        dense_flops=5e10,
-        start_flops=1e10,
-        input=1e-7,
-        entry=8e-9,
-        entry_number=4.5e-10,
-        parameter=1.7e-9,
-        batch_input=5e-7,
-        step=2e-5,
-        autograd_step=1e-3,
-        autograd_number=1e-8,
-        toy_step=1.5e-3,
-        measured_input=9e-6,
-        point=0.03,
-        process=4.0,
-        pack_bytes=2 * 2**30,
-        base_bytes=2**29,
-    ),
-    # One data-centre GPU, float32; the host's share of measuring is that of a core.
-    "cuda": Speed(
-        product_flops=2e13,
-        dense_flops=2e13,
-        start_flops=2e12,
-        input=0,
-        entry=1e-10,
-        entry_number=1e-12,
-        parameter=1e-11,
-        batch_input=0,
-        step=3e-4,
-        autograd_step=1e-4,
-        autograd_number=1e-11,
-        toy_step=5e-4,
-        measured_input=9e-6,
-        point=0.05,
-        process=8.0,
-        pack_bytes=32 * 2**30,
-        base_bytes=2**30,
-    ),
+USUAL = {
+    "random": Usual(((0.45, 0.2), (0.06, 0.35)), 1 / 8, 24),
+    "exemplars": Usual(((0.125, 0.06), (0.075, 0.2)), 1 / 16, 12),
+    "kmeans": Usual(((0.125, 0.06), (0.075, 0.2)), 1 / 16, 12),
+    "whitened": Usual(((0.06, 0.15),), 1 / 24, 10),
+    "oracle": Usual((), 1 / 64, 4),
 }
 
 
@@ -137,54 +97,142 @@ def state_bytes(point: Point) -> int:
     return 4 * STATE * parameter_count(point)
 
 
-def work_bytes(point: Point, workers: int) -> int:
-    """Memory of a pack beside that: SAEs at work, and a block of batches; batch × width under autograd alone."""
-    batches = min(BLOCK, point.training.steps) * point.training.batch_size * activation_size(point)
-    held = 4 * COPIES * point.training.batch_size * point.sae.width if by_autograd(point) else 0
-    return 4 * (workers * AT_WORK * parameter_count(point) + batches) + max(
-        workers * held, min(held, 1) * AUTOGRAD_BYTES
+def work_bytes(point: Point, workers: int, speed: Speed) -> int:
+    """Memory of a pack beside that: of starting, training or measuring, whichever takes most."""
+    d, width, b = activation_size(point), point.sae.width, point.training.batch_size
+    kept = int(toy_inputs(point.toy)) if toy_inputs(point.toy) <= TABLE_INPUTS else 0
+    inputs = 4 * d * (kept + BLOCK_ROWS + min(BLOCK, point.training.steps) * b)
+    start = 4 * _pool(point) * (width + 2 * d) if point.sae.init in ("kmeans", "whitened") else 0
+    if by_autograd(point):
+        held = 4 * COPIES * b * width
+        work = max(workers * held, speed.shared_bytes)
+    else:
+        fires = max(l0 for _, l0 in firing(point) if not _dense(point, l0))
+        work = workers * LISTED_BYTES * min(int(b * fires), LISTED)
+    entries = min(int(MEASURED_INPUTS * untrained_l0(point)), MEASURED_ENTRIES)
+    return inputs + max(
+        start, 4 * workers * AT_WORK * parameter_count(point) + work, workers * MEASURED_BYTES * entries
     )
 
 
-def step_seconds(point: Point, speed: Speed) -> float:
-    """One step of the point's SAE on one core, in the steady state."""
+def firing(point: Point) -> Iterator[tuple[float, float]]:
+    """Phases of training: how many steps, and how many latents usually fire in them."""
+    width, training = point.sae.width, point.training
+    if point.sae.architecture in COUNTED:
+        yield training.steps, min(width, point.sae.k)
+        return
+    usual, begun = USUAL[point.sae.init], 0.0
+    settled = min(usual.most, max(1.0, usual.later * width))
+    for share, moved in usual.first:
+        end = steps_until(moved, training)
+        yield end - begun, max(share * width, settled)
+        begun = end
+    yield training.steps - begun, settled
+
+
+def untrained_l0(point: Point) -> float:
+    """How many latents usually fire before training."""
+    return next(firing(point))[1]
+
+
+def steps_until(moved: float, training: Training) -> float:
+    """Steps until the learning rate, summed over them, comes to `moved`: it rises linearly, then stays."""
+    warm = training.lr_warmup * training.steps
+    if moved < training.lr * warm / 2:
+        return math.sqrt(2 * moved * warm / training.lr)
+    return min(warm / 2 + moved / training.lr, training.steps)
+
+
+def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
+    """One step of the point's SAE on one core where `l0` latents fire; by default at the end of training."""
     d, width, b = activation_size(point), point.sae.width, point.training.batch_size
-    l0 = min(width, point.sae.k if point.sae.architecture in COUNTED else USUAL_L0)
+    codes, adam = b * width, parameter_count(point) * speed.parameter
     if by_autograd(point):
-        numbers = b * width * (2 * PRODUCTS * d / speed.dense_flops + speed.autograd_number)
-        return speed.autograd_step + numbers + parameter_count(point) * speed.parameter
+        spilled = speed.spilled if 4 * COPIES * codes > CACHE else 0.0
+        each = 2 * PRODUCTS * d / speed.autograd_flops + speed.autograd_code + spilled
+        return speed.autograd_step + codes * each + adam
+    if l0 is None:
+        *_, (_, l0) = firing(point)
+    if _dense(point, l0):
+        return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
+    counted = point.sae.architecture in COUNTED
+    of_batch = speed.counted_step if point.sae.architecture == "batchtopk" else 0.0
     inputs = b * (speed.input + l0 * (speed.entry + d * speed.entry_number))
-    return 2 * b * width * d / speed.product_flops + inputs + parameter_count(point) * speed.parameter
+    each = 2 * d / speed.product_flops + speed.code + (speed.chosen if counted else 0.0)
+    return speed.own_step + of_batch + inputs + codes * each + adam
 
 
 def training_seconds(pack: tuple[Point, ...], speed: Speed, workers: int) -> float:
     """All steps of a pack with so many cores, batches and overheads included."""
     point = pack[0]
     steps, b = point.training.steps, point.training.batch_size
-    alone = steps * (speed.step + b * speed.batch_input)
-    together = sum(steps * step_seconds(each, speed) + _dense_seconds(each, speed) for each in pack)
-    # Each SAE has a core; the cores share only SAEs of which there are fewer, if these are wide.
-    if len(pack) >= workers:
-        return alone + together * math.ceil(len(pack) / workers) / len(pack)
-    wide = workers > 1 and not by_autograd(point) and b * point.sae.width * activation_size(point) >= SHARED
-    return alone + together / (workers * SHARING if wide else 1)
+    of_input = speed.batch_input if toy_inputs(point.toy) <= TABLE_INPUTS else _model_input(point.toy, speed)
+    alone = steps * (speed.step + b * of_input)
+    # What else differs within a pack makes no difference here.
+    alike = {(each.sae.init, each.training): each for each in pack}
+    count = Counter((each.sae.init, each.training) for each in pack)
+    together = sum(count[key] * _steps_seconds(each, speed) for key, each in alike.items())
+    return alone + side_by_side(together, point, len(pack), workers)
+
+
+def side_by_side(seconds: float, point: Point, count: int, workers: int) -> float:
+    """What `count` SAEs that take so long one after the other take on so many cores.
+
+    Each SAE has a core; the cores share only SAEs of which there are fewer, if these are wide.
+    """
+    if count >= workers:
+        return seconds * math.ceil(count / workers) / count
+    products = point.training.batch_size * point.sae.width * activation_size(point)
+    shared = workers > 1 and not by_autograd(point) and products >= SHARED
+    return seconds / (workers * SHARING if shared else 1)
+
+
+def pack_parts(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, workers: int) -> dict[str, float]:
+    """Seconds of starting, training, measuring and storing a pack with so many cores."""
+    starts = Counter(sae for sae, _ in {(point.sae, point.seed) for point in pack})
+    # The untrained SAEs are measured too: one for all that differ in their coefficient alone.
+    untrained = {(p.sae, p.seed, p.penalty.name, p.penalty.p, p.penalty.scale, p.penalty.p_end) for p in pack}
+    of_start, of_point = Counter(sae for sae, *_ in untrained), Counter(point.sae for point in pack)
+    starting, measuring = _centring_seconds(pack[0].toy, speed), 0.0
+    for sae, point in {point.sae: point for point in pack}.items():
+        starting += starts[sae] * _start_seconds(point, speed)
+        measuring += of_start[sae] * measured_seconds(point, evaluation, speed, untrained_l0(point))
+        measuring += of_point[sae] * measured_seconds(point, evaluation, speed)
+    return {
+        "starts": starting,
+        "training": training_seconds(pack, speed, workers),
+        "measuring": measuring / min(workers, len(pack)),
+        "storing": len(pack) * speed.point,
+    }
 
 
 def pack_seconds(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, workers: int) -> float:
-    """Starting, training, measuring and storing a pack with so many cores."""
-    starts = {(point.sae, point.seed): point for point in pack}.values()
-    # The untrained SAEs are measured too: one for all that differ in their coefficient alone.
-    untrained = {(point.sae, point.seed, replace(point.penalty, coefficient=0.0)) for point in pack}
-    inputs = _inputs(pack[0].toy, evaluation)
-    measured = inputs * measured_seconds(pack[0].sae.width, activation_size(pack[0]), speed)
-    finishing = (len(pack) + len(untrained)) * measured + len(pack) * speed.point
-    starting = sum(_start_seconds(point, speed) for point in starts)
-    return starting + training_seconds(pack, speed, workers) + finishing / min(workers, len(pack))
+    """The sum of `pack_parts`."""
+    return sum(pack_parts(pack, evaluation, speed, workers).values())
 
 
-def measured_seconds(width: int, d: int, speed: Speed) -> float:
-    """Measuring an SAE on one input."""
-    return 2 * width * d / speed.product_flops + speed.measured_input
+def measured_seconds(point: Point, evaluation: Evaluation, speed: Speed, l0: float | None = None) -> float:
+    """Measuring an SAE of which `l0` latents fire, by default as many as at the end of training."""
+    if l0 is None:
+        *_, (_, l0) = firing(point)
+    width, inputs = point.sae.width, min(toy_inputs(point.toy), evaluation.inputs)
+    of_input = 2 * width * activation_size(point) / speed.product_flops + l0 * speed.measured_entry
+    seconds = inputs * (of_input + speed.measured_input)
+    if point.toy.name == "max_of_k":  # elsewhere factors say nothing of each other, or there are none
+        seconds += DEALS * min(evaluation.permutations * inputs, max(inputs, DEALT)) * speed.dealt
+    if evaluation.probing:
+        of_step = speed.probe_step + PROBE_BATCH * width * speed.probe_number
+        seconds += PROBE_STEPS * of_step + point.toy.maxima * speed.regression
+    if evaluation.priors:
+        seconds += min(width, PROBED / FEWEST * l0) * speed.fit
+    if evaluation.structure and width >= 2 * point.toy.maxima:  # else there is no room to split, and nothing to see
+        seconds += speed.structure
+    return seconds
+
+
+def toy_inputs(toy: Toy) -> float:
+    """How many inputs a toy has; of those that draw their own there is no end."""
+    return math.inf if toy.name in OWN_INPUTS or toy.k * math.log(toy.d_vocab) > 300 else float(toy.d_vocab**toy.k)
 
 
 def toy_seconds(toy: Toy, speed: Speed) -> float:
@@ -194,15 +242,28 @@ def toy_seconds(toy: Toy, speed: Speed) -> float:
     products = toy.k * toy.d_model * (4 * toy.d_head + 2 * toy.k) + toy.d_model * toy.d_vocab
     # A forward and a backward pass, which costs two.
     flops = 3 * 2 * toy.batch_size * products
-    return toy.steps * (speed.toy_step + flops / speed.dense_flops)
+    return toy.steps * MODEL.get(toy.name, 1.0) * (speed.toy_step + flops / speed.dense_flops)
 
 
-def _dense_seconds(point: Point, speed: Speed) -> float:
-    """What the first steps of a random start take more."""
-    if point.sae.init != "random" or point.sae.architecture in COUNTED or by_autograd(point):
-        return 0.0
-    products = 2 * point.training.batch_size * point.sae.width * activation_size(point) * DENSE_PRODUCTS
-    return min(DENSE_STEPS, point.training.steps) * products / speed.dense_flops
+def _steps_seconds(point: Point, speed: Speed) -> float:
+    """All steps of an SAE on one core."""
+    return sum(steps * step_seconds(point, speed, l0) for steps, l0 in firing(point))
+
+
+def _dense(point: Point, l0: float) -> bool:
+    return point.sae.architecture not in COUNTED and l0 > max(DENSE_ABOVE * point.sae.width, DENSE_AT_LEAST)
+
+
+def _pool(point: Point) -> int:
+    return max(POOL_PER_LATENT * point.sae.width, POOL_AT_LEAST)
+
+
+def _model_input(toy: Toy, speed: Speed) -> float:
+    return speed.model_input * MODEL.get(toy.name, 1.0)
+
+
+def _centring_seconds(toy: Toy, speed: Speed) -> float:
+    return min(toy_inputs(toy), CENTRED) * _model_input(toy, speed)
 
 
 def _start_seconds(point: Point, speed: Speed) -> float:
@@ -210,13 +271,5 @@ def _start_seconds(point: Point, speed: Speed) -> float:
     if point.sae.init not in ("kmeans", "whitened"):
         return 0.0
     width = point.sae.width
-    pool = max(POOL_PER_LATENT * width, POOL_AT_LEAST)
-    return 2 * width * (2 + math.log(width)) * pool * activation_size(point) / speed.start_flops
-
-
-def _inputs(toy: Toy, evaluation: Evaluation) -> int:
-    """How many inputs a measurement reads: all, where they are few enough."""
-    if toy.name in OWN_INPUTS:
-        return evaluation.inputs
-    few = toy.k * math.log(toy.d_vocab) <= math.log(evaluation.inputs) + 1
-    return min(toy.d_vocab**toy.k, evaluation.inputs) if few else evaluation.inputs
+    distances = width * (2 + math.log(width) + LLOYD_STEPS) * _pool(point)
+    return distances * (2 * activation_size(point) / speed.start_flops + speed.distance)

@@ -10,8 +10,9 @@ from typing import Any
 
 from sae_sweep.errors import UserError
 from sae_sweep.schema import AUTOGRAD, COMPETING, Point, Toy, toy_id
-from sae_sweep.sweep.cost import SPEEDS, cores, pack_seconds, state_bytes, toy_seconds, work_bytes
+from sae_sweep.sweep.cost import cores, pack_seconds, state_bytes, toy_seconds, work_bytes
 from sae_sweep.sweep.grid import Sweep
+from sae_sweep.sweep.speeds import SPEEDS, Speed
 
 # A stack's launches are shared by its SAEs; beyond this many there is little left to share and more to lose.
 LARGEST_PACK = 64
@@ -80,12 +81,14 @@ def plan(
     device = device_kind(sweep.device)
     speed = SPEEDS[device]
     workers = cores(device)
-    packs = list(_packs(missing, speed.pack_bytes, workers))
+    packs = list(_packs(missing, speed, workers))
     toys = {point.toy for point in missing}
     seconds = sum(toy_seconds(toy, speed) for toy in toys if toy_id(toy) not in trained_toys)
     seconds += sum(pack_seconds(pack, sweep.evaluation, speed, workers) for pack in packs)
     seconds += speed.process if packs else 0
-    peak = max((len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], workers) for pack in packs), default=0)
+    # Logging goes on beside the work, and takes its share of the processor.
+    seconds += len(missing) * speed.logged / cores("cpu") if sweep.logger["name"] != "none" else 0
+    peak = max((len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], workers, speed) for pack in packs), default=0)
     return Plan(
         points, [p for p in points if p.id in finished], packs, seconds, peak + speed.base_bytes if packs else 0
     )
@@ -123,10 +126,10 @@ def device_kind(device: str) -> str:
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
-def _packs(points: Sequence[Point], bytes_per_pack: int, workers: int) -> Iterator[Pack]:
-    """Stacks of at most LARGEST_PACK points and `bytes_per_pack` bytes (one point at least), of near equal size."""
+def _packs(points: Sequence[Point], speed: Speed, workers: int) -> Iterator[Pack]:
+    """Stacks of at most LARGEST_PACK points and `pack_bytes` bytes (one point at least), of near equal size."""
     for stack in stacks(points):
-        room = bytes_per_pack - work_bytes(stack[0], workers)
+        room = speed.pack_bytes - work_bytes(stack[0], workers, speed)
         most = max(1, min(LARGEST_PACK, room // state_bytes(stack[0])))
         size = math.ceil(len(stack) / math.ceil(len(stack) / most))
         for start in range(0, len(stack), size):

@@ -10,8 +10,9 @@ from typing import Any
 
 from sae_sweep.errors import EnvironmentProblem
 from sae_sweep.schema import Evaluation, Point, Toy, point_from, toy_id
-from sae_sweep.sweep.cost import SPEEDS, pack_seconds, state_bytes, toy_seconds, work_bytes
+from sae_sweep.sweep.cost import pack_seconds, state_bytes, toy_seconds, work_bytes
 from sae_sweep.sweep.plan import Pack
+from sae_sweep.sweep.speeds import SPEEDS
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _fill(
 
 
 def _task(packs: Sequence[Pack], seconds: float, kind: str, workers: int) -> Task:
-    most = max(len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], workers) for pack in packs)
+    most = max(len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], workers, SPEEDS[kind]) for pack in packs)
     return Task(tuple(packs), seconds, most + SPEEDS[kind].base_bytes)
 
 
