@@ -58,6 +58,7 @@ PLANTED: dict[str, str] = {
 WITHIN = (
     *(
         "splits_per_max",
+        "distinct_splits_per_max",
         "split_maxes",
         *(f"label_{label}" for label in LABELS if label.startswith("m") and label != "m"),
     ),

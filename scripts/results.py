@@ -50,6 +50,11 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["penalty", "coefficient", "init", "partition"],
         ["loss", "oracle_gap", "fvu", "l0", "splits_per_max"],
     ),
+    "objective": (["penalty", "coefficient", "partition"], ["loss", "fvu", "l0", "distinct_splits_per_max"]),
+    "optimiser": (
+        ["penalty", "init", "training.lr", "training.coefficient_warmup", "steps"],
+        ["loss", "fvu", "l0", "distinct_splits_per_max", "duplicates_per_max"],
+    ),
     "phase_diagram": (
         ["penalty", "width", "coefficient"],
         ["label_m", "label_q", "label_mq", "live_latents", "l0", "fvu"],

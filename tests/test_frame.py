@@ -37,10 +37,10 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         structure_semi_nmf_null structure_meta_sae structure_meta_sae_null
     """
     shuffled = """
-        splits_per_max split_maxes label_mq label_mn label_mc label_mqn label_mqc label_mnc label_mqnc info_query
-        info_runner_up info_copies unique_query unique_runner_up unique_copies pure_latents owned_maxes
-        duplicates_per_max label_m label_q label_n label_c mcc uniqueness feature_precision feature_recall feature_f1
-        found_features killed_features killed_small_overlap
+        splits_per_max distinct_splits_per_max split_maxes label_mq label_mn label_mc label_mqn label_mqc label_mnc
+        label_mqnc info_query info_runner_up info_copies unique_query unique_runner_up unique_copies pure_latents
+        owned_maxes duplicates_per_max label_m label_q label_n label_c mcc uniqueness feature_precision feature_recall
+        feature_f1 found_features killed_features killed_small_overlap
     """
     named[-1:-1] = [*further.split(), *(f"shuffled_{name}" for name in shuffled.split())]
     named.append("on_common_front")
