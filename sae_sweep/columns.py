@@ -82,6 +82,9 @@ def shuffled(measure: str) -> str:
     return f"{measure}_null" if measure in STRUCTURE else f"shuffled_{measure}"
 
 
+# Of training, from its curve: the largest norm of a gradient, over all parameters of an SAE and before it is clipped;
+# and that over the median of the largest in each stretch of the curve: how far it rises above what is usual.
+TRAINING = {"gradient_largest": "float64", "gradient_spike": "float64"}
 METRICS: dict[str, str] = {
     "loss": "float64",
     "fvu": "float64",
@@ -115,6 +118,7 @@ METRICS: dict[str, str] = {
     **PLANTED,
     **dict.fromkeys((*PRIORS, *STRUCTURE), "float64"),
     **dict.fromkeys(map(shuffled, (*WITHIN, *ACROSS, *PLANTED)), "float64"),
+    **TRAINING,
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
 FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}

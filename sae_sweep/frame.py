@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import math
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -60,7 +62,7 @@ def load(store: Store, name: str) -> pd.DataFrame:
 
 
 def untrained(store: Store, name: str) -> pd.DataFrame:
-    """The same table, measured on the untrained starts; the fronts, `oracle_gap` and `seconds` are null."""
+    """The same table, measured on the untrained starts; what is of training or compares points is null."""
     return tables(store, name)[1]
 
 
@@ -73,7 +75,7 @@ def tables(store: Store, name: str, known: Known | None = None) -> tuple[pd.Data
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
         settings = _settings(records, info.get("varied") or [])
-        trained = _table(settings, [{**record["metrics"], "seconds": record.get("seconds")} for record in records])
+        trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
         start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
     for column, within in _FRONT_WITHIN.items():
@@ -242,6 +244,16 @@ def _swept_type(name: str, values: list[Any]) -> str:
     if given and "." in name and all(isinstance(value, int) for value in given):
         return "Int64"
     return "float64" if all(isinstance(value, int | float) for value in given) else "string"
+
+
+def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """`seconds` and the columns of TRAINING, which a record may be too old to know."""
+    columns = {"seconds": record.get("seconds")}
+    norms = [row["gradient"] for row in record.get("curve") or () if row.get("gradient") is not None]
+    if norms:
+        largest, usual = max(norms), statistics.median(norms)
+        columns |= {"gradient_largest": largest, "gradient_spike": largest / usual if usual else math.nan}
+    return columns
 
 
 def _on_front(frame: pd.DataFrame, shared: Iterable[str]) -> pd.Series:

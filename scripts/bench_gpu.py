@@ -133,10 +133,10 @@ class Autograd:
                 loss = error + coefficient * (codes * W_dec.norm(dim=1)).sum(1).mean()
                 optimiser.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(leaves, stack.points[i].training.clip)
+                norm = torch.nn.utils.clip_grad_norm_(leaves, stack.points[i].training.clip)
                 optimiser.step()
                 with torch.no_grad():
-                    sums.append(torch.stack([loss, error, (codes > 0).sum(1).float().mean()]))
+                    sums.append(torch.stack([loss, error, (codes > 0).sum(1).float().mean(), norm]))
             progress.add(x, *torch.stack(sums).unbind(1))
             stack.step += 1
         return progress

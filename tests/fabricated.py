@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sae_sweep.columns import METRICS, PLANTED, PRIORS, STRUCTURE, shuffled
+from sae_sweep.columns import METRICS, PLANTED, PRIORS, STRUCTURE, TRAINING, shuffled
 from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, canonical
 from sae_sweep.store import Store
 
@@ -17,7 +17,7 @@ SMALL = Toy(d_vocab=16, k=3)
 MEASURED = {
     name: 0 if kind == "Int64" else 0.0
     for name, kind in METRICS.items()
-    if name not in ("oracle_gap", "seconds", *PLANTED, *map(shuffled, PLANTED), *PRIORS, *STRUCTURE)
+    if name not in ("oracle_gap", "seconds", *PLANTED, *map(shuffled, PLANTED), *PRIORS, *STRUCTURE, *TRAINING)
 }
 
 

@@ -65,6 +65,7 @@ def agree(stack: Stack, data: torch.Tensor, backend: CudaBackend | None = None) 
         assert apart.float().mean() < 1e-3
         for name in ("loss", "error", "l0", "variance"):
             torch.testing.assert_close(getattr(progress, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(progress.gradient, expected.gradient, rtol=1e-4, atol=1e-5)
     assert backend._trainer is not None
     return [bool(dense) for dense in backend._trainer.dense]
 

@@ -132,6 +132,15 @@ def test_distribution_and_curves_are_those_of_the_middle_coefficient(tables: Tab
     assert list(traces[1].y) == [1, 2]  # the median over seeds 0, 1, 2
 
 
+def test_the_gradients_norm_is_drawn_where_it_is_known(tables: Tables) -> None:
+    known = {id: [{"step": 1, "fvu": 0.5, "l0": 2.0, "gradient": 10.0 + seed}] for id, seed in _seeds(tables[0])}
+    figure = figures.curves(figure_data.curves(tables[0], known))
+    titles = [figure.layout[axis].title.text for axis in ("yaxis", "yaxis2", "yaxis3")]
+    assert titles == ["FVU", "L0", "gradient's norm"]
+    traces = [trace for trace in figure.data if trace.meta]
+    assert len(traces) == 24 and list(traces[2].y) == [11.0]
+
+
 def test_nothing_measured_draws_nothing() -> None:
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in frame.COLUMNS.items()})
     for name in ("front", "split_counts", "phases"):

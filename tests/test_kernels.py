@@ -101,6 +101,7 @@ def test_the_compiled_step_is_the_reference_step(architecture: str, penalties: l
             # An activation within rounding of zero counts in one and not in the other.
             torch.testing.assert_close(progress.l0, expected.l0, rtol=1e-3, atol=0.02)
             torch.testing.assert_close(progress.variance, expected.variance)
+            torch.testing.assert_close(progress.gradient, expected.gradient, rtol=2e-3, atol=1e-4)
             torch.testing.assert_close(compiled.threshold, reference.threshold, rtol=1e-5, atol=0)
 
 

@@ -213,7 +213,13 @@ def test_views_draw_what_runs_log() -> None:
         *("Front", "Splits", "Labels", "Phases", "Grid", "Sweep", "Training")
     ]
     # Every metric that a panel or the run table asks for is one that runs log.
-    logged = {*METRICS, "front/l1", "front/sqrt", "train/fvu", "train/l0", "train/loss", "_step"}
+    logged = {
+        *METRICS,
+        "front/l1",
+        "front/sqrt",
+        *(f"train/{name}" for name in ("fvu", "l0", "loss", "gradient")),
+        "_step",
+    }
     text = json.dumps(spec)
     asked = {part.split('"')[0] for part in text.split('"summary:')[1:]}
     assert asked and asked <= logged

@@ -170,14 +170,15 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
 
 def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
     """A row per step that was kept of the training of each point at its penalty's middle coefficient (`middle`): NAMES,
-    `repeat`, `point_id`, `step`, `loss`, `fvu`, `l0`. `curves_of`: the `curve` of each point id's record."""
+    `repeat`, `point_id`, `step`, `loss`, `fvu`, `l0`, `gradient`. `curves_of`: the `curve` of each id's record."""
     chosen = middle(frame)[[*NAMES, "repeat", "point_id"]]
     rows = [
-        {**names, **{key: row.get(key) for key in ("step", "loss", "fvu", "l0")}}
+        {**names, **{key: row.get(key) for key in ("step", "loss", "fvu", "l0", "gradient")}}
         for names in chosen.to_dict("records")
         for row in curves_of.get(names["point_id"], ())
     ]
-    return pd.DataFrame(rows, columns=[*chosen.columns, "step", "loss", "fvu", "l0"])
+    found = pd.DataFrame(rows, columns=[*chosen.columns, "step", "loss", "fvu", "l0", "gradient"])
+    return found.astype({"gradient": "float64"})
 
 
 def middle(frame: pd.DataFrame) -> pd.DataFrame:

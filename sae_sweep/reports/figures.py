@@ -238,13 +238,14 @@ def information(data: pd.DataFrame) -> go.Figure:
 
 
 def curves(data: pd.DataFrame) -> go.Figure:
-    """FVU and L0 through training at the middle coefficients: medians over seeds."""
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06)
+    """FVU, L0 and the gradient's norm, where it is known, at the middle coefficients: medians over seeds."""
+    drawn = {"fvu": "FVU", "l0": "L0"} | ({"gradient": "gradient's norm"} if data["gradient"].notna().any() else {})
+    figure = make_subplots(rows=len(drawn), shared_xaxes=True, vertical_spacing=0.06)
     penalties, starts, shown = unique(data["penalty_name"]), unique(data["start"]), _shown(data)
     for (given, start, width, architecture, penalty), rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
         visible = bool(width in shown)
-        medians = rows.groupby("step")[["fvu", "l0"]].median().reset_index()
-        for row, column in ((1, "fvu"), (2, "l0")):
+        medians = rows.groupby("step")[[*drawn]].median().reset_index()
+        for row, (column, title) in enumerate(drawn.items(), start=1):
             figure.add_trace(
                 go.Scatter(
                     x=medians["step"],
@@ -267,7 +268,7 @@ def curves(data: pd.DataFrame) -> go.Figure:
                         "given": given,
                     },
                     hovertemplate=f"{penalty} {rows['setting'].iloc[0]}, {start} start, width {width}<br>"
-                    f"step %{{x}}: {column.upper()} %{{y:.3g}}<extra></extra>",
+                    f"step %{{x}}: {title} %{{y:.3g}}<extra></extra>",
                 ),
                 row=row,
                 col=1,
@@ -277,10 +278,11 @@ def curves(data: pd.DataFrame) -> go.Figure:
     for i, start in enumerate(starts):
         line = {"color": GREY, "dash": DASHES[i % len(DASHES)]}
         figure.add_trace(legend(f"{start} start", f"start {start}", line=line, mode="lines"), row=1, col=1)
-    figure.update_yaxes(type="log", title="FVU", tickformat="~g", row=1, col=1)
-    figure.update_yaxes(type="log", title="L0", dtick="D2", tickformat="~g", row=2, col=1)
-    figure.update_xaxes(title="training step", row=2, col=1)
-    return finished(figure, "Training, middle coefficients", 560)
+    for row, (column, title) in enumerate(drawn.items(), start=1):
+        dtick = "D2" if column == "l0" else None
+        figure.update_yaxes(type="log", title=title, dtick=dtick, tickformat="~g", row=row, col=1)
+    figure.update_xaxes(title="training step", row=len(drawn), col=1)
+    return finished(figure, "Training, middle coefficients", 280 * len(drawn))
 
 
 def logits(values: Sequence[float] = ()) -> go.Figure:

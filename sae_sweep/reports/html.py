@@ -76,8 +76,8 @@ SECTIONS = (
         "curves",
         "Training",
         "Training curves",
-        "FVU and L0 on the training batches at the middle coefficients, median over seeds. Colour is the penalty, the "
-        "dash the start.",
+        "FVU and L0 on the training batches, and the gradient's norm before it is clipped (the largest since the step "
+        "before), at the middle coefficients, median over seeds. Colour is the penalty, the dash the start.",
     ),
 )
 # The section whose figure shows a measure, by how its name begins; the first that fits.

@@ -162,7 +162,7 @@ def _tables() -> Iterator[Any]:
 
 
 def _training() -> Iterator[Any]:
-    for name, title in (("fvu", "FVU"), ("l0", "L0"), ("loss", "loss")):
+    for name, title in (("fvu", "FVU"), ("l0", "L0"), ("loss", "loss"), ("gradient", "Gradient's norm")):
         yield wr.LinePlot(title=f"{title} through training", x="Step", y=[f"train/{name}"], log_y=True)
 
 

@@ -27,12 +27,13 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Look:
-    """Means over the steps since the last look, per SAE [n] on the CPU."""
+    """Means over the steps since the last look, per SAE [n] on the CPU; of the gradient's norm the largest."""
 
     step: int
     loss: Tensor
     fvu: Tensor
     l0: Tensor
+    gradient: Tensor
 
 
 def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
@@ -54,4 +55,5 @@ def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
         )
         for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
             stack.failed.setdefault(i, stack.step)
-        yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0)
+        gradient = torch.as_tensor(progress.gradient).cpu()
+        yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0, gradient)

@@ -37,7 +37,7 @@ EVERY = 60.0
 LARGEST_SHARE = 0.05
 
 _ROWS = ("flat", "first", "second", "threshold", "density", "exponent", "rescale")
-_LOOKS = ("loss", "fvu", "l0")
+_LOOKS = ("loss", "fvu", "l0", "gradient")
 
 
 class Checkpoint:
@@ -154,7 +154,9 @@ def _put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) -
     stack.step = step
     if "looks.step" not in tensors:
         return []
-    columns = [tensors[f"looks.{name}"][:, rows] for name in _LOOKS]
+    # What a checkpoint is too old to know is not known.
+    unknown = torch.full_like(tensors["looks.loss"], torch.nan)
+    columns = [tensors.get(f"looks.{name}", unknown)[:, rows] for name in _LOOKS]
     return [Look(int(at), *(column[n] for column in columns)) for n, at in enumerate(tensors["looks.step"])]
 
 

@@ -333,14 +333,19 @@ def _train(
 
 
 def _curve(looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
-    """SAE i's rows of the curve: about CURVE_ROWS evenly spaced looks, the last among them."""
+    """SAE i's rows of the curve: about CURVE_ROWS evenly spaced looks, the last among them.
+
+    Of the gradient's norm the largest since the row before: a peak is not to fall between two rows.
+    """
     stride = -(-len(looks) // CURVE_ROWS)
-    for look in looks[(len(looks) - 1) % stride :: stride]:
+    for at in range((len(looks) - 1) % stride, len(looks), stride):
+        look, since = looks[at], looks[max(0, at - stride + 1) : at + 1]
         yield {
             "step": look.step,
             "loss": float(look.loss[i]),
             "fvu": float(look.fvu[i]),
             "l0": float(look.l0[i]),
+            "gradient": max(float(each.gradient[i]) for each in since),
         }
 
 

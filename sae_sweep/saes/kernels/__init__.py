@@ -23,27 +23,32 @@ LISTED = ("relu", "topk", "batchtopk")
 
 @dataclass
 class Progress:
-    """Sums over the steps of one call, per SAE [n]; stays on the device until it is read."""
+    """Sums over the steps of one call, per SAE [n]; stays on the device until it is read.
+
+    gradient: the largest norm of a step's gradient, over all parameters of the SAE and before it is clipped
+    """
 
     steps: int
     variance: Tensor  # [] Σ E‖x‖² over the batches: x is centred over the distribution
     loss: Tensor
     error: Tensor
     l0: Tensor
+    gradient: Tensor
 
     @classmethod
     def zeros(cls, stack: Stack) -> Progress:
         """Nothing summed yet."""
         zeros = torch.zeros(len(stack.points), device=stack.flat.device)
-        return cls(0, torch.zeros((), device=stack.flat.device), zeros, zeros.clone(), zeros.clone())
+        return cls(0, torch.zeros((), device=stack.flat.device), zeros, *(zeros.clone() for _ in range(3)))
 
-    def add(self, x: Tensor, loss: Tensor, error: Tensor, l0: Tensor) -> None:
+    def add(self, x: Tensor, loss: Tensor, error: Tensor, l0: Tensor, gradient: Tensor) -> None:
         """Count one step on batch x [b, d]."""
         self.steps += 1
         self.variance += x.square().sum(-1).mean()
         self.loss += loss
         self.error += error
         self.l0 += l0
+        self.gradient = torch.maximum(self.gradient, gradient)
 
 
 def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backend:

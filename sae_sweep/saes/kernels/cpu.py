@@ -68,8 +68,8 @@ class CpuBackend:
 
         sums = list(across(train, range(n)))
         stack.step += len(batches)
-        loss, error, l0 = torch.tensor(np.array(sums), dtype=torch.float32).unbind(1)
-        return Progress(len(batches), batches.square().sum(-1).mean(1).sum(), loss, error, l0)
+        columns = torch.tensor(np.array(sums), dtype=torch.float32).unbind(1)
+        return Progress(len(batches), batches.square().sum(-1).mean(1).sum(), *columns)
 
 
 class _Trainer:
@@ -111,29 +111,33 @@ class _Trainer:
         self.residuals, self.g_bdec = np.empty((b, d), np.float32), np.empty((parts, d), np.float32)
 
     def advance(self, batches: Tensor) -> Array:
-        """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps."""
+        """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps, and
+        the largest norm of their gradients."""
         find_idle(self.first, self.second, self.width, self.d, self.idle)
         refresh(self.flat, self.width, self.d, self.panels, self.bias, self.norms, 0, self.width)
         # TopK and BatchTopK are sparse by construction.
         most = np.inf if self.k or self.chosen else max(DENSE_ABOVE * self.width, DENSE_AT_LEAST)
-        totals, step = np.zeros(3), 0
+        totals, largest, step = np.zeros(3), 0.0, 0
         while step < len(batches):
             dense = float(self.stack.density[self.i]) > most
             if dense or self.chosen or self.threads > 1:
-                totals += self._step(batches[step], self.stack.step + step, dense)
-                step += 1
+                sums, norm = self._step(batches[step], self.stack.step + step, dense)
+                taken = 1
             else:
-                taken, *sums, l0 = self._steps(batches[step:], self.stack.step + step, most)
-                totals += sums
-                self.stack.density[self.i] = l0
-                step += int(taken)
-        return totals
+                sums, norm, taken = self._steps(batches[step:], self.stack.step + step, most)
+            totals += sums
+            largest = max(largest, norm)
+            step += taken
+        return np.append(totals, largest)
 
-    def _steps(self, batches: Tensor, first: int, most: float) -> tuple[float, ...]:
-        """Steps on one thread, with no Python between them, until more than `most` latents fire."""
+    def _steps(self, batches: Tensor, first: int, most: float) -> tuple[Array, float, int]:
+        """`_step` for many on one thread, with no Python between them, until more than `most` latents fire.
+
+        Returns also how many they were.
+        """
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
         penalty, clip = self.point.penalty, self.point.training.clip
-        return take_steps(
+        taken, *sums, norm, self.stack.density[self.i] = take_steps(
             batches.numpy(),
             schedule,
             self.flat,
@@ -165,9 +169,10 @@ class _Trainer:
             self.parts,
             self.slices,
         )
+        return np.array(sums), norm, int(taken)
 
-    def _step(self, batch: Tensor, step: int, dense: bool) -> Array:
-        """One step on batch [b, d], shared by threads; loss, squared error and L0 before it."""
+    def _step(self, batch: Tensor, step: int, dense: bool) -> tuple[Array, float]:
+        """One step on batch [b, d], shared by threads; loss, squared error and L0 before it, its gradient's norm."""
         rate, correction2, coefficient = self._scheduled(step)
         b = len(batch)
         weights = np.float32(2 / b), np.float32(coefficient / b)
@@ -175,9 +180,9 @@ class _Trainer:
             penalty, error, entries = self._dense_gradient(batch, *weights)
         else:
             penalty, error, entries = self._sparse_gradient(batch.numpy(), step, *weights)
-        self._update(rate, correction2)
+        norm = self._update(rate, correction2)
         self.stack.density[self.i] = entries / b
-        return np.array([error + coefficient * penalty, error, entries]) / b
+        return np.array([error + coefficient * penalty, error, entries]) / b, norm
 
     def _sparse_gradient(self, x: Array, step: int, *weights: np.float32) -> Array:
         """Penalty and squared error summed over x, and entries; the gradient of the latents marked active."""
@@ -296,15 +301,16 @@ class _Trainer:
         g_dec.addcmul_((pulls / norms)[:, None], W_dec)
         return penalty, error, entries
 
-    def _update(self, rate: float, correction2: float) -> None:
-        """Clip this SAE's gradient to its own norm and take Adam's step."""
+    def _update(self, rate: float, correction2: float) -> float:
+        """Clip this SAE's gradient to its own norm and take Adam's step. Returns the norm."""
         size, squares = (self.width, self.d), np.empty(len(self.slices))
         own = self.slices, self.gradient, *size, self.active
         self._over(self.slices, lambda chunk: square_slices(own[0], chunk, *own[1:], squares))
-        clip = clip_factor(finish(self.gradient, self.g_bdec), squares, self.point.training.clip)
+        clip, norm = clip_factor(finish(self.gradient, self.g_bdec), squares, self.point.training.clip)
         arrays = self.flat, self.gradient, self.first, self.second, *size, self.active, self.idle
         encoder = self.panels, self.bias, self.norms
         self._over(self.slices, lambda chunk: update(self.slices, chunk, *arrays, *encoder, clip, rate, correction2))
+        return float(norm)
 
     def _scheduled(self, step: int) -> tuple[float, float, float]:
         """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""

@@ -71,7 +71,7 @@ class _Trainer:
         self.coefficients = self.schedule[:, :, 2].clone()
         self.annealed = any(point.penalty.name == "lp_annealed" for point in stack.points)
         self.step = self._zeros(1, dtype=torch.int64)
-        self.x, self.metrics, self.factors = self._zeros(b, self.d), self._zeros(self.n, 3), self._zeros(self.n)
+        self.x, self.metrics, self.factors = self._zeros(b, self.d), self._zeros(self.n, 4), self._zeros(self.n)
         self.norms = self._zeros(self.n, self.width)
         self.residuals, self.rows_sums = self._zeros(self.n, b, self.d), self._zeros(self.n, b, 3)
         # 1 where an SAE takes this step by matrix products.

@@ -41,18 +41,18 @@ class DenseBackend:
         share = self.pool.map if self.pool and not batches.is_cuda else map
         done = list(share(lambda part: self._advance(part, batches), parts))
         stack.step += len(batches)
-        sums = (torch.cat([getattr(progress, name) for progress in done]) for name in ("loss", "error", "l0"))
+        names = ("loss", "error", "l0", "gradient")
+        sums = (torch.cat([getattr(progress, name) for progress in done]) for name in names)
         return Progress(len(batches), done[0].variance, *sums)
 
     def _advance(self, stack: Stack, batches: Tensor) -> Progress:
         progress = Progress.zeros(stack)
         for x in batches:
-            loss, error, l0 = self._step(stack, x)
-            progress.add(x, loss, error, l0)
+            progress.add(x, *self._step(stack, x))
             stack.step += 1
         return progress
 
-    def _step(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # `.data` has a count of changes of its own: autograd does not mind that other threads change their own rows.
         leaves = [view.requires_grad_() for view in stack.views(stack.flat.data)]
         rates, coefficients = (
@@ -74,8 +74,9 @@ class DenseBackend:
         gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
         with torch.no_grad():
             self._learn_threshold(stack, contributions)
-            adam(stack, clipped(stack, gradient), rates)
-        return loss.detach(), error.detach(), (codes > 0).sum(-1).float().mean(-1)
+            norms = gradient.norm(dim=1)
+            adam(stack, clipped(stack, gradient, norms), rates)
+        return loss.detach(), error.detach(), (codes > 0).sum(-1).float().mean(-1), norms
 
     def _learn_threshold(self, stack: Stack, contributions: Tensor) -> None:
         if stack.architecture.learns_threshold:
@@ -101,13 +102,12 @@ def penalties(stack: Stack, contributions: Tensor, fires: Tensor | None) -> Tens
     return result
 
 
-def clipped(stack: Stack, gradient: Tensor) -> Tensor:
-    """Scale each SAE's gradient [n, parameter_count] down to its own largest norm: never one norm over the stack.
+def clipped(stack: Stack, gradient: Tensor, norms: Tensor) -> Tensor:
+    """Scale each SAE's gradient [n, parameter_count] of norm [n] down to its own largest: never one over the stack.
 
     NaN where that norm is not finite: an SAE that stood still would look trained.
     """
     limits = torch.tensor([point.training.clip for point in stack.points], device=gradient.device)
-    norms = gradient.norm(dim=1)
     factors = (limits / norms.clamp_min(1e-30)).clamp_max(1.0)
     return gradient * torch.where(norms.isfinite(), factors, torch.nan)[:, None]
 

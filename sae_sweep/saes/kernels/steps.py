@@ -154,18 +154,18 @@ def finish(gradient, g_bdec):  # type: ignore[no-untyped-def]
 
 @_jit
 def clip_factor(square, squares, clip):  # type: ignore[no-untyped-def]
-    """What scales a gradient whose ‖g‖² is the sum of these down to the norm `clip`.
+    """What scales a gradient whose ‖g‖² is the sum of these down to the norm `clip`, and its norm.
 
     NaN where the norm is not finite: what is scaled down to nothing stands still, and looks like a trained SAE.
     """
     for value in squares:
         square += value
     norm = math.sqrt(square)
-    return min(1.0, clip / max(norm, 1e-30)) if norm < math.inf else math.nan
+    return min(1.0, clip / max(norm, 1e-30)) if norm < math.inf else math.nan, norm
 
 
 @numba.njit(
-    numba.types.UniTuple(_real, 5)(
+    numba.types.UniTuple(_real, 6)(
         _cube, _real[:, ::1], _row, _row, _row, _row, _int, _int, SLOPES, _real, _real, _real, _real,
         _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _int[::1], _ints, _table,
         _table, _flags, _flags, _bounds, _bounds,
@@ -182,11 +182,11 @@ def take_steps(  # type: ignore[no-untyped-def]
 
     schedule [steps, 3]: learning rate over the first bias correction, second bias correction, coefficient.
     parts, slices [·, 2]: where each begins and ends. Returns the steps taken, loss, squared error and L0 summed over
-    them, and the last L0.
+    them, the largest norm of their gradients, and the last L0.
     """
     steps, b, d = batches.shape
     every_part, every_slice, squares = (0, len(parts)), (0, len(slices)), np.empty(len(slices))
-    total_loss, total_error, total_l0, l0 = 0.0, 0.0, 0.0, 0.0
+    total_loss, total_error, total_l0, largest, l0 = 0.0, 0.0, 0.0, 0.0, 0.0
     for step in range(steps):
         rate, correction2, coefficient = schedule[step, 0], schedule[step, 1], schedule[step, 2]
         x, of_error, of_penalty = batches[step], np.float32(2 / b), np.float32(coefficient / b)
@@ -205,7 +205,8 @@ def take_steps(  # type: ignore[no-untyped-def]
             )
             begins[:] = stops
         square_slices(slices, every_slice, gradient, width, d, active, squares)
-        factor = clip_factor(finish(gradient, g_bdec), squares, clip)
+        factor, norm = clip_factor(finish(gradient, g_bdec), squares, clip)
+        largest = max(largest, norm)
         update(
             slices, every_slice, flat, gradient, first, second, width, d, active, idle, panels, bias, norms,
             factor, rate, correction2,
@@ -218,5 +219,5 @@ def take_steps(  # type: ignore[no-untyped-def]
         total_error += error / b
         total_l0 += l0
         if l0 > dense_above:
-            return step + 1.0, total_loss, total_error, total_l0, l0
-    return float(steps), total_loss, total_error, total_l0, l0
+            return step + 1.0, total_loss, total_error, total_l0, largest, l0
+    return float(steps), total_loss, total_error, total_l0, largest, l0

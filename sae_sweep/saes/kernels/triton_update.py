@@ -82,7 +82,7 @@ def finish_sums(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Gradient of b_dec, the factor [n] that clips an SAE's gradient to its own norm, and its metrics of this step.
 
-    metrics [n, 3] is added to: loss, squared error and L0, means over the batch.
+    metrics [n, 4]: loss, squared error and L0, means over the batch, are added to; of norms the largest is kept.
     """
     i = tl.program_id(0).to(tl.int64)
     columns, blocks = tl.arange(0, DP), tl.arange(0, BLOCK)
@@ -105,10 +105,11 @@ def finish_sums(  # type: ignore[no-untyped-def]
     # A broken SAE must not look clipped, nor stand still and look trained.
     tl.store(factors + i, tl.where(norm < float("inf"), tl.where(factor < 1.0, factor, 1.0), float("nan")))
     coefficient = tl.load(schedule + (tl.load(step) * n + i) * 3 + 2)
-    to = metrics + 3 * i
+    to = metrics + 4 * i
     tl.store(to, tl.load(to) + (error + coefficient * penalty) / b)
     tl.store(to + 1, tl.load(to + 1) + error / b)
     tl.store(to + 2, tl.load(to + 2) + on / b)
+    tl.store(to + 3, tl.maximum(tl.load(to + 3), norm))
 
 
 @triton.jit
