@@ -251,8 +251,10 @@ def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
     columns = {"seconds": record.get("seconds")}
     norms = [row["gradient"] for row in record.get("curve") or () if row.get("gradient") is not None]
     if norms:
-        largest, usual = max(norms), statistics.median(norms)
-        columns |= {"gradient_largest": largest, "gradient_spike": largest / usual if usual else math.nan}
+        late = norms[len(norms) // 2 :]
+        usual = statistics.median(late)
+        columns |= {"gradient_largest": max(norms), "gradient_late": usual}
+        columns["gradient_spike"] = max(late) / usual if usual else math.nan
     return columns
 
 

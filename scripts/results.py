@@ -44,7 +44,7 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "lp_versus_l1": (
         ["init", "penalty", "penalty_p", "coefficient"],
-        ["fvu", "l0", "live_latents", "owned_maxes", "splits_per_max"],
+        ["fvu", "l0", "live_latents", "owned_maxes", "splits_per_max", "gradient_late", "gradient_spike"],
     ),
     "oracle": (
         ["penalty", "coefficient", "init", "partition"],

@@ -42,7 +42,7 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         owned_maxes duplicates_per_max label_m label_q label_n label_c mcc uniqueness feature_precision feature_recall
         feature_f1 found_features killed_features killed_small_overlap
     """
-    of_training = ["gradient_largest", "gradient_spike"]
+    of_training = ["gradient_largest", "gradient_late", "gradient_spike"]
     named[-1:-1] = [*further.split(), *(f"shuffled_{name}" for name in shuffled.split()), *of_training]
     named.append("on_common_front")
     assert list(COLUMNS) == named
@@ -57,7 +57,7 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
 
 def test_the_gradients_norm_is_that_of_the_curve_and_null_where_that_is_older(tmp_path: Path) -> None:
     old, new, flat = (point(seed=seed) for seed in range(3))
-    norms = [4.0, 40.0, 2.0, 4.0, 5.0]
+    norms = [4.0, 40.0, 2.0, 4.0, 20.0]
     more = {
         old.id: {"curve": [{"step": 25, "loss": 1.0}]},
         new.id: {"curve": [{"step": i, "gradient": norm} for i, norm in enumerate(norms)]},
@@ -65,8 +65,9 @@ def test_the_gradients_norm_is_that_of_the_curve_and_null_where_that_is_older(tm
     }
     trained, start = frame.tables(sweep(tmp_path, [(at, {"l0": 1.0}) for at in (old, new, flat)], more=more), "quick")
     assert trained["gradient_largest"].fillna(-1).tolist() == [-1, 40, 0]
-    assert trained["gradient_spike"].fillna(-1).tolist() == [-1, 10, -1]
-    assert start[["gradient_largest", "gradient_spike"]].isna().all(axis=None)
+    assert trained["gradient_late"].fillna(-1).tolist() == [-1, 4, 0]
+    assert trained["gradient_spike"].fillna(-1).tolist() == [-1, 5, -1]
+    assert start[["gradient_largest", "gradient_late", "gradient_spike"]].isna().all(axis=None)
 
 
 def test_settings_without_effect_are_null(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from commandline import TINY, call
 from fabricated import point, sweep
+from rich.console import Console
 
 from sae_sweep import frame
+from sae_sweep.reports import terminal
 from sae_sweep.reports.fronts import compare, gap, hypervolume, unmoved
 from sae_sweep.schema import Penalty, Toy
 
@@ -68,9 +72,84 @@ def test_intervals_over_seeds(factor: float, sure: bool, tmp_path: Path) -> None
     assert np.isnan(found.loc["tanh", "gap_low"]) and found.loc["tanh", "gap"] > 0
 
 
+def test_fronts_are_compared_only_over_the_l0_that_both_reach(tmp_path: Path) -> None:
+    """Twice as good where both are; outside of that the first is beyond compare, then the second."""
+    planted = {
+        "l1": [(8.0, 1.0, 1e-6), (1.0, 5.0, 1e-7), (0.5, 10.0, 1e-8)],
+        "sqrt": [(1.0, 5.0, 5e-8), (0.5, 10.0, 5e-9), (0.1, 50.0, 1e-20)],
+        "tanh": [(0.1, 60.0, 0.5), (0.2, 55.0, 0.6)],
+    }
+    results = [
+        (point(seed=seed, penalty=Penalty(name, c)), {"l0": l0, "fvu": fvu})
+        for name, front in planted.items()
+        for c, l0, fvu in front
+        for seed in (0, 1, 2)
+    ]
+    table = frame.load(sweep(tmp_path, results), "quick")
+    found = compare(table).set_index("penalty")
+    assert (found.loc["sqrt", "l0_low"], found.loc["sqrt", "l0_high"]) == (5, 10)
+    for name in ("gap", "gap_low", "gap_high"):
+        assert found.loc["sqrt", name] == pytest.approx(-np.log10(2))
+    # None is shared with the first: no number, rather than one between ranges.
+    assert found.loc["tanh", ["gap", "gap_low", "gap_high"]].isna().all()
+    stream = io.StringIO()
+    terminal.show(Console(width=100, file=stream), table, table, {}, [], tmp_path / "sweeps" / "quick")
+    shown = stream.getvalue().partition("Fronts compared")[2].splitlines()
+    (line,) = [line for line in shown if line.startswith("tanh")]
+    assert line.split()[-3:] == ["–", "none", "shared"]
+
+
 def test_a_coefficient_that_does_not_move_l0_is_named(tmp_path: Path) -> None:
     (warning,) = unmoved(table(tmp_path, 0.0, 1.0, seeds=1))
-    assert warning.startswith("relu, tanh, width 64: coefficients from 0.1 to 0.8 leave L0 between 3.01 and 3.08")
+    assert warning.startswith("relu, tanh, width 64, kmeans: coefficients from 0.1 to 0.8 leave L0 between 3.01 and")
+
+
+@pytest.mark.parametrize(
+    ("l0", "named"),
+    [
+        ({0.1: 8.0, 0.4: 4.0, 0.8: 2.0}, False),
+        ({0.1: 4.2, 0.4: 4.1, 0.8: 4.0}, True),
+        # A tenth of it is a move, and a ladder of less than twice is none.
+        ({0.1: 4.41, 0.4: 4.2, 0.8: 4.0}, False),
+        ({0.1: 4.0, 0.15: 4.0}, False),
+        ({0.1: 4.0}, False),
+        # Whether up or down; dead from somewhere on is a move, dead throughout is not.
+        ({0.1: 2.0, 0.8: 4.0}, False),
+        ({0.1: 4.0, 0.8: 0.0}, False),
+        ({0.1: 0.0, 0.8: 0.0}, True),
+    ],
+)
+def test_ladders_that_do_and_that_do_not_move_l0(l0: dict[float, float], named: bool, tmp_path: Path) -> None:
+    # Seeds differ by far more than coefficients do: it is the mean over them that counts.
+    results = [
+        (point(seed=seed, penalty=Penalty("l1", c)), {"l0": value * factor, "fvu": 0.1})
+        for c, value in l0.items()
+        for seed, factor in enumerate((0.5, 1.5))
+    ]
+    found = unmoved(frame.load(sweep(tmp_path, results), "quick"))
+    assert len(found) == named and all("the coefficient does not steer sparsity here" in line for line in found)
+
+
+def test_what_sets_a_line_apart_is_in_its_warning(tmp_path: Path) -> None:
+    results = [
+        (point(toy, penalty=penalty, init=init), {"l0": 3.0, "fvu": 0.1})
+        for toy in (Toy(d_vocab=16, k=3), Toy(d_vocab=8, k=3))
+        for init in ("kmeans", "random")
+        for p in (0.3, 0.7)
+        for penalty in (Penalty("lp", 0.1, p=p), Penalty("lp", 0.8, p=p))
+    ]
+    found = unmoved(frame.load(sweep(tmp_path, results), "quick"))
+    assert len(set(found)) == 8 and any("max_of_k-8-3" in line and "penalty_p 0.3" in line for line in found)
+    of_k = [(point(architecture="topk", k=k), {"l0": 2.0, "fvu": 0.1}) for k in (1, 4)]
+    (line,) = unmoved(frame.load(sweep(tmp_path / "k", of_k), "quick"))
+    assert "k from 1 to 4 leave" in line and "the k does not" in line
+
+
+def test_the_warning_stands_at_the_end_of_a_run(tmp_path: Path) -> None:
+    # From clusters, so few steps change little.
+    end = call("run", *TINY, "penalty=l1", f"output_dir={tmp_path}")
+    said = " ".join(end.out.split())
+    assert end.code == 0 and "! relu, l1, width 5, kmeans: coefficients from 0.25 to 2 leave L0 between" in said
 
 
 def test_what_is_swept_beside_the_penalty_makes_fronts_of_its_own(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ PHRASES = {
     "unique_copies": "information on the copies alone",
     "loss_recovered": "share of the toy's loss recovered",
     "kl": "KL",
+    "gradient_largest": "largest norm of a gradient",
+    "gradient_late": "norm of the gradient late in training",
+    "gradient_spike": "largest norm of the gradient late in training over the usual",
     **{f"label_{label}": f"number of latents labelled {label}" for label in LABELS},
 }
 

@@ -136,17 +136,25 @@ def _interval(name: str, line: Ladder, first: Ladder, value: Any) -> dict[str, f
 
 
 def unmoved(frame: pd.DataFrame) -> list[str]:
-    """A warning for every line whose coefficients do not move L0."""
-    found = []
-    for _, rows in frame.groupby([*within(frame), *lines(frame)], dropna=False, sort=False):
-        line = ladder(rows)
-        if line is None or line.setting[-1] < LADDER * max(line.setting[0], 1e-300):
+    """A warning for every line whose coefficients, or k, do not move L0: over means of seeds, dead SAEs included."""
+    found, apart = [], [*within(frame), *lines(frame)]
+    told = ["architecture", "penalty", "width", "init"]
+    told += [name for name in apart if name not in told and frame[name].nunique() > 1]
+    for _, rows in frame.groupby(apart, dropna=False, sort=False):
+        counted = rows["k"].notna().any()
+        l0 = rows.dropna(subset=["l0"]).groupby("k" if counted else "coefficient")["l0"].mean()
+        if len(l0) < 2 or l0.index[-1] < LADDER * max(l0.index[0], 1e-300):
             continue
-        l0 = np.nanmean(line.l0, 0)
-        if l0.max() < MOVES * l0.min():
-            name = f"{rows['architecture'].iloc[0]}, {rows['penalty'].iloc[0]}, width {rows['width'].iloc[0]}"
+        if l0.max() < MOVES * l0.min() or l0.max() == 0:
+            first = rows.iloc[0]
+            names = ", ".join(_word(name, first[name]) for name in told if pd.notna(first[name]))
+            what, over = ("k", "k") if counted else ("coefficient", "coefficients")
             found.append(
-                f"{name}: coefficients from {line.setting[0]:g} to {line.setting[-1]:g} leave L0 between "
-                f"{l0.min():.2f} and {l0.max():.2f}: the coefficient does not steer sparsity here"
+                f"{names}: {over} from {l0.index[0]:g} to {l0.index[-1]:g} leave L0 between "
+                f"{l0.min():.2f} and {l0.max():.2f}: the {what} does not steer sparsity here"
             )
     return found
+
+
+def _word(name: str, value: Any) -> str:
+    return value if isinstance(value, str) else f"{name} {value:g}"
