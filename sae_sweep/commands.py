@@ -350,14 +350,14 @@ def cells(overrides: Sequence[str], json: bool) -> None:
 
 def penalties(json: bool) -> None:
     """Print the penalties there are."""
-    from sae_sweep.saes.penalties import FORMULAS
+    from sae_sweep.saes.penalties import FORMULAS, spell
 
     ladders = config.ladders()
     rows = [
         {
             "name": name,
             "formula": formula.formula,
-            "slope_at_zero": str(formula.slope_at_zero),
+            "slope_at_zero": spell(formula.slope_at_zero),
             "prior": formula.prior,
             "keys": [f"penalty.{key}" for key in formula.keys],
             "ladder": ladders.get(name),
@@ -377,10 +377,18 @@ def architectures(json: bool) -> None:
     from sae_sweep.saes.architectures import ARCHITECTURES
 
     rows = [
-        {"name": name, "description": a.description, "keys": list(a.keys), "trained_by": a.step, "source": a.source}
+        {
+            "name": name,
+            "description": a.description,
+            "formula": a.formula,
+            "prior": a.prior,
+            "keys": list(a.keys),
+            "trained_by": a.step,
+            "source": a.source,
+        }
         for name, a in ARCHITECTURES.items()
     ]
-    _listing(rows, json, "all: pre = W_enc·x + b_enc, reconstruction = W_dec·z + b_dec")
+    _listing(rows, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

@@ -164,7 +164,10 @@ def test_listings() -> None:
     listed = json.loads(call("penalties", "--json").out)
     assert [row["name"] for row in listed] == list(PENALTIES)
     assert {row["name"]: row["ladder"] for row in listed} == config.ladders()
-    assert [row["name"] for row in json.loads(call("architectures", "--json").out)] == list(ARCHITECTURES)
+    architectures = json.loads(call("architectures", "--json").out)
+    assert [row["name"] for row in architectures] == list(ARCHITECTURES)
+    for row in (*listed, *architectures):
+        assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
     assert all(name in call("penalties").out for name in PENALTIES)
     assert all(name in call("architectures").out for name in ARCHITECTURES)
 

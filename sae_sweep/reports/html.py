@@ -88,6 +88,7 @@ _SHOWN_IN = {
     "label_": "labels",
     "info_": "information",
     "unique_": "information",
+    "gradient_": "curves",
     **dict.fromkeys(("fvu", "l0", "on_", "owned_", "live_"), "front"),
 }
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}

@@ -130,6 +130,7 @@ def _error(x: Tensor, reconstruction: Tensor) -> Tensor:
 class Architecture:
     """`activate(pre [..., b, width], sae, settings, training) -> codes [..., b, width]`; what else it has is below.
 
+    formula: z of an input, for people; prior: the density on z that its sparsity is −log of, or why none
     learns_threshold: it chooses over a batch, and at evaluation by the smallest contribution chosen in training
     penalised: what its penalty acts on [..., b, width], from pre and codes
     auxiliary: what its objective has beside E‖x − x̂‖² and the penalty [...]
@@ -140,6 +141,8 @@ class Architecture:
     name: str
     activate: Activate
     description: str
+    formula: str
+    prior: str
     keys: tuple[str, ...]
     source: str
     learns_threshold: bool = False
@@ -170,15 +173,29 @@ def pre_activations(x: Tensor, sae: Parameters) -> Tensor:
 
 
 _COUNT, _PENALTY = ("sae.k",), ("penalty",)
+_BY_PENALTY = "that of its penalty"
+_OF_BATCH = "flat on the codes of a batch of b in which at most k·b latents are active, none elsewhere"
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
-        Architecture("relu", relu, "ReLU with a sparsity penalty", _PENALTY, "arXiv 2309.08600"),
-        Architecture("topk", topk, "the k largest contributions of each input", _COUNT, "arXiv 2406.04093"),
+        Architecture(
+            "relu", relu, "ReLU with a sparsity penalty", "max(pre, 0)", _BY_PENALTY, _PENALTY, "arXiv 2309.08600"
+        ),
+        Architecture(
+            "topk",
+            topk,
+            "the k largest contributions of each input",
+            "max(pre, 0) on the k latents of largest max(pre, 0)·‖d‖, else 0",
+            "flat on codes of at most k active latents, none elsewhere",
+            _COUNT,
+            "arXiv 2406.04093",
+        ),
         Architecture(
             "batchtopk",
             batchtopk,
             "the k·batch largest contributions of a batch; a learned threshold at evaluation",
+            "max(pre, 0)·H(max(pre, 0)·‖d‖ ≥ θ), θ the (k·b)-th largest of a batch of b",
+            _OF_BATCH,
             _COUNT,
             "arXiv 2412.06410",
             learns_threshold=True,
@@ -186,8 +203,10 @@ ARCHITECTURES = {
         Architecture(
             "jumprelu",
             jumprelu,
-            "z = pre where pre‖d‖ exceeds a threshold of the latent's own; slopes pass straight through the jump. "
-            "penalty=l0 counts what fires",
+            "a threshold of each latent's own on its contribution; slopes pass straight through the jump. penalty=l0 "
+            "counts what fires",
+            "max(pre, 0)·H(max(pre, 0)·‖d‖ > θ)",
+            f"{_BY_PENALTY}; of penalty=l0 a spike and a flat slab, improper",
             (*_PENALTY, "sae.bandwidth"),
             "arXiv 2407.14435",
             fires=jumps,
@@ -195,8 +214,10 @@ ARCHITECTURES = {
         Architecture(
             "gated",
             gated,
-            "a gate decides what fires, exp(r_mag)·W_enc·x + b_mag how strongly; the penalty acts on the gate, which "
-            "learns from its own reconstruction through the frozen decoder",
+            "a gate decides what fires, a magnitude how strongly; the penalty acts on the gate, which learns from its "
+            "own reconstruction through the frozen decoder",
+            "H(pre > 0)·max(exp(r_mag)·W_enc·x + b_mag, 0)",
+            "none: the penalty acts on max(pre, 0), not on z",
             _PENALTY,
             "arXiv 2404.16014",
             penalised=gate,
@@ -206,6 +227,8 @@ ARCHITECTURES = {
             "matryoshka",
             batchtopk,
             "BatchTopK of which also the first 1/2, 1/4, … of the latents must reconstruct x by themselves",
+            "that of batchtopk; squared errors of x̂ from the first width/2, width/4, … latents are added to the loss",
+            _OF_BATCH,
             (*_COUNT, "sae.levels"),
             "arXiv 2503.17547",
             learns_threshold=True,
@@ -215,6 +238,8 @@ ARCHITECTURES = {
             "tied",
             relu,
             "ReLU whose encoder is its decoder, rows of unit norm",
+            "max(W_dec·x + b_enc, 0), ‖d‖ = 1",
+            _BY_PENALTY,
             _PENALTY,
             "arXiv 2309.08600",
             effective=unit_rows,

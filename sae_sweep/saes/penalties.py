@@ -60,10 +60,10 @@ class PenaltyFormula:
     @property
     def formula(self) -> str:
         """The whole penalty in one line, for people."""
-        sums = {symbol: sp.Symbol(f"Σ[{_spell(term)}]") for symbol, term in zip(T, self.terms, strict=False)}
-        sums[M] = sp.Symbol(f"max[{_spell(self.largest)}]")
+        sums = {symbol: sp.Symbol(f"Σ[{spell(term)}]") for symbol, term in zip(T, self.terms, strict=False)}
+        sums[M] = sp.Symbol(f"max[{spell(self.largest)}]")
         outer = self.outer.args[0].expr if isinstance(self.outer, sp.Piecewise) else self.outer
-        return _spell(outer.subs(sums))
+        return spell(outer.subs(sums))
 
     @property
     def slope_at_zero(self) -> sp.Expr:
@@ -80,7 +80,8 @@ class _Speller(StrPrinter):
         return f"{self._print(below)} where {self._print(condition)}, else {self._print(above)}"
 
 
-def _spell(expression: sp.Expr) -> str:
+def spell(expression: sp.Expr) -> str:
+    """An expression as people write it."""
     return str(_Speller().doprint(expression)).replace("**", "^").replace("*", "·").replace("<=", "≤")
 
 
@@ -92,31 +93,31 @@ _product = sp.Piecewise(
 FORMULAS = {
     formula.name: formula
     for formula in (
-        PenaltyFormula("none", (sp.Integer(0),), "flat", "-"),
+        PenaltyFormula("none", (sp.Integer(0),), "none: flat, every code as likely", "no penalty"),
         PenaltyFormula("l1", (a,), "exponential (one-sided Laplace), rate λ", "Tibshirani 1996; arXiv 2309.08600"),
         PenaltyFormula(
             "lp",
             ((a + ε) ** p - ε**p,),
             "exponential power, Z = Γ(1/p)/(p·λ^(1/p)) as ε → 0",
-            "EkibeZomncsPxfYwu (P7)",
+            "LessWrong comment EkibeZomncsPxfYwu (P7)",
         ),
         PenaltyFormula(
             "sqrt",
             (sp.sqrt(a + ε) - sp.sqrt(ε),),
             "exponential power with p = 1/2: Z = 2/λ² as ε → 0",
-            "EkibeZomncsPxfYwu (P7)",
+            "LessWrong comment EkibeZomncsPxfYwu (P7)",
         ),
         PenaltyFormula(
             "log1p",
             (sp.log(1 + a / s),),
             "Lomax (Pareto II), shape λ-1, scale s; improper for λ ≤ 1",
-            "EkibeZomncsPxfYwu (P6)",
+            "LessWrong comment EkibeZomncsPxfYwu (P6)",
         ),
         PenaltyFormula(
             "log1p_sq",
             (sp.log(1 + a**2 / s**2),),
             "Student-t, ν = 2λ-1 (Cauchy at λ = 1; improper for λ ≤ 1/2)",
-            "Olshausen & Field 1996; EkibeZomncsPxfYwu (P6)",
+            "Olshausen & Field 1996; LessWrong comment EkibeZomncsPxfYwu (P6)",
         ),
         PenaltyFormula(
             "tanh", (sp.tanh(a / s),), "improper: a spike and a flat slab", "transformer-circuits.pub/2024/feb-update"
@@ -125,14 +126,14 @@ FORMULAS = {
             "prod1p",
             (sp.log(1 + a / s),),
             "proper, not factorised: aᵢ given the rest is exponential with rate λ·∏_{j≠i}(1+aⱼ/s)/s",
-            "EkibeZomncsPxfYwu (P6)",
+            "LessWrong comment EkibeZomncsPxfYwu (P6)",
             outer=_product,
         ),
         PenaltyFormula(
             "pair",
             (a, a**2),
             "not factorised: Σ_{i<j} aᵢ·aⱼ, zero iff at most one latent fires; improper",
-            "EkibeZomncsPxfYwu (P6)",
+            "LessWrong comment EkibeZomncsPxfYwu (P6)",
             outer=(T[0] ** 2 - T[1]) / 2,
         ),
         PenaltyFormula(
@@ -164,7 +165,7 @@ FORMULAS = {
             "exclusive",
             (a,),
             "one winner, any latent alike: exponential with mean s; the others exponential with mean s/10 (at λ = 1)",
-            "EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
+            "LessWrong comment EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
             outer=(T[0] - M) / (REST * s) + M / s,
             largest=a,
         ),
@@ -172,7 +173,7 @@ FORMULAS = {
             "exclusive_pi",
             (a,),
             "the same with winner j drawn with probability πⱼ, its share of the inputs: −log π is what splitting costs",
-            "EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
+            "LessWrong comment EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
             outer=T[0] / (REST * s) - M,
             largest=a * (1 / REST - 1) / s + logπ,
         ),
