@@ -59,6 +59,14 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["penalty", "width", "coefficient"],
         ["label_m", "label_q", "label_mq", "live_latents", "l0", "fvu"],
     ),
+    "structure": (
+        ["toy", "toy.interaction", "toy.magnitudes", "penalty", "init", "partition"],
+        [
+            *("label_mq", "structure_parent", "structure_modifier", "structure_interaction", "structure_cosine"),
+            *("structure_cosine_null", "structure_semi_nmf", "structure_semi_nmf_null", "structure_meta_sae"),
+            *("structure_meta_sae_null", "loss", "l0", "fvu"),
+        ],
+    ),
     "manifold": (["init", "toy.spread", "width"], ["l0", "fvu", "mcc", "found_features", "live_latents"]),
     "pareto": (["architecture", "k", "penalty", "penalty_p", "coefficient"], ["fvu", "l0", "splits_per_max"]),
 }
