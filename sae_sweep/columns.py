@@ -56,12 +56,8 @@ PLANTED: dict[str, str] = {
 }
 # Measured again on shuffled labels, as `shuffled_<measure>`: see `measures/null.py`.
 WITHIN = (
-    *(
-        "splits_per_max",
-        "distinct_splits_per_max",
-        "split_maxes",
-        *(f"label_{label}" for label in LABELS if label.startswith("m") and label != "m"),
-    ),
+    *("splits_per_max", "distinct_splits_per_max", "split_maxes"),
+    *(f"label_{label}" for label in LABELS if label.startswith("m") and label != "m"),
     *(f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")),
 )
 ACROSS = ("pure_latents", "owned_maxes", "duplicates_per_max", "label_m", "label_q", "label_n", "label_c")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -156,16 +157,37 @@ def _best_class(table: FiringTable, classes: Classes) -> tuple[Floats, Ints]:
     if classes.count == 1:
         return np.zeros(table.width), np.full(table.width, NOTHING)
     weights = np.bincount(classes.of_cell, table.cell_weight, classes.count)
-    keys = table.latent * classes.count + classes.of_cell[table.cell]
-    key, true_positive = sum_by(keys, table.weight)
-    latent, of_class = np.divmod(key, classes.count)
-    # More than the class weighs can only come from the merged rows of a dense latent, see `fold_dense`.
-    true_positive = np.minimum(true_positive, weights[of_class])
-    f1 = np.round(2 * true_positive / (table.fired[latent] + weights[of_class]), DIGITS)
-    best = _first_best(latent, f1)
-    score, example = np.zeros(table.width), np.full(table.width, NOTHING)
-    score[latent[best]], example[latent[best]] = f1[best], classes.first[of_class[best]]
-    return score, example
+    rows = table.latent, classes.of_cell[table.cell], table.weight
+    score, best = _best_f1(*rows, table.fired, weights)
+    return score, np.where(best == NOTHING, NOTHING, classes.first[best])
+
+
+@numba.njit(cache=True, nogil=True)
+def _best_f1(latent: Ints, of_class: Ints, weight: Floats, fired: Floats, weights: Floats) -> tuple[Floats, Ints]:
+    """Each latent's largest F1 with a class, rounded to DIGITS, and which class that is, of equal ones the first.
+
+    Rows [n] in the order of their latents: the class of a cell and the weight fired on there. `fired` [width], of every
+    latent; `weights` [classes], of every class.
+    """
+    score, best = np.zeros(len(fired)), np.full(len(fired), NOTHING)
+    held, seen = np.zeros(len(weights)), np.empty(len(weights), np.int64)
+    count = 0
+    for row in range(len(latent)):
+        if held[of_class[row]] == 0:
+            seen[count] = of_class[row]
+            count += 1
+        held[of_class[row]] += weight[row]
+        if row + 1 < len(latent) and latent[row + 1] == latent[row]:
+            continue
+        for each in seen[:count]:
+            # More than the class weighs can only come from the merged rows of a dense latent, see `fold_dense`.
+            f1 = 2 * min(held[each], weights[each]) / (fired[latent[row]] + weights[each])
+            f1 = np.rint(f1 * 10.0**DIGITS) / 10.0**DIGITS
+            if f1 > score[latent[row]] or (f1 == score[latent[row]] and each < best[latent[row]]):
+                score[latent[row]], best[latent[row]] = f1, each
+            held[each] = 0
+        count = 0
+    return score, best
 
 
 def _first_best(group: Ints, value: Floats) -> Ints:
