@@ -76,7 +76,9 @@ def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
     check_weights(sweep)
     store = Store(sweep.output_dir)
     if not dry_run:
-        return commands.calibrated(sweep, store)
+        # Short runs take what this machine has, whatever the nodes have.
+        chosen = commands.calibrated(dataclasses.replace(sweep, device="auto"), store)
+        return dataclasses.replace(chosen, device=sweep.device)
     sweep = commands.known(sweep, store)
     if sweep.calibration is not None and sweep.calibration.rungs:
         print(sweep.calibration.sentence.replace("the run", "submit, on this machine"), file=sys.stderr)

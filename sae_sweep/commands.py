@@ -166,18 +166,23 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
         cluster.run(sweep, False, json, dry_run=True)
         return
 
+    from sae_sweep.sweep.calibrate import first_runs
     from sae_sweep.sweep.plan import plan as make_plan
     from sae_sweep.sweep.run import check_weights
 
     check_weights(sweep)
     store = Store(sweep.output_dir)
     sweep = known(sweep, store)
-    planned = make_plan(sweep, store.ids("points"), parse_shard(shard), store.ids("toys"))
+    finished, toys = store.ids("points"), store.ids("toys")
+    planned = make_plan(sweep, finished, parse_shard(shard), toys)
+    unknown = [] if sweep.calibration is None else coefficients(sweep.calibration.rungs)
     if json:
-        print(json_module.dumps(planned.to_json(sweep)))
+        asked = (
+            {} if sweep.calibration is None else {"calibration": {**sweep.calibration.request, "known": not unknown}}
+        )
+        print(json_module.dumps(planned.to_json(sweep) | asked))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
-    unknown = [] if sweep.calibration is None else coefficients(sweep.calibration.rungs)
     for key, values in config.axes_of(sweep):
         shown = values if key != "penalty.coefficient" else [value for value in values if value not in unknown]
         table.add_row(key, ", ".join([*map(str, shown), *(["not known yet"] if shown != values else [])]))
@@ -186,7 +191,10 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
     if sweep.calibration is not None and unknown:
-        table.add_row("calibrate", sweep.calibration.sentence)
+        first = make_plan(first_runs(sweep), finished, trained_toys=toys)
+        table.add_row(
+            "calibrate", f"{sweep.calibration.sentence}; about {layout.duration(first.seconds)} for the first"
+        )
     layout.write(layout.console(sys.stdout), f"{sweep.name}", table)
 
 

@@ -53,5 +53,7 @@ def _measured(width: int, start: str, rung: int, numbers: np.random.Generator) -
     steps = np.arange(1, 41)
     shape = 1 + 5 / steps
     rows = zip((75 * steps).tolist(), (fvu * shape).tolist(), (l0 * shape).tolist(), strict=True)
-    curve = [{"step": step, "loss": 64 * now, "fvu": now, "l0": active} for step, now, active in rows]
+    curve = [
+        {"step": step, "loss": 64 * now, "fvu": now, "l0": active, "gradient": 100 * now} for step, now, active in rows
+    ]
     return metrics, {"per_max": {"splits": splits.tolist(), "duplicates": [0] * TOY.d_vocab}, "curve": curve}

@@ -70,6 +70,17 @@ def calibrated(sweep: Sweep, store: Store, view: View | None) -> Sweep:
     return _filled_in(sweep, calibration, {line.id: found[line.id] for line in lines})
 
 
+def first_runs(sweep: Sweep) -> Sweep:
+    """The short runs that are tried first, as a sweep."""
+    lines = by_line(sweep.calibration.rungs if sweep.calibration else ())
+    trials = (_trial(points[0], c) for points in lines.values() for c in coarse(coefficients(points)))
+    return _short(sweep, list(dict.fromkeys(trials)))
+
+
+def _short(sweep: Sweep, points: list[Point]) -> Sweep:
+    return dataclasses.replace(sweep, points=points, evaluation=MEASURED)
+
+
 def _written(sweep: Sweep, calibration: Calibration, store: Store) -> dict[str, Line]:
     """What was chosen when a sweep of this name was first run, by line."""
     with suppress(NotThere, StoreDamaged):
@@ -83,8 +94,7 @@ def _written(sweep: Sweep, calibration: Calibration, store: Store) -> dict[str, 
 
 def _l0(sweep: Sweep, points: list[Point], store: Store, view: View | None) -> dict[Point, float] | None:
     """L0 of short runs, trained if they are missing; those that broke are left out. None if they may not be trained."""
-    part = dataclasses.replace(sweep, points=points, evaluation=MEASURED)
-    work = runner.look(part, store)
+    work = runner.look(_short(sweep, points), store)
     if work.plan.packs or work.stale:
         if view is None:
             return None
