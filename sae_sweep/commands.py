@@ -166,7 +166,6 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
         cluster.run(sweep, False, json, dry_run=True)
         return
 
-    from sae_sweep.sweep.calibrate import first_runs
     from sae_sweep.sweep.plan import plan as make_plan
     from sae_sweep.sweep.run import check_weights
 
@@ -177,10 +176,10 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     planned = make_plan(sweep, finished, parse_shard(shard), toys)
     unknown = [] if sweep.calibration is None else coefficients(sweep.calibration.rungs)
     if json:
-        asked = (
-            {} if sweep.calibration is None else {"calibration": {**sweep.calibration.request, "known": not unknown}}
-        )
-        print(json_module.dumps(planned.to_json(sweep) | asked))
+        found = planned.to_json(sweep)
+        if sweep.calibration is not None:
+            found["calibration"] = sweep.calibration.request | {"known": not unknown}
+        print(json_module.dumps(found))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, values in config.axes_of(sweep):
@@ -191,10 +190,10 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
     if sweep.calibration is not None and unknown:
-        first = make_plan(first_runs(sweep), finished, trained_toys=toys)
-        table.add_row(
-            "calibrate", f"{sweep.calibration.sentence}; about {layout.duration(first.seconds)} for the first"
-        )
+        from sae_sweep.sweep.calibrate import first_runs
+
+        time = layout.duration(make_plan(first_runs(sweep), finished, trained_toys=toys).seconds)
+        table.add_row("calibrate", f"{sweep.calibration.sentence}; about {time} for the first")
     layout.write(layout.console(sys.stdout), f"{sweep.name}", table)
 
 

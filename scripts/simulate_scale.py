@@ -77,9 +77,8 @@ def write(sweep: Sweep, store: Store) -> None:
     """Commit a record and files for every point."""
     content = {name: os.urandom(size) for name, size in FILES.items()}
     metrics = {name: 7 if str(kind).lower().startswith("int") else 0.123456789 for name, kind in METRICS.items()}
-    curve = [
-        {"step": step, "loss": 1.234567, "fvu": 0.1234567, "l0": 2.345678, "gradient": 3.456789} for step in range(40)
-    ]
+    row = {"loss": 1.234567, "fvu": 0.1234567, "l0": 2.345678, "gradient": 3.456789}
+    curve = [{"step": step, **row} for step in range(40)]
     per_max = {"splits": [0] * 64, "duplicates": [0] * 64}
     common = {"schema": 1, "measure_id": measure_id(sweep.evaluation), "metrics": metrics, "untrained": metrics}
     common |= {"per_max": per_max, "curve": curve, "provenance": {"git_sha": "0" * 40}, "seconds": 1.0}

@@ -163,7 +163,7 @@ def choose(
         still = f"{over} leave L0 between {l0[-1]:.3g} and {l0[0]:.3g}: the coefficient does not move it"
         return line(keep, f"{name}: {still}; the penalty's own ladder is kept")
     (low, high), warning = l0_range, None
-    if low < l0[-1] or high > l0[0]:
+    if low * NEAR < l0[-1] or high > NEAR * l0[0]:
         warning = f"{name}: L0 from {low:g} to {high:g} was asked for, {l0[-1]:.3g} to {l0[0]:.3g} is reached by {over}"
     ends = np.clip([low, high], l0[-1], l0[0])
     targets = np.geomspace(ends[0], ends[1], count)
