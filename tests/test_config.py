@@ -201,6 +201,37 @@ def test_blocks_are_a_union_of_products_times_the_axes(conf: Path) -> None:
     assert {p.training.steps for p in points} == {7}
 
 
+CALIBRATED = """
+defaults:
+  - override /toy: small
+grid:
+  calibrate: l0
+  coefficients: 3
+  blocks:
+    - {penalty: [l1, tanh]}
+    - {penalty: l1, penalty.coefficient: [0.25, 7]}
+    - {sae: topk}
+"""
+
+
+def test_an_experiment_may_have_its_ladders_calibrated(conf: Path) -> None:
+    trial = write(conf, CALIBRATED)
+    calibration = config.load(trial).calibration
+    assert calibration is not None
+    assert (calibration.l0_range, calibration.coefficients) == ((1, 4), 3)
+    # Stand-ins for two ladders; what is given stays, also where it is a stand-in as well, and TopK has neither.
+    rungs = [(p.penalty.name, p.penalty.coefficient) for p in calibration.rungs]
+    assert [name for name, _ in rungs] == 3 * ["l1"] + 3 * ["tanh"]
+    assert [point.penalty.coefficient for point in calibration.given] == [0.25]
+    points = config.load(trial).points
+    assert len(points) == 3 + 3 + 1 + 1 and 7 in {p.penalty.coefficient for p in points}
+    # The shell has the last word.
+    off = config.load([*trial, "grid.calibrate=null"])
+    assert off.calibration is None and len(off.points) == 4 + 4 + 1 + 1
+    other = config.load([*trial, "grid.l0_range=[2,3]"]).calibration
+    assert other is not None and other.l0_range == (2, 3)
+
+
 def test_the_shell_wins_over_axes_blocks_and_values(conf: Path) -> None:
     trial = write(conf, GRID)
     assert values([*trial, "seed=8,9"], "seed") == [8, 9]
