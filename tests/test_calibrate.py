@@ -156,6 +156,7 @@ def test_what_is_chosen_is_what_is_trained(run: Path) -> None:
     assert "not known" not in call("plan", *ASKED, f"output_dir={run}").out
     report = " ".join(call("report", "even", "--output-dir", str(run), "--output", str(run / "page.html")).out.split())
     assert report.count("coefficient → L0 of short runs: ") == 2 and "Coefficients chosen for L0 0.3 to 1.5" in report
+    assert (run / "page.html").read_text().count("coefficient → L0 of short runs: ") == 2
 
 
 def test_a_rerun_trains_nothing_with_or_without_what_was_written(run: Path, tmp_path: Path) -> None:

@@ -145,11 +145,14 @@ def test_what_sets_a_line_apart_is_in_its_warning(tmp_path: Path) -> None:
     assert "k from 1 to 4 leave" in line and "the k does not" in line
 
 
-def test_the_warning_stands_at_the_end_of_a_run(tmp_path: Path) -> None:
+def test_the_warning_stands_at_the_end_of_a_run_and_on_the_page(tmp_path: Path) -> None:
     # From clusters, so few steps change little.
-    end = call("run", *TINY, "penalty=l1", f"output_dir={tmp_path}")
+    end = call("run", *TINY, "penalty=l1", "name=flat", f"output_dir={tmp_path}")
     said = " ".join(end.out.split())
     assert end.code == 0 and "! relu, l1, width 5, kmeans: coefficients from 0.25 to 2 leave L0 between" in said
+    assert call("report", "flat", "--output-dir", str(tmp_path)).code == 0
+    page = (tmp_path / "sweeps" / "flat" / "report.html").read_text()
+    assert '<p class="bad">relu, l1, width 5, kmeans: coefficients from 0.25 to 2 leave' in page
 
 
 def test_what_is_swept_beside_the_penalty_makes_fronts_of_its_own(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sae_sweep import __version__
 from sae_sweep.reports import figures
 from sae_sweep.reports.cards import Cards
 from sae_sweep.reports.claims import Verdict, number, subject
+from sae_sweep.reports.fronts import unmoved
 from sae_sweep.reports.results_table import (
     MOST_ROWS,
     coefficient,
@@ -28,6 +29,7 @@ from sae_sweep.reports.results_table import (
     representatives,
     start_name,
 )
+from sae_sweep.sweep.ladders import chosen
 
 # Key, name in the navigation, heading, and how to read it.
 SECTIONS = (
@@ -119,6 +121,7 @@ def page(
     shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
     shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
     rows, more = _results(frame)
+    lines = chosen(info)
     environment = Environment(
         loader=PackageLoader("sae_sweep.reports", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -130,6 +133,8 @@ def page(
         failures=[(id, str(failure.get("reason", "no reason was noted"))) for id, failure in failures.items()],
         verdicts=[_verdict(*pair) for pair in zip(info.get("claims") or [], verdicts, strict=True)],
         sections=[_section(section, data, drawn, folder) for section in SECTIONS],
+        warnings=[*unmoved(frame), *(line.warning for line in lines if line.warning)],
+        chosen=[line.sentence for line in lines],
         browsed=[card["words"] for card in browsed],
         left_out=[*notes, *left_out],
         columns=COLUMNS,

@@ -25,7 +25,7 @@ from sae_sweep.reports.results_table import (
     seeds_note,
     start_name,
 )
-from sae_sweep.sweep.ladders import Line
+from sae_sweep.sweep.ladders import chosen
 
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
 _MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}
@@ -116,12 +116,12 @@ def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
 
 def _chosen(info: Mapping[str, Any]) -> list[RenderableType]:
     """The coefficients that short runs chose."""
-    calibration = info.get("calibration")
-    if not calibration:
+    lines = chosen(info)
+    if not lines:
         return []
-    low, high = calibration["l0_range"]
+    low, high = info["calibration"]["l0_range"]
     parts: list[RenderableType] = [_heading(f"Coefficients chosen for L0 {low:g} to {high:g}")]
-    for line in (Line(**line) for line in calibration["lines"].values()):
+    for line in lines:
         parts += [Text(line.sentence), *([Text(f"! {line.warning}", "yellow")] if line.warning else [])]
     return parts
 

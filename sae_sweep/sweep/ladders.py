@@ -85,6 +85,11 @@ class Line:
         }
 
 
+def chosen(info: Mapping[str, Any]) -> list[Line]:
+    """What sweep.yaml says was chosen."""
+    return [Line(**line) for line in (info.get("calibration") or {"lines": {}})["lines"].values()]
+
+
 def line_of(point: Point) -> Point:
     """One point for all of its line."""
     penalty, toy = dataclasses.replace(point.penalty, coefficient=1.0), dataclasses.replace(point.toy, seed=0)
