@@ -86,7 +86,7 @@ def _written(sweep: Sweep, calibration: Calibration, store: Store) -> dict[str, 
     with suppress(NotThere, StoreDamaged):
         info = store.info(sweep.name).get("calibration")
         if info is None or {key: info[key] for key in calibration.request} != calibration.request:
-            was = "without" if info is None else f"for {info['coefficients']} coefficients of L0 {info['l0_range']}"
+            was = "without it" if info is None else f"for {info['coefficients']} coefficients of L0 {info['l0_range']}"
             raise UserError(f"sweep {sweep.name} was run {was}, not as grid.calibrate asks now: choose another name=")
         return {id: Line(**line) for id, line in info["lines"].items()}
     return {}
