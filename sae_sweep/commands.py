@@ -149,11 +149,12 @@ def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:
 def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> None:
     """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run."""
     from sae_sweep import frame
+    from sae_sweep.reports.live import LiveView
     from sae_sweep.reports.watch import open_log
 
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
-    with open_log(store, name, logger, lambda text: print(text, file=sys.stderr)) as log:
+    with LiveView(len(results), len(results), 0.0) as view, open_log(store, name, logger, view.handle) as log:
         _log_the_sweep(log, info, store, results, untrained)
 
 

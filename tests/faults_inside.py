@@ -20,6 +20,7 @@ from commandline import SEVERAL, TINY, Forked, assert_same_tables, call, tables
 from faults import WORDS, Bench, Fresh, environment_of, identities, intact
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_wandb import descendants
 from wandb_server import Server
 
 from sae_sweep import config, sealed
@@ -383,7 +384,9 @@ def wandb(bench: Bench, folder: Path, trial: int, chance: random.Random) -> None
             server.shutdown()
             server.server_close()
         if how == "service killed":
-            subprocess.run(["kill", "-9", *_services(process.process.pid)], capture_output=True)
+            # Ours, which logs, or below it W&B's own.
+            chosen = chance.choice(descendants(process.process.pid) or [0])
+            subprocess.run(["kill", "-9", str(chosen)], capture_output=True)
         end = process.wait()
     finally:
         server.released.set()
@@ -402,9 +405,3 @@ def _await(found: Callable[[], bool], process: Fresh) -> None:
     deadline = time.monotonic() + 60
     while not found() and process.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def _services(parent: int) -> list[str]:
-    """The processes that W&B started for a run."""
-    shown = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout
-    return shown.split()

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,6 @@ import pytest
 from wandb_server import KEY, serving
 
 from sae_sweep.columns import COLUMNS, LABELS
-from sae_sweep.reports import wandb as client
 from sae_sweep.reports.wandb import WandbLog
 from sae_sweep.reports.wandb_charts import BarChart, LineChart, sweep_charts
 from sae_sweep.reports.wandb_runs import point_name, point_run
@@ -137,8 +137,8 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def open_log(tmp_path, notes):
-    def make(folder: str = "sweep", mode: str = "auto") -> WandbLog:
-        return WandbLog(tmp_path / folder, "quick start", project="toys", mode=mode, note=notes.append)
+    def make(folder: str = "sweep", **settings) -> WandbLog:
+        return WandbLog(tmp_path / folder, "quick start", project="toys", note=notes.append, **settings)
 
     return make
 
@@ -250,7 +250,7 @@ def test_nothing_measured_draws_nothing():
     assert [*sweep_charts(results().assign(**dict.fromkeys(blank)).astype(COLUMNS))] == []
 
 
-def test_logging_again_logs_nothing(open_log, tmp_path, monkeypatch):
+def test_logging_again_logs_nothing(open_log, tmp_path):
     first, second = points()[:2]
     with open_log() as log:
         log.log_point(record(first))
@@ -324,13 +324,13 @@ def test_an_unwritable_folder_is_a_note(open_log, tmp_path, notes):
 
 @pytest.mark.parametrize("call", ["init", "setup"])
 def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
-    import wandb
-
-    def broken(**_):
-        raise RuntimeError("all is\nlost")
-
+    broken = tmp_path / "broken" / "wandb.py"
+    broken.parent.mkdir()
+    stub = "init = setup = Settings = teardown = lambda *_, **__: None\n"
+    broken.write_text(f"{stub}def {call}(**_):\n    raise RuntimeError('all is\\nlost')\n")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     with monkeypatch.context() as patch:
-        patch.setattr(wandb, call, broken)
+        patch.syspath_prepend(broken.parent)
         with open_log() as log:
             for point in points():
                 log.log_point(record(point))
@@ -342,34 +342,63 @@ def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
     assert set(logs(tmp_path / "sweep")) == {points()[0].id}
 
 
-def test_ctrl_c_ends_the_process(tmp_path):
-    """W&B hangs; the command is interrupted; the process ends with its traceback, and none of W&B's hooks."""
+def descendants(process: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    shown = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(parent) for pid, parent in map(str.split, shown.splitlines())}
+    children = [pid for pid, parent in parents.items() if parent == process]
+    return [*children, *(further for child in children for further in descendants(child))]
+
+
+def assert_gone(processes: list[int]) -> None:
+    """W&B's service looks after its parent now and then."""
+    deadline = time.monotonic() + 30
+    while left := [each for each in processes if Path(f"/proc/{each}").exists()]:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+
+
+def test_a_logger_that_dies_is_a_note(open_log, notes, tmp_path):
+    with open_log(mode="offline") as log:
+        log.start()
+        os.kill(log._logger.pid, signal.SIGKILL)
+        log._over.wait(30)
+        log.log_point(record(points()[0]))
+    (note,) = notes
+    assert note.startswith("W&B: no longer logging, training goes on")
+    assert "-9" in note
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_logger_ends_with_the_process(number, server, tmp_path):
+    """The server hangs and the command is stopped: no process of it is left, and none of W&B's hooks in its way."""
+    server.hangs = "UpsertBucket"
     script = f"""
-        import signal, sys, time, pathlib, wandb
+        import signal, sys, time, pathlib
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
         from sae_sweep.reports import wandb as ours
         ours.INTERRUPTED_TIMEOUT = 0.2
-        wandb.init = lambda **_: (print("hanging", flush=True), time.sleep(600))
-        hooks = sys.exit, sys.excepthook
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_wandb import points, record
         with ours.WandbLog(pathlib.Path("sweep"), "s", project="p", note=lambda text: print(text, flush=True)) as log:
             log.log_point(record(points()[0]))
             time.sleep(600)
     """
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout.readline() == "hanging\n"
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    assert "stopped before everything was logged" in out
-    assert err.rstrip().endswith("KeyboardInterrupt")
-    assert child.returncode != 0
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not server.asked("UpsertBucket"):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    started = descendants(process.pid)
+    assert len(started) >= 2  # the logger, and W&B's service
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert_gone(started)
+    if number == signal.SIGINT:
+        assert "stopped before everything was logged" in out
+        assert err.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_names_are_for_people():
@@ -442,10 +471,9 @@ def test_a_server_that_lets_down_is_one_note_and_an_offline_log(
     tmp_path,
     monkeypatch,
 ):
-    monkeypatch.setitem(client.LEAN, "init_timeout", 0.5)
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
     setattr(server, how, what)
-    with open_log() as log:
+    with open_log(timeout=0.5) as log:
         for point in points()[:3]:
             log.log_point(record(point))
     assert set(logs(tmp_path / "sweep")) == {point.id for point in points()[:3]}
@@ -453,10 +481,9 @@ def test_a_server_that_lets_down_is_one_note_and_an_offline_log(
     assert "offline" in note
 
 
-def test_an_upload_that_does_not_end_is_given_up(server, open_log, notes, tmp_path, monkeypatch):
-    monkeypatch.setitem(client.LEAN, "finish_timeout", 0.5)
+def test_an_upload_that_does_not_end_is_given_up(server, open_log, notes, tmp_path):
     server.hangs = "file_stream"
-    with open_log() as log:
+    with open_log(timeout=0.5) as log:
         log.log_point(record(points()[0]))
     assert set(logs(tmp_path / "sweep")) == {points()[0].id}
     (note,) = notes

@@ -19,7 +19,6 @@ from wandb_server import KEY, Server, serving
 
 from sae_sweep.columns import LABELS, METRICS
 from sae_sweep.frame import sweep_ids
-from sae_sweep.reports import wandb as client
 from sae_sweep.reports.wandb import WandbLog
 from sae_sweep.reports.wandb_sync import unsynced
 from sae_sweep.reports.wandb_views import views
@@ -47,9 +46,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 def log_points(tmp_path: Path) -> Callable[..., list[str]]:
     """Log some points and the sweep; returns what the user was told."""
 
-    def log(count: int = 3) -> list[str]:
+    def log(count: int = 3, **settings: float) -> list[str]:
         notes: list[str] = []
-        with WandbLog(tmp_path / "outputs/sweeps/s", "s", project="toys", mode="online", note=notes.append) as log:
+        folder, note = tmp_path / "outputs/sweeps/s", notes.append
+        with WandbLog(folder, "s", project="toys", mode="online", note=note, **settings) as log:
             for point in points()[:count]:
                 log.log_point(record(point))
             log.log_sweep(results())
@@ -114,11 +114,10 @@ def test_what_a_server_refuses_for_a_while_is_sent_again(
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_server_that_always_refuses_is_one_note_and_an_offline_log(
-    server: Server, status: int, log_points: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, status: int, log_points: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(client.LEAN, "init_timeout", 1.0)
     server.fails, server.status = "UpsertBucket", status
-    (note,) = log_points()
+    (note,) = log_points(timeout=1.0)
     assert note.startswith("W&B: logging online failed, going on offline")
     assert {point.id for point in points()[:3]} < logs(tmp_path / "outputs/sweeps/s").keys()
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from sae_sweep.reports import layout
 from sae_sweep.reports.layout import fraction, write
 from sae_sweep.schema import COUNTED, PENALTY_KEYS, Point
-from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed, ToyProgress, TrainProgress
+from sae_sweep.sweep.events import Event, Logging, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 
 _LAST = 4
 # Failures that stay on the screen; further ones are counted.
@@ -45,6 +45,7 @@ class LiveView:
         self._training_points = 0
         self._toy: ToyProgress | None = None
         self._training: TrainProgress | None = None
+        self._logging: Logging | None = None
         self._last: deque[tuple[str, str, str]] = deque(maxlen=_LAST)
         self._started = time.monotonic()
         self._silent = False
@@ -94,6 +95,10 @@ class LiveView:
             self._toy, self._training = None, event
         elif isinstance(event, Note):
             self._say(event.text, style="yellow")
+        elif isinstance(event, Logging):
+            if self._live is None and self._logging is None:
+                self._say(f"logging to W&B: {event.total - event.done} of {event.total} runs left")
+            self._toy, self._training, self._logging = None, None, event
         else:
             self._finish_point(event)
 
@@ -153,7 +158,11 @@ class LiveView:
         reported = self._finished + self._done + self._failed
         parts = [f"{reported:,}/{self._total:,}"]
         parts += [f"[red]{self._failed:,} failed[/red]"] if self._failed else []
-        bars.add_row("points", _progress(reported, self._total, "green"), ", ".join(parts) + f"  {self._left()}")
+        left = f"  {self._left()}" if self._logging is None else ""
+        bars.add_row("points", _progress(reported, self._total, "green"), ", ".join(parts) + left)
+        if self._logging is not None:
+            logged, runs = self._logging.done, self._logging.total
+            bars.add_row("W&B", _progress(logged, runs, "cyan"), f"{logged:,}/{runs:,} runs logged")
         return Group(last, bars) if self._last else bars
 
     def _at_work(self, wide: bool) -> tuple[str, ProgressBar, str]:

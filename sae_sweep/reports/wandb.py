@@ -1,8 +1,8 @@
 """Logging a sweep to W&B: one run per point and one for the sweep, from records that the store already holds.
 
-W&B is never the source of truth and never in the way. All of it happens on a thread of its own; whatever goes wrong
-there becomes one line for the user, and training goes on. A ledger in `<sweep>/wandb/logged/` remembers what was
-logged whole, so that a sweep run again logs what is missing and nothing twice.
+W&B is never the source of truth and never in the way. All of it happens in a process of its own (wandb_logger.py);
+whatever goes wrong there becomes one line for the user, and training goes on. A ledger in `<sweep>/wandb/logged/`
+remembers what was logged whole, so that a sweep run again logs what is missing and nothing twice.
 
 A point's run has the point's id. Run ids are unique in a W&B project, so a point that two sweeps of a project share is
 one run there, in the group of the sweep that logged it last; each sweep's own run carries that sweep's whole table.
@@ -10,49 +10,32 @@ one run there, in the group of the sweep that logged it last; each sweep's own r
 
 from __future__ import annotations
 
+import json
 import os
 import queue
-import re
-import shutil
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from sae_sweep.reports.wandb_runs import WITH_FILES, Run, point_run, sweep_run
+from sae_sweep.interruption import check
+from sae_sweep.reports.wandb_client import TIMEOUT, Run
+from sae_sweep.reports.wandb_runs import WITH_FILES, point_run, sweep_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Seconds. A server that takes longer to start a run, or to take the rest of it at its end, means offline from there on.
-# Also the longest that the end of the process can wait for W&B.
-ONLINE_TIMEOUT = 10.0
+# Seconds that the end of a command waits for a logger that gets nothing done.
+PATIENCE = 3 * TIMEOUT
+# From how many seconds on it says that it waits.
+SILENT = 2.0
 # How long an interrupted command waits for the log to come to a stop.
 INTERRUPTED_TIMEOUT = 2.0
-# No samples of the machine, no code, no console capture: a run is a few kilobytes and some 20 ms. The transaction log
-# reaches the disk every second, so that a run killed half-way is not lost whole.
-LEAN = {
-    "silent": True,
-    "console": "off",
-    "disable_code": True,
-    "disable_git": True,
-    "disable_job_creation": True,
-    "label_disable": True,
-    "x_disable_machine_info": True,
-    "x_disable_meta": True,
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-    "x_transaction_log_flush_interval": 1.0,
-    "symlink": False,
-    "use_dot_wandb": False,
-    "sagemaker_disable": True,
-    "init_timeout": ONLINE_TIMEOUT,
-    "finish_timeout": ONLINE_TIMEOUT,
-    "finish_timeout_raises": True,
-}
 
 
 class WandbLog:
@@ -62,7 +45,8 @@ class WandbLog:
     mode: `auto` (WANDB_MODE or the user's settings if they name one; else online with a key and a server that
         answers, offline otherwise), `online` (offline if that fails) or `offline`.
     artifacts: whether a point's run carries the files of its folder in the store, as an artifact `sae-<point id>`.
-    note: takes one line for the user; called on the logging thread.
+    note: takes one line for the user; called on a thread of its own.
+    waiting: takes how many runs are logged of how many, again and again while leaving waits for them.
     """
 
     def __init__(
@@ -75,30 +59,42 @@ class WandbLog:
         mode: str = "auto",
         artifacts: bool = False,
         note: Callable[[str], None],
+        waiting: Callable[[int, int], None] = lambda logged, of: None,
+        timeout: float = TIMEOUT,
     ) -> None:
         self.directory = directory.absolute()
         self.sweep = sweep
-        self.url: str | None = None
-        self._project, self._entity, self._note = project, entity, note
-        # auto, online, offline, or disabled; settled on the thread before the first run
-        self._mode = os.environ.get("WANDB_MODE", "auto") if mode == "auto" else mode
-        self._asked = mode
+        self._note, self._waiting = note, waiting
         self._artifacts = artifacts
-        self._ledger = self.directory / "wandb" / "logged"
-        self._logged = {path.name for path in _listing(self._ledger)}
-        self._jobs: queue.Queue[Run | None] = queue.Queue()
-        self._abandoned = threading.Event()
-        self._thread: threading.Thread | None = None
+        settled = os.environ.get("WANDB_MODE", "auto") if mode == "auto" else mode
+        self._settings = {
+            "directory": str(self.directory),
+            "sweep": sweep,
+            "project": project,
+            "entity": entity,
+            "mode": settled,
+            "asked": mode,
+            "timeout": timeout,
+        }
+        self._logged = {path.name for path in _listing(self.directory / "wandb" / "logged")}
+        self._jobs: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+        self._asked = self._done = 0
+        self._heard = 0.0
+        self._logger: subprocess.Popen[bytes] | None = None
+        # Nothing (more) can be logged; and nobody waits for it any more.
+        self._over, self._abandoned = threading.Event(), threading.Event()
+        if settled == "disabled":
+            self._over.set()
 
     def logged(self, point_id: str, measure_id: str) -> bool:
         """Whether the point with this measurement needs no logging: spares the caller reading its record."""
         with_files = WITH_FILES if self._artifacts else ""
-        return f"{point_id}.{measure_id}{with_files}" in self._logged or self._mode == "disabled"
+        return f"{point_id}.{measure_id}{with_files}" in self._logged or self._over.is_set()
 
     def log_point(self, record: Mapping[str, Any]) -> None:
         """Queue the run of a finished point: settings, training curve and metrics of its record in the store."""
         folder = self.directory.parents[1] / "points" / record["id"]
-        self._submit(point_run(record, self.sweep, folder if self._artifacts else None))
+        self._submit(point_run(record, self.sweep, str(folder) if self._artifacts else None))
 
     def log_sweep(
         self,
@@ -113,16 +109,48 @@ class WandbLog:
         """
         self._submit(sweep_run(self.sweep, frame, untrained, verdicts, config or {}))
 
+    def start(self) -> None:
+        """Start the logger before there is anything to log: it takes a second to load W&B."""
+        if self._logger is not None or self._over.is_set():
+            return
+        command = [sys.executable, "-P", "-m", "sae_sweep.reports.wandb_logger", json.dumps(self._settings)]
+        try:
+            self._logger = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C on the terminal is for this process alone.
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        except OSError as problem:
+            self._over.set()
+            self._note(_stopped(str(problem)))
+            return
+        # Daemons: a process that is told to stop does not wait for a server.
+        threading.Thread(target=self._send, args=(self._logger,), name="to W&B", daemon=True).start()
+        threading.Thread(target=self._listen, args=(self._logger,), name="from W&B", daemon=True).start()
+
     def close(self, timeout: float | None = None) -> None:
-        """Wait until everything queued is logged, or `timeout` seconds; what is left then is for the next run."""
-        if self._thread is None:
+        """Wait until everything queued is logged, or `timeout` seconds; without one as long as it gets on. What is left
+        then is for the next run."""
+        if self._logger is None:
             return
         self._jobs.put(None)
+        began = self._heard = time.monotonic()
         try:
-            self._thread.join(timeout)
+            while not self._over.wait(0.25):
+                if timeout is None:
+                    check()
+                    if time.monotonic() - began > SILENT:
+                        self._waiting(self._done, self._asked)
+                if time.monotonic() - (self._heard if timeout is None else began) > (timeout or PATIENCE):
+                    break
         finally:
             self._abandoned.set()
-        if self._thread.is_alive():
+            self._logger.kill()
+        if not self._over.is_set():
             self._note("W&B: stopped before everything was logged; running the sweep again logs the rest")
 
     def __enter__(self) -> Self:
@@ -134,151 +162,47 @@ class WandbLog:
         self.close(None if kind is None else INTERRUPTED_TIMEOUT)
 
     def _submit(self, run: Run) -> None:
-        if run.mark in self._logged or self._mode == "disabled":
+        if run.mark in self._logged or self._over.is_set():
             return
         self._logged.add(run.mark)
+        self._asked += 1
         self._jobs.put(run)
-        if self._thread is None:
-            # A daemon: a process that is told to stop does not wait for a server.
-            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-            self._thread.start()
+        self.start()
 
-    def _work(self) -> None:
-        try:
-            with own_environment(self.directory / "wandb"):
-                self._ledger.mkdir(parents=True, exist_ok=True)
-                wandb = set_up(self._asked)
-                try:
-                    self._mode = self._settle_mode(wandb)
-                    self._drain(wandb)
-                finally:
-                    wandb.teardown()
-        # SystemExit too: W&B's teardown exits with the status of its service.
-        except (Exception, SystemExit) as problem:
-            self._give_up(problem)
+    def _send(self, logger: subprocess.Popen[bytes]) -> None:
+        """Hand over what is queued, at the pace at which the logger takes it."""
+        assert logger.stdin is not None
+        with suppress(OSError), logger.stdin as pipe:  # it has ended, which is for `_listen` to say
+            run: Run | None = None
+            while (run := self._jobs.get()) is not None:
+                pipe.write(json.dumps(vars(run)).encode() + b"\n")
+                pipe.flush()
+            pipe.write(b"null\n")
 
-    def _drain(self, wandb: Any) -> None:
-        earlier = self._earlier()
-        while (run := self._jobs.get()) is not None:
-            if self._abandoned.is_set() or self._mode == "disabled":
-                return
-            _remove(earlier.pop(run.id, ()))
-            try:
-                self._log(wandb, run)
-            except Exception as problem:
-                if self._mode != "online":
-                    raise
-                self._mode = "offline"
-                self._say(f"W&B: logging online failed, going on offline ({_one_line(problem)})")
-                # A service of its own again: the first one still holds the run's id.
-                wandb.teardown()
-                set_up("offline")
-                _remove(self._earlier().get(run.id, ()))
-                self._log(wandb, run)
-
-    def _log(self, wandb: Any, run: Run) -> None:
-        """Write one run and enter it in the ledger."""
-        with wandb.init(
-            dir=self.directory,
-            mode=self._mode,
-            project=self._project,
-            entity=self._entity,
-            group=self.sweep,
-            job_type=run.job_type,
-            id=run.id,
-            name=run.name,
-            config=run.config,
-            reinit="create_new",
-        ) as live:
-            last = 0
-            for last, values in run.history:
-                live.log(values, step=last)
-            if run.media:
-                live.log(run.media(wandb), step=last)
-            if run.folder:
-                live.log_artifact(_artifact(wandb, run))
-            live.summary.update(run.summary)
-        # W&B reports a full disk nowhere but in its own log files.
-        if not Path(live.settings.sync_file).stat().st_size:
-            raise OSError(f"nothing was written to {live.settings.sync_file}")
-        if run.job_type == "sweep":
-            self.url = live.url
-        (self._ledger / run.mark).touch()
-
-    def _earlier(self) -> dict[str, list[Path]]:
-        """Run id → what there is of an earlier log of it, to be replaced: the log of a run killed half-way, or the log
-        and the entry in the ledger of one whose measurement is out of date."""
-        found: dict[str, list[Path]] = {}
-        for path in self._ledger.iterdir():
-            found.setdefault(path.name.rpartition(".")[0], []).append(path)
-        for path in self._ledger.parent.iterdir():
-            if match := re.fullmatch(r"(?:offline-)?run-\d{8}_\d{6}-(.+?)(?:-\d{1,3})?", path.name):
-                found.setdefault(match[1], []).append(path)
-        return found
-
-    def _settle_mode(self, wandb: Any) -> str:
-        """online, offline or disabled. Looks for a key and asks its server only where online is possible."""
-        if self._mode == "auto":
-            self._mode = wandb.setup().settings.mode
-        if self._mode in ("offline", "dryrun"):
-            return "offline"
-        if self._mode == "disabled":
-            return "disabled"
-        try:
-            # Public, complete (environment, netrc, settings) and the preflight in one; True if the server agrees.
-            if wandb.login(prompt=False):
-                return "online"
-        except Exception as problem:
-            self._say(f"W&B: logging offline ({_one_line(problem)})")
-            return "offline"
-        if self._asked == "online":
-            self._say("W&B: logging offline (no API key is configured: `wandb login` stores one)")
-        return "offline"
+    def _listen(self, logger: subprocess.Popen[bytes]) -> None:
+        """Take what the logger tells, until it ends."""
+        assert logger.stdout is not None
+        last = ""
+        for line in logger.stdout:
+            self._heard = time.monotonic()
+            if not line.startswith(b"{"):  # what W&B or Python print
+                last = line.decode(errors="replace").strip() or last
+            elif "logged" in (told := json.loads(line)):
+                self._done += 1
+            else:
+                self._say(told["note"])
+        if logger.wait():
+            self._say(_stopped(last[:200] or f"its process ended with {logger.returncode}"))
+        self._over.set()
 
     def _say(self, text: str) -> None:
         """A line for the user, unless nobody waits for the log any more."""
         if not self._abandoned.is_set():
             self._note(text)
 
-    def _give_up(self, problem: BaseException) -> None:
-        self._mode = "disabled"
-        self._say(f"W&B: no longer logging, training goes on; running the sweep again logs it ({_one_line(problem)})")
 
-
-@contextmanager
-def own_environment(folder: Path) -> Iterator[None]:
-    """W&B's side files inside the sweep, no telemetry of its own; the process's environment as before afterwards."""
-    changed = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("CACHE", "DATA", "ARTIFACT")}
-    changed["WANDB_ERROR_REPORTING"] = "false"
-    # W&B leaves variables of its own behind, such as the address of a service that has ended.
-    before = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for key in [key for key in os.environ if key.startswith("WANDB_")]:
-            del os.environ[key]
-        os.environ.update(before)
-
-
-def set_up(mode: str) -> Any:
-    """Import W&B and start its service. W&B then hooks sys.exit and sys.excepthook, which are not its own: undone."""
-    import wandb
-
-    hooks = sys.exit, sys.excepthook
-    wandb.setup(settings=wandb.Settings(**LEAN, **({} if mode == "auto" else {"mode": mode})))
-    sys.exit, sys.excepthook = hooks
-    return wandb
-
-
-def _artifact(wandb: Any, run: Run) -> Any:
-    """A point's files. Never copied: what the store holds is never written to again."""
-    artifact = wandb.Artifact(f"sae-{run.id}", type="sae", metadata=run.summary)
-    assert run.folder is not None
-    for path in sorted(run.folder.iterdir()):
-        if path.is_file():
-            artifact.add_file(str(path), policy="immutable")
-    return artifact
+def _stopped(why: str) -> str:
+    return f"W&B: no longer logging, training goes on; running the sweep again logs it ({why})"
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -287,15 +211,3 @@ def _listing(folder: Path) -> list[Path]:
     except OSError:
         # Not there yet; or not readable, which is found and said when the first run is written.
         return []
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _one_line(problem: BaseException) -> str:
-    return (" ".join(str(problem).split()) or type(problem).__name__)[:200]

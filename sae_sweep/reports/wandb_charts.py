@@ -79,10 +79,11 @@ def _width_charts(width: int, means: pd.DataFrame) -> Iterator[LineChart | BarCh
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, with a column `line` that names the line a row belongs to: its penalty and what else varies."""
+    """Means over seeds, indexed by the `line` a row belongs to: its penalty and what else varies."""
     means = aggregate(rows, "mean")
-    means["on_front"] = means["on_front"].fillna(False).astype(bool)
-    means = means.astype(dict.fromkeys(DRAWN, float))
+    means = means.assign(on_front=means["on_front"].fillna(False)).astype(
+        {**dict.fromkeys(DRAWN, float), "on_front": bool}
+    )
     parts = [means.apply(penalty_name, axis="columns")]
     starts = means["init"].where(means["init"] != "oracle", "oracle-" + means["partition"])
     if starts.nunique() > 1:
@@ -90,7 +91,8 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
     for column in means.columns:
         if is_setting(column) and column not in NAMED and means[column].nunique(dropna=False) > 1:
             parts.append(means[column].map(lambda value, column=column: _said(column, value)))
-    return means.assign(line=[" ".join(filter(None, said)) for said in zip(*parts, strict=True)])
+    lines = [" ".join(filter(None, said)) for said in zip(*parts, strict=True)]
+    return means.set_axis(pd.Index(lines, name="line"))
 
 
 def _said(column: str, value: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_sweep.errors import EnvironmentProblem
-from sae_sweep.reports.wandb import own_environment, set_up
+from sae_sweep.reports.wandb_client import own_environment, set_up
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,14 +6,14 @@ Keys are constant over points and sweeps, since a W&B project takes about 10,000
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.reports.wandb_charts import LineChart, sweep_charts
+from sae_sweep.reports.wandb_charts import sweep_charts
+from sae_sweep.reports.wandb_client import Run
 from sae_sweep.schema import COUNTED, Sae, Site
 
 if TYPE_CHECKING:
@@ -30,29 +30,7 @@ FIGURES = ("front", "split_counts", "phases")
 Rows = Sequence[Sequence[Any]]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run to be logged. `history`: (step, values); `media` makes tables and charts, given the wandb module."""
-
-    id: str
-    # Of the content: the same run with another fingerprint is logged anew in its place.
-    fingerprint: str
-    name: str
-    job_type: str
-    config: dict[str, Any]
-    history: Sequence[tuple[int, dict[str, Any]]]
-    summary: dict[str, Any]
-    media: Callable[[Any], dict[str, Any]] | None = None
-    # Its files become an artifact.
-    folder: Path | None = None
-
-    @property
-    def mark(self) -> str:
-        """Its entry in the ledger of what was logged."""
-        return f"{self.id}.{self.fingerprint}"
-
-
-def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None) -> Run:
+def point_run(record: Mapping[str, Any], sweep: str, folder: str | None = None) -> Run:
     """The run of a finished point: all its settings, the training curve as `train/…`, its metrics as they are named
     in the results table, as `untrained/…` the same of its start, and the files of its `folder` if that is given."""
     settings = record["settings"]
@@ -127,14 +105,11 @@ def sweep_run(
     content = repr([frame.to_csv(), None if untrained is None else untrained.to_csv(), [*map(dict, verdicts)], config])
     slug = re.sub(r"[^a-zA-Z0-9_-]+", "-", sweep)[:40]
 
-    def media(wandb: Any) -> dict[str, Any]:
-        tables = {"results": _frame_table(wandb, frame)}
-        if untrained is not None:
-            tables["untrained"] = _frame_table(wandb, untrained)
-        if verdicts:
-            tables["claims"] = _table(wandb, [*verdicts[0]], [[*row.values()] for row in verdicts])
-        return tables | _charts(wandb, frame) | _figures(wandb, frame)
-
+    tables = {"results": _frame_table(frame)}
+    if untrained is not None:
+        tables["untrained"] = _frame_table(untrained)
+    if verdicts:
+        tables["claims"] = _table([*verdicts[0]], [[*row.values()] for row in verdicts])
     return Run(
         id=f"sweep-{slug}-{_digest(sweep)}",
         fingerprint=_digest(content),
@@ -143,7 +118,7 @@ def sweep_run(
         config={**config, "sweep": sweep},
         history=(),
         summary=_sweep_summary(frame),
-        media=media,
+        media=tables | _charts(frame) | _figures(frame),
     )
 
 
@@ -154,34 +129,28 @@ def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
     return {"points": len(frame), "on_front": int(frame["on_front"].astype(float).sum()), **values}
 
 
-def _charts(wandb: Any, frame: pd.DataFrame) -> dict[str, Any]:
-    charts = {}
-    for chart in sweep_charts(frame):
-        if isinstance(chart, LineChart):
-            xs, ys = ([[point[axis] for point in line] for line in chart.lines.values()] for axis in (0, 1))
-            charts[chart.key] = wandb.plot.line_series(xs, ys, [*chart.lines], title=chart.title, xname=chart.x_name)
-        else:
-            bars = _table(wandb, ["label", "value"], [[*bar] for bar in chart.bars.items()])
-            charts[chart.key] = wandb.plot.bar(bars, "label", "value", title=chart.title)
-    return charts
+def _charts(frame: pd.DataFrame) -> dict[str, Any]:
+    return {
+        chart.key: {key: value for key, value in vars(chart).items() if key != "key"} for chart in sweep_charts(frame)
+    }
 
 
-def _figures(wandb: Any, frame: pd.DataFrame) -> dict[str, Any]:
+def _figures(frame: pd.DataFrame) -> dict[str, Any]:
     """Figures of the report page, which unlike W&B's own charts have logarithmic axes and name their marks."""
     from sae_sweep.reports import figure_data, figures
 
     if frame.empty:
         return {}
     drawn = {name: getattr(figures, name)(getattr(figure_data, name)(frame)) for name in FIGURES}
-    return {f"figure_{name}": wandb.Plotly(figure) for name, figure in drawn.items()}
+    return {f"figure_{name}": {"figure": json.loads(figure.to_json())} for name, figure in drawn.items()}
 
 
-def _frame_table(wandb: Any, frame: pd.DataFrame) -> Any:
-    return _table(wandb, [*frame.columns], frame.astype(object).where(frame.notna(), None).to_numpy().tolist())
+def _frame_table(frame: pd.DataFrame) -> dict[str, Any]:
+    return _table([*frame.columns], frame.astype(object).where(frame.notna(), None).to_numpy().tolist())
 
 
-def _table(wandb: Any, columns: Sequence[Any], rows: Rows) -> Any:
-    return wandb.Table(columns=[str(name) for name in columns], data=[[_plain(value) for value in row] for row in rows])
+def _table(columns: Sequence[Any], rows: Rows) -> dict[str, Any]:
+    return {"columns": [str(name) for name in columns], "rows": [[_plain(value) for value in row] for row in rows]}
 
 
 def _plain(value: Any) -> Any:

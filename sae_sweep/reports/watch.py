@@ -11,7 +11,7 @@ from sae_sweep.reports.live import LiveView
 from sae_sweep.reports.wandb import WandbLog
 from sae_sweep.store import Store
 from sae_sweep.sweep.beat import Beat
-from sae_sweep.sweep.events import Event, Note, PointDone
+from sae_sweep.sweep.events import Event, Logging, Note, PointDone
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.plan import Work
 
@@ -40,13 +40,21 @@ def watch(sweep: Sweep, work: Work, store: Store) -> Iterator[Watch]:
         view = stack.enter_context(LiveView(len(work.plan.points), finished, work.plan.seconds))
         log = None
         if sweep.logger["name"] != "none":
-            log = stack.enter_context(open_log(store, sweep.name, sweep.logger, lambda text: view.handle(Note(text))))
+            log = stack.enter_context(open_log(store, sweep.name, sweep.logger, view.handle))
+            if work.plan.packs:
+                log.start()
         beat = stack.enter_context(Beat(store, sweep.name, work.plan.packs, view.seconds_left))
         yield Watch(view, log, beat)
 
 
-def open_log(store: Store, sweep: str, logger: Mapping[str, Any], note: Callable[[str], None]) -> WandbLog:
-    """The W&B log of a sweep; `note` takes a line for the user."""
+def open_log(store: Store, sweep: str, logger: Mapping[str, Any], say: Callable[[Event], None]) -> WandbLog:
+    """The W&B log of a sweep; `say` takes its notes, and how far it is once all is trained."""
     # The sweep may be older than a key.
     settings = {key: logger[key] for key in ("project", "entity", "mode", "artifacts") if key in logger}
-    return WandbLog(store.sweep(sweep), sweep, **settings, note=note)
+    return WandbLog(
+        store.sweep(sweep),
+        sweep,
+        **settings,
+        note=lambda text: say(Note(text)),
+        waiting=lambda done, total: say(Logging(done, total)),
+    )

@@ -55,4 +55,12 @@ class Note:
     text: str
 
 
-Event = ToyProgress | TrainProgress | PointDone | PointFailed | Note
+@dataclass(frozen=True)
+class Logging:
+    """All is trained; of the runs of this sweep to be logged to W&B so many are."""
+
+    done: int
+    total: int
+
+
+Event = ToyProgress | TrainProgress | PointDone | PointFailed | Note | Logging
