@@ -314,9 +314,10 @@ def inspect(point: str, latent: int | None, json: bool, output_dir: Path) -> Non
     cards = Dealer(Store(output_dir)).cards(sae.id)
     if json:
         row = json_module.loads(sae.latents.iloc[[latent]].to_json(orient="records", double_precision=15))[0]
-        fires = cards.cells[cards.cells["latent"] == latent].drop(columns="latent")
+        tables = (None if each is None else each[each["latent"] == latent] for each in (cards.cells, cards.features))
+        cells, features = (None if each is None else each.drop(columns="latent").to_dict("records") for each in tables)
         logits = None if cards.logits is None else cards.logits[latent].tolist()
-        card = {**row, "cells": fires.to_dict("records"), "logits": logits}
+        card = {**row, "cells": cells, "features": features, "logits": logits}
         print(json_module.dumps({"schema": 1, "point": sae.id, **card}))
     else:
         layout.write(console, latents.card(cards, latent, console.width))

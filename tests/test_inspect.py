@@ -70,3 +70,30 @@ def test_what_is_not_there_is_one_line(root: Path, point: str) -> None:
     ):
         end = call("inspect", *words, "--output-dir", str(root))
         assert end.code == 2 and said in end.err and len(end.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("toy", ["independent", pytest.param("parents", marks=pytest.mark.slow)])
+def test_planted_features_are_named(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = [f"toy={toy}", "sae.width=12", "penalty=l1", "penalty.coefficient=0.1", "training.steps=60", "logger=none"]
+    assert call("run", *words, "evaluation.inputs=4000", "name=planted", f"output_dir={tmp_path}").code == 0
+    point = str(load_sweep("planted", tmp_path)["point_id"][0])
+    sae, toy_model = load_sae(point, tmp_path), load_toy(point, tmp_path)
+    whole = call("inspect", point, "--output-dir", str(tmp_path)).out
+    latent = int(sae.latents["density"].idxmax())
+    told = json.loads(call("inspect", point, "--latent", str(latent), "--json", "--output-dir", str(tmp_path)).out)
+    row, directions = sae.W_dec[latent].double(), toy_model.directions.double()
+    cosines = directions @ row / directions.norm(dim=1) / row.norm()
+    for feature in told["features"]:
+        assert feature["cosine"] == pytest.approx(float(cosines[feature["feature"]]), abs=1e-5)
+    assert told["features"][0]["cosine"] == pytest.approx(float(cosines.max()), abs=1e-5)
+    text = call("inspect", point, "--latent", str(latent), "--output-dir", str(tmp_path)).out
+    assert "Nearest planted features" in text and max(map(len, (whole + text).splitlines())) <= 80
+    if toy == "independent":
+        assert "precision" in whole and "owner" not in whole
+        # The F1 of the feature that it detects best is the stored one.
+        best = {feature["feature"]: feature["f1"] for feature in told["features"]}
+        assert told["cells"] is None and best.get(told["owner"], told["f1"]) == pytest.approx(told["f1"])
+        assert "it has no cells" in text
+    else:
+        assert told["cells"] and "Where it is active" in text

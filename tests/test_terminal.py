@@ -23,7 +23,7 @@ from sae_sweep.reports.live import LiveView, clock, describe
 from sae_sweep.reports.results_table import penalty_name, representatives
 from sae_sweep.schema import Penalty, Point, Training
 from sae_sweep.store import Store
-from sae_sweep.sweep.events import Note, PointDone, PointFailed, ToyProgress, TrainProgress
+from sae_sweep.sweep.events import Logging, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 
 INFO = {"name": "quick", "points": 20}
 START = {"fvu": 0.4321, "l0": 7.5, "owned_maxes": 14, "label_mq": 22, "info_query": 0.4}
@@ -81,6 +81,7 @@ def test_the_report_fits_the_terminal_and_has_no_escape_codes(quick: Store, widt
     assert "\x1b" not in text
     lines = text.split("Where it lies")[0].splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
+    assert "\nsae-sweep report quick --output-dir " in text
     for part in ("quick  36 of 20 points", "width 16 · kmeans start", "width 136 · oracle start, one latent per mq"):
         assert part in text
     assert text.count("untrained") >= 5
@@ -279,6 +280,18 @@ def test_a_pipe_gets_lines_even_where_colour_is_forced(monkeypatch: pytest.Monke
     stream = io.StringIO()
     run_live(stream)
     assert "\x1b" not in stream.getvalue() and len(stream.getvalue().splitlines()) == 5
+
+
+def test_waiting_for_wandb_is_said_once_in_a_pipe_and_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(stream: TextIO) -> None:
+        with LiveView(total=3, finished=0, estimate_seconds=40, stream=stream) as view:
+            for done in (1, 2, 3):
+                view.handle(Logging(done, 4))
+
+    piped = io.StringIO()
+    show(piped)
+    assert piped.getvalue() == "logging to W&B: 3 of 4 runs left\n"
+    assert "3/4 runs logged" in on_terminal(monkeypatch, True, show, 80)
 
 
 class Broken(io.StringIO):

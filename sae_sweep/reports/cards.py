@@ -16,6 +16,7 @@ from torch import Tensor
 from sae_sweep.columns import is_setting
 from sae_sweep.errors import UserError
 from sae_sweep.measures.firing import FiringCounter, FiringTable
+from sae_sweep.measures.planted import Detection, DetectionCounter
 from sae_sweep.measures.splitting import class_name
 from sae_sweep.reports.figure_data import named
 from sae_sweep.saes import export
@@ -33,7 +34,10 @@ class Cards:
 
     latents: latents.parquet, a row per latent (label, label_class, f1, owner, purity, density, live, …).
     cells: `latent`, `cell` in words, `share` of the latent's activation mass that lies in the cell, `fires`, the share
-        of the cell's inputs on which it fires: up to TOP_CELLS rows per latent, the largest share first.
+        of the cell's inputs on which it fires: up to TOP_CELLS rows per latent, the largest share first. None for a
+        toy whose features come and go by themselves.
+    features: of a toy with planted features the NEAREST to each latent: `latent`, `feature`, the `cosine` of decoder
+        row and feature direction, and `f1` as a detector of the feature. Otherwise empty.
     logits: [width, d_vocab] float32, what the latent adds to each logit of the toy at its mean activation where it
         fires, less the mean over tokens, which changes no prediction; None for a toy without logits.
     narrower: the id of the next narrower SAE with the same settings, and `nearest`: `latent`, its `other` there, the
@@ -43,7 +47,8 @@ class Cards:
 
     point: Point
     latents: pd.DataFrame
-    cells: pd.DataFrame
+    cells: pd.DataFrame | None
+    features: pd.DataFrame
     logits: NDArray[np.float32] | None
     narrower: str | None
     nearest: pd.DataFrame
@@ -60,24 +65,26 @@ class Dealer:
     def cards(self, id: str, narrower: str | None = None) -> Cards:
         """The cards of a finished point, beside those of a `narrower` one.
 
-        UserError if there is no such point, its toy or the file of its distribution's weights is not there, or the toy
-        has no cells to name.
+        UserError if there is no such point, or its toy or the file of its distribution's weights is not there.
         """
         record = self.store.read_record("points", id)
         point, evaluation = point_from(record["settings"]), Evaluation(**record["evaluation"])
         ground = self._ground(point, evaluation)
         cells = ground.inputs.cells
-        if cells is None:
-            raise UserError(f"the features of the toy {point.toy.title} come and go by themselves, not in cells")
         parameters = export.unfold(self._folded(id), ground.mean, ground.scale)
         sae = PointSae(point, parameters)
-        table = _fire(sae, ground, cells.count, evaluation)
+        table, detection = _fire(sae, ground, evaluation)
+        features = pd.DataFrame(columns=["latent", "feature", "cosine", "f1"])
+        if detection is not None and (planted := ground.inputs.model.planted) is not None:
+            features = _nearest(sae.W_dec, planted.directions).rename(columns={"other": "feature"})
+            features["f1"] = detection.f1[features["latent"], features["feature"]]
+        top = None if cells is None else _top_cells(table, cells)
         logits = _logits(sae.W_dec, table, ground, point.site.name)
         nearest = pd.DataFrame(columns=["latent", "other", "cosine", "name"])
         if narrower is not None:
             nearest = _nearest(sae.W_dec, self._folded(narrower).W_dec)
             nearest["name"] = self._latents(narrower)["label_class"].to_numpy()[nearest["other"]]
-        return Cards(point, self._latents(id), _top_cells(table, cells), logits, narrower, nearest)
+        return Cards(point, self._latents(id), top, features, logits, narrower, nearest)
 
     def _latents(self, id: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(self.store.read("points", id, "latents.parquet")))
@@ -123,14 +130,22 @@ def _best(table: pd.DataFrame, by: str) -> Iterator[tuple[Any, str]]:
         yield value, str(rows.sort_values("knee", kind="stable")["point_id"].iloc[0])
 
 
-def _fire(sae: PointSae, ground: Ground, cells: int, evaluation: Evaluation) -> FiringTable:
-    """On which cells latents fire. No rows are merged, as a measure may: cells are to be named."""
-    norms = sae.W_dec.norm(dim=1)
-    counter = FiringCounter(len(norms), cells, evaluation.fires_above)
-    for chunk in ground.inputs:
-        for x, cell, weight in zip(chunk.x.split(4096), chunk.cell.split(4096), chunk.weight.split(4096), strict=True):
-            counter.add(sae.encode(x) * norms, cell.numpy(), weight.numpy())
-    return counter.table
+def _fire(sae: PointSae, ground: Ground, evaluation: Evaluation) -> tuple[FiringTable, Detection | None]:
+    """On which cells and planted features latents fire. No rows are merged, as a measure may: cells are to be named."""
+    norms, inputs = sae.W_dec.norm(dim=1), ground.inputs
+    planted, width = inputs.model.planted, len(norms)
+    counter = FiringCounter(width, 1 if inputs.cells is None else inputs.cells.count, evaluation.fires_above)
+    detections = None
+    if planted is not None:
+        detections = DetectionCounter(width, len(planted.directions), evaluation.fires_above, norms.device)
+    for chunk in inputs:
+        parts = (each.split(4096) for each in (chunk.x, chunk.cell, chunk.weight, chunk.inputs))
+        for x, cell, weight, drawn in zip(*parts, strict=True):
+            contributions = sae.encode(x) * norms
+            counter.add(contributions, cell.numpy(), weight.numpy())
+            if detections is not None and planted is not None:
+                detections.add(contributions, planted.features(drawn))
+    return counter.table, detections.detection if detections else None
 
 
 def _top_cells(table: FiringTable, cells: Factored) -> pd.DataFrame:

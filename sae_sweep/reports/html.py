@@ -233,6 +233,7 @@ def _card(card: Cards, frame: pd.DataFrame) -> dict[str, Any]:
     words += [f"seed {row['seed']}", *context_words(row, context(frame)), card.point.id[:8]]
     latents = card.latents
     cells: list[list[Any]] = [[] for _ in range(len(latents))]
+    assert card.cells is not None  # report.py leaves out those without
     for latent, cell, share, fires in card.cells.itertuples(index=False):
         cells[latent].append([cell, _short(share), _short(fires)])
     nearest: list[list[Any]] = [[] for _ in range(len(latents))]

@@ -42,12 +42,15 @@ def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, wi
         for row, density in zip(ordered.head(_LISTED).itertuples(), ordered["density"].tolist(), strict=False)
     ]
     heads = ["latent", "label", "F1", "owner", "purity", "fires\non", "share of inputs"]
+    if _without_cells(metrics):
+        rows = [Row([row.cells[0], row.cells[3], row.cells[2], *row.cells[4:]]) for row in rows]
+        heads = ["latent", "feature", "F1", "precision", "fires\non", "share of inputs"]
     dead = len(latents) - len(live)
     more = [f"… and {len(live) - _LISTED:,} more"] if len(live) > _LISTED else []
     more += [f"{dead:,} dead"] if dead else []
     parts: list[RenderableType] = [
         Text(f"{point.id}  {describe(point)}", style="bold"),
-        Text(_metrics(metrics)),
+        *(Text(line) for line in _lines(_metrics(metrics), width)),
         Text(),
     ]
     parts.append(columns(heads, [Block("", rows)], width, last_left=True))
@@ -61,16 +64,28 @@ def card(cards: Cards, latent: int, width: int) -> RenderableType:
     row = cards.latents.iloc[latent]
     state = "" if row["live"] else "dead: it fires on too few inputs"
     head = Text(f"latent {latent} of {cards.point.id}  {describe(cards.point)}", style="bold")
+    f1, owner = _shown(row["f1"], "{:.2f}".format), _shown(row["owner"], str)
     facts = [
         f"label {_shown(row['label_class'], str, 'none')}",
-        f"F1 {_shown(row['f1'], '{:.2f}'.format)}",
-        f"owner {_shown(row['owner'], str)} with {_shown(row['purity'], '{:.0%}'.format)} of its activation",
+        f"F1 {f1}",
+        f"owner {owner} with {_shown(row['purity'], '{:.0%}'.format)} of its activation",
+    ]
+    if cards.cells is None:
+        facts = [f"detects feature {owner} best", f"F1 {f1}", f"precision {_shown(row['purity'], '{:.2f}'.format)}"]
+    facts += [
         f"fires on {row['density']:.2%} ({row['inputs']:,} inputs)",
         f"decoder norm {row['decoder_norm']:.3g}",
     ]
     parts: list[RenderableType] = [head, *(Text(fact) for fact in _lines(facts, width)), Text(state)]
-    fires = cards.cells[cards.cells["latent"] == latent]
-    if len(fires):
+    features = cards.features[cards.features["latent"] == latent]
+    if len(features):
+        heads = ["feature", "cosine of the\ndecoder row", "F1 as its\ndetector"]
+        nearest = features[["feature", "cosine", "f1"]].to_numpy().tolist()
+        rows = [Row([f"{feature:.0f}", f"{cosine:+.2f}", f"{f1:.2f}"]) for feature, cosine, f1 in nearest]
+        parts += [_heading("Nearest planted features"), columns(heads, [Block("", rows)], width), Text()]
+    if cards.cells is None:
+        parts.append(Text("The features of this toy come and go by themselves: it has no cells.", style="dim"))
+    elif len(fires := cards.cells[cards.cells["latent"] == latent]):
         parts += [
             _heading("Where it is active: maximum m, query q, runner-up n, copies c"),
             _cells(fires, width),
@@ -123,15 +138,24 @@ def _logits(logits: Sequence[float], width: int) -> Iterator[Text]:
         yield line
 
 
-def _metrics(metrics: Mapping[str, Any]) -> str:
-    shown = {
+def _without_cells(metrics: Mapping[str, Any]) -> bool:
+    """Whether the toy's features come and go by themselves: a latent's owner is then the feature it detects best."""
+    return metrics.get("owned_maxes") is None
+
+
+def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+    shown: dict[str, tuple[str, Any]] = {
         "fvu": ("FVU", fraction),
         "l0": ("L0", "{:.2f}".format),
+        "mcc": ("MCC", "{:.2f}".format),
+        "found_features": ("found features", str),
+        "killed_features": ("killed", str),
         "owned_maxes": ("owned maxes", str),
         "splits_per_max": ("splits per max", "{:.2f}".format),
         "duplicates_per_max": ("duplicates per max", "{:.2f}".format),
     }
-    return "  ".join(f"{name} {_shown(metrics.get(key), show)}" for key, (name, show) in shown.items())
+    given = ((name, show, metrics.get(key)) for key, (name, show) in shown.items())
+    return [f"{name} {show(value)}" for name, show, value in given if value is not None]
 
 
 def _shown(value: Any, show: Any, missing: str = "–") -> str:

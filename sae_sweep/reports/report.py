@@ -147,7 +147,10 @@ def _cards(store: Store, results: pd.DataFrame, chosen: Sequence[str]) -> tuple[
     dealer, cards, notes = Dealer(store), {}, []
     for id in dict.fromkeys(chosen):
         try:
-            cards[id] = dealer.cards(id, narrower(results, id))
+            found = dealer.cards(id, narrower(results, id))
+            if found.cells is None:
+                raise UserError("the features of its toy come and go by themselves, not in cells")
+            cards[id] = found
         except Exception as error:  # a stranger's files may hold anything: the page goes without them
             notes.append(f"The latents of {id} are not shown: {' '.join(str(error).split())}.")
     return cards, notes

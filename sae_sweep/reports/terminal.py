@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,9 +213,12 @@ def _whereabouts(directory: Path) -> list[RenderableType]:
     root = directory.parents[1]
     elsewhere = "" if root == Path("outputs") else f", {str(root)!r}"
     code = f"  from sae_sweep import load_sweep\n  df = load_sweep({directory.name!r}{elsewhere})"
+    option = [] if root == Path("outputs") else ["--output-dir", str(root)]
+    page = shlex.join(["sae-sweep", "report", directory.name, *option])
     lines = (
         f"{directory}/  results.parquet, untrained.parquet, sweep.yaml\n"
-        f"{root / 'points'}/  every SAE, by point_id; sae-sweep inspect POINT shows its latents"
+        f"{root / 'points'}/  every SAE, by point_id; sae-sweep inspect POINT shows its latents\n"
+        f"{page}  makes report.html: figures, latents to browse"
     )
     # Never wrapped: paths and code are there to be copied.
     return [_heading("Where it lies"), *(Text(text, no_wrap=True, overflow="ignore") for text in (lines, code))]
