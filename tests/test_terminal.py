@@ -283,7 +283,7 @@ def test_a_pipe_gets_lines_even_where_colour_is_forced(monkeypatch: pytest.Monke
 
 
 def test_waiting_for_wandb_is_said_once_in_a_pipe_and_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def show(stream: TextIO) -> None:
+    def show(stream) -> None:
         with LiveView(total=3, finished=0, estimate_seconds=40, stream=stream) as view:
             for done in (1, 2, 3):
                 view.handle(Logging(done, 4))
