@@ -29,7 +29,7 @@ from sae_sweep.reports.wandb_client import Run, own_environment, set_up, write
 
 # While training may go on: seconds of rest for each that a run took of the processor, and at most, since the first run
 # takes what is loaded for it.
-REST, LONGEST_REST = 100, 5.0
+REST, LONGEST_REST = 100, 3.0
 
 
 class Logger:
