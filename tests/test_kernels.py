@@ -10,9 +10,10 @@ import torch
 from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep.saes.architectures import ARCHITECTURES
-from sae_sweep.saes.kernels import cpu, pick_backend
+from sae_sweep.saes.kernels import cpu, pick_backend, sparse
 from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
+from sae_sweep.saes.kernels.tile import LANES
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import Stack
@@ -287,6 +288,34 @@ def test_topk_chooses_by_contribution() -> None:
     sae = Parameters(torch.empty(0), W_dec, torch.zeros(4), torch.zeros(4), torch.zeros(()))
     codes = ARCHITECTURES["topk"].activate(pre, sae, Sae(k=2), True)
     assert codes.tolist() == [[5.0, 0.0, pytest.approx(0.6), 0.0]]
+
+
+@pytest.mark.parametrize(("width", "k", "rare"), [(100, 1, 0), (100, 8, 0), (100, 8, 6), (500, 40, 0), (40, 64, 0)])
+def test_the_compiled_topk_replaces_the_smallest_latent_by_latent(width: int, k: int, rare: int) -> None:
+    # Integers: no rounding, and many ties.
+    generator = np.random.default_rng(width + k)
+    x, W = generator.integers(-2, 3, (150, 5)), generator.integers(-2, 3, (width, 5))
+    flat = np.concatenate([W.ravel(), W.ravel(), np.full(width, -rare), np.zeros(5)]).astype(np.float32)
+    panels, bias = np.zeros((-(-width // LANES), 5, LANES), np.float32), np.full(width + LANES, -np.inf, np.float32)
+    norms = np.ones(width + LANES, np.float32)
+    sparse.refresh(flat, width, 5, panels, bias, norms, 0, width)
+    codes = np.empty((150 * width, sparse.LISTED), np.float32)
+    latents, starts = codes.view(np.int32), np.empty(151, np.int64)
+    norms[:] = 1
+    assert sparse.encode(x.astype(np.float32), 0, 150, panels, bias, norms, k, 0, codes, latents, starts) == 150
+    pre = x @ W.T - rare
+    for row in range(150):
+        kept: list[int] = []
+        for latent in np.flatnonzero(pre[row] > 0):
+            if len(kept) < k:
+                kept.append(latent)
+                continue
+            goes = min(range(k), key=lambda place: (pre[row, kept[place]], -kept[place]))
+            if pre[row, latent] > pre[row, kept[goes]]:
+                kept[goes] = latent
+        listed = slice(starts[row], starts[row + 1])
+        assert latents[listed, sparse.LATENT].tolist() == kept
+        assert codes[listed, sparse.CODE].tolist() == pre[row, kept].tolist()
 
 
 def test_the_backend_for_a_stack() -> None:

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.sparse import CODE, LATENT, OPTIONS
-from sae_sweep.saes.kernels.tile import LANES, ROWS, lowest_bit, tile
+from sae_sweep.saes.kernels.tile import LANES, ROWS, WORDS, position, tile
 
 _jit = numba.njit(**OPTIONS)
 
@@ -25,7 +25,7 @@ def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[
 
     upper ≥ 0: by the lower halves, of those whose upper half is that.
     """
-    floors, out, masks = np.zeros(ROWS, np.float32), np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.int32)
+    floors, out, masks = np.zeros(ROWS, np.float32), np.empty((ROWS, LANES), np.float32), np.empty(WORDS, np.int64)
     value = np.empty(1, np.float32)
     bits = value.view(np.int32)
     for part in range(chunk[0], chunk[1]):
@@ -33,11 +33,13 @@ def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[
         for first in range(begin, end, ROWS):
             for panel in range(len(panels)):
                 tile(x, first, panels, panel, bias, norms, floors, 0, out, masks)
-                for r in range(min(ROWS, end - first)):
-                    mask = masks[r]
+                for word in range(WORDS):
+                    mask = masks[word]
                     while mask:
-                        lane = lowest_bit(mask)
-                        mask &= mask - np.int32(1)
+                        r, lane = position(word, mask)
+                        mask &= mask - 1
+                        if first + r >= end:
+                            break
                         value[0] = out[r, lane] * norms[panel * LANES + lane]
                         high = bits[0] >> HALF
                         if upper < 0:

@@ -21,10 +21,13 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.slopes import SLOPES
-from sae_sweep.saes.kernels.tile import LANES, ROWS, add_rows, dot, lowest_bit, prefetch, tile
+from sae_sweep.saes.kernels.tile import LANES, ROWS, WORDS, add_rows, dot, keep_largest, position, prefetch, tile
 
 # Inputs that pass a panel of the encoder while it is in the nearest cache.
 GROUP = 8 * ROWS
+# Entries of an input that wait to be compared with the k largest so far: a panel's worth and as many again. Above the
+# number of any latent.
+WAITING, FREE = 2 * LANES, np.iinfo(np.int32).max
 # A listed entry: its code and its latent. One that has its place: its code, what the loss gains per unit of its code
 # and, through the penalty, of its contribution; and its input.
 CODE, LATENT, LISTED = 0, 1, 2
@@ -62,64 +65,87 @@ def refresh(flat, width, d, panels, bias, norms, begin, end):  # type: ignore[no
 
 
 @_jit
-def keep(latents, codes, ranks, count, k, latent, code, rank):  # type: ignore[no-untyped-def]
-    """Enter a latent among the k of largest contribution (`rank`), of equals the lower; the smallest, once there are k.
+def list_all(x, first, rows, panels, bias, weights, floor, found, values, counts):  # type: ignore[no-untyped-def]
+    """List the latents of inputs first + [0, rows) with code · weight > floor in found, values [rows, ·], counts."""
+    floors, out = np.full(ROWS, floor, np.float32), np.empty((ROWS, LANES), np.float32)
+    masks = np.empty(WORDS, np.int64)
+    counts[:] = 0
+    for panel in range(len(panels)):
+        for block in range(0, rows, ROWS):
+            tile(x, first + block, panels, panel, bias, weights, floors, 0, out, masks)
+            for word in range(WORDS):
+                mask = masks[word]
+                while mask:
+                    r, lane = position(word, mask)
+                    mask &= mask - 1
+                    row = block + r
+                    found[row, counts[row]] = panel * LANES + lane
+                    values[row, counts[row]] = out[r, lane]
+                    counts[row] += 1
 
-    Latents come in ascending order, so a newcomer has to exceed the smallest.
+
+@_jit
+def list_largest(x, first, rows, panels, bias, weights, floor, found, values, counts):  # type: ignore[no-untyped-def]
+    """The same of as many latents of an input as `found` has columns: of largest code · weight, of equals the lower.
+
+    What exceeds the smallest kept so far waits until one of its sixteen inputs has a panel's worth; those sixteen are
+    then compared together.
     """
-    if count < k:
-        place = count
-    else:
-        place = 0
-        for entry in range(1, k):
-            if ranks[entry] < ranks[place] or (ranks[entry] == ranks[place] and latents[entry] > latents[place]):
-                place = entry
-    latents[place], codes[place], ranks[place] = latent, code, rank
-    if count + 1 < k:
-        return np.float32(0)
-    smallest = ranks[0]
-    for entry in range(1, k):
-        smallest = min(smallest, ranks[entry])
-    return smallest
+    k, groups = found.shape[1], GROUP // LANES
+    out, masks = np.empty((ROWS, LANES), np.float32), np.empty(WORDS, np.int64)
+    floors, places, waiting = np.full(GROUP, floor), np.zeros(GROUP, np.int32), np.zeros(GROUP, np.int32)
+    ranks, codes = np.full((groups, k, LANES), floor), np.zeros((groups, k, LANES), np.float32)
+    latents, new_latents = np.empty((groups, k, LANES), np.int32), np.empty((groups, WAITING, LANES), np.int32)
+    new_ranks, new_codes = np.empty((2, groups, WAITING, LANES), np.float32)
+    # A free place is the smallest, and the first of them the highest latent: it is taken next.
+    for slot in range(k):
+        latents[:, slot] = FREE - slot
+    for panel in range(len(panels)):
+        for block in range(0, rows, ROWS):
+            tile(x, first + block, panels, panel, bias, weights, floors, block, out, masks)
+            group, full = block // LANES, False
+            for word in range(WORDS):
+                mask = masks[word]
+                while mask:
+                    r, lane = position(word, mask)
+                    mask &= mask - 1
+                    row, side, latent = block + r, (block + r) % LANES, panel * LANES + lane
+                    entry = waiting[row]
+                    new_ranks[group, entry, side] = out[r, lane] * weights[latent]
+                    new_codes[group, entry, side] = out[r, lane]
+                    new_latents[group, entry, side] = latent
+                    waiting[row] = entry + 1
+                    full |= entry >= WAITING - LANES
+            if full:
+                keep_largest(ranks, codes, latents, group, new_ranks, new_codes, new_latents, waiting, floors, places)
+                waiting[group * LANES : (group + 1) * LANES] = 0
+    for group in range(groups):
+        keep_largest(ranks, codes, latents, group, new_ranks, new_codes, new_latents, waiting, floors, places)
+    for row in range(rows):
+        group, side, kept = row // LANES, row % LANES, 0
+        while kept < k and latents[group, kept, side] < len(bias):
+            found[row, kept], values[row, kept] = latents[group, kept, side], codes[group, kept, side]
+            kept += 1
+        counts[row] = kept
 
 
 @numba.njit(_int(_table, _int, _int, _cube, _row, _row, _int, _float, _table, _ints, _int[::1]), **OPTIONS)
 def encode(x, begin, end, panels, bias, weights, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
-    """List the latents of inputs [begin, end) with code · weight > floor, row by row, latents ascending.
+    """List the latents of inputs [begin, end) with code · weight > floor, row by row.
 
-    k: only so many of an input, those of the largest code · weight; 0: all. floor ≥ 0.
-    Returns the first input that found no room.
+    k: only so many of an input, those of the largest code · weight, in an order that they alone decide; 0: all, latents
+    ascending. floor ≥ 0. Returns the first input that found no room.
     """
     room = k if k else len(bias)
     found, values = np.empty((GROUP, room), np.int32), np.empty((GROUP, room), np.float32)
-    ranks, floors = np.empty((GROUP, k), np.float32), np.empty(GROUP, np.float32)
-    out, masks, counts = np.empty((ROWS, LANES), np.float32), np.empty(ROWS, np.int32), np.empty(GROUP, np.int64)
-    count = 0
+    counts, count = np.zeros(GROUP, np.int64), 0
     starts[0] = 0
     for first in range(begin, end, GROUP):
-        floors[:] = floor
-        counts[:] = 0
         rows = min(GROUP, end - first)
-        for panel in range(len(panels)):
-            for block in range(0, rows, ROWS):
-                tile(x, first + block, panels, panel, bias, weights, floors, block, out, masks)
-                for r in range(ROWS):
-                    mask, row = masks[r], block + r
-                    while mask:
-                        lane = lowest_bit(mask)
-                        mask &= mask - np.int32(1)
-                        latent, code = panel * LANES + lane, out[r, lane]
-                        if k:
-                            rank = code * weights[latent]
-                            if rank > floors[row]:
-                                floors[row] = max(
-                                    floor, keep(found[row], values[row], ranks[row], counts[row], k, latent, code, rank)
-                                )
-                                counts[row] = min(counts[row] + 1, k)
-                        else:
-                            found[row, counts[row]] = latent
-                            values[row, counts[row]] = code
-                            counts[row] += 1
+        if k:
+            list_largest(x, first, rows, panels, bias, weights, floor, found, values, counts)
+        else:
+            list_all(x, first, rows, panels, bias, weights, floor, found, values, counts)
         for row in range(rows):
             if count + counts[row] > len(codes):
                 return first + row

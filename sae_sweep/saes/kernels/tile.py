@@ -7,6 +7,7 @@ latent, not on where in a tile they lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,15 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-# Inputs and latents of a tile: eight vectors of sixteen float32, and room for the operands.
+# Inputs and latents of a tile: eight vectors of sixteen float32, and room for the operands. Its pre-activations that
+# count are the bits of so many words: a loop over the bits of many inputs is mispredicted less often than one for each.
 ROWS, LANES = 8, 16
+WORDS = ROWS * LANES // 64
 
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+_INTS = ir.VectorType(_INT32, LANES)
 # Columns that `axpy` and `dot` take at a time.
 _MASK = _INT64(~(LANES - 1))
 
@@ -28,9 +32,9 @@ _MASK = _INT64(~(LANES - 1))
 def tile(typingctx, x, row, panels, at, bias, weights, floors, floor, out, masks):  # type: ignore[no-untyped-def]
     """out[r] = bias[LANES·at :][:LANES] + x[row + r] @ panels[at] for r < ROWS: pre-activations, and which count.
 
-    Bit l of masks[r] is set where out[r, l] · weights[LANES·at + l] > floors[floor + r].
+    Bit LANES·r + l of masks, read as one number, is set where out[r, l] · weights[LANES·at + l] > floors[floor + r].
     x [b, d], panels [panels, d, LANES], bias and weights [panels · LANES], floors [at least floor + ROWS],
-    out [ROWS, LANES] float32; masks [ROWS] int32. Rows beyond the last are computed from the last row: the caller
+    out [ROWS, LANES] float32; masks [WORDS] int64. Rows beyond the last are computed from the last row: the caller
     ignores them.
     """
 
@@ -53,17 +57,84 @@ def tile(typingctx, x, row, panels, at, bias, weights, floors, floor, out, masks
                 scalar = builder.load(builder.gep(pointer, [loop.index]))
                 builder.store(_fma(builder, _splat(builder, scalar), weight, builder.load(total)), total)
         scale = _load(builder, builder.gep(weights.data, [offset]))
+        words = [_INT64(0)] * WORDS
         for r, total in enumerate(sums):
             value = builder.load(total)
             _store(builder, value, builder.gep(out.data, [_INT64(r * LANES)]))
             bound = builder.load(builder.gep(floors.data, [builder.add(floor, _INT64(r))]))
             above = builder.fcmp_ordered(">", builder.fmul(value, scale), _splat(builder, bound))
-            bits = builder.zext(builder.bitcast(above, ir.IntType(LANES)), _INT32)
-            builder.store(bits, builder.gep(masks.data, [_INT64(r)]))
+            bits = builder.zext(builder.bitcast(above, ir.IntType(LANES)), _INT64)
+            word, shift = divmod(r * LANES, 64)
+            words[word] = builder.or_(words[word], builder.shl(bits, _INT64(shift)))
+        for at, word in enumerate(words):
+            builder.store(word, builder.gep(masks.data, [_INT64(at)]))
         return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(x, i64, panels, i64, bias, weights, floors, i64, out, masks), codegen
+
+
+@intrinsic
+def keep_largest(typingctx, ranks, codes, latents, at, new_ranks, new_codes, new_latents, waiting, floors, places):  # type: ignore[no-untyped-def]
+    """Enter what waits among what is kept, of inputs [LANES·at :][:LANES] side by side: those of largest rank stay.
+
+    ranks, codes float32 and latents int32 [inputs / LANES, k, LANES]: what is kept. new_* [inputs / LANES, ·, LANES]:
+    what waits, latents ascending, waiting int32 [inputs] of each input. What exceeds the smallest takes its place:
+    floors float32 [inputs] is its rank, places int32 [inputs] where it lies. Of equal ones the highest latent goes.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        ranks, codes, latents, at, *new, waiting, floors, places = _arrays(context, builder, signature, arguments)
+        offset = builder.mul(at, _INT64(LANES))
+        k, room = (cgutils.unpack_tuple(builder, array.shape)[1] for array in (ranks, new[0]))
+        kept = [builder.gep(array.data, [builder.mul(offset, k)]) for array in (ranks, codes, latents)]
+        new = [builder.gep(array.data, [builder.mul(offset, room)]) for array in new]
+        waiting, floors, places = (builder.gep(array.data, [offset]) for array in (waiting, floors, places))
+        kinds = _VECTOR, _VECTOR, _INTS
+
+        def row(tables: Any, entry: Any) -> list[Any]:
+            return [builder.gep(table, [builder.mul(entry, _INT64(LANES))]) for table in tables]
+
+        counts = _load(builder, waiting, _INTS)
+        floor = cgutils.alloca_once_value(builder, _load(builder, floors))
+        place = cgutils.alloca_once_value(builder, _load(builder, places, _INTS))
+        latest, next_place = (cgutils.alloca_once(builder, _INTS) for _ in range(2))
+        longest = cgutils.alloca_once_value(builder, _INT32(0))
+        with cgutils.for_range(builder, _INT64(LANES)) as lane:
+            count = builder.load(builder.gep(waiting, [lane.index]))
+            largest = builder.load(longest)
+            builder.store(builder.select(builder.icmp_signed(">", count, largest), count, largest), longest)
+        with cgutils.for_range(builder, builder.zext(builder.load(longest), _INT64)) as newcomer:
+            values = [_load(builder, *each) for each in zip(row(new, newcomer.index), kinds, strict=True)]
+            entry = _splat(builder, builder.trunc(newcomer.index, _INT32))
+            enters = builder.and_(
+                builder.fcmp_ordered(">", values[0], builder.load(floor)), builder.icmp_signed("<", entry, counts)
+            )
+            some = builder.icmp_unsigned("!=", builder.bitcast(enters, ir.IntType(LANES)), ir.IntType(LANES)(0))
+            with builder.if_then(some):
+                builder.store(ir.Constant(_VECTOR, [math.inf] * LANES), floor)
+                builder.store(ir.Constant(_INTS, [-1] * LANES), latest)
+                with cgutils.for_range(builder, k) as slot:
+                    here = _splat(builder, builder.trunc(slot.index, _INT32))
+                    taken = builder.and_(enters, builder.icmp_signed("==", builder.load(place), here))
+                    for pointer, value, kind in zip(row(kept, slot.index), values, kinds, strict=True):
+                        _store(builder, builder.select(taken, value, _load(builder, pointer, kind)), pointer)
+                    rank, _, latent = (_load(builder, *each) for each in zip(row(kept, slot.index), kinds, strict=True))
+                    tied = builder.and_(
+                        builder.fcmp_ordered("==", rank, builder.load(floor)),
+                        builder.icmp_signed(">", latent, builder.load(latest)),
+                    )
+                    goes = builder.or_(builder.fcmp_ordered("<", rank, builder.load(floor)), tied)
+                    for value, variable in ((rank, floor), (latent, latest), (here, next_place)):
+                        builder.store(builder.select(goes, value, builder.load(variable)), variable)
+                builder.store(builder.load(next_place), place)
+        _store(builder, builder.load(floor), floors)
+        _store(builder, builder.load(place), places)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    tables = ranks, codes, latents, i64, new_ranks, new_codes, new_latents
+    return types.void(*tables, waiting, floors, places), codegen
 
 
 @intrinsic
@@ -154,16 +225,19 @@ def dot(typingctx, y, i, x, j):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def lowest_bit(typingctx, mask):  # type: ignore[no-untyped-def]
-    """The position of the lowest set bit of a non-zero int32."""
+def position(typingctx, word, mask):  # type: ignore[no-untyped-def]
+    """Input and lane in the tile of the lowest set bit of masks[word], which is not zero."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         count = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_INT32, [_INT32, ir.IntType(1)]), "llvm.cttz.i32"
+            builder.module, ir.FunctionType(_INT64, [_INT64, ir.IntType(1)]), "llvm.cttz.i64"
         )
-        return builder.zext(builder.call(count, [arguments[0], ir.IntType(1)(1)]), _INT64)
+        word, mask = arguments
+        bit = builder.call(count, [mask, ir.IntType(1)(1)])
+        row = builder.add(builder.mul(word, _INT64(64 // LANES)), builder.udiv(bit, _INT64(LANES)))
+        return context.make_tuple(builder, signature.return_type, [row, builder.urem(bit, _INT64(LANES))])
 
-    return types.int64(types.int32), codegen
+    return types.UniTuple(types.int64, 2)(types.int64, types.int64), codegen
 
 
 def _arrays(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> list[Any]:
@@ -174,14 +248,14 @@ def _arrays(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any)
     ]
 
 
-def _load(builder: ir.IRBuilder, pointer: Any) -> Any:
-    loaded = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
+def _load(builder: ir.IRBuilder, pointer: Any, vector: Any = _VECTOR) -> Any:
+    loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()))
     loaded.align = 4
     return loaded
 
 
 def _store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
-    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
 
 
 def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
@@ -192,7 +266,7 @@ def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
 
 
 def _splat(builder: ir.IRBuilder, scalar: Any) -> Any:
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, _INT32(0))
+    first = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, _INT32(0))
     return _shuffle(builder, first, [0] * LANES)
 
 
@@ -206,5 +280,5 @@ def _sum(builder: ir.IRBuilder, vector: Any) -> Any:
 
 
 def _shuffle(builder: ir.IRBuilder, vector: Any, lanes: Sequence[int]) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    undefined = ir.Constant(vector.type, ir.Undefined)
     return builder.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(_INT32, LANES), list(lanes)))
