@@ -10,8 +10,8 @@ their latents fire, and a learning rate of nearly zero keeps it so. `growth` is 
 before: 1 where twice as much costs twice as much. `estimate` is the planner's (sweep/cost.py), over what was seen.
 `over floor`: training and measuring over the encoder product of the same inputs alone, with as many threads; a batch of
 the stream over a step of one SAE of width 64. A measurement has one thread, as SAEs of a pack are measured side by
-side, and reads the first part of all 64⁴ inputs. The last rows are whole runs of the command line on one core, in
-seconds of that core, which others on the machine do not lengthen; their estimates are those of `sae-sweep plan`.
+side, and reads the first part of all 64⁴ inputs. The last rows are whole runs of the command line on one core; their
+estimates are those of `sae-sweep plan`. What has one thread is in seconds of its core, which others do not lengthen.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -35,6 +36,7 @@ from pathlib import Path
 import torch
 from bench_worker import reset_peak, resident_bytes
 
+from sae_sweep import config
 from sae_sweep.measures.measure import measure
 from sae_sweep.saes.kernels import pick_backend
 from sae_sweep.saes.parameters import Parameters
@@ -43,6 +45,7 @@ from sae_sweep.saes.stack import Stack
 from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Toy, Training
 from sae_sweep.sweep import cost
 from sae_sweep.sweep.pack import PointSae
+from sae_sweep.sweep.plan import plan
 from sae_sweep.sweep.speeds import SPEEDS
 from sae_sweep.toys.max_of_k import MaxOfK, shapes
 from sae_sweep.toys.sequences import CHUNK_ROWS
@@ -62,14 +65,16 @@ GRIDS = {
     "wide, exemplars": f"{_WIDE} sae.width=8192 sae.init=exemplars",
     "wide, random": f"{_WIDE} sae.width=4096 sae.init=random",
     "wide, kmeans": f"{_WIDE} sae.width=4096 sae.init=kmeans",
-    "widest": "penalty=l1 penalty.coefficient=1 training.steps=300 sae.width=16384 sae.init=exemplars",
+    "widest": "toy=small penalty=l1 penalty.coefficient=1 training.steps=500 sae.width=16384 sae.init=exemplars",
     "jumprelu": "toy=small sae=jumprelu sae.width=136 penalty.coefficient=1,2 training.steps=1500",
     "gated": "toy=small sae=gated sae.width=16,136 penalty.coefficient=1,2 training.steps=1500",
     "probing": f"toy=small evaluation.probing=true {_ASKED}",
     "priors": f"toy=independent evaluation.priors=true {_ASKED}",
     "64 tokens": "sae.width=64,512 sae.init=exemplars penalty.coefficient=0.5,1",
+    "64 tokens, wide": "sae.width=1024 sae.init=exemplars penalty=l1 penalty.coefficient=1 training.steps=500",
 }
-# The grid of which there are more and more points.
+# What all of them have; and the grid of which there are more and more points.
+GRID = ("device=cpu", "logger=none")
 POINTS = "toy=small toy.steps=500 sae.width=16 sae.init=exemplars penalty=l1 training.steps=500 penalty.coefficient=1"
 # Of the figure: Okabe and Ito's blue and orange, and a grey for light pages and dark.
 SEEN, PLANNED, GREY = "#0072B2", "#E69F00", "#8A8F98"
@@ -89,16 +94,24 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a step of the stack (or of a run), the least they could be, memory above what was held (of a run: all
-    of it), and what the plan says of both."""
+    """What was seen: seconds of a step of the stack (or of a run), the least they could be, memory above what was held
+    (of a run: all of it)."""
 
     axis: str
     value: int | str
     seconds: float
     floor: float = 0
     peak_bytes: int = 0
-    estimate: float = 0
-    estimate_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A row to be: how it is measured, and what the planner says of its seconds and bytes (0: nothing)."""
+
+    axis: str
+    value: int | str
+    measure: Callable[[], Row]
+    plan: Callable[[], tuple[float, int]]
 
 
 def settings(quick: bool) -> Iterator[tuple[str, Setting]]:
@@ -134,29 +147,39 @@ def training(axis: str, setting: Setting, threads: int) -> Row:
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         backend = pick_backend(stack, pool, threads)
         backend.advance(stack, batches)
-        times = []
+        now, times = clock(threads), []
         for _ in range(TURNS):
-            began = time.perf_counter()
+            began = now()
             backend.advance(stack, batches)
-            times.append((time.perf_counter() - began) / steps)
-    sized = replace(point, toy=Toy(d_model=D))
-    alone = setting.stack * cost.step_seconds(sized, SPEEDS["cpu"], setting.l0)
-    estimate = cost.side_by_side(alone, sized, setting.stack, threads)
+            times.append((now() - began) / steps)
     peak = resident_bytes("VmHWM") - before
     floor = product_seconds(batches[0], W, threads) * setting.stack
-    return Row(axis, getattr(setting, axis), statistics.median(times), floor, peak, estimate)
+    return Row(axis, getattr(setting, axis), statistics.median(times), floor, peak)
+
+
+def planned_training(setting: Setting, threads: int) -> tuple[float, int]:
+    """The same step, as the planner has it; batches are there already."""
+    shape = Sae(width=setting.width, init="exemplars")
+    point = Point(toy=Toy(d_model=D), sae=shape, training=Training(batch_size=setting.batch))
+    alone = setting.stack * cost.step_seconds(point, SPEEDS["cpu"], setting.l0)
+    return cost.side_by_side(alone, point, setting.stack, threads), 0
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """What time is taken by: one thread by the processor's, which others on the machine do not lengthen."""
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def product_seconds(x: torch.Tensor, W: torch.Tensor, threads: int) -> float:
     """The encoder product of inputs x [b, d] and W [width, d], into memory that is there already."""
     torch.set_num_threads(threads)
     columns, bias = max(1, CODES // len(x)), torch.zeros(len(W))
-    out, times = torch.empty(len(x) * min(columns, len(W))), []
+    out, now, times = torch.empty(len(x) * min(columns, len(W))), clock(threads), []
     for _ in range(TURNS + 1):
-        began = time.perf_counter()
+        began = now()
         for weights, offset in zip(W.split(columns), bias.split(columns), strict=True):
             torch.addmm(offset, x, weights.T, out=out[: len(x) * len(weights)].view(len(x), len(weights)))
-        times.append(time.perf_counter() - began)
+        times.append(now() - began)
     torch.set_num_threads(1)
     return statistics.median(times[1:])
 
@@ -183,19 +206,28 @@ def measurement(width: int) -> Row:
     distribution, evaluation = Distribution("max_stratified"), Evaluation(inputs=64**4)
     stream = Stream(model, "pre_unembed", distribution, 0, 64, "cpu")
     inputs = Part(model, "pre_unembed", distribution, stream.mean, stream.scale, evaluation)
-    inputs.chunks = max(1, MEASURED // (width * D) // CHUNK_ROWS)
+    inputs.chunks = measured_chunks(width)
     x = torch.cat([chunk.x for chunk in inputs])
     W = torch.nn.functional.normalize(stream.exemplars(width, 1), dim=1)
     sample = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: CODES // width]] @ W.T
     bias = -sample.topk(max(1, 8 * len(sample) // width), dim=0).values[-1]
     point = Point(toy=toy, sae=Sae(width=width, init="exemplars"), penalty=Penalty("l1", 1.0))
     sae = PointSae(point, Parameters(W, W, bias, torch.zeros(D), torch.zeros(())))
-    began = time.perf_counter()
+    began = time.process_time()
     measure(sae, inputs, lambda contributions: penalty_value("l1", contributions), evaluation)
-    seconds = (time.perf_counter() - began) / len(x)
-    floor = product_seconds(x[:CHUNK_ROWS], W, 1) / CHUNK_ROWS
-    estimate = cost.measured_seconds(point, replace(evaluation, inputs=len(x)), SPEEDS["cpu"], 8) / len(x)
-    return Row("measuring, width", width, seconds, floor, 0, estimate)
+    seconds = (time.process_time() - began) / len(x)
+    return Row("measuring, width", width, seconds, product_seconds(x[:CHUNK_ROWS], W, 1) / CHUNK_ROWS)
+
+
+def measured_chunks(width: int) -> int:
+    """Chunks of inputs in a measurement."""
+    return max(1, MEASURED // (width * D) // CHUNK_ROWS)
+
+
+def planned_measurement(width: int) -> tuple[float, int]:
+    """An input of the same measurement, as the planner has it."""
+    point, inputs = Point(toy=Toy(d_model=D), sae=Sae(width=width)), CHUNK_ROWS * measured_chunks(width)
+    return cost.measured_seconds(point, Evaluation(inputs=inputs), SPEEDS["cpu"], 8) / inputs, 0
 
 
 def stream_batch(d_vocab: int, threads: int) -> Row:
@@ -205,35 +237,47 @@ def stream_batch(d_vocab: int, threads: int) -> Row:
     stream = Stream(model, "pre_unembed", Distribution("max_stratified"), 0, Setting.batch, "cpu")
     times = []
     for turn in range(TURNS):
-        began = time.perf_counter()
+        began = time.process_time()
         stream.batches(turn * cost.BLOCK, cost.BLOCK)
-        times.append((time.perf_counter() - began) / cost.BLOCK)
-    return Row("stream, d_vocab", d_vocab, statistics.median(times), step, 0, Setting.batch * SPEEDS["cpu"].model_input)
+        times.append((time.process_time() - began) / cost.BLOCK)
+    return Row("stream, d_vocab", d_vocab, statistics.median(times), step)
+
+
+def planned_batch(d_vocab: int) -> tuple[float, int]:
+    """The same batch, as the planner has it."""
+    kept = cost.toy_inputs(Toy(d_vocab=d_vocab, k=4)) <= cost.TABLE_INPUTS
+    return Setting.batch * (SPEEDS["cpu"].batch_input if kept else SPEEDS["cpu"].model_input), 0
 
 
 def run(axis: str, value: int | str, overrides: str) -> Row:
-    """A whole run of the command line on one core, and what `plan` says of it there."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [*overrides.split(), "device=cpu", "logger=none", f"output_dir={folder}"]
+    """A whole run of the command line on one core."""
+    with tempfile.TemporaryDirectory() as folder, one_core():
+        arguments = [sys.executable, "-m", "sae_sweep", "run", "--json", *GRID, *overrides.split()]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([*arguments, f"output_dir={folder}"], **silent)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = status
+    if status:
+        raise RuntimeError(f"`sae-sweep run {overrides}` failed")
+    return Row(axis, value, used.ru_utime + used.ru_stime, 0, 1024 * used.ru_maxrss)
 
-        def sae_sweep(command: str) -> str:
-            arguments = [sys.executable, "-m", "sae_sweep", command, "--json", *words]
-            return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
-        cores = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(cores)})
-        try:
-            plan = json.loads(sae_sweep("plan"))["estimate"]
-            arguments = [sys.executable, "-m", "sae_sweep", "run", "--json", *words]
-            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = subprocess.Popen(arguments, **silent)
-            _, status, used = os.wait4(process.pid, 0)
-        finally:
-            os.sched_setaffinity(0, cores)
-        if status:
-            raise RuntimeError(f"`sae-sweep run {overrides}` failed: {status}")
-        seconds, peak = used.ru_utime + used.ru_stime, 1024 * used.ru_maxrss
-        return Row(axis, value, seconds, 0, peak, plan["seconds"], plan["peak_memory_bytes"])
+def planned_run(overrides: str) -> tuple[float, int]:
+    """What `sae-sweep plan` says of it there."""
+    with one_core():
+        planned = plan(config.load([*GRID, *overrides.split()]), set())
+    return planned.seconds, planned.peak_memory_bytes
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this process, and those that it starts, to one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def growth(row: Row, before: Row | None) -> str:
@@ -243,40 +287,40 @@ def growth(row: Row, before: Row | None) -> str:
     return f"{math.log(row.seconds / before.seconds) / math.log(row.value / before.value):.2f}"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
+def table(rows: Sequence[Row], plans: Sequence[tuple[float, int]]) -> str:
+    """The rows in Markdown, each with what the planner says of its seconds and bytes."""
     heads = ("varied", "value", "seconds", "growth", "over floor", "estimate / seen", "peak memory", "estimate / seen")
     lines = ["".join(f"| {head} " for head in heads) + "|", "|" + "---|" * len(heads)]
-    for row, before in zip(rows, [None, *rows], strict=False):
+    for row, (seconds, size), before in zip(rows, plans, [None, *rows], strict=False):
         value = row.value if isinstance(row.value, str) else f"{row.value:,}"
         floor = f"{row.seconds / row.floor:.2f}" if row.floor else ""
         peak = f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes else ""
-        planned = f"{row.estimate_bytes / row.peak_bytes:.2f}" if row.estimate_bytes else ""
+        of_peak = f"{size / row.peak_bytes:.2f}" if size and row.peak_bytes else ""
         lines.append(
             f"| {row.axis} | {value} | {row.seconds:.3g} | {growth(row, before)} "
-            f"| {floor} | {row.estimate / row.seconds:.2f} | {peak} | {planned} |"
+            f"| {floor} | {seconds / row.seconds:.2f} | {peak} | {of_peak} |"
         )
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], plans: Sequence[tuple[float, int]], path: Path) -> None:
     """A panel per axis: what was seen, what the planner says, and a line that grows linearly. Reads on any ground."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in rows if not isinstance(row.value, str)]
-    axes = list(dict.fromkeys(row.axis for row in rows))
+    shown = [(row, seconds) for row, (seconds, _) in zip(rows, plans, strict=True) if not isinstance(row.value, str)]
+    axes = list(dict.fromkeys(row.axis for row, _ in shown))
     keys = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     pyplot.rcParams.update(dict.fromkeys(keys, GREY))
-    columns = -(-len(axes) // 2)
+    columns = max(1, -(-len(axes) // 2))
     figure, panels = pyplot.subplots(2, columns, figsize=(3 * columns, 5.4), layout="constrained")
     for axis, panel in zip(axes, panels.flat, strict=False):
-        own = [row for row in rows if row.axis == axis]
-        values, seconds = [float(row.value) for row in own], [row.seconds for row in own]
+        own = [(float(row.value), row.seconds, planned) for row, planned in shown if row.axis == axis]
+        values, seconds, planned = zip(*own, strict=True)
         panel.loglog(values, seconds, "o-", color=SEEN, label="seen")
-        panel.loglog(values, [row.estimate for row in own], "x--", color=PLANNED, label="planned")
+        panel.loglog(values, planned, "x--", color=PLANNED, label="planned")
         panel.loglog(values, [seconds[-1] * value / values[-1] for value in values], ":", color=GREY, label="linear")
         panel.set_xlabel(axis)
         units = {"measuring": "s per input", "stream": "s per batch", "points": "s per run"}
@@ -288,18 +332,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, transparent=True, dpi=150)
 
 
-def works(quick: bool, threads: int) -> Iterator[tuple[str, int | str, Callable[[], Row]]]:
-    """Axis, value and how to measure it, of every row in order."""
+def works(quick: bool, threads: int) -> Iterator[Work]:
+    """Every row in order."""
     for axis, setting in settings(quick):
-        yield axis, getattr(setting, axis), partial(training, axis, setting, threads)
+        see, planned = partial(training, axis, setting, threads), partial(planned_training, setting, threads)
+        yield Work(axis, getattr(setting, axis), see, planned)
     for width in (1024, 4096, 16384):
-        yield "measuring, width", width, partial(measurement, width)
+        yield Work("measuring, width", width, partial(measurement, width), partial(planned_measurement, width))
     for d_vocab in (16, 64):
-        yield "stream, d_vocab", d_vocab, lambda d_vocab=d_vocab: stream_batch(d_vocab, threads)
-    for points in (1, 4, 16, 64, 256):
-        yield "points", points, partial(run, "points", points, f"{POINTS} seed=range(0,{points})")
-    for name, overrides in GRIDS.items():
-        yield "grid", name, partial(run, "grid", name, overrides)
+        yield Work("stream, d_vocab", d_vocab, partial(stream_batch, d_vocab, threads), partial(planned_batch, d_vocab))
+    runs: list[tuple[str, int | str, str]] = [("points", n, f"{POINTS} seed=range(0,{n})") for n in (1, 4, 16, 64, 256)]
+    runs += [("grid", name, overrides) for name, overrides in GRIDS.items()]
+    for axis, value, overrides in runs:
+        yield Work(axis, value, partial(run, axis, value, overrides), partial(planned_run, overrides))
 
 
 def main() -> int:
@@ -308,26 +353,26 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows whose name, axis and value, begins so")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON of rows: read if it is there, then written")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the rows there (.svg or .png)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="default 2")
+    parser.add_argument("--threads", type=int, default=1, help="that train an SAE; default 1")
     args = parser.parse_args()
     torch.set_num_threads(1)
     known = {}
     if args.rows and args.rows.exists():
         known = {(row["axis"], row["value"]): Row(**row) for row in json.loads(args.rows.read_text())}
-    order = []
-    for axis, value, work in works(args.quick, args.threads):
-        order.append((axis, value))
-        wanted = args.only is None or any(f"{axis} {value}".startswith(only) for only in args.only)
-        if wanted and (args.only or (axis, value) not in known):
-            print(axis, value, file=sys.stderr)
-            known[axis, value] = work()
+    every = list(works(args.quick, args.threads))
+    for work in every:
+        wanted = args.only is None or any(f"{work.axis} {work.value}".startswith(only) for only in args.only)
+        if wanted and (args.only or (work.axis, work.value) not in known):
+            print(work.axis, work.value, file=sys.stderr)
+            known[work.axis, work.value] = work.measure()
             if args.rows:
                 args.rows.write_text(json.dumps([asdict(row) for row in known.values()], indent=1))
-    rows = [known[key] for key in order if key in known]
-    print(f"PyTorch {torch.__version__}, {args.threads} threads\n")
-    print(table(rows))
+    done = [work for work in every if (work.axis, work.value) in known]
+    rows, plans = [known[work.axis, work.value] for work in done], [work.plan() for work in done]
+    print(f"PyTorch {torch.__version__}, threads: {args.threads}\n")
+    print(table(rows, plans))
     if args.figure:
-        draw(rows, args.figure)
+        draw(rows, plans, args.figure)
     return 0
 
 

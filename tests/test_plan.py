@@ -27,7 +27,7 @@ from sae_sweep.schema import (
 )
 from sae_sweep.sweep import cost
 from sae_sweep.sweep import plan as plan_module
-from sae_sweep.sweep.cost import activation_size, state_bytes, step_seconds, work_bytes
+from sae_sweep.sweep.cost import activation_size, state_bytes, step_seconds, training_bytes
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key, stacks
 from sae_sweep.sweep.speeds import SPEEDS
@@ -84,17 +84,17 @@ def test_memory_bounds_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of("seed=range(0,10)", "penalty.coefficient=1")
     monkeypatch.setattr(plan_module, "cores", lambda device: 2)
     speed, point = SPEEDS["cpu"], sweep.points[0]
-    one, shared = cost.state_bytes(point), cost.work_bytes(point, 2, speed)
+    one, shared = cost.state_bytes(point), cost.training_bytes(point, 2, speed)
     for room, sizes in ((3 * one, [3, 3, 3, 1]), (5 * one, [5, 5]), (one - 1, [1] * 10)):
         monkeypatch.setitem(SPEEDS, "cpu", replace(speed, pack_bytes=shared + room))
         bounded = plan(sweep, set())
         assert [len(pack) for pack in bounded.packs] == sizes
-        assert bounded.peak_memory_bytes == speed.base_bytes + shared + max(sizes) * one
+        assert bounded.peak_memory_bytes == speed.base_bytes + cost.work_bytes(point, 2, speed) + max(sizes) * one
     parameters = 2 * 16 * 32 + 16 + 32
     assert one == 4 * 3 * parameters  # float32: themselves and Adam's moments
 
 
-def test_memory_is_that_of_the_stage_that_takes_most() -> None:
+def test_memory_is_that_of_the_stage_that_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
     speed = SPEEDS["cpu"]
 
     def held(**sae: Any) -> int:
@@ -104,8 +104,10 @@ def test_memory_is_that_of_the_stage_that_takes_most() -> None:
     assert held(width=8192, init="kmeans") - held(width=8192) > 0.9 * 4 * 8 * 8192**2
     assert held(width=8192, init="random") - held(width=8192) > 0.9 * cost.MEASURED_BYTES * 1024 * 0.45 * 8192
     # Every input of a small toy is kept: 16³ activations of 32 numbers.
-    small, endless = (Point(toy=replace(Toy(d_vocab=16, k=3), name=name)) for name in ("max_of_k", "circle"))
-    assert cost.work_bytes(small, 1, speed) - cost.work_bytes(endless, 1, speed) == 4 * 16**3 * 32
+    small = Point(toy=Toy(d_vocab=16, k=3))
+    kept = cost.work_bytes(small, 1, speed)
+    monkeypatch.setattr(cost, "TABLE_INPUTS", 0)
+    assert kept - cost.work_bytes(small, 1, speed) == 4 * 16**3 * 32
 
 
 def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
@@ -125,7 +127,7 @@ def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
 
 
 def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
-    from sae_sweep.measures import information, measure, priors, probing
+    from sae_sweep.measures import firing, information, measure, priors, probing
     from sae_sweep.saes import stack, starts, train
     from sae_sweep.saes.kernels import cpu, dense, sparse
     from sae_sweep.toys import stream
@@ -140,6 +142,7 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.PLACED)
     assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (dense.COPIES, dense.GPU_BYTES)
     assert (cost.MEASURED_INPUTS, cost.MEASURED_ENTRIES) == (measure.BLOCK_INPUTS, measure.BLOCK_NUMBERS)
+    assert 2 * firing.ROWS_HELD == cost.FOLDED_ROWS
     assert (2 * len(information.COLUMNS), information.DEALT) == (cost.DEALS, cost.DEALT)
     assert (cost.PROBED, cost.PROBE_BATCH, cost.FEWEST) == (probing.INPUTS, probing.BATCH, priors.FEWEST)
     batches = -(-int(probing.TRAIN_SHARE * probing.INPUTS) // probing.BATCH)
@@ -293,8 +296,8 @@ def test_autograd_is_counted_by_batch_and_width() -> None:
     """What holds batch × width for each SAE at work says so, and gets smaller packs for it."""
     relu, gated = (Point(sae=Sae(name, width=4096), training=Training(batch_size=4096)) for name in ("relu", "gated"))
     held = 4 * 4096 * 4096
-    gates, relus = (work_bytes(point, 2, SPEEDS["cpu"]) for point in (gated, relu))
-    assert gates - relus > 2 * 5 * held  # of ReLU, k-means takes 8 numbers for every pair of latents
+    gates, relus = (training_bytes(point, 2, SPEEDS["cpu"]) for point in (gated, relu))
+    assert gates - relus > 2 * 10 * held
     assert state_bytes(gated) - state_bytes(relu) == 4 * 3 * 2 * 4096
     assert step_seconds(gated, SPEEDS["cpu"]) > 2 * step_seconds(relu, SPEEDS["cpu"])
     pair = Point(penalty=Penalty("exclusive_pi", 1.0)), Point(penalty=Penalty("l1", 1.0))

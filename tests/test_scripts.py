@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import re
 import shlex
@@ -84,3 +86,25 @@ def test_stores_merge_by_copying(tmp_path: Path) -> None:
         subprocess.run(["cp", "-r", "-n", *parts, str(tmp_path / "all")], check=True)
     again = json.loads(call("run", *words, f"output_dir={tmp_path}/all", "--json").out)
     assert (again["ran"], again["skipped"]) == (0, 4)
+
+
+def test_the_table_of_scaling_shows_growth_and_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    scaling = importlib.import_module("bench_scaling")
+    # Twice the cost for twice the width, then four times: growth 1, then 2.
+    rows = [scaling.Row("width", 64, 1.0, 0.5), scaling.Row("width", 128, 2.0, 0.5, 2**20)]
+    rows += [scaling.Row("width", 256, 8.0, 0.5), scaling.Row("grid", "topk", 8.0)]
+    lines = scaling.table(rows, [(2.0, 0), (2.0, 2**21), (2.0, 0), (4.0, 0)]).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[3] for row in cells] == ["", "1.00", "2.00", ""]
+    assert [row[4] for row in cells] == ["2.00", "4.00", "16.00", ""]
+    assert [row[5] for row in cells] == ["2.00", "1.00", "0.25", "0.50"]
+    assert cells[1][6:] == ["1 MiB", "2.00"]
+    # Rows that a file holds are kept; those that are asked for are made anew.
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
+    monkeypatch.setattr(scaling, "training", lambda axis, setting, threads: scaling.Row(axis, setting.l0, 3.0))
+    monkeypatch.setattr("sys.argv", ["bench_scaling.py", "--rows", str(file), "--only", "l0 1"])
+    assert scaling.main() == 0
+    found = {(row["axis"], row["value"]): row["seconds"] for row in json.loads(file.read_text())}
+    assert found[("width", 256)] == 8.0 and found[("l0", 1)] == found[("l0", 16)] == 3.0 and ("l0", 4) not in found

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from sae_sweep.schema import AUTOGRAD, COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
-from sae_sweep.sweep.speeds import Speed
+from sae_sweep.sweep.speeds import SPEEDS, Speed
 
 # Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
 # activations are kept (toys/stream.py).
@@ -37,6 +37,9 @@ LISTED_BYTES, LISTED = 24, 16 << 17
 COPIES, PRODUCTS, CACHE = 12, 6, 1 << 25
 # Inputs measured at a time, the most active latents of them (measures/measure.py), and bytes of each, seen.
 MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 10, 1 << 22, 120
+# Rows of a firing table: bytes of each, how many take twice as long a row, and what it holds of latents of which more
+# than this share fires (measures/firing.py merges them).
+ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 90, 1.5e7, 0.3, 1 << 22
 # Information about three factors, in two ways each; deals of more inputs are not repeated (measures/information.py).
 DEALS, DEALT = 6, 1 << 21
 # Two probes of so many steps in all, on so many inputs (measures/probing.py). Priors are fitted to latents that fire on
@@ -51,7 +54,7 @@ class Usual:
     """How many latents fire after a start: shares of the width until Adam has moved so far in all (its learning rate
     summed over the steps); later a share of the width, and at most so many.
 
-    Seen on two max-of-K toys and planted features, widths 16 to 8,192, every penalty's ladder.
+    Seen on two max-of-K toys and planted features, widths 16 to 8,192, under L1 and log(1 + a) over their ladders.
     """
 
     first: tuple[tuple[float, float], ...]
@@ -61,8 +64,8 @@ class Usual:
 
 USUAL = {
     "random": Usual(((0.45, 0.2), (0.06, 0.35)), 1 / 8, 24),
-    "exemplars": Usual(((0.125, 0.06), (0.075, 0.2)), 1 / 16, 12),
-    "kmeans": Usual(((0.125, 0.06), (0.075, 0.2)), 1 / 16, 12),
+    "exemplars": Usual(((0.14, 0.06), (0.08, 0.2)), 1 / 16, 12),
+    "kmeans": Usual(((0.14, 0.06), (0.08, 0.2)), 1 / 16, 12),
     "whitened": Usual(((0.06, 0.15),), 1 / 24, 10),
     "oracle": Usual((), 1 / 64, 4),
 }
@@ -97,22 +100,33 @@ def state_bytes(point: Point) -> int:
     return 4 * STATE * parameter_count(point)
 
 
+def peak_bytes(packs: Collection[tuple[Point, ...]], kind: str, workers: int) -> int:
+    """The most memory of the device that packs take, one after the other; 0 for none."""
+    speed = SPEEDS[kind]
+    # Beside a GPU, starts are sought and tables counted in the host's memory.
+    held = work_bytes if kind == "cpu" else training_bytes
+    peaks = [len(pack) * state_bytes(pack[0]) + held(pack[0], workers, speed) for pack in packs]
+    return max(peaks) + speed.base_bytes if peaks else 0
+
+
 def work_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Memory of a pack beside that: of starting, training or measuring, whichever takes most."""
-    d, width, b = activation_size(point), point.sae.width, point.training.batch_size
-    kept = int(toy_inputs(point.toy)) if toy_inputs(point.toy) <= TABLE_INPUTS else 0
-    inputs = 4 * d * (kept + BLOCK_ROWS + min(BLOCK, point.training.steps) * b)
-    start = 4 * _pool(point) * (width + 2 * d) if point.sae.init in ("kmeans", "whitened") else 0
+    start = 4 * _pool(point) * (point.sae.width + 2 * activation_size(point)) if _clustered(point) else 0
+    l0 = untrained_l0(point)
+    measured = MEASURED_BYTES * min(MEASURED_INPUTS * l0, MEASURED_ENTRIES)
+    measured += ROW_BYTES * _rows(point, min(toy_inputs(point.toy), Evaluation.inputs), l0)
+    return max(training_bytes(point, workers, speed), _input_bytes(point) + max(start, workers * int(measured)))
+
+
+def training_bytes(point: Point, workers: int, speed: Speed) -> int:
+    """Of that, what training takes: what bounds a pack, as the rest is the same for a single point."""
     if by_autograd(point):
-        held = 4 * COPIES * b * width
+        held = 4 * COPIES * point.training.batch_size * point.sae.width
         work = max(workers * held, speed.shared_bytes)
     else:
         fires = max(l0 for _, l0 in firing(point) if not _dense(point, l0))
-        work = workers * LISTED_BYTES * min(int(b * fires), LISTED)
-    entries = min(int(MEASURED_INPUTS * untrained_l0(point)), MEASURED_ENTRIES)
-    return inputs + max(
-        start, 4 * workers * AT_WORK * parameter_count(point) + work, workers * MEASURED_BYTES * entries
-    )
+        work = workers * LISTED_BYTES * min(int(point.training.batch_size * fires), LISTED)
+    return _input_bytes(point) + 4 * workers * AT_WORK * parameter_count(point) + work
 
 
 def firing(point: Point) -> Iterator[tuple[float, float]]:
@@ -217,7 +231,8 @@ def measured_seconds(point: Point, evaluation: Evaluation, speed: Speed, l0: flo
         *_, (_, l0) = firing(point)
     width, inputs = point.sae.width, min(toy_inputs(point.toy), evaluation.inputs)
     of_input = 2 * width * activation_size(point) / speed.product_flops + l0 * speed.measured_entry
-    seconds = inputs * (of_input + speed.measured_input)
+    seconds, rows = inputs * (of_input + speed.measured_input), _rows(point, inputs, l0)
+    seconds += rows * speed.measured_row * (1 + rows / CROWDED)
     if point.toy.name == "max_of_k":  # elsewhere factors say nothing of each other, or there are none
         seconds += DEALS * min(evaluation.permutations * inputs, max(inputs, DEALT)) * speed.dealt
     if evaluation.probing:
@@ -250,6 +265,23 @@ def _steps_seconds(point: Point, speed: Speed) -> float:
     return sum(steps * step_seconds(point, speed, l0) for steps, l0 in firing(point))
 
 
+def _input_bytes(point: Point) -> int:
+    """Activations that are kept: of all inputs of a small toy, and those drawn at once."""
+    kept = int(toy_inputs(point.toy)) if toy_inputs(point.toy) <= TABLE_INPUTS else 0
+    drawn = BLOCK_ROWS + min(BLOCK, point.training.steps) * point.training.batch_size
+    return 4 * activation_size(point) * (kept + drawn)
+
+
+def _clustered(point: Point) -> bool:
+    return point.sae.init in ("kmeans", "whitened")
+
+
+def _rows(point: Point, inputs: float, l0: float) -> float:
+    """Pairs of latent and cell in a firing table, at most."""
+    rows = inputs * l0 if point.toy.name != "independent" else point.sae.width  # all one cell
+    return min(rows, FOLDED_ROWS) if l0 > FOLDED_ABOVE * point.sae.width else rows
+
+
 def _dense(point: Point, l0: float) -> bool:
     return point.sae.architecture not in COUNTED and l0 > max(DENSE_ABOVE * point.sae.width, DENSE_AT_LEAST)
 
@@ -268,7 +300,7 @@ def _centring_seconds(toy: Toy, speed: Speed) -> float:
 
 def _start_seconds(point: Point, speed: Speed) -> float:
     """k-means++ (saes/starts.py): a distance from every candidate of every latent to the whole pool."""
-    if point.sae.init not in ("kmeans", "whitened"):
+    if not _clustered(point):
         return 0.0
     width = point.sae.width
     distances = width * (2 + math.log(width) + LLOYD_STEPS) * _pool(point)

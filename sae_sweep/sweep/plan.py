@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_sweep.errors import UserError
 from sae_sweep.schema import AUTOGRAD, COMPETING, Point, Toy, toy_id
-from sae_sweep.sweep.cost import cores, pack_seconds, state_bytes, toy_seconds, work_bytes
+from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.speeds import SPEEDS, Speed
 
@@ -88,10 +88,8 @@ def plan(
     seconds += speed.process if packs else 0
     # Logging goes on beside the work, and takes its share of the processor.
     seconds += len(missing) * speed.logged / cores("cpu") if sweep.logger["name"] != "none" else 0
-    peak = max((len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], workers, speed) for pack in packs), default=0)
-    return Plan(
-        points, [p for p in points if p.id in finished], packs, seconds, peak + speed.base_bytes if packs else 0
-    )
+    peak = peak_bytes(packs, device, workers)
+    return Plan(points, [p for p in points if p.id in finished], packs, seconds, peak)
 
 
 def of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Point]:
@@ -129,7 +127,7 @@ def device_kind(device: str) -> str:
 def _packs(points: Sequence[Point], speed: Speed, workers: int) -> Iterator[Pack]:
     """Stacks of at most LARGEST_PACK points and `pack_bytes` bytes (one point at least), of near equal size."""
     for stack in stacks(points):
-        room = speed.pack_bytes - work_bytes(stack[0], workers, speed)
+        room = speed.pack_bytes - training_bytes(stack[0], workers, speed)
         most = max(1, min(LARGEST_PACK, room // state_bytes(stack[0])))
         size = math.ceil(len(stack) / math.ceil(len(stack) / most))
         for start in range(0, len(stack), size):

@@ -21,7 +21,8 @@ class Speed:
     dense_flops, dense_code: the same products, and numbers, of a step in which much of the dictionary fires
     autograd_step, autograd_flops, autograd_code: where autograd trains; spilled: more, where it leaves the cache
 
-    Measuring: measured_input, measured_entry: per input, and per active latent of one
+    Measuring: measured_input, measured_entry: per input, and per active latent of one; measured_row: each pair of a
+    latent and a cell, in the table itself and in its nulls
     dealt: an input whose latent is dealt anew for a null; point: storing one; logged: logging it to W&B
     On request: probe_step, probe_number: a step of a probe, and each code that it reads; regression: those of a
     concept; fit: priors of a latent; structure: all of it
@@ -54,6 +55,7 @@ class Speed:
     spilled: float
     measured_input: float
     measured_entry: float
+    measured_row: float
     dealt: float
     point: float
     logged: float
@@ -93,8 +95,9 @@ CORE = Speed(
     autograd_flops=4e10,
     autograd_code=2e-8,
     spilled=1.3e-8,
-    measured_input=4e-6,
-    measured_entry=2.5e-7,
+    measured_input=4.5e-6,
+    measured_entry=2e-7,
+    measured_row=5e-7,
     dealt=3.5e-8,
     point=0.02,
     logged=0.075,
@@ -104,7 +107,7 @@ CORE = Speed(
     fit=0.045,
     structure=2.5,
     pack_bytes=2 * 2**30,
-    base_bytes=550 * 2**20,
+    base_bytes=600 * 2**20,
     shared_bytes=0,
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_sweep.errors import EnvironmentProblem
 from sae_sweep.schema import Evaluation, Point, Toy, point_from, toy_id
-from sae_sweep.sweep.cost import pack_seconds, state_bytes, toy_seconds, work_bytes
+from sae_sweep.sweep.cost import pack_seconds, peak_bytes, toy_seconds
 from sae_sweep.sweep.plan import Pack
 from sae_sweep.sweep.speeds import SPEEDS
 
@@ -87,8 +87,7 @@ def _fill(
 
 
 def _task(packs: Sequence[Pack], seconds: float, kind: str, workers: int) -> Task:
-    most = max(len(pack) * state_bytes(pack[0]) + work_bytes(pack[0], workers, SPEEDS[kind]) for pack in packs)
-    return Task(tuple(packs), seconds, most + SPEEDS[kind].base_bytes)
+    return Task(tuple(packs), seconds, peak_bytes(packs, kind, workers))
 
 
 def _split(pack: Pack, evaluation: Evaluation, kind: str, target: float, workers: int) -> Iterator[Pack]:
