@@ -49,7 +49,7 @@ DENSE_NUMBERS = 1 << 22
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
 # What a RuntimeError says that is one of too little memory.
-_OUT_OF_MEMORY = ("can't allocate memory", "can't start new thread")
+_OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", "can't start new thread")
 
 Say = Callable[[Event], None]
 
