@@ -239,7 +239,7 @@ def test_a_failure_is_forgotten_once_the_point_succeeds(tmp_path: Path) -> None:
     assert Store(tmp_path).failures("one") == {}
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc")])
 def test_a_pack_that_does_not_fit_into_memory_is_split(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
