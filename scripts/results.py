@@ -55,6 +55,11 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["penalty", "init", "training.lr", "training.coefficient_warmup", "steps"],
         ["loss", "fvu", "l0", "distinct_splits_per_max", "duplicates_per_max"],
     ),
+    "convergence": (
+        ["init"],
+        ["loss", "fvu", "l0", "live_latents", "owned_maxes", "distinct_splits_per_max", "duplicates_per_max"],
+    ),
+    "priors": (["toy", "toy.magnitudes", "penalty", "coefficient"], ["mcc", "found_features", "l0", "fvu"]),
     "phase_diagram": (
         ["penalty", "width", "coefficient"],
         ["label_m", "label_q", "label_mq", "live_latents", "l0", "fvu"],
