@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.columns import ACROSS, WITHIN
+from sae_sweep.measures import blocks as kept
 from sae_sweep.measures import measure as module
 from sae_sweep.measures.active import Active
 from sae_sweep.measures.measure import Measurement, measure
@@ -118,6 +119,20 @@ def test_chunks_do_not_matter(monkeypatch):
     cut = found(planted_sae("mn"))
     assert whole.metrics == pytest.approx(cut.metrics, rel=1e-5, abs=1e-6)
     pd.testing.assert_frame_equal(whole.latents, cut.latents)
+
+
+def test_what_depends_on_the_inputs_alone_is_kept_while_they_are(monkeypatch):
+    made = []
+    log_outputs = kept.log_outputs
+    monkeypatch.setattr(kept, "log_outputs", lambda *args: made.append(1) or log_outputs(*args))
+    everything, sae = inputs(), planted_sae("mq")
+    first, second = (measure(sae, everything, lambda norms: norms.sum(1), EVALUATION) for _ in range(2))
+    assert len(made) == len(list(kept.blocks(everything, module.BLOCK_INPUTS)))
+    monkeypatch.setattr(kept, "KEPT_NUMBERS", 0)
+    assert first.metrics == second.metrics == found(sae).metrics
+    held = len(kept._kept)
+    del everything
+    assert len(kept._kept) == held - 1
 
 
 def test_same_bits_twice():

@@ -123,7 +123,7 @@ def _boundaries(values: NDArray[Any]) -> Ints:
     return np.append(run_starts(values), len(values))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _deal(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, latents: int, deals: int) -> float:
     """The mean over deals of Σ w·log w by (row, latent), less the same by (group, latent).
 
@@ -146,7 +146,7 @@ def _deal(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, laten
     return told / deals
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _held_w_log_w(units: Ints, weight: Floats, start: int, end: int, held: Floats, seen: Ints) -> float:
     """Σ w·log w over the latents of the units from `start` to `end`. `held` must be zeros, and is left so."""
     count = 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.measures.active import Active
+from sae_sweep.measures.blocks import blocks
 from sae_sweep.measures.firing import FiringCounter, FiringTable, Fold, fold_dense
 from sae_sweep.measures.information import cofiring, information, winner_entropy
 from sae_sweep.measures.null import shuffled_cells, shuffled_features
@@ -118,34 +119,22 @@ def _one_pass(
     """The firing table, of one cell for a toy without any, and the counts of a toy with planted features."""
     cells, planted, width = inputs.cells, inputs.model.planted, len(sae.W_dec)
     decoder_norms = sae.W_dec.norm(dim=1)
-    maxima = torch.zeros(1, dtype=torch.int64, device=inputs.mean.device)
     counter = FiringCounter(width, cells.count if cells is not None else 1, fires_above, fold)
     detections = None
-    if cells is not None:
-        maxima = torch.from_numpy(cells.factors["m"]).long().to(maxima.device)
     if planted is not None:
-        detections = DetectionCounter(width, len(planted.directions), fires_above, maxima.device)
-    for x, cell, weight, drawn in _blocks(inputs):
+        detections = DetectionCounter(width, len(planted.directions), fires_above, inputs.mean.device)
+    for block in blocks(inputs, BLOCK_INPUTS):
         begin = 0
-        for active in sae.active(x):
+        for active in sae.active(block.x):
             for part in active.split(BLOCK_NUMBERS // (width if planted is not None else max(1, active.most))):
-                at = slice(begin, begin := begin + len(part))
+                at = block.part(slice(begin, begin := begin + len(part)))
                 norms, x_hat = part.contributions(decoder_norms), part.decode(sae.W_dec, sae.b_dec)
-                truth = inputs.model.truth(drawn[at])
-                reconstruction.add(x[at], part.counts, norms.packed(), x_hat, maxima[cell[at]], weight[at], truth)
-                counter.count(norms, cell[at].cpu().numpy(), weight[at].cpu().numpy())
+                seen = at.maximum, at.weight, at.truth, at.log_p
+                reconstruction.add(at.x, part.counts, norms.packed(), x_hat, *seen)
+                counter.count(norms, at.cell.cpu().numpy(), at.weight.cpu().numpy())
                 if detections is not None and planted is not None:
-                    detections.add(norms.dense(width), planted.features(drawn[at]))
+                    detections.add(norms.dense(width), planted.features(at.inputs))
     return counter.table, detections.detection if detections else None
-
-
-def _blocks(inputs: EvaluationInputs) -> Iterator[tuple[Tensor, ...]]:
-    """x, cells, weights and inputs of BLOCK_INPUTS at a time, in the order of their cells."""
-    for chunk in inputs:
-        parts = (part.split(BLOCK_INPUTS) for part in (chunk.x, chunk.cell, chunk.weight, chunk.inputs))
-        for block in zip(*parts, strict=True):
-            order = block[1].argsort(stable=True)
-            yield tuple(part[order] for part in block)
 
 
 def _contributions(sae: MeasurableSAE, x: Tensor) -> Tensor:

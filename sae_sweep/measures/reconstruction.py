@@ -34,8 +34,7 @@ class Reconstruction:
         # By maximum: Σ w and Σ w·x.
         self._weights = torch.zeros(model.toy.maxima, dtype=torch.float64, device=device)
         self._totals = torch.zeros(model.toy.maxima, d, dtype=torch.float64, device=device)
-        zero = model.logits(torch.zeros(1, d, device=device), site)
-        self._zero_log_p = None if zero is None else zero.double().log_softmax(-1)[0]
+        self._zero_log_p = log_outputs(model, site, torch.zeros(1, d, device=device))
 
     def add(
         self,
@@ -46,12 +45,13 @@ class Reconstruction:
         maximum: Tensor,
         weight: Tensor,
         truth: Tensor | None = None,
+        log_p: Tensor | None = None,
     ) -> None:
         """Count a batch, all on the toy's device.
 
         Inputs `x` and reconstructions `x_hat` [b, d], how many latents are `active` [b], a‖d‖ `norms` of these and
         zeros [b, ·], true `maximum` [b] int64 and evaluation `weight` [b] float64. `truth`: what the toy is to predict
-        (`Model.truth`), if not the maximum.
+        (`Model.truth`), if not the maximum. `log_p`: the toy's `log_outputs` of x, if they are known.
         """
         size = x.double().norm(dim=1)
         ratio = torch.where(size > 0, x_hat.double().norm(dim=1) / size, 0)
@@ -67,21 +67,21 @@ class Reconstruction:
         of_max = F.one_hot(maximum - least, most - least + 1).double() * weight[:, None]
         self._weights[least : most + 1] += of_max.sum(0)
         self._totals[least : most + 1] += of_max.T @ x.double()
-        self._add_outputs(x, x_hat, maximum if truth is None else truth, weight)
+        if self._zero_log_p is not None:
+            known = self._log_p(x) if log_p is None else log_p
+            outputs = known, self._log_p(x_hat), self._zero_log_p.expand_as(known)
+            self._add_outputs(*outputs, maximum if truth is None else truth, weight)
 
-    def _add_outputs(self, x: Tensor, x_hat: Tensor, truth: Tensor, weight: Tensor) -> None:
-        if self._zero_log_p is None:
-            return
-        log_p, log_q = self._log_p(x), self._log_p(x_hat)
+    def _add_outputs(self, log_p: Tensor, log_q: Tensor, log_zero: Tensor, truth: Tensor, weight: Tensor) -> None:
         self._sum("ce_original", weight, _cross_entropy(log_p, truth))
         self._sum("ce_reconstructed", weight, _cross_entropy(log_q, truth))
-        self._sum("ce_zero", weight, _cross_entropy(self._zero_log_p.expand_as(log_p), truth))
+        self._sum("ce_zero", weight, _cross_entropy(log_zero, truth))
         self._sum("kl", weight, (log_p.exp() * (log_p - log_q)).sum(1))
 
     def _log_p(self, x: Tensor) -> Tensor:
-        logits = self.model.logits(x / self.scale + self.mean, self.site)
-        assert logits is not None
-        return logits.double().log_softmax(-1)
+        log_p = log_outputs(self.model, self.site, x / self.scale + self.mean)
+        assert log_p is not None
+        return log_p
 
     def _sum(self, name: str, weight: Tensor, values: Tensor) -> None:
         # Summed by numpy, in an order that does not depend on the number of threads.
@@ -128,6 +128,12 @@ class Reconstruction:
             "loss_recovered": recovered / recoverable if recoverable else None,
             "kl": mean.get("kl"),
         }
+
+
+def log_outputs(model: Model, site: str, acts: Tensor) -> Tensor | None:
+    """log p [b, d_vocab] float64 of the toy's output from raw activations [b, d] at `site`; None if it has none."""
+    logits = model.logits(acts, site)
+    return None if logits is None else logits.double().log_softmax(-1)
 
 
 def _cross_entropy(log_p: Tensor, truth: Tensor) -> Tensor:
