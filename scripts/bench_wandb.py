@@ -102,6 +102,7 @@ def main() -> None:
             # In turns and in both directions, so that a machine that slows down slows all of them.
             for mode in asked.modes if repeat % 2 == 0 else reversed(asked.modes):
                 seconds[mode].append(measure(mode, toys, asked.overrides))
+                print(mode, *(f"{value:.2f}" for value in seconds[mode][-1]), file=sys.stderr, flush=True)
     none = [statistics.median(values) for values in zip(*seconds[asked.modes[0]], strict=True)]
     print("| W&B | until the last point | until the end | processor time |\n|---|---|---|---|")
     for mode, found in seconds.items():

@@ -162,6 +162,7 @@ def test_a_kill_in_the_middle_loses_nothing(server: Server, tmp_path: Path) -> N
         from sae_sweep.reports.wandb import WandbLog
         folder = pathlib.Path("outputs/sweeps/s")
         log = WandbLog(folder, "s", project="toys", mode="online", note=print)
+        log.start()
         log.log_point(record(points()[0]))
         while not list((folder / "wandb/logged").glob("*")):
             time.sleep(0.05)

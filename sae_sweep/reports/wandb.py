@@ -30,6 +30,9 @@ from sae_sweep.reports.wandb_runs import WITH_FILES, point_run, sweep_run
 if TYPE_CHECKING:
     import pandas as pd
 
+# Seconds of the processor that this process has worked before the logger starts beside it, which takes some two: of a
+# sweep that is shorter everything is logged at its end.
+STARTS_AFTER = 60.0
 # Seconds that the end of a command waits for a logger that gets nothing done.
 PATIENCE = 3 * TIMEOUT
 # From how many seconds on it says that it waits.
@@ -110,7 +113,7 @@ class WandbLog:
         self._submit(sweep_run(self.sweep, frame, untrained, verdicts, config or {}))
 
     def start(self) -> None:
-        """Start the logger before there is anything to log: it takes a second to load W&B."""
+        """Start the logger now, whatever it takes from what else is at work."""
         if self._logger is not None or self._over.is_set():
             return
         command = [sys.executable, "-P", "-m", "sae_sweep.reports.wandb_logger", json.dumps(self._settings)]
@@ -135,12 +138,14 @@ class WandbLog:
     def close(self, timeout: float | None = None) -> None:
         """Wait until everything queued is logged, or `timeout` seconds; without one as long as it gets on. What is left
         then is for the next run."""
-        if self._logger is None:
+        if not self._asked:
             return
+        if timeout is None:
+            self.start()
         self._jobs.put(None)
         began = self._heard = time.monotonic()
         try:
-            while not self._over.wait(0.25):
+            while self._logger is not None and not self._over.wait(0.25):
                 if timeout is None:
                     check()
                     if time.monotonic() - began > SILENT:
@@ -149,7 +154,8 @@ class WandbLog:
                     break
         finally:
             self._abandoned.set()
-            self._logger.kill()
+            if self._logger is not None:
+                self._logger.kill()
         if not self._over.is_set():
             self._note("W&B: stopped before everything was logged; running the sweep again logs the rest")
 
@@ -167,7 +173,8 @@ class WandbLog:
         self._logged.add(run.mark)
         self._asked += 1
         self._jobs.put(run)
-        self.start()
+        if time.process_time() > STARTS_AFTER:
+            self.start()
 
     def _send(self, logger: subprocess.Popen[bytes]) -> None:
         """Hand over what is queued, at the pace at which the logger takes it."""

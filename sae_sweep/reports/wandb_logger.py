@@ -63,28 +63,21 @@ class Logger:
         """Write all runs."""
         try:
             with own_environment(self._folder):
-                import wandb
-
-                # W&B itself would load it within the first run, when training is under way.
-                with suppress(ImportError):
-                    import wandb.sdk.launch
-                if (first := self._runs.get()) is None:
-                    return
                 self._ledger.mkdir(parents=True, exist_ok=True)
-                set_up(self._asked, self._timeout)
+                wandb = set_up(self._asked, self._timeout)
                 try:
                     self._mode = self._settle_mode(wandb)
                     if self._mode != "disabled":
-                        self._drain(wandb, first)
+                        self._drain(wandb)
                 finally:
                     wandb.teardown()
         # SystemExit too: W&B's teardown exits with the status of its service.
         except (Exception, SystemExit) as problem:
             note(f"W&B: no longer logging, training goes on; running the sweep again logs it ({_one_line(problem)})")
 
-    def _drain(self, wandb: Any, run: Run | None) -> None:
+    def _drain(self, wandb: Any) -> None:
         earlier = self._earlier()
-        while run is not None:
+        while (run := self._runs.get()) is not None:
             began = time.process_time()
             _remove(earlier.pop(run.id, ()))
             try:
@@ -101,7 +94,6 @@ class Logger:
                 self._log(wandb, run)
             tell(logged=run.mark)
             self._hurry.wait(min(REST * (time.process_time() - began), LONGEST_REST))
-            run = self._runs.get()
 
     def _log(self, wandb: Any, run: Run) -> None:
         """Write one run and enter it in the ledger."""

@@ -41,8 +41,6 @@ def watch(sweep: Sweep, work: Work, store: Store) -> Iterator[Watch]:
         log = None
         if sweep.logger["name"] != "none":
             log = stack.enter_context(open_log(store, sweep.name, sweep.logger, view.handle))
-            if work.plan.packs:
-                log.start()
         beat = stack.enter_context(Beat(store, sweep.name, work.plan.packs, view.seconds_left))
         yield Watch(view, log, beat)
 
