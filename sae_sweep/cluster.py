@@ -67,7 +67,7 @@ def submit(overrides: Sequence[str], dry_run: bool, fail_fast: bool, yes: bool, 
 
 
 def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
-    """The sweep with the coefficients that grid.calibrate chooses: by short runs here, before anything is sent."""
+    """The sweep with the coefficients that grid.calibrate chooses: by trial, here, before anything is sent."""
     if sweep.calibration is None:
         return sweep
     from sae_sweep.sweep.run import check_weights
@@ -76,7 +76,7 @@ def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
     check_weights(sweep)
     store = Store(sweep.output_dir)
     if not dry_run:
-        # Short runs take what this machine has, whatever the nodes have.
+        # Trials take what this machine has, whatever the nodes have.
         chosen = commands.calibrated(dataclasses.replace(sweep, device="auto"), store)
         return dataclasses.replace(chosen, device=sweep.device)
     sweep = commands.known(sweep, store)

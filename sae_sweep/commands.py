@@ -61,12 +61,12 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 
 
 def calibrated(sweep: Sweep, store: Store) -> Sweep:
-    """The sweep with the coefficients that grid.calibrate chooses, by short runs where they are not known; says so."""
+    """The sweep with the coefficients that grid.calibrate chooses, by trial where they are not known; says so."""
     if sweep.calibration is None:
         return sweep
     from sae_sweep.sweep.calibrate import calibrated as choose
 
-    sweep = choose(sweep, store, _short_runs)
+    sweep = choose(sweep, store, _trials)
     for line in sweep.calibration.lines.values() if sweep.calibration else ():
         print(line.sentence, file=sys.stderr)
         if line.warning:
@@ -75,12 +75,12 @@ def calibrated(sweep: Sweep, store: Store) -> Sweep:
 
 
 @contextmanager
-def _short_runs(work: Work) -> Iterator[Callable[[Event], None]]:
-    """Shows short runs being trained."""
+def _trials(work: Work) -> Iterator[Callable[[Event], None]]:
+    """Shows the runs that choose coefficients."""
     from sae_sweep.reports.live import LiveView
     from sae_sweep.sweep.events import Note
 
-    count = layout.plural(sum(map(len, work.plan.packs)), "short SAE")
+    count = layout.plural(sum(map(len, work.plan.packs)), "SAE")
     with LiveView(len(work.plan.points), len(work.plan.finished), work.plan.seconds) as view:
         view.handle(Note(f"choosing coefficients by L0: {count}, about {layout.duration(work.plan.seconds)}"))
         yield view.handle

@@ -28,16 +28,16 @@ EVEN = np.geomspace(*RANGE, 4)[::-1]
 Curve = Callable[[float], float]
 
 
-def short_runs(curve: Curve) -> dict[float, float]:
-    """What short runs on a known curve say."""
-    tried = {c: curve(c) for c in coarse(RUNGS)}
+def trials(curve: Curve, short: Curve | None = None) -> tuple[dict[float, float], dict[float, float]]:
+    """What short runs and whole runs on a known curve say; `short`: that of the short ones, if it is another."""
+    of_short, of_whole = {c: (short or curve)(c) for c in coarse(RUNGS)}, dict[float, float]()
     for _ in range(REFINEMENTS):
-        tried |= {c: curve(c) for c in refined(tried, RANGE, 4)}
-    return tried
+        of_whole |= {c: curve(c) for c in refined(of_short, of_whole, RANGE, 4)}
+    return of_short, of_whole
 
 
-def chosen(curve: Curve) -> Line:
-    return choose("line", short_runs(curve), RANGE, 4, RUNGS)
+def chosen(curve: Curve, short: Curve | None = None) -> Line:
+    return choose("line", *trials(curve, short), RANGE, 4, RUNGS)
 
 
 CURVES: dict[str, Curve] = {
@@ -58,7 +58,25 @@ def test_l0_comes_out_even(name: str) -> None:
     loose = 1.4 if name == "nothing fires in the end" else 1.2
     for coefficient, target in zip(line.coefficients, EVEN, strict=True):
         assert 1 / loose < CURVES[name](coefficient) / target < loose
-    assert line.l0 == pytest.approx(EVEN, rel=0.02)
+    assert line.l0 == pytest.approx(EVEN, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["power", "steep", "level for a while"])
+def test_short_runs_need_not_end_where_whole_ones_do(name: str) -> None:
+    """After a quarter of the steps L0 is twice to four times what it comes to, the more the weaker the penalty."""
+    curve = CURVES[name]
+    line = chosen(curve, lambda c: curve(c) * (2 + 2 / (1 + c)))
+    assert line.warning is None
+    for coefficient, target in zip(line.coefficients, EVEN, strict=True):
+        assert 1 / 1.25 < curve(coefficient) / target < 1.25
+
+
+def test_a_whole_run_that_comes_near_is_taken_as_it_is() -> None:
+    line = choose("line", {c: 4 / c for c in coarse(RUNGS)}, {0.52: 7.7, 2.6: 1.53}, RANGE, 4, RUNGS)
+    assert line.coefficients[0] == 0.52 and line.coefficients[-1] == 2.6 and (line.l0[0], line.l0[-1]) == (7.7, 1.53)
+    # But none for two of them, where they lie close.
+    close = choose("line", {c: 4 / c for c in coarse(RUNGS)}, {1.0: 4.1}, (4.0, 4.4), 4, RUNGS)
+    assert len(close.coefficients) == 4
 
 
 def test_what_rises_again_is_levelled() -> None:
@@ -68,13 +86,13 @@ def test_what_rises_again_is_levelled() -> None:
     def curve(c: float) -> float:
         return 4 / c * bumps.setdefault(c, float(np.exp(0.3 * noise.normal())))
 
-    tried = short_runs(curve)
-    rising = np.diff([l0 for _, l0 in sorted(tried.items())]) > 0
+    short, whole = trials(curve)
+    rising = np.diff([l0 for _, l0 in sorted((short | whole).items())]) > 0
     assert rising.any(), "the curve is to be one that is not monotone"
-    line = choose("line", tried, RANGE, 4, RUNGS)
+    line = choose("line", short, whole, RANGE, 4, RUNGS)
     assert (np.diff(line.coefficients) > 0).all() and len(line.coefficients) == 4
     for coefficient, target in zip(line.coefficients, EVEN, strict=True):
-        assert 0.6 < 4 / coefficient / target < 1.7
+        assert 0.5 < 4 / coefficient / target < 2
 
 
 def test_a_coefficient_that_does_not_move_l0_is_named() -> None:
@@ -93,19 +111,19 @@ def test_a_range_that_is_not_reached_is_named() -> None:
 
 
 def test_short_runs_that_broke() -> None:
-    line = choose("line", {1.0: 2.0}, RANGE, 4, RUNGS)
+    line = choose("line", {1.0: 2.0}, {}, RANGE, 4, RUNGS)
     assert line.coefficients == RUNGS and line.warning is not None and "broke" in line.warning
 
 
 @given(st.lists(st.floats(0, 300), min_size=COARSE, max_size=COARSE), st.integers(2, 9))
 def test_whatever_the_curve_what_is_chosen_was_tried_around(l0: list[float], count: int) -> None:
     tried = dict(zip(coarse(RUNGS), l0, strict=True))
-    line = choose("line", tried, RANGE, count, RUNGS)
+    line = choose("line", tried, {}, RANGE, count, RUNGS)
     assert 1 <= len(line.coefficients) <= max(count, len(RUNGS))
     assert all(a < b for a, b in zip(line.coefficients, line.coefficients[1:], strict=False))
     assert min(tried) <= line.coefficients[0] and line.coefficients[-1] <= max(tried)
     assert all(c == float(f"{c:.3g}") for c in line.coefficients)
-    assert not tried.keys() & set(refined(tried, RANGE, count))
+    assert not tried.keys() & set(refined({}, tried, RANGE, count))
 
 
 # -- from command to table --------------------------------------------------------------------------------------------
@@ -121,7 +139,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("calibrated")
     end = call("run", *ASKED, f"output_dir={root}")
     assert end.code == 0, end.err
-    assert end.err.count("coefficient → L0 of short runs: ") == 2 and "choosing coefficients by L0" in end.err
+    assert end.err.count("coefficient → expected L0: ") == 2 and "choosing coefficients by L0" in end.err
     return root
 
 
@@ -130,7 +148,7 @@ def test_a_plan_counts_points_and_trains_nothing(tmp_path: Path) -> None:
     assert end.code == 0 and not (tmp_path / "none").exists()
     words = " ".join(end.out.split())
     assert "not known yet" in words and "points 12 (0 finished)" in words
-    assert "L0 0.3 to 1.5 are chosen by the run: 8 short SAEs, then up to 6 more, for each of 2; about " in words
+    assert "L0 0.3 to 1.5 are chosen by the run: 8 short SAEs, then up to 6 whole ones, for each of 2; about " in words
     planned = json.loads(call("plan", *ASKED, "--json", f"output_dir={tmp_path / 'none'}").out)
     assert planned["calibration"] == {"l0_range": [0.3, 1.5], "coefficients": 3, "known": False}
     assert planned["points"] == 12 and planned["estimate"]["seconds"] > 0
@@ -146,17 +164,17 @@ def test_what_is_chosen_is_what_is_trained(run: Path) -> None:
         rows = results[results["penalty"] == penalty]
         assert sorted(set(rows["coefficient"])) == line["coefficients"]
         assert len(rows) == 2 * len(line["coefficients"])
-        assert len(line["tried"]) > COARSE
+        assert len(line["short"]) == COARSE and len(line["whole"]) >= 3
         # A steeper penalty leaves less on.
-        first, last = line["tried"][0][1], line["tried"][-1][1]
+        first, last = line["short"][0][1], line["short"][-1][1]
         assert first > 1.5 > 0.3 > last and line["warning"] is None
-        # Here short runs are as long as the others, so of the seed that they had L0 is what was asked for, nearly.
+        # Of the seed that was tried L0 is what was asked for, nearly.
         l0 = rows[rows["seed"] == 0].sort_values("coefficient")["l0"]
-        assert np.abs(np.log(l0.to_numpy() / np.geomspace(1.5, 0.3, 3))).max() < 0.5
+        assert np.abs(np.log(l0.to_numpy() / np.geomspace(1.5, 0.3, 3))).max() < 0.7
     assert "not known" not in call("plan", *ASKED, f"output_dir={run}").out
     report = " ".join(call("report", "even", "--output-dir", str(run), "--output", str(run / "page.html")).out.split())
-    assert report.count("coefficient → L0 of short runs: ") == 2 and "Coefficients chosen for L0 0.3 to 1.5" in report
-    assert (run / "page.html").read_text().count("coefficient → L0 of short runs: ") == 2
+    assert report.count("coefficient → expected L0: ") == 2 and "Coefficients chosen for L0 0.3 to 1.5" in report
+    assert (run / "page.html").read_text().count("coefficient → expected L0: ") == 2
 
 
 def test_a_rerun_trains_nothing_with_or_without_what_was_written(run: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
 
 
 def _chosen(info: Mapping[str, Any]) -> list[RenderableType]:
-    """The coefficients that short runs chose."""
+    """The coefficients that were chosen by trial."""
     lines = chosen(info)
     if not lines:
         return []

@@ -1,6 +1,7 @@
 """The stage that chooses coefficients, before a sweep is planned: `grid.calibrate=l0`.
 
-Its short runs are points like any other: what was trained once is found in the store. What they lead to is written into
+Its runs are points like any other: what was trained once is found in the store, and those that are not short are points
+of the sweep if their coefficient is chosen. What they lead to is written into
 sweep.yaml with the sweep, as explicit coefficients, and taken from there ever after.
 """
 
@@ -33,7 +34,7 @@ from sae_sweep.sweep.plan import Work
 
 # A short run takes this share of the steps, but so many at least.
 SHARE, LEAST_STEPS = 0.25, 100
-# How L0 of short runs is measured: the same for every sweep, so that the same coefficients follow.
+# How L0 of short runs is measured, whatever the sweep asks to measure.
 MEASURED = Evaluation(inputs=4096, permutations=1)
 
 # What shows the work as it is done.
@@ -52,33 +53,34 @@ def calibrated(sweep: Sweep, store: Store, view: View | None) -> Sweep:
     found = _written(sweep, calibration, store)
     rest = {line: points for line, points in lines.items() if line.id not in found}
     wanted = calibration.l0_range, calibration.coefficients
-    tried: dict[Point, dict[float, float]] = {line: {} for line in rest}
-    asked = {line: coarse(coefficients(points)) for line, points in rest.items()}
-    for _ in range(1 + REFINEMENTS):
-        # The first point of a line stands for its toys and seeds.
-        trials = {(line, c): _trial(rest[line][0], c) for line in rest for c in asked[line]}
-        l0 = _l0(sweep, list(dict.fromkeys(trials.values())), store, view)
+    short: dict[Point, dict[float, float]] = {line: {} for line in rest}
+    whole: dict[Point, dict[float, float]] = {line: {} for line in rest}
+    # The first point of a line stands for its toys and seeds.
+    asked = {(line, c): _short(points[0], c) for line, points in rest.items() for c in coarse(coefficients(points))}
+    for found_by, evaluation in [(short, MEASURED), *[(whole, sweep.evaluation)] * REFINEMENTS]:
+        l0 = _l0(_part(sweep, asked.values(), evaluation), store, view)
         if l0 is None:
             return sweep
-        for (line, c), trial in trials.items():
-            if trial in l0:
-                tried[line][c] = l0[trial]
-        asked = {line: refined(of, *wanted) for line, of in tried.items()}
+        for (line, c), run in asked.items():
+            if run in l0:
+                found_by[line][c] = l0[run]
+        further = {line: refined(short[line], whole[line], *wanted) for line in rest}
+        asked = {(line, c): _at(rest[line][0], c) for line, found_there in further.items() for c in found_there}
     names = _names(list(lines))
     for line, points in rest.items():
-        found[line.id] = choose(names[line], tried[line], *wanted, coefficients(points))
+        found[line.id] = choose(names[line], short[line], whole[line], *wanted, coefficients(points))
     return _filled_in(sweep, calibration, {line.id: found[line.id] for line in lines})
 
 
 def first_runs(sweep: Sweep) -> Sweep:
     """The short runs that are tried first, as a sweep."""
     lines = by_line(sweep.calibration.rungs if sweep.calibration else ())
-    trials = (_trial(points[0], c) for points in lines.values() for c in coarse(coefficients(points)))
-    return _short(sweep, list(dict.fromkeys(trials)))
+    short = (_short(points[0], c) for points in lines.values() for c in coarse(coefficients(points)))
+    return _part(sweep, short, MEASURED)
 
 
-def _short(sweep: Sweep, points: list[Point]) -> Sweep:
-    return dataclasses.replace(sweep, points=points, evaluation=MEASURED)
+def _part(sweep: Sweep, points: Iterable[Point], evaluation: Evaluation) -> Sweep:
+    return dataclasses.replace(sweep, points=list(dict.fromkeys(points)), evaluation=evaluation)
 
 
 def _written(sweep: Sweep, calibration: Calibration, store: Store) -> dict[str, Line]:
@@ -92,9 +94,9 @@ def _written(sweep: Sweep, calibration: Calibration, store: Store) -> dict[str, 
     return {}
 
 
-def _l0(sweep: Sweep, points: list[Point], store: Store, view: View | None) -> dict[Point, float] | None:
-    """L0 of short runs, trained if they are missing; those that broke are left out. None if they may not be trained."""
-    work = runner.look(_short(sweep, points), store)
+def _l0(part: Sweep, store: Store, view: View | None) -> dict[Point, float] | None:
+    """L0 of some runs, trained if they are missing; those that broke are left out. None if they may not be trained."""
+    work = runner.look(part, store)
     if work.plan.packs or work.stale:
         if view is None:
             return None
@@ -106,10 +108,10 @@ def _l0(sweep: Sweep, points: list[Point], store: Store, view: View | None) -> d
                 check()
                 show(event)
 
-            execute(work, store, MEASURED, this_machine(sweep.device), say)
-    wanted, found = measure_id(MEASURED), {}
-    records = store.records("points", [point.id for point in points])
-    for point in points:
+            execute(work, store, part.evaluation, this_machine(part.device), say)
+    wanted, found = measure_id(part.evaluation), {}
+    records = store.records("points", [point.id for point in part.points])
+    for point in part.points:
         record = records.get(point.id)
         if record is not None and record.get("measure_id") != wanted:
             record = store.measures(point.id).get(wanted)
@@ -118,11 +120,15 @@ def _l0(sweep: Sweep, points: list[Point], store: Store, view: View | None) -> d
     return found
 
 
-def _trial(point: Point, coefficient: float) -> Point:
+def _short(point: Point, coefficient: float) -> Point:
+    """A short run of a point at another coefficient."""
     steps = point.training.steps
     training = dataclasses.replace(point.training, steps=min(steps, max(LEAST_STEPS, round(SHARE * steps))))
-    penalty = dataclasses.replace(point.penalty, coefficient=coefficient)
-    return canonical(dataclasses.replace(point, training=training, penalty=penalty))
+    return _at(dataclasses.replace(point, training=training), coefficient)
+
+
+def _at(point: Point, coefficient: float) -> Point:
+    return canonical(dataclasses.replace(point, penalty=dataclasses.replace(point.penalty, coefficient=coefficient)))
 
 
 def _filled_in(sweep: Sweep, calibration: Calibration, lines: Mapping[str, Line]) -> Sweep:
@@ -136,8 +142,7 @@ def _filled_in(sweep: Sweep, calibration: Calibration, lines: Mapping[str, Line]
             if rung is not None:
                 chosen = lines[line_of(point).id].coefficients
                 if rung < len(chosen):
-                    penalty = dataclasses.replace(point.penalty, coefficient=chosen[rung])
-                    yield dataclasses.replace(point, penalty=penalty)
+                    yield _at(point, chosen[rung])
 
     found = list(dict.fromkeys(points()))
     done = Calibration(calibration.l0_range, calibration.coefficients, lines=lines)
