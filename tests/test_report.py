@@ -19,6 +19,7 @@ from large import large
 
 from sae_sweep import frame, notebook
 from sae_sweep.reports import cards, report
+from sae_sweep.schema import Toy
 from sae_sweep.store import Store
 
 CLAIM = {"name": "one", "prediction": "A claim", "measure": "splits_per_max", "aggregate": "median", "at_least": 1}
@@ -168,6 +169,14 @@ def test_a_claim_that_failed_points_at_the_figure_that_shows_it(tmp_path: Path) 
     links = re.findall(r'How it fails: <a href="#(\w+)">', html)
     assert links == [key for key in measures.values() if key]
     assert all(f'<section id="{key}"' in html for key in links)
+
+
+def test_what_only_some_toys_have_is_not_said_of_all(tmp_path: Path) -> None:
+    planted = Toy(name="parents", features=4)
+    sweep(tmp_path, [(point(), {"l0": 1.0, "fvu": 0.1}), (point(toy=planted), {"l0": 1.0, "fvu": 0.1})])
+    assert call("report", "quick", "--output-dir", str(tmp_path)).code == 0
+    text = " ".join(Page((tmp_path / "sweeps/quick/report.html").read_text()).text.split())
+    assert "2 of 2 points finished Claims" in text
 
 
 def test_a_sweep_with_nothing_finished(tmp_path: Path) -> None:

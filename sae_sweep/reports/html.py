@@ -180,8 +180,8 @@ def _section(
 
 
 def _shared(frame: pd.DataFrame) -> list[str]:
-    columns = ("toy", "site", "distribution")
-    return [str(frame[column].iloc[0]) for column in columns if len(frame) and frame[column].nunique() == 1]
+    given = [frame[column] for column in ("toy", "site", "distribution") if len(frame) and frame[column].notna().all()]
+    return [str(values.iloc[0]) for values in given if values.nunique() == 1]
 
 
 def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
