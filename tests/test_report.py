@@ -166,7 +166,7 @@ def test_a_claim_that_failed_points_at_the_figure_that_shows_it(tmp_path: Path) 
     sweep(tmp_path, results, claims=[*claims, {**CLAIM, "name": "fine", "at_least": 0}])
     assert call("report", "quick", "--output-dir", str(tmp_path)).code == 0
     html = (tmp_path / "sweeps/quick/report.html").read_text()
-    links = re.findall(r'How it fails: <a href="#(\w+)">', html)
+    links = re.findall(r'See <a href="#(\w+)">', html)
     assert links == [key for key in measures.values() if key]
     assert all(f'<section id="{key}"' in html for key in links)
 

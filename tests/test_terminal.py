@@ -14,6 +14,7 @@ from typing import Any
 
 import pyte
 import pytest
+import yaml
 from fabricated import SMALL, point, record, sweep
 
 from sae_sweep.frame import load, tables, write
@@ -21,7 +22,7 @@ from sae_sweep.reports import layout, terminal
 from sae_sweep.reports.claims import Verdict
 from sae_sweep.reports.live import LiveView, clock, describe
 from sae_sweep.reports.results_table import penalty_name, representatives
-from sae_sweep.schema import Penalty, Point, Training
+from sae_sweep.schema import Penalty, Point, Toy, Training
 from sae_sweep.store import Store
 from sae_sweep.sweep.events import Logging, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 
@@ -105,6 +106,18 @@ def test_wide_terminals_show_each_label_and_the_spread(quick: Store) -> None:
     assert ".0210 ±.0014" in text
     head = next(line for line in text.splitlines() if line.startswith("penalty"))
     assert head.split()[-3:] == ["m", "mq", "mn"]
+
+
+def test_what_follows_from_the_kind_of_toy_is_not_told_beside_it(tmp_path: Path) -> None:
+    toys = [SMALL, *(Toy(name="parents", features=4, interaction=share) for share in (0.0, 1.0))]
+    store = sweep(tmp_path, [(point(toy=toy), {"fvu": 0.1, "l0": 1.0}) for toy in toys])
+    varied = ["toy.name", "toy.d_vocab", "toy.k", "toy.features", "toy.interaction", "site.name"]
+    store.write_sweep_file("quick", "sweep.yaml", yaml.safe_dump({**store.info("quick"), "varied": varied}).encode())
+    text = rendered(store, 200)
+    assert text.startswith("quick  3 of 20 points finished\n")
+    titles = [line for line in text.splitlines() if line.startswith("width 64 · kmeans start · ")]
+    shares = ["max_of_k-16-3 · toy.interaction=0.0", *(f"parents-4-32 · toy.interaction={x}" for x in (0.0, 1.0))]
+    assert titles[:3] == [f"width 64 · kmeans start · {share}" for share in shares]
 
 
 def test_what_a_penalty_reads_tells_rows_apart(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ def context(frame: pd.DataFrame) -> list[str]:
     ]
     known = {COLUMN_OF.get(column, column) for column in swept} | {"toy", "site", "distribution"}
     found = [column for column in (*SETTINGS, *swept) if column in known and frame[column].nunique() > 1]
+    # What follows from the kind of toy is no choice of its own either.
+    kinds = frame.groupby("toy", dropna=False)
+    found = [column for column in found if column == "toy" or (kinds[column].nunique(dropna=False) > 1).any()]
     # Steps that follow from the width or the start are no choice of their own.
     chosen = frame.groupby(_START, dropna=False)["steps"].nunique()
     return [*found, "steps"] if (chosen > 1).any() else found

@@ -75,7 +75,8 @@ def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[st
     text.append(str(info.get("name", "sweep")), style="bold")
     total = info.get("points", len(frame))
     parts = [f"{len(frame)} of {total} points finished"]
-    shared = [column for column in ("toy", "site", "distribution") if frame[column].nunique() == 1]
+    given = [column for column in ("toy", "site", "distribution") if frame[column].notna().all()]
+    shared = [column for column in given if frame[column].nunique() == 1]
     parts += [str(frame[column].iloc[0]) for column in shared]
     text.append("  " + " · ".join(parts))
     if failures:
