@@ -1,11 +1,15 @@
 """What logging to W&B costs a sweep, against a server on this machine that works, and others that let down.
 
     python scripts/bench_wandb.py [--repeats 3] [--modes none "answers 429"]
+    python scripts/bench_wandb.py --share
 
 The quickstart, each time anew but for its toy: seconds from the start of the command until the last point lies in the
 store (training), and until the command ends; and the processor time of it all, W&B's own service included. The first is
 what must not grow; the second has in it what is logged after the training. The server has a process of its own, at the
 lowest priority, since a real one has a machine of its own.
+
+With --share: what logging takes of the processor while training goes on, which other work on the machine does not blur.
+80 points of 40 rows are handed over at once; then the logger works beside nothing at all for half a minute.
 """
 
 from __future__ import annotations
@@ -24,9 +28,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from test_wandb import descendants, record
 from wandb_server import KEY, serving
+
+from sae_sweep.reports.wandb import WandbLog
+from sae_sweep.schema import Penalty, Point
 
 MODES = ("none", "offline", "online", "answers 500", "answers 429", "hangs", "no server")
 
@@ -82,6 +91,34 @@ def measure(mode: str, toys: Path, words: list[str]) -> tuple[float, float, floa
         return trained, whole, processors() - used
 
 
+def share(mode: str) -> list[str]:
+    """Processor time of the training process for 80 points, of the logger in 12 s, and its share of a core then."""
+    with tempfile.TemporaryDirectory() as folder, server(mode) as environment, mock.patch.dict(os.environ, environment):
+        how, began = "offline" if mode == "offline" else "online", time.process_time()
+        log = WandbLog(Path(folder) / "outputs/sweeps/s", "s", project="p", mode=how, note=lambda text: None)
+        log.start()
+        for coefficient in range(80):
+            curve = [{"step": step, "loss": 9.0 - step / 1000, "fvu": 0.5, "l0": 3.0} for step in range(40)]
+            log.log_point({**record(Point(penalty=Penalty("l1", 1.0 + coefficient))), "curve": curve})
+        own = time.process_time() - began
+        assert log._logger is not None
+        time.sleep(12)
+        first = _used(log._logger.pid)
+        time.sleep(18)
+        later = (_used(log._logger.pid) - first) / 18
+        log.close(0.1)
+    return [mode, f"{1000 * own:.0f} ms", f"{first:.1f} s", f"{later:.1%}"]
+
+
+def _used(process: int) -> float:
+    """Processor seconds so far of a process and those that it has started."""
+    ticks = 0
+    for each in (process, *descendants(process)):
+        with suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def processors() -> float:
     """Processor seconds of all commands so far."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -93,7 +130,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("overrides", nargs="*", help="further overrides, such as training.steps=300")
+    parser.add_argument("--share", action="store_true")
     asked = parser.parse_args()
+    if asked.share:
+        print("| W&B | training process, 80 points | logger, first 12 s | then, of a core |\n|---|---|---|---|")
+        for mode in asked.modes:
+            if mode != "none":
+                print(f"| {' | '.join(share(mode))} |", flush=True)
+        return
     seconds: dict[str, list[tuple[float, float, float]]] = {mode: [] for mode in asked.modes}
     with tempfile.TemporaryDirectory() as folder:
         toys = Path(folder) / "toys"
