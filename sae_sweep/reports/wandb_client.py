@@ -121,7 +121,8 @@ def _drawn(wandb: Any, media: Mapping[str, Any]) -> Any:
 
 def _artifact(wandb: Any, run: Run) -> Any:
     """A point's files. Never copied: what the store holds is never written to again."""
-    artifact = wandb.Artifact(f"sae-{run.id}", type="sae", metadata=run.summary)
+    # The numbers are the run's: W&B takes a hundred keys here.
+    artifact = wandb.Artifact(f"sae-{run.id}", type="sae", description=run.name)
     assert run.folder is not None
     for path in sorted(Path(run.folder).iterdir()):
         if path.is_file():
