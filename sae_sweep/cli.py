@@ -1,4 +1,4 @@
-"""The command line: a face. Each command parses its arguments and calls one function of commands.py.
+"""The command line: a face. Each command parses its arguments and calls one function elsewhere.
 
 No heavy import at the top: `sae-sweep --help` must answer at once.
 """
@@ -167,9 +167,9 @@ def results(
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
     """The one table of a sweep."""
-    from sae_sweep import commands
+    from sae_sweep import looking
 
-    commands.results(sweep, format.value, seeds.value, output_dir)
+    looking.results(sweep, format.value, seeds.value, output_dir)
 
 
 @app.command()
@@ -186,9 +186,9 @@ def report(
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
     """Tables, front, split counts and claims of a sweep, here and as report.html."""
-    from sae_sweep import commands
+    from sae_sweep import looking
 
-    commands.report(sweep, json, output_dir, output, latents or [], images)
+    looking.report(sweep, json, output_dir, output, latents or [], images)
 
 
 @app.command()
@@ -199,9 +199,9 @@ def inspect(
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
     """The latents of a trained SAE; with --latent, the cells of one and what it does to the logits."""
-    from sae_sweep import commands
+    from sae_sweep import looking
 
-    commands.inspect(point, latent, json, output_dir)
+    looking.inspect(point, latent, json, output_dir)
 
 
 @app.command()
@@ -211,17 +211,17 @@ def dashboard(
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
     """Build a sweep's W&B workspace: fronts, splits, labels, phases, the grid, the run table. A saved view each."""
-    from sae_sweep import commands
+    from sae_sweep import looking
 
-    commands.dashboard(sweep, json, output_dir)
+    looking.dashboard(sweep, json, output_dir)
 
 
 @app.command()
 def cells(overrides: Overrides = None, json: Json = False) -> None:
     """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
-    from sae_sweep import commands
+    from sae_sweep import listings
 
-    commands.cells(overrides or [], json)
+    listings.cells(overrides or [], json)
 
 
 @app.command()
@@ -247,17 +247,17 @@ def score(
 @app.command()
 def penalties(json: Json = False) -> None:
     """The penalties there are: formula, prior, slope at zero, ladder, source."""
-    from sae_sweep import commands
+    from sae_sweep import listings
 
-    commands.penalties(json)
+    listings.penalties(json)
 
 
 @app.command()
 def architectures(json: Json = False) -> None:
     """The SAE architectures there are."""
-    from sae_sweep import commands
+    from sae_sweep import listings
 
-    commands.architectures(json)
+    listings.architectures(json)
 
 
 class Shell(StrEnum):

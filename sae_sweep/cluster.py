@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from sae_sweep import commands, config
+from sae_sweep import commands, config, looking
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.interruption import Interrupted
 from sae_sweep.reports import layout
@@ -102,7 +102,7 @@ def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
         head = {"schema": 1, "sweep": name, "points": end.points, **counts}
         print(json_module.dumps(head | {"directory": str(store.sweep(name))}))
     else:
-        commands.print_report(store, name)
+        looking.print_report(store, name)
     if lost:
         raise EnvironmentProblem(f"{lost} of {end.points} points are lost with their jobs; run again to submit them")
     return commands.FAILED_POINTS if failed else commands.OK

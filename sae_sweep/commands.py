@@ -1,4 +1,4 @@
-"""What each command does, from arguments to what is printed. Data on stdout, progress on stderr."""
+"""What running, planning and checking do, from arguments to what is printed. Data on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
-from sae_sweep import config
+from sae_sweep import config, looking
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import layout
-from sae_sweep.schema import OWN_INPUTS
 from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.keys import show
@@ -26,7 +24,6 @@ from sae_sweep.sweep.ladders import coefficients
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sae_sweep.reports.claims import Verdict
     from sae_sweep.reports.wandb import WandbLog
     from sae_sweep.sweep.events import Event
     from sae_sweep.sweep.plan import Work
@@ -56,7 +53,7 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
     if json:
         print(json_module.dumps(outcome.to_json()))
     else:
-        show_report(store, sweep.name, results, untrained)
+        looking.show_report(store, sweep.name, results, untrained)
     return FAILED_POINTS if outcome.failed else OK
 
 
@@ -131,7 +128,7 @@ def verify(json: bool, output_dir: Path) -> int:
     if json:
         print(json_module.dumps({"schema": 1, **whole, "damaged": store.damaged}))
     else:
-        _warn_of_damage(store)
+        looking.warn_of_damage(store)
         print("whole: " + ", ".join(f"{count:,} {kind}" for kind, count in whole.items()))
     return EnvironmentProblem.exit_code if store.damaged else OK
 
@@ -141,7 +138,7 @@ def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:
     from sae_sweep import frame
 
     frame.write(store, name)
-    _warn_of_damage(store)
+    looking.warn_of_damage(store)
     if logger["name"] != "none":
         log_rest(store, name, logger)
 
@@ -207,199 +204,6 @@ def known(sweep: Sweep, store: Store) -> Sweep:
     return choose(sweep, store, view=None)
 
 
-def results(sweep: str, format: str, seeds: str, output_dir: Path) -> None:
-    """Print the one table."""
-    from sae_sweep import frame
-
-    store = Store(output_dir)
-    table = frame.load(store, sweep)
-    _warn_of_damage(store)
-    if seeds != "none":
-        table = frame.aggregate(table, seeds)  # type: ignore[arg-type]
-    if format == "csv":
-        table.to_csv(sys.stdout, index=False)
-    elif format == "json":
-        rows = table.astype(object).where(table.notna(), None).to_dict("records")
-        print(json_module.dumps(rows))  # pandas would round to ten digits
-    elif format == "parquet":
-        sys.stdout.buffer.write(table.to_parquet(index=False))
-    else:
-        print(table.dropna(axis=1, how="all").to_string(index=False, max_colwidth=20))
-
-
-def report(
-    sweep: str,
-    json: bool,
-    output_dir: Path,
-    output: Path | None = None,
-    latents: Sequence[str] = (),
-    images: bool = False,
-) -> None:
-    """Print the report of a sweep from its records; write report.html, and its tables anew.
-
-    With `output` the page goes there, and nothing is written to the store.
-    """
-    from sae_sweep import frame
-    from sae_sweep.reports import report as files
-
-    store = Store(output_dir)
-    both = results, untrained = frame.tables(store, sweep)
-    chosen = files.check(results, latents, images)
-    verdicts = _verdicts(frame.sweep_info(store, sweep)["claims"], results, untrained)
-    _warn_of_damage(store)
-    if not json:
-        show_report(store, sweep, results, untrained, verdicts)
-    look = files.look(store, sweep, results, untrained, verdicts)
-    page, notes = files.write(store, look, output, chosen, images)
-    if output is None:
-        frame.write(store, sweep, both)
-    for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
-    if json:
-        head = {"schema": 1, "sweep": sweep, "points": len(results), "report": str(page)}
-        print(json_module.dumps({**head, "claims": [dataclasses.asdict(verdict) for verdict in verdicts]}))
-    else:
-        print(f"report: {page}", file=sys.stderr)
-
-
-def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
-    """Save a sweep's views in W&B, or print them."""
-    from sae_sweep import frame
-
-    store = Store(output_dir)
-    info, table = frame.sweep_info(store, sweep), frame.load(store, sweep)
-    _warn_of_damage(store)
-    logger = info.get("logger") or {}
-    if logger.get("name") != "wandb":
-        raise UserError(f"{sweep} was run with logger=none: run it again with logger=wandb to log its points")
-    if table.empty:
-        raise UserError(f"{sweep} has no finished point yet: there is nothing to look at")
-    if json:
-        from sae_sweep.reports.wandb_views import views
-
-        found = views(sweep, table, info["varied"], logger["entity"] or "", logger["project"])
-        specs = [{"name": view.name, "spec": view._spec["spec"]} for view in found]
-        print(json_module.dumps({"schema": 1, "sweep": sweep, "views": specs}))
-        return
-    from sae_sweep.reports.wandb_dashboard import save
-    from sae_sweep.reports.wandb_sync import unsynced
-
-    folder = store.sweep(sweep).absolute() / "wandb"
-    waiting = len(unsynced(folder))
-    if waiting:
-        print(f"{waiting:,} runs are logged offline: `sae-sweep sync {sweep}` pushes them", file=sys.stderr)
-    for name, url in save(folder, sweep, table, info["varied"], logger["project"], logger["entity"]).items():
-        print(f"{name}: {url}")
-
-
-def inspect(point: str, latent: int | None, json: bool, output_dir: Path) -> None:
-    """Show the latents of a trained SAE, or the card of one of them."""
-    from sae_sweep.notebook import load_sae
-    from sae_sweep.reports import latents
-
-    sae = load_sae(point, output_dir)
-    width = len(sae.latents)
-    if latent is not None and not 0 <= latent < width:
-        raise UserError(f"--latent {latent}: {sae.id} has latents 0 to {width - 1}")
-    console = layout.console(sys.stdout)
-    if latent is None:
-        if json:
-            rows = json_module.loads(sae.latents.to_json(orient="records", double_precision=15))
-            print(json_module.dumps({"schema": 1, "point": sae.id, "metrics": sae.metrics, "latents": rows}))
-        else:
-            layout.write(console, latents.overview(sae.point, sae.metrics, sae.latents, console.width))
-        return
-    from sae_sweep.reports.cards import Dealer
-
-    cards = Dealer(Store(output_dir)).cards(sae.id)
-    if json:
-        row = json_module.loads(sae.latents.iloc[[latent]].to_json(orient="records", double_precision=15))[0]
-        tables = (None if each is None else each[each["latent"] == latent] for each in (cards.cells, cards.features))
-        cells, features = (None if each is None else each.drop(columns="latent").to_dict("records") for each in tables)
-        logits = None if cards.logits is None else cards.logits[latent].tolist()
-        card = {**row, "cells": cells, "features": features, "logits": logits}
-        print(json_module.dumps({"schema": 1, "point": sae.id, **card}))
-    else:
-        layout.write(console, latents.card(cards, latent, console.width))
-
-
-def cells(overrides: Sequence[str], json: bool) -> None:
-    """Print the ground truth of a toy."""
-    toys = {point.toy for point in config.load(overrides, ["experiment=null"]).points}
-    if len(toys) > 1:
-        raise UserError(f"cells shows one toy at a time, got {len(toys)}")
-    (toy,) = toys
-    if toy.name in OWN_INPUTS:
-        raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
-
-    from sae_sweep.schema import PARTITIONS
-    from sae_sweep.sweep.grid import count_classes
-    from sae_sweep.toys.cells import cells_per_max, count_cells
-
-    per_max = [int(cells_per_max(m, toy.k)) for m in range(toy.d_vocab)]
-    partitions = {name: count_classes(name, toy.d_vocab, toy.k) for name in PARTITIONS}
-    total = int(count_cells(toy.d_vocab, toy.k))
-    if json:
-        head = {"schema": 1, "d_vocab": toy.d_vocab, "k": toy.k, "cells": total}
-        print(json_module.dumps(head | {"per_max": per_max, "partitions": partitions}))
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("partition")
-    table.add_column("cells", justify="right")
-    table.add_column("tells apart")
-    spelled = {"m": "maximum", "q": "query", "n": "runner-up", "c": "copies of the maximum"}
-    for name, count in partitions.items():
-        table.add_row(name, f"{count:,}", ", ".join(spelled[letter] for letter in name))
-    sentence = (
-        f"max of {toy.k} tokens out of {toy.d_vocab}: {toy.d_vocab**toy.k:,} inputs in {total:,} cells "
-        f"(maximum, query, runner-up, copies); from {per_max[0]} for maximum 0 to {per_max[-1]:,} for {toy.d_vocab - 1}"
-    )
-    layout.write(layout.console(sys.stdout), sentence, table)
-
-
-def penalties(json: bool) -> None:
-    """Print the penalties there are."""
-    from sae_sweep.saes.penalties import FORMULAS, spell
-
-    ladders = config.ladders()
-    rows = [
-        {
-            "name": name,
-            "formula": formula.formula,
-            "slope_at_zero": spell(formula.slope_at_zero),
-            "prior": formula.prior,
-            "keys": [f"penalty.{key}" for key in formula.keys],
-            "ladder": ladders.get(name),
-            "source": formula.source,
-        }
-        for name, formula in FORMULAS.items()
-    ]
-    _listing(
-        rows,
-        json,
-        "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000",
-    )
-
-
-def architectures(json: bool) -> None:
-    """Print the architectures there are."""
-    from sae_sweep.saes.architectures import ARCHITECTURES
-
-    rows = [
-        {
-            "name": name,
-            "description": a.description,
-            "formula": a.formula,
-            "prior": a.prior,
-            "keys": list(a.keys),
-            "trained_by": a.step,
-            "source": a.source,
-        }
-        for name, a in ARCHITECTURES.items()
-    ]
-    _listing(rows, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
-
-
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """`I/N` to (I, N). UserError if it is not that."""
     if shard is None:
@@ -408,38 +212,6 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     if match is None:
         raise UserError(f"--shard {show(shard)}: expected I/N, such as 0/4 for the first of four")
     return int(match[1]), int(match[2])
-
-
-def _warn_of_damage(store: Store) -> None:
-    for line in store.damaged:
-        print(f"warning: {line}", file=sys.stderr)
-
-
-def print_report(store: Store, name: str) -> None:
-    """The report of a sweep on the terminal, from its records."""
-    from sae_sweep import frame
-
-    show_report(store, name, *frame.tables(store, name))
-
-
-def show_report(
-    store: Store, name: str, results: pd.DataFrame, untrained: pd.DataFrame, verdicts: Sequence[Verdict] | None = None
-) -> None:
-    """The report of a sweep on the terminal, from its tables, and from its verdicts where they are known."""
-    from sae_sweep import frame
-    from sae_sweep.reports import terminal
-
-    info, failures = frame.sweep_info(store, name), store.failures(name)
-    if verdicts is None:
-        verdicts = _verdicts(info["claims"], results, untrained)
-    console = layout.console(sys.stdout)
-    terminal.show(console, results, untrained, info, verdicts, store.sweep(name), failures)
-
-
-def _verdicts(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd.DataFrame) -> list[Any]:
-    from sae_sweep.reports.claims import evaluate_all
-
-    return evaluate_all(claims, results, untrained)
 
 
 def _log_the_sweep(
@@ -452,22 +224,5 @@ def _log_the_sweep(
     missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
     for record in measured(store, missing, wanted):
         log.log_point(record)
-    verdicts = [dataclasses.asdict(verdict) for verdict in _verdicts(info["claims"], results, untrained)]
+    verdicts = [dataclasses.asdict(verdict) for verdict in looking.verdicts_of(info["claims"], results, untrained)]
     log.log_sweep(results, untrained, verdicts, {"experiment": info["experiment"], "overrides": info["overrides"]})
-
-
-def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:
-    """A paragraph per row: its name and what follows from it."""
-    if json:
-        print(json_module.dumps(rows))
-        return
-    console = layout.console(sys.stdout)
-    parts = [Text(heading)]
-    for row in rows:
-        name, *rest = row.items()
-        parts.append(Text.assemble("\n", (str(name[1]), "bold")))
-        for key, value in rest:
-            if value not in (None, [], "-"):
-                spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-                parts.append(Text(f"  {key.replace('_', ' '):<15}{spelled}"))
-    layout.write(console, *parts)
