@@ -22,7 +22,7 @@ from sae_sweep.reports import figure_data, figures
 from sae_sweep.saes import export
 from sae_sweep.schema import Point, Toy, point_from, toy_id
 from sae_sweep.store import Store
-from sae_sweep.sweep import pack
+from sae_sweep.sweep import ground
 from sae_sweep.sweep.keys import nearest
 from sae_sweep.toys.model import Model
 
@@ -41,7 +41,7 @@ class TrainedSAE:
     point: Point
     metrics: dict[str, Any]
     latents: pd.DataFrame
-    sae: pack.PointSae
+    sae: ground.PointSae
 
     @property
     def id(self) -> str:
@@ -109,7 +109,7 @@ def load_sae(id: str, output_dir: Path | str = OUTPUTS) -> TrainedSAE:
     point = point_from(record["settings"])
     parameters = store.parse("points", id, export.WEIGHTS, export.from_files)
     latents = store.parse("points", id, "latents.parquet", lambda content: pd.read_parquet(io.BytesIO(content)))
-    return TrainedSAE(point, record["metrics"], latents, pack.PointSae(point, parameters))
+    return TrainedSAE(point, record["metrics"], latents, ground.PointSae(point, parameters))
 
 
 def load_toy(id: str, output_dir: Path | str = OUTPUTS) -> Model:
@@ -125,7 +125,7 @@ def load_toy(id: str, output_dir: Path | str = OUTPUTS) -> Model:
     toy = Toy(**settings)
     if toy_id(toy) not in store.ids("toys"):
         raise UserError(f"the toy of {id} is not in {store.root}/toys: run its sweep again to train it")
-    return pack.load_toy(toy, store)
+    return ground.load_toy(toy, store)
 
 
 def plot_front(df: pd.DataFrame) -> go.Figure:

@@ -40,6 +40,7 @@ def score(directory: Path, overrides: Sequence[str], json: bool) -> None:
     from sae_sweep.saes.foreign import from_saelens
     from sae_sweep.sweep import pack
     from sae_sweep.sweep.cost import activation_size
+    from sae_sweep.sweep.ground import Ground
     from sae_sweep.sweep.local import this_machine
 
     try:
@@ -54,7 +55,7 @@ def score(directory: Path, overrides: Sequence[str], json: bool) -> None:
             f"has {d} (give toy.d_model=…, site=… as it was trained)"
         )
     machine = this_machine(sweep.device)
-    ground = pack.Ground(point, Store(sweep.output_dir), sweep.evaluation, machine.device, lambda event: None)
+    ground = Ground(point, Store(sweep.output_dir), sweep.evaluation, machine.device, lambda event: None)
     metrics = pack.with_loss(ground.measure(point, parameters), point)
     _show(directory, str(settings["architecture"]), point, metrics, json)
 

@@ -34,13 +34,13 @@ def variance(overrides: Sequence[str], json: bool) -> None:
 
     # PyTorch takes seconds to load.
     from sae_sweep.measures.variance import between_classes
-    from sae_sweep.sweep import pack
+    from sae_sweep.sweep.ground import Ground
     from sae_sweep.sweep.local import this_machine
 
     device = this_machine(sweep.device).device
     rows = []
     for point in points:
-        ground = pack.Ground(point, Store(sweep.output_dir), sweep.evaluation, device, lambda event: None)
+        ground = Ground(point, Store(sweep.output_dir), sweep.evaluation, device, lambda event: None)
         about = {"toy": point.toy.title, "toy_seed": point.toy.seed, "toy_distribution": point.toy.distribution}
         about |= {"site": point.site.name, "distribution": point.distribution.name}
         found = {"inputs": ground.inputs.count, "exact": ground.inputs.exact, "r2": between_classes(ground.inputs)}

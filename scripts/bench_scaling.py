@@ -44,7 +44,7 @@ from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Stack
 from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Toy, Training
 from sae_sweep.sweep import cost
-from sae_sweep.sweep.pack import PointSae
+from sae_sweep.sweep.ground import PointSae
 from sae_sweep.sweep.plan import plan
 from sae_sweep.sweep.speeds import SPEEDS
 from sae_sweep.toys.max_of_k import MaxOfK, shapes

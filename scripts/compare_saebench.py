@@ -91,6 +91,7 @@ def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
     from sae_sweep.store import Store
     from sae_sweep.sweep import pack
     from sae_sweep.sweep.events import Event
+    from sae_sweep.sweep.ground import Ground
     from sae_sweep.toys.stream import EvaluationInputs
 
     words = ["toy=parents", "sae.width=16", "sae.init=random", "toy.co_occurrence=0.8", "training.steps=2000"]
@@ -102,7 +103,7 @@ def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
 
     machine = pack.Machine("cpu", 1)
     pack.run_pack([point], 1, 1, store, sweep.evaluation, machine, say)
-    ground = pack.Ground(point, store, sweep.evaluation, "cpu", say)
+    ground = Ground(point, store, sweep.evaluation, "cpu", say)
     folded = export.from_files(store.read("points", point.id, export.WEIGHTS))
     sae = export.unfold(folded, ground.mean, ground.scale)
     inputs: EvaluationInputs = ground.inputs

@@ -38,7 +38,7 @@ def test_decoding_either_way(dense_above: float, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("architecture", LISTED)
 def test_an_sae_lists_what_it_encodes(architecture: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_sweep.saes.kernels import listing
-    from sae_sweep.sweep.pack import PointSae
+    from sae_sweep.sweep.ground import PointSae
 
     monkeypatch.setattr(listing, "ENTRIES", entries)
     (point,) = points(PENALTIES[-1:], architecture, width=75)

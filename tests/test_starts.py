@@ -12,7 +12,7 @@ from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.starts import from_exemplars, kmeans, start
 from sae_sweep.schema import INITS, Penalty, Point, Sae
-from sae_sweep.sweep.pack import Ground
+from sae_sweep.sweep.ground import Ground
 from sae_sweep.toys.cells import Cells, Partition
 
 D = 8

@@ -22,7 +22,7 @@ from sae_sweep.reports.figure_data import named
 from sae_sweep.saes import export
 from sae_sweep.schema import PARTITIONS, Evaluation, Point, point_from, toy_id
 from sae_sweep.store import Store
-from sae_sweep.sweep.pack import Ground, PointSae, load_toy
+from sae_sweep.sweep.ground import Ground, PointSae, load_toy
 from sae_sweep.toys.cells import Factored
 
 TOP_CELLS, NEAREST, MOST_SAES = 5, 3, 6

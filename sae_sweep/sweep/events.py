@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +65,5 @@ class Logging:
 
 
 Event = ToyProgress | TrainProgress | PointDone | PointFailed | Note | Logging
+# What listens.
+Say = Callable[[Event], None]

@@ -11,8 +11,9 @@ from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.schema import Evaluation, Point
 from sae_sweep.store import Store
 from sae_sweep.sweep.cost import cores
-from sae_sweep.sweep.events import Note, PointFailed
-from sae_sweep.sweep.pack import Machine, Say, measure_again, out_of_memory, run_pack, train_toys
+from sae_sweep.sweep.events import Note, PointFailed, Say
+from sae_sweep.sweep.ground import train_toys
+from sae_sweep.sweep.pack import Machine, measure_again, out_of_memory, run_pack
 from sae_sweep.sweep.plan import Work, device_kind, stacks
 
 
