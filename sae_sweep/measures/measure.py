@@ -71,10 +71,12 @@ def measure(
     inputs: EvaluationInputs,
     penalty_value: Callable[[Tensor], Tensor],
     evaluation: Evaluation,
+    *,
+    nulls: bool = True,
 ) -> Measurement:
     """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
 
-    `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b].
+    `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b]. `nulls`: with the columns shuffled_*.
     Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
@@ -88,7 +90,8 @@ def measure(
         splitting = count_splits(latents, inputs.cells, evaluation)
         metrics |= splitting.metrics | information(table, inputs.cells, evaluation.permutations)
         metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": live_floor(table)}
-        metrics |= shuffled_cells(table, inputs.cells, evaluation, fold)
+        if nulls:
+            metrics |= shuffled_cells(table, inputs.cells, evaluation, fold)
         per_max = {"splits": splitting.splits.tolist(), "duplicates": splitting.duplicates.tolist()}
     if detection is not None and inputs.model.planted is not None:
         if inputs.cells is None:
@@ -97,7 +100,7 @@ def measure(
             metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": lightest(detection) / detection.total}
             metrics["fvu_above_ceiling"] = None
         directions = inputs.model.planted.directions
-        for columns in (planted_metrics, shuffled_features):
+        for columns in (planted_metrics, shuffled_features) if nulls else (planted_metrics,):
             metrics |= columns(detection, sae.W_dec, directions, latents.live, evaluation.f1)
     norms = sae.W_dec.norm(dim=1)
     described = _frame(latents, inputs.cells, norms)

@@ -40,6 +40,8 @@ MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 10, 1 << 22, 120
 # Rows of a firing table: bytes of each, how many take twice as long a row, and what it holds of latents of which more
 # than this share fires (measures/firing.py merges them).
 ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 90, 1.5e7, 0.3, 1 << 22
+# What of the time of such rows is left without nulls.
+UNSHUFFLED = 0.7
 # Information about three factors, in two ways each; deals of more inputs are not repeated (measures/information.py).
 DEALS, DEALT = 6, 1 << 21
 # Two probes of so many steps in all, on so many inputs (measures/probing.py). Priors are fitted to latents that fire on
@@ -210,7 +212,7 @@ def pack_parts(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, wo
     starting, measuring = _centring_seconds(pack[0].toy, speed), 0.0
     for sae, point in {point.sae: point for point in pack}.items():
         starting += starts[sae] * _start_seconds(point, speed)
-        measuring += of_start[sae] * measured_seconds(point, evaluation, speed, untrained_l0(point))
+        measuring += of_start[sae] * measured_seconds(point, evaluation, speed, untrained_l0(point), nulls=False)
         measuring += of_point[sae] * measured_seconds(point, evaluation, speed)
     return {
         "starts": starting,
@@ -225,14 +227,16 @@ def pack_seconds(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, 
     return sum(pack_parts(pack, evaluation, speed, workers).values())
 
 
-def measured_seconds(point: Point, evaluation: Evaluation, speed: Speed, l0: float | None = None) -> float:
+def measured_seconds(
+    point: Point, evaluation: Evaluation, speed: Speed, l0: float | None = None, nulls: bool = True
+) -> float:
     """Measuring an SAE of which `l0` latents fire, by default as many as at the end of training."""
     if l0 is None:
         *_, (_, l0) = firing(point)
     width, inputs = point.sae.width, min(toy_inputs(point.toy), evaluation.inputs)
     of_input = 2 * width * activation_size(point) / speed.product_flops + l0 * speed.measured_entry
     seconds, rows = inputs * (of_input + speed.measured_input), _rows(point, inputs, l0)
-    seconds += rows * speed.measured_row * (1 + rows / CROWDED)
+    seconds += rows * speed.measured_row * (1 + rows / CROWDED) * (1 if nulls else UNSHUFFLED)
     if point.toy.name == "max_of_k":  # elsewhere factors say nothing of each other, or there are none
         seconds += DEALS * min(evaluation.permutations * inputs, max(inputs, DEALT)) * speed.dealt
     if evaluation.probing:
