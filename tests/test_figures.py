@@ -10,8 +10,9 @@ import pytest
 from fabricated import point, sweep
 
 from sae_sweep import frame
+from sae_sweep.measures.codes import Costs
 from sae_sweep.reports import figure_data, figures
-from sae_sweep.schema import Penalty
+from sae_sweep.schema import Penalty, Toy
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 COEFFICIENTS = (0.1, 1.0, 10.0)
@@ -99,6 +100,22 @@ def test_phases(tables: Tables) -> None:
         "D duplicated",
         "S split",
     }
+
+
+def test_phases_of_parents_and_where_splitting_pays(tmp_path: Path) -> None:
+    parents = Toy(name="parents", features=2, modifiers=2, d_model=16)
+    at = [point(toy=parents, penalty=Penalty(coefficient=c), width=6) for c in (0.25, 1.0, 4.0)]
+    counts = {"label_m": 2, "split_maxes": 0, "l0": 1.0, "fvu": 0.1}
+    own = [counts | {"label_q": q} for q in (2, 1, 0)]
+    frame_, _ = frame.tables(sweep(tmp_path, list(zip(at, own, strict=True))), "quick")
+    costs = {at[0].id: Costs(2.0, 1.0), at[2].id: Costs(1.0, 2.0)}
+    data = figure_data.phases(frame_, costs).set_index("setting")
+    assert data["phase"].to_dict() == {"0.25": "found", "1": "found", "4": "absorbed"}
+    drawn = figures.phases(data.reset_index()).data
+    (ring,) = [trace for trace in drawn if "theory" in str(trace.name)]
+    assert list(ring.x[1]) == ["4"] and list(ring.y[1]) == ["width 6"]
+    # Without a theory there are no rings.
+    assert not any("theory" in str(trace.name) for trace in figures.phases(figure_data.phases(frame_)).data)
 
 
 def test_labels_add_up_to_the_width(tables: Tables) -> None:

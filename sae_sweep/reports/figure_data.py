@@ -7,7 +7,7 @@ Every table names its rows in the same words: `penalty_name`, `setting` (the coe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ import pandas as pd
 from sae_sweep.columns import LABELS, SETTINGS, is_seed, is_setting
 from sae_sweep.reports.results_table import coefficient, penalty_name
 from sae_sweep.reports.wandb_charts import NAMED
+
+if TYPE_CHECKING:
+    from sae_sweep.measures.codes import Costs
 
 NAMES = ["given", "start", "width", "architecture", "penalty_name", "setting"]
 FACTORS = {"query": "query", "runner_up": "runner-up", "copies": "copies"}
@@ -33,7 +36,7 @@ KINDS = {
     "dead": "dead",
 }
 # A phase: which maxima most latents of a setting stand for. See `phases`.
-PHASES = ("found", "duplicated", "split", "mixed", "unnamed")
+PHASES = ("found", "absorbed", "duplicated", "split", "mixed", "unnamed")
 _HOVERED = ["splits_per_max", "duplicates_per_max", "owned_maxes", "live_latents"]
 
 
@@ -84,28 +87,34 @@ def split_counts(frame: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def phases(frame: pd.DataFrame) -> pd.DataFrame:
+def phases(frame: pd.DataFrame, costs: Mapping[str, Costs] = {}) -> pd.DataFrame:
     """A row per setting with its `phase`, from the means over seeds of what latents are labelled.
 
     "split": at least half of the maxima have two latents or more with a finer label. Else, where at least half have a
-    latent for the whole maximum: "duplicated" if those have as many copies again, or else "found". "mixed": half have
-    the one or the other. "unnamed": fewer have.
+    latent for the whole maximum: "duplicated" if those have as many copies again, "absorbed" if they are parents and no
+    modifier has a latent of its own, or else "found". "mixed": half have the one or the other. "unnamed": fewer have.
+    `split_code`, `shared_code`: what those codes cost by `costs`, of each point id; null where there is nothing.
     """
     table = named(frame.dropna(subset=["split_maxes"]))
     table["maxima"] = [float(toy.rsplit("-", 2)[1]) for toy in table["toy"]]
     table["copies"] = table["duplicates_per_max"] * table["maxima"]
     table["whole"] = table["label_m"].astype(float) - table["copies"]
+    table["modifiers"] = table["label_q"].where(table["toy"].str.startswith("parents-")).astype(float)
+    for code in ("split", "shared"):
+        table[f"{code}_code"] = [getattr(costs.get(id), code, np.nan) for id in table["point_id"]]
     groups = table.groupby(NAMES, dropna=False, sort=False)
-    means = groups[["maxima", "whole", "copies", "split_maxes"]].mean().astype(float).reset_index()
+    counted = ["maxima", "whole", "copies", "split_maxes", "modifiers", "split_code", "shared_code"]
+    means = groups[counted].mean().astype(float).reset_index()
     half = means["maxima"] / 2
     held = means["whole"] >= half
-    conditions = [
-        means["split_maxes"] >= half,
-        held & (means["copies"] >= means["whole"]),
-        held,
-        means["whole"] + means["split_maxes"] >= half,
-    ]
-    means["phase"] = np.select(conditions, ["split", "duplicated", "found", "mixed"], "unnamed")
+    conditions = {
+        "split": means["split_maxes"] >= half,
+        "duplicated": held & (means["copies"] >= means["whole"]),
+        "absorbed": held & (means["modifiers"] < 1),
+        "found": held,
+        "mixed": means["whole"] + means["split_maxes"] >= half,
+    }
+    means["phase"] = np.select([*conditions.values()], [*conditions], "unnamed")
     return means
 
 

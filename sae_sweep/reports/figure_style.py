@@ -18,6 +18,8 @@ from sae_sweep.reports.figure_data import KINDS, PHASES
 # Okabe and Ito's palette, the palest last; grey in place of black, for dark pages.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 GREY, DARK, PALE = "#8A8F98", "#5B6068", "#C3C7CE"
+# Seen on any colour of a phase.
+RING = "#111418"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down", "hexagram")
 _KIND_COLOURS = (
@@ -34,7 +36,7 @@ _KIND_COLOURS = (
     DARK,
 )
 KIND_COLOURS = dict(zip(KINDS, _KIND_COLOURS, strict=True))
-PHASE_COLOURS = dict(zip(PHASES, ("#56B4E9", "#E69F00", "#0072B2", "#009E73", PALE), strict=True))
+PHASE_COLOURS = dict(zip(PHASES, ("#56B4E9", "#CC79A7", "#E69F00", "#0072B2", "#009E73", PALE), strict=True))
 # The height of a row of a heatmap or a bar in pixels, and where there are so many that they would fill MOST_HEIGHT.
 ROW, CROWDED_ROW, MOST_HEIGHT = 26, 14, 1400
 
@@ -61,6 +63,11 @@ class Grid:
         placed = np.full((len(self.y[0]), len(self.x[0])), None, dtype=object)
         placed[self._row, self._column] = series.to_numpy()
         return placed.tolist()
+
+    def places(self, chosen: Sequence[bool]) -> tuple[list[list[str]], list[list[str]]]:
+        """The coordinates x and y of the chosen settings."""
+        found = [(i, j) for i, j, one in zip(self._row, self._column, chosen, strict=True) if one]
+        return [[level[j] for _, j in found] for level in self.x], [[level[i] for i, _ in found] for level in self.y]
 
     def finished(self, figure: go.Figure, title: str) -> go.Figure:
         figure.update_xaxes(title="penalty, coefficient", type="multicategory")

@@ -22,6 +22,7 @@ from sae_sweep.reports.figure_style import (
     GREY,
     KIND_COLOURS,
     PHASE_COLOURS,
+    RING,
     SYMBOLS,
     Grid,
     blocks,
@@ -120,14 +121,12 @@ def split_counts(data: pd.DataFrame) -> go.Figure:
 
 
 def phases(data: pd.DataFrame) -> go.Figure:
-    """The phase of every setting, in the grid of `split_counts`; a letter says what the colour says."""
+    """The phase of every setting, in the grid of `split_counts`; a letter says what the colour says.
+
+    A ring marks where the split code costs less than the shared one by theory, where there is one.
+    """
     grid = Grid(data)
-    hover = [
-        f"{row.start} start, width {row.width}, {row.penalty_name} {row.setting}<br><b>{row.phase}</b>: of "
-        f"{row.maxima:.0f} maxima {row.whole:.3g} have a latent for the whole ({row.copies:.3g} copies), "
-        f"{row.split_maxes:.3g} are split"
-        for row in data.itertuples()
-    ]
+    hover = [_phase(row) for row in data.itertuples()]
     present = [phase for phase in PHASES if (data["phase"] == phase).any()]
     figure = go.Figure(
         go.Heatmap(
@@ -149,6 +148,15 @@ def phases(data: pd.DataFrame) -> go.Figure:
     for phase in present:
         marker = {"symbol": "square", "size": 12, "color": PHASE_COLOURS[phase]}
         figure.add_trace(legend(f"{phase[0].upper()} {phase}", phase, marker=marker, mode="markers"))
+    pays = (data["split_code"] < data["shared_code"]).tolist()
+    if any(pays):
+        ring = {"symbol": "circle-open", "size": 20, "color": RING, "line": {"width": 2}}
+        x, y = grid.places(pays)
+        figure.add_trace(
+            go.Scatter(
+                x=x, y=y, mode="markers", marker=ring, hoverinfo="skip", name="in theory the split code costs less"
+            )
+        )
     return grid.finished(figure, "What most maxima have: a phase diagram")
 
 
@@ -318,6 +326,15 @@ def _said(row: Any) -> str:
     which = f"mean of {row.seeds:.0f} seeds" if mean else f"<b>{row.point_id[:8]}</b> · seed {row.repeat}"
     given = f", {row.given}" if row.given else ""
     return f"{which}<br>{row.penalty_name} {row.setting}, width {row.width:.0f}, {row.start} start{given}"
+
+
+def _phase(row: Any) -> str:
+    """What a setting says of its phase."""
+    said = f"{row.start} start, width {row.width}, {row.penalty_name} {row.setting}<br><b>{row.phase}</b>: of "
+    said += f"{row.maxima:.0f} maxima {row.whole:.3g} have a latent for the whole ({row.copies:.3g} copies), "
+    said += f"{row.split_maxes:.3g} are split"
+    theory = f"<br>least loss in theory: split {row.split_code:.3g}, shared {row.shared_code:.3g}"
+    return said if pd.isna(row.split_code) else said + theory
 
 
 def _range(points: pd.DataFrame, name: str) -> Mapping[str, object] | None:

@@ -72,7 +72,10 @@ SECTIONS = (
         "Phases",
         "Phase diagram",
         "What at least half of the maxima have. Split: two latents or more with a finer label. Found: a latent for the "
-        "whole maximum; duplicated: as many copies again. Mixed: half have the one or the other. Unnamed: fewer have.",
+        "whole maximum; duplicated: as many copies again; absorbed: those are parents, and no modifier has a latent of "
+        "its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
+        "activations, the least loss with a latent for each combination is below that with one for each parent and "
+        "each modifier.",
     ),
     (
         "curves",

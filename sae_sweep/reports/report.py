@@ -13,9 +13,11 @@ import plotly.graph_objects as go
 
 from sae_sweep import frame
 from sae_sweep.errors import EnvironmentProblem, UserError
+from sae_sweep.measures import codes
 from sae_sweep.reports import figure_data, figures, html
 from sae_sweep.reports.cards import Cards, Dealer, choose, narrower
 from sae_sweep.reports.claims import Verdict
+from sae_sweep.schema import point_from
 from sae_sweep.store import Store
 
 PAGE, FIGURES = "report.html", "figures"
@@ -60,7 +62,7 @@ def tables(look: Look) -> dict[str, pd.DataFrame]:
         "distribution": figure_data.distribution(look.results, per_max),
         "labels": figure_data.labels(look.results, look.untrained),
         "information": figure_data.information(look.results, look.untrained),
-        "phases": figure_data.phases(look.results),
+        "phases": figure_data.phases(look.results, _costs(look)),
         "curves": figure_data.curves(look.results, curves),
     }
 
@@ -125,6 +127,11 @@ def look(store: Store, name: str, results: pd.DataFrame, untrained: pd.DataFrame
     info = frame.sweep_info(store, name)
     records = frame.measured(store, frame.sweep_ids(store, name), info.get("measure_id"))
     return Look(info, results, untrained, verdicts, {record["id"]: record for record in records})
+
+
+def _costs(look: Look) -> dict[str, codes.Costs]:
+    """What the split and the shared code cost in theory, by the id of each point of which there is a theory."""
+    return codes.compare(point_from(record["settings"]) for record in look.records.values())
 
 
 def _browser() -> bool:
