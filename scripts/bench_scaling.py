@@ -323,7 +323,7 @@ def draw(rows: Sequence[Row], plans: Sequence[tuple[float, int]], path: Path) ->
         panel.loglog(values, planned, "x--", color=PLANNED, label="planned")
         panel.loglog(values, [seconds[-1] * value / values[-1] for value in values], ":", color=GREY, label="linear")
         panel.set_xlabel(axis)
-        panel.set_xticks(values, [f"{value:,.0f}" for value in values], fontsize="x-small")
+        panel.set_xticks(values, [f"{value:,.0f}" for value in values], fontsize="x-small", rotation=25)
         panel.minorticks_off()
         units = {"measuring": "s per input", "stream": "s per batch", "points": "s per run"}
         panel.set_title(units.get(axis.split(",")[0], "s per step"), fontsize="small")
