@@ -24,6 +24,9 @@ def test_lists_hold_the_codes() -> None:
         assert torch.equal(torch.cat([part.dense(4) for part in listed.split(inputs)]), CODES)
     nothing = Active.of(torch.zeros(0, 4))
     assert (len(nothing), nothing.most, list(nothing.split(3))) == (0, 0, [])
+    # Inputs on which nothing fires are inputs, at the end too; what is not a number fires.
+    silent = Active.of(torch.tensor([[0, torch.nan], [0, 0], [0, 0]]))
+    assert (len(silent), silent.counts.tolist(), silent.latents.tolist()) == (3, [1, 0, 0], [1])
 
 
 @pytest.mark.parametrize("dense_above", [0.0, 1.0])
