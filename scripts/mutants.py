@@ -24,14 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = [*sorted(f"sae_sweep/measures/{path.name}" for path in (ROOT / "sae_sweep/measures").glob("*.py"))]
 TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/cells.py"]
-# The tests named like what they test (blocks are tested by those of measure), but for what takes long uncompiled or is
-# about other things.
-TESTS = [f"tests/test_{Path(target).stem}.py" for target in TARGETS] + ["tests/test_brute_force.py"]
-TESTS = [test for test in TESTS if (ROOT / test).exists()]
+# The tests named like what they test, but for what takes long uncompiled, differs then, or is about other things.
+TESTS = [f"tests/test_{Path(target).stem}.py" for target in TARGETS]
+TESTS += ["tests/test_brute_force.py", "tests/test_numbers.py"]
 LEFT_OUT = [
     "tests/test_information.py::test_many_latents_at_random_tell_nothing",
     "tests/test_brute_force.py::test_a_grid_is_the_union_of_products_each_point_once",
     "tests/test_brute_force.py::test_ids_differ_exactly_where_canonical_settings_do",
+    "tests/test_numbers.py::test_numbers_of_cells_dealt_anew_stay",
     "tests/test_probing.py::test_probing_is_asked_for_and_trains_nothing",
     "tests/test_probing.py::test_priors_and_structure_are_asked_for_too",
     "tests/test_variance.py::test_variance_of_several_toys_and_sites",

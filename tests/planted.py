@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from sae_sweep.measures.active import Active
 from sae_sweep.measures.firing import FiringCounter, FiringTable, Fold
-from sae_sweep.schema import Distribution
+from sae_sweep.schema import Distribution, Toy
 from sae_sweep.toys.cells import Cells
+from sae_sweep.toys.max_of_k import MaxOfK, shapes
 from sae_sweep.toys.sampler import cell_weights
 
 CUT = 0.01
@@ -40,3 +45,22 @@ class Planted:
         counter = FiringCounter(norms.shape[1], self.cells.count, CUT, fold)
         counter.add(torch.from_numpy(np.asarray(norms, np.float32)), self.cell, self.weight)
         return counter.table
+
+
+@dataclass
+class LookUp:
+    """The SAE whose code of an input is the row of `codes` [N, width] for the nearest of known inputs `x` [N, d]."""
+
+    x: Tensor
+    codes: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    def active(self, x: Tensor) -> Iterator[Active]:
+        yield Active.of(self.codes[torch.cdist(x.double(), self.x.double()).argmin(1)])
+
+
+def untrained(toy: Toy) -> MaxOfK:
+    """A toy of small weights: attention stays soft, so that no two inputs have the same activations."""
+    generator = torch.Generator().manual_seed(0)
+    return MaxOfK(toy, {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes(toy).items()})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_sweep.toys.cells import FACTORS, NONE, Cells, cells_per_max, count_cells
+from sae_sweep.toys.cells import FACTORS, NONE, Cells, FeatureCells, cells_per_max, count_cells
 
 shapes = st.tuples(st.integers(2, 9), st.integers(2, 6)).filter(lambda shape: shape[0] ** shape[1] <= 5000)
 
@@ -120,3 +120,14 @@ def test_counts_are_whole_numbers_and_ranks_do_not_overflow_small_tokens() -> No
     sequences = np.random.default_rng(0).integers(64, size=(500, 4))
     assert np.array_equal(Cells(64, 4).index(sequences.astype(np.uint8)), Cells(64, 4).index(sequences))
     assert Cells(64, 4).index(sequences.tolist()).dtype == np.int64
+
+
+@pytest.mark.parametrize(("always", "q"), [(False, [-1, 0, 1]), (True, [0, 1])])
+def test_cells_of_features_and_modifiers(always: bool, q: list[int]) -> None:
+    cells = FeatureCells(3, 2, always)
+    assert cells.count == 3 * len(q)
+    expected = {"m": [m for m in range(3) for _ in q], "q": 3 * q, "n": [NONE] * cells.count, "c": [1] * cells.count}
+    assert {name: values.tolist() for name, values in cells.factors.items()} == expected
+    assert {values.dtype for values in cells.factors.values()} == {np.dtype(np.int32)}
+    assert cells.partition("m").of_cell.tolist() == expected["m"]
+    assert (cells.partition("mqnc").count, cells.partition("nc").count) == (cells.count, 1)

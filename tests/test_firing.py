@@ -67,11 +67,13 @@ def test_table_is_the_sum_over_inputs(inputs, batches, merge_often):
 
 def test_totals_come_from_the_rows():
     norms = np.array([[0, 2], [1, 2], [0, 0], [3, 0]], np.float32)
-    table = count(norms, np.array([1, 1, 4, 0]), np.array([0.1, 0.2, 0.3, 0.4]))
+    table = count(np.pad(norms, ((0, 0), (0, 1))), np.array([1, 1, 4, 0]), np.array([0.1, 0.2, 0.3, 0.4]))
     assert table.cell_weight == pytest.approx([0.4, 0.3, 0, 0, 0.3])
     assert table.total == pytest.approx(1)
-    assert table.fired == pytest.approx([0.6, 0.3])
-    assert table.inputs.tolist() == [2, 2]
+    # The last latent never fires.
+    assert table.fired == pytest.approx([0.6, 0.3, 0])
+    assert table.inputs.tolist() == [2, 2, 0]
+    assert table.mean_mass == pytest.approx([(0.2 + 3 * 0.4) / 0.6, 2, 0])
     # The input of cell 4 has no latent on top; the tie-free ones have the larger.
     assert list(zip(table.top_cell, table.top_latent, strict=True)) == [(0, 0), (1, 1), (4, NO_LATENT)]
 
@@ -100,6 +102,9 @@ def test_only_dense_latents_are_folded():
 def test_fold_keeps_maximum_and_copies():
     planted = Planted(5, 3)
     cells, fold = planted.cells, fold_dense(planted.cells, planted.chance, 0.8)
+    assert fold.above == pytest.approx(
+        2 * 1.5 * max(np.bincount(planted.factor(f) + 1, planted.weight).max() for f in "mqn")
+    )
     for factor in "mc":
         assert np.array_equal(cells.factors[factor][fold.onto], cells.factors[factor])
     assert len(np.unique(fold.onto)) == cells.partition("mc").count

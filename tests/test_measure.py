@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from planted import LookUp, untrained
 
 from sae_sweep.columns import ACROSS, WITHIN
 from sae_sweep.measures import blocks as kept
 from sae_sweep.measures import measure as module
-from sae_sweep.measures.active import Active
 from sae_sweep.measures.measure import Measurement, measure
 from sae_sweep.schema import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.toys import model
-from sae_sweep.toys.max_of_k import MaxOfK, shapes
 from sae_sweep.toys.stream import EvaluationInputs, Stream
 
 TOY = Toy(d_vocab=6, k=3, d_model=8, d_head=8)
@@ -33,25 +28,9 @@ SHUFFLED = [f"shuffled_{name}" for name in (*WITHIN, *ACROSS)]
 FLOORS = ["live_floor_inputs", "live_floor_mass"]
 
 
-@dataclass
-class LookUp:
-    """The SAE whose code for each known input `x` [N, d] is a row of `codes` [N, width]."""
-
-    x: Tensor
-    codes: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-
-    def active(self, x: Tensor) -> Iterator[Active]:
-        yield Active.of(self.codes[torch.cdist(x.double(), self.x.double()).argmin(1)])
-
-
 def inputs(evaluation=EVALUATION) -> EvaluationInputs:
-    generator = torch.Generator().manual_seed(0)
-    # Small weights: attention stays soft, so that no two inputs have the same activations.
-    params = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes(TOY).items()}
     distribution = Distribution("max_stratified")
-    stream = Stream(MaxOfK(TOY, params), "pre_unembed", distribution, 0, 64, "cpu")
+    stream = Stream(untrained(TOY), "pre_unembed", distribution, 0, 64, "cpu")
     return EvaluationInputs(stream.model, "pre_unembed", distribution, stream.mean, stream.scale, evaluation)
 
 
@@ -135,6 +114,12 @@ def test_what_depends_on_the_inputs_alone_is_kept_while_they_are(monkeypatch):
     assert len(kept._kept) == held - 1
 
 
+def test_without_nulls_all_else_is_the_same():
+    sae, everything = planted_sae("mq"), inputs()
+    plain = measure(sae, everything, lambda norms: norms.sum(1), EVALUATION, nulls=False).metrics
+    assert plain == {name: value for name, value in found(sae).metrics.items() if not name.startswith("shuffled_")}
+
+
 def test_same_bits_twice():
     sae = planted_sae("mqn")
     assert found(sae).metrics == found(sae).metrics
@@ -180,7 +165,10 @@ def test_a_planted_toy_without_cells_is_measured_by_its_features() -> None:
     rare = codes[:, 4].nonzero().flatten()[3:]
     codes[rare, 4], codes[:, 5] = 0, 0
     sae = LookUp(x, codes, planted.directions.clone(), torch.zeros(16))
-    metrics = measure(sae, everything, lambda norms: norms.sum(1), evaluation).metrics
+    metrics, plain = (
+        measure(sae, everything, lambda norms: norms.sum(1), evaluation, nulls=nulls).metrics for nulls in (True, False)
+    )
+    assert plain == {name: value for name, value in metrics.items() if not name.startswith("shuffled_")} != metrics
     lightest = int((features != 0).sum(0).min())
     assert (metrics["live_latents"], metrics["dead_latents"]) == (4, 2)
     assert metrics["live_floor_inputs"] == 8

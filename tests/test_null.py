@@ -138,3 +138,18 @@ def test_planted_features_and_turned_directions() -> None:
     assert 0.15 < by_chance["shuffled_mcc"] < 0.4
     assert (by_chance["shuffled_found_features"], by_chance["shuffled_killed_features"]) == (0, features)
     assert by_chance["shuffled_feature_f1"] == pytest.approx(1 / features, abs=0.03)
+
+
+def test_latents_hit_common_features_as_often_as_chance_has_it() -> None:
+    """Features that three quarters of the inputs have, latents on a twentieth of them; the last latent is dead."""
+    features = 4
+    fired, active = np.full(features, 1_000), np.full(features, 15_000)
+    detection = Detection(1_000 * np.eye(features, dtype=np.int64), fired, active, 20_000)
+    live = np.arange(features) < 3
+    found = [shuffled_features(detection, torch.eye(8)[:features], torch.eye(8)[:features], live, 0.09) for _ in "ab"]
+    assert found[0] == found[1]
+    assert found[0]["shuffled_feature_precision"] == pytest.approx(0.75, abs=0.02)
+    assert found[0]["shuffled_feature_recall"] == pytest.approx(0.05, abs=0.002)
+    assert found[0]["shuffled_found_features"] == features
+    dead = shuffled_features(detection, torch.eye(8)[:features], torch.eye(8)[:features], live & False, 0.09)
+    assert (dead["shuffled_found_features"], dead["shuffled_killed_features"]) == (0, features)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae_sweep.measures.planted import Detection, DetectionCounter, cosines, planted_metrics
-from sae_sweep.measures.splitting import NOTHING, detectors
+from sae_sweep.measures.splitting import NOTHING, detectors, lightest
 
 DEVICE = torch.device("cpu")
 # Eight inputs; three features, active on four, two and one of them.
@@ -112,3 +112,11 @@ def test_cosines() -> None:
     assert cosines(rows, torch.tensor([[2.0, 0], [0, -1]])).numpy() == pytest.approx(
         np.array([[1, 0], [0, 0], [0.5**0.5, -(0.5**0.5)]])
     )
+
+
+def test_detectors_of_features_that_nobody_saw_and_latents_that_fired_once() -> None:
+    both = np.array([[1, 0], [0, 0]])
+    latents = detectors(Detection(both, np.array([1, 0]), np.array([2, 0]), 50))
+    assert latents.owner.tolist() == [0, NOTHING] and latents.inputs.tolist() == [1, 0]
+    assert latents.purity[0] == 1 and latents.f1[0] == pytest.approx(2 / 3)
+    assert lightest(Detection(0 * both, np.zeros(2), np.zeros(2), 50)) == 25

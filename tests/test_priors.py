@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 from scipy.integrate import quad
 
+from sae_sweep.measures import priors as module
 from sae_sweep.measures.priors import FAMILIES, fit, priors
 
 RNG = np.random.default_rng(0)
@@ -58,6 +60,13 @@ def test_densities_are_those_of_scipy() -> None:
     for name, values in expected.items():
         theta = np.array([0.3, 1.1])[: len(THETA[name])]
         assert FAMILIES[name].log_density(a, theta) == pytest.approx(values)
+    # Of the slab a third is cut off below 0.
+    mean, spread = math.exp(-0.5), math.exp(0.4)
+    slab = stats.truncnorm.pdf(a, -mean / spread, np.inf, mean, spread)
+    spike = 1 / (1 + math.exp(0.7))
+    mixture = spike * stats.expon.pdf(a, scale=math.exp(-1.2)) + (1 - spike) * slab
+    found = FAMILIES["spike_and_slab"].log_density(a, np.array([-0.7, -1.2, -0.5, 0.4]))
+    assert found == pytest.approx(np.log(mixture))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -95,3 +104,22 @@ def test_columns_and_latents() -> None:
     again, _ = priors(norms * 7, 0.07)
     assert again == pytest.approx(columns, abs=1e-6)
     assert set(priors(norms[:, 2:], 0.01)[0].values()) == {None}
+
+
+def test_every_activation_counts_alike_and_only_so_many_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two latents, of 100 and of 400 activations; one activation less is too few, and more than MOST are cut off."""
+    monkeypatch.setattr(module, "MOST", 400)
+    monkeypatch.setattr(module, "FAMILIES", {"exponential": FAMILIES["exponential"]})
+    drawn = RNG.exponential(2.0, 1_000)
+    norms = torch.zeros(1_000, 3, dtype=torch.float64)
+    norms[:100, 0], norms[:, 1], norms[:99, 2] = torch.from_numpy(drawn[:100]), torch.from_numpy(drawn), 1
+    norms[:99, 2] += torch.arange(99)
+    columns, latents = priors(norms, 0.0)
+    assert latents["prior"].tolist() == ["exponential", "exponential", pd.NA]
+    assert latents.dtypes.astype(str).tolist() == ["string", "string"]
+    scores = []
+    for active in (drawn[:100], drawn[:400]):
+        unit = active / active.mean()
+        scale = unit[::2].mean()
+        scores.append(-math.log(scale) - unit[1::2].mean() / scale)
+    assert columns["prior_exponential"] == pytest.approx((scores[0] * 50 + scores[1] * 200) / 250, abs=1e-5)

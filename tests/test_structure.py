@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sae_sweep.measures import structure as module
 from sae_sweep.measures.splitting import NOTHING, Latents
 from sae_sweep.measures.structure import meta_sae, semi_nmf, split_latents, splitting_cosine, structure, two_way
 from sae_sweep.schema import PARTITIONS
@@ -98,3 +99,37 @@ def test_rows_made_of_few_parts_are_explained_by_as_many() -> None:
     assert meta_sae(unit[np.arange(60) % 5], 5) > 0.99
     two_of_five = unit[np.arange(60) % 5] + unit[(np.arange(60) // 5) % 5]
     assert meta_sae(two_of_five, 5) > 0.8
+
+
+def test_cosines_are_averaged_over_all_pairs_of_modifiers() -> None:
+    """Modifiers 0, 1 and 2 under two parents: the same step from 0 to 1, opposite ones from 0 to 2."""
+    steps = {0: ([0.0, 0], [0.0, 0]), 1: ([1, 0], [1, 0]), 2: ([0.5, 0.5], [-0.5, -0.5])}
+    vectors = np.array([steps[q][p] for p in range(2) for q in range(3)])
+    differences = [vectors[0] - vectors[2], vectors[3] - vectors[5], vectors[1] - vectors[2], vectors[4] - vectors[5]]
+    unit = [step / np.linalg.norm(step) for step in differences]
+    expected = (1 + unit[0] @ unit[1] + unit[2] @ unit[3]) / 3
+    assert splitting_cosine(vectors, np.repeat([0, 1], 3), np.tile([0, 1, 2], 2)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("parents", "modifiers", "enough"), [(1, 6, False), (6, 1, False), (2, 2, False), (2, 3, True), (3, 2, True)]
+)
+def test_how_many_split_latents_are_enough(parents: int, modifiers: int, enough: bool) -> None:
+    """Two of either, and more latents than parents and modifiers."""
+    cells, n = FeatureCells(parents, modifiers - 1), parents * modifiers
+    rows = np.random.default_rng(0).normal(size=(n, 8))
+    found = structure(rows, np.ones(n), described("mq", np.arange(n)), cells)
+    assert [value is not None for value in found.values()] == [enough] * len(found)
+
+
+def test_nulls_keep_what_they_must() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 3)) + np.array([0, 10, 100])
+    mixed = module._shuffled(rows)
+    assert (np.sort(mixed, axis=0) == np.sort(rows, axis=0)).all()
+    assert not (mixed == rows).all(1).any() or (mixed != rows).any(0).all()
+    group, factor = np.repeat([0, 1], 10), np.arange(20)
+    seen = []
+    module._null(lambda other: float(seen.append(other.tolist()) or 1), group, factor)
+    assert len(seen) == module.PERMUTATIONS and len({tuple(other) for other in seen}) == len(seen)
+    assert all(sorted(other[:10]) == list(range(10)) and sorted(other[10:]) == list(range(10, 20)) for other in seen)
