@@ -226,7 +226,7 @@ def cells(overrides: Overrides = None, json: Json = False) -> None:
 
 @app.command()
 def variance(overrides: Overrides = None, json: Json = False) -> None:
-    """How much of a toy's variance lies between each partition's classes: what codes constant on them explain."""
+    """What a latent for each class of a partition explains of a toy and, given a penalty, costs: share and loss."""
     from sae_sweep.variance import variance as show
 
     show(overrides or [], json)

@@ -56,7 +56,7 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["loss", "fvu", "l0", "distinct_splits_per_max", "duplicates_per_max"],
     ),
     "convergence": (
-        ["init"],
+        ["architecture", "penalty", "coefficient", "init"],
         ["loss", "fvu", "l0", "live_latents", "owned_maxes", "distinct_splits_per_max", "duplicates_per_max"],
     ),
     "priors": (["toy", "toy.magnitudes", "penalty", "coefficient"], ["mcc", "found_features", "l0", "fvu"]),

@@ -11,6 +11,7 @@ from commandline import call
 from fabricated import point
 
 from sae_sweep.measures import codes
+from sae_sweep.measures.variance import Classes
 from sae_sweep.schema import Penalty, Toy
 
 PARENTS = Toy(name="parents", features=2, modifiers=2, d_model=16)
@@ -27,6 +28,14 @@ def test_a_latent_for_each_class_under_l1(coefficient: float) -> None:
     # min over a of (a - r)² + λa, with r - λ/2 > 0; without latents nothing is rebuilt but the mean.
     best = coefficient * length - coefficient**2 / 4
     assert losses[:, 0].tolist() == pytest.approx([length**2, best, best], abs=1e-3)
+
+
+@pytest.mark.parametrize("penalty", [Penalty("l1", 0.7), Penalty("sqrt", 0.5), Penalty("log1p", 3.0)])
+def test_a_latent_apart_for_each_class(penalty: Penalty) -> None:
+    """Two ways to one least loss: descent over everything, and over the bias with activations from a table."""
+    means, chance = codes.classes(PARENTS)
+    (loss,) = codes.least_losses(means, chance, torch.eye(6) > 0, [6], penalty, [penalty.coefficient]).ravel().tolist()
+    assert codes.least_loss_apart(Classes(means, chance, 0.25), penalty) == pytest.approx(loss + 0.25, abs=0.02)
 
 
 def test_the_shared_code_of_two_orthogonal_features() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from commandline import TINY, call
 
-from sae_sweep.measures.variance import between_classes
+from sae_sweep.measures.variance import classes_of
 from sae_sweep.schema import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.toys.max_of_k import MaxOfK, train
 from sae_sweep.toys.stream import EvaluationInputs
@@ -33,7 +33,7 @@ def test_shares_are_those_of_the_inputs_one_by_one(distribution: str) -> None:
     cell, weight = (torch.cat([getattr(chunk, name) for chunk in chunks]).numpy() for name in ("cell", "weight"))
     centre = np.average(x, axis=0, weights=weight)
     total = np.average(((x - centre) ** 2).sum(1), weights=weight)
-    shares = between_classes(inputs)
+    shares = {name: classes.r2 for name, classes in classes_of(inputs).items()}
     assert list(shares) == list(PARTITIONS)
     for name, share in shares.items():
         of_input = inputs.cells.partition(name).of_cell[cell]
@@ -47,9 +47,9 @@ def test_shares_are_those_of_the_inputs_one_by_one(distribution: str) -> None:
 
 
 def test_a_sample_says_nothing_of_classes_it_hardly_holds() -> None:
-    shares = between_classes(inputs_of("uniform", 7**3 - 1))
-    assert shares["c"] is not None
-    assert shares["m"] is None and shares["mqnc"] is None
+    found = classes_of(inputs_of("uniform", 7**3 - 1))
+    assert found["c"] is not None
+    assert found["m"] is None and found["mqnc"] is None
 
 
 def test_variance_of_several_toys_and_sites(tmp_path: Path) -> None:
@@ -62,4 +62,12 @@ def test_variance_of_several_toys_and_sites(tmp_path: Path) -> None:
     shown = call("variance", *words).out
     mean = (said["rows"][0]["r2"]["mq"] + said["rows"][1]["r2"]["mq"]) / 2
     assert f"{mean:.4f}" in shown
+    words[-1] = "toy.seed=0"
+    row = json.loads(
+        call("variance", *words, "penalty=l1,lp", "penalty.p=0.3", "penalty.coefficient=0.5", "--json").out
+    )
+    costs = row["rows"][0]["least_loss"]
+    assert list(costs) == ["l1 0.5", "lp p=0.3 0.5"]
+    # Finer classes cost no more: what they share they may share.
+    assert all(cost["mqnc"] <= cost["mq"] <= cost["m"] for cost in costs.values())
     assert "no partitions" in call("variance", "toy=parents", f"output_dir={tmp_path}").err

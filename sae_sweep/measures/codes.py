@@ -1,8 +1,10 @@
-"""What a code costs at best, whatever encoder would have to find it: where it pays to split parents, in theory.
+"""What a code costs at best, whatever encoder would have to find it: where splitting pays, in theory.
 
-Parents and modifiers of constant magnitude are as many classes as there are combinations, a point each. A code says
-which latents an input of each class may use: the split one has a latent for each combination, the shared one for each
-parent and each modifier. Its least loss is over all decoders and activations.
+A latent for each class of a partition, one at a time, is one problem of the decoder's bias (`least_loss_apart`).
+
+Planted parents and modifiers of constant magnitude are as many classes as there are combinations, a point each. A code
+says which latents an input of each class may use: the split one has a latent for each combination, the shared one for
+each parent and each modifier. Its least loss is over all decoders and activations.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_sweep.measures.variance import Classes
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.schema import Penalty, Point, Toy
 from sae_sweep.toys import synthetic
@@ -23,6 +26,8 @@ from sae_sweep.toys import synthetic
 # Adam's steps from each start, its first rates in units of an activation's usual length, and the classes that its
 # bias starts from: where a penalty is not convex there are many minima.
 STEPS, RATES, STARTS = 500, (0.1, 0.03), 6
+# Lengths, and activations for each, among which the best activation of a latent by itself is looked up.
+LENGTHS = 2048
 
 
 @dataclass(frozen=True)
@@ -131,3 +136,36 @@ def _descend(losses: Callable[..., Tensor], start: Sequence[Tensor], rate: float
         schedule.step()
     with torch.no_grad():
         return losses(*parameters)
+
+
+def least_loss_apart(classes: Classes, penalty: Penalty) -> float:
+    """The least E‖x − x̂‖² + coefficient · E penalty with one latent for each class, the same on all of it.
+
+    Over all decoders and activations. An SAE may end below, where a latent's activation tells more than its class.
+    """
+    means, chance = classes.means, classes.chance
+    reach = 2 * float(means.norm(dim=1).max())
+    lengths = torch.linspace(0, reach, LENGTHS, dtype=torch.float64)
+    cost = penalty.coefficient * penalty_value(penalty.name, lengths[:, None], penalty.scale, penalty.last_p)
+    best = ((lengths[:, None] - lengths) ** 2 + cost).argmin(1)
+
+    def loss(bias: Tensor) -> Tensor:
+        length = ((means - bias).square().sum(1) + 1e-12).sqrt()
+        # A latent lies along what is left of its class; how its best activation moves changes nothing at first order.
+        at = best[(length.detach() / reach * (LENGTHS - 1)).round().long().clamp_max(LENGTHS - 1)]
+        return ((length - lengths[at]) ** 2 + cost[at]) @ chance
+
+    found = []
+    for start in (torch.zeros_like(means[0]), means[chance.argmax()]):
+        bias = start.clone().requires_grad_()
+        descent = torch.optim.LBFGS([bias], max_iter=100, line_search_fn="strong_wolfe")
+
+        def evaluate(bias: Tensor = bias, descent: torch.optim.LBFGS = descent) -> Tensor:
+            descent.zero_grad()
+            value = loss(bias)
+            value.backward()
+            return value
+
+        descent.step(evaluate)
+        found.append(float(loss(bias).detach()))
+    return classes.within + min(found)

@@ -1,10 +1,12 @@
-"""How much of the variance lies between a partition's classes: the ceiling of a code that is constant on them."""
+"""How a toy's activations lie in the classes of a partition, and so what a code that is constant on them explains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sae_sweep.schema import PARTITIONS
 from sae_sweep.toys.stream import EvaluationInputs
@@ -13,11 +15,27 @@ from sae_sweep.toys.stream import EvaluationInputs
 INPUTS_PER_CLASS = 100
 
 
-@torch.no_grad()
-def between_classes(inputs: EvaluationInputs, names: Sequence[str] = PARTITIONS) -> dict[str, float | None]:
-    """R² = Σ P(class)·‖E[x | class] - E x‖² / E‖x - E x‖² of each partition, under the weights of `inputs`.
+@dataclass(frozen=True)
+class Classes:
+    """The mean activation of each class [classes, d] around the mean of all, its chance [classes], both float64, and
+    `within`: E‖x − mean of its class‖²."""
 
-    None where the inputs are a sample too small for the partition's classes. The toy must have cells.
+    means: Tensor
+    chance: Tensor
+    within: float
+
+    @property
+    def r2(self) -> float:
+        """The share of the variance that lies between classes: Σ P(class)·‖E[x | class] − E x‖² / E‖x − E x‖²."""
+        between = float(self.chance @ self.means.square().sum(1))
+        return between / (between + self.within)
+
+
+@torch.no_grad()
+def classes_of(inputs: EvaluationInputs, names: Sequence[str] = PARTITIONS) -> dict[str, Classes | None]:
+    """The classes of each partition under the weights of `inputs`, whose toy must have cells.
+
+    None where the inputs are a sample too small for the partition's classes.
     """
     cells, d = inputs.cells, len(inputs.mean)
     assert cells is not None
@@ -29,17 +47,19 @@ def between_classes(inputs: EvaluationInputs, names: Sequence[str] = PARTITIONS)
         sums.index_add_(0, cell, x * weight[:, None])
         mass.index_add_(0, cell, weight)
         square += float(weight @ x.square().sum(1))
-    centre = sums.sum(0) / mass.sum()
-    variance = square - float(mass.sum() * (centre @ centre))
-    shares: dict[str, float | None] = {}
+    total = mass.sum()
+    centre = sums.sum(0) / total
+    variance = square / float(total) - float(centre @ centre)
+    found: dict[str, Classes | None] = {}
     for name in names:
-        classes = cells.partition(name)
-        if not inputs.exact and classes.count * INPUTS_PER_CLASS > inputs.count:
-            shares[name] = None
+        partition = cells.partition(name)
+        if not inputs.exact and partition.count * INPUTS_PER_CLASS > inputs.count:
+            found[name] = None
             continue
-        of_cell = torch.as_tensor(classes.of_cell)
-        totals = torch.zeros(classes.count, d, dtype=torch.float64).index_add_(0, of_cell, sums)
-        chance = torch.zeros(classes.count, dtype=torch.float64).index_add_(0, of_cell, mass)
-        means = totals / chance.clamp_min(1e-300)[:, None]
-        shares[name] = float(chance @ (means - centre).square().sum(1)) / variance
-    return shares
+        of_cell = torch.as_tensor(partition.of_cell)
+        totals = torch.zeros(partition.count, d, dtype=torch.float64).index_add_(0, of_cell, sums)
+        chance = torch.zeros(partition.count, dtype=torch.float64).index_add_(0, of_cell, mass)
+        means = (totals / chance.clamp_min(1e-300)[:, None] - centre) * (chance > 0)[:, None]
+        chance = chance / total
+        found[name] = Classes(means, chance, variance - float(chance @ means.square().sum(1)))
+    return found
