@@ -99,6 +99,25 @@ def test_only_dense_latents_are_folded():
     assert table.top_cell.tolist() == [0, 1, 2, 4]
 
 
+def test_dense_is_what_fires_on_more_weight_not_more_mass_than_the_fold_allows():
+    norms = np.array([[0.1, 9], [0.1, 0], [0.1, 9]], np.float32)
+    cell, weight = np.array([1, 2, 4]), np.array([0.25, 0.25, 0.5])
+    table = count(norms, cell, weight, fold=Fold(0.75, np.zeros(CELLS, np.int64)))
+    # The second fires on just 0.75, with a mass of 6.75.
+    assert list(zip(table.latent, table.cell, strict=True)) == [(0, 0), (1, 1), (1, 4)]
+
+
+def test_rows_are_merged_once_they_have_grown(monkeypatch):
+    monkeypatch.setattr(firing, "ROWS_HELD", 4)
+    counter = FiringCounter(2, CELLS, CUT)
+    for _ in range(50):
+        counter.add(torch.ones(2, 2), np.array([0, 1]), np.ones(2))
+        held = [sum(len(piece[0]) for piece in rows._pieces) for rows in (counter._pairs, counter._tops)]
+        # Four and two rows a batch, on top of those merged before: one batch more than twice as many, at most.
+        assert held[0] <= 12 and held[1] <= 6
+    assert counter.table.count.tolist() == [50] * 4
+
+
 def test_fold_keeps_maximum_and_copies():
     planted = Planted(5, 3)
     cells, fold = planted.cells, fold_dense(planted.cells, planted.chance, 0.8)

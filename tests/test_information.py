@@ -192,6 +192,12 @@ def test_cofiring_against_independence(codes: list[list[int]], expected: float |
     assert cofiring(counter.table) == (None if expected is None else pytest.approx(expected))
 
 
+def test_a_latent_at_the_cut_does_not_fire_beside_another() -> None:
+    counter = FiringCounter(2, 1, 0.5)
+    counter.add(torch.tensor([[0.5, 1], [1, 0], [1, 1]]), np.zeros(3, np.int64), np.full(3, 1 / 3))
+    assert counter.table.together == pytest.approx(2 / 3)
+
+
 def test_cofiring_is_weighted() -> None:
     counter = FiringCounter(2, 1, 0.01)
     counter.add(torch.tensor([[1.0, 1], [1, 0], [0, 1]]), np.zeros(3, np.int64), np.array([0.5, 0.25, 0.25]))

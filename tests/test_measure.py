@@ -140,7 +140,7 @@ def test_dead_latents_have_no_name():
     table = found(sae).latents
     assert not table["live"][2]
     assert table.loc[2, ["owner", "purity", "label", "label_class", "f1"]].isna().all()
-    assert table["owner"].isna().sum() == 1
+    assert table["owner"].isna().sum() == 1 and table["owner"].dtype == "Int64"
 
 
 def test_diverged_sae_is_measured_as_nan():

@@ -13,7 +13,17 @@ from commandline import call
 from scipy.optimize import minimize
 
 from sae_sweep.measures import measure
-from sae_sweep.measures.probing import Concept, absorption, balanced_regression, f1, probe, probing, splits
+from sae_sweep.measures.probing import (
+    Concept,
+    absorption,
+    balanced_regression,
+    f1,
+    linear_probe,
+    probe,
+    probing,
+    splits,
+)
+from sae_sweep.toys import stream
 
 N = 4_000
 PARENTS, MODIFIERS = 3, 2
@@ -109,6 +119,41 @@ def test_absorption_by_hand() -> None:
     assert absorption(codes[:1], cosine, projection[:1], [0, 1])[0].tolist() == [False]
 
 
+def test_absorption_at_its_thresholds() -> None:
+    """A cosine of just 0.025 and a share of just 0.4 are enough, and so is a projection of 0; M = P leaves nothing."""
+    cosine = torch.tensor([1.0, 0.025, 0.1])
+    codes = torch.tensor([[0, 16.0, 0], [0, 15.9, 0], [0, 16, 0], [0, 0, 5], [1, 0, 5], [0.5, 0, 4]])
+    projection = torch.tensor([1.0, 1, 0, 1, 1, 1])
+    full, fraction = absorption(codes, cosine, projection, [0])
+    assert full.tolist() == [True, False, True, True, False, False]
+    # A of the absorbers is 0.5 of P where M is 0, and where M is P; in the end 0.4, with u = min(0.4, 0.5).
+    assert fraction.tolist() == pytest.approx([0, 0, 0, 1, 0, 0.4 / 0.9])
+
+
+@pytest.mark.parametrize(("decay", "l1"), [(0.0, 0.0), (0.05, 0.02)])
+def test_a_linear_probe_is_the_minimum_of_its_loss(decay: float, l1: float) -> None:
+    """Concepts of unlike frequency, each told a little by one of two inputs; found by a general method as well."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4_096, 2)).round(2)
+    # So little that the few steps lead all the way.
+    has = x + rng.normal(size=x.shape) * 8 > np.array([1, 6])
+    arguments = torch.from_numpy(x).float(), torch.from_numpy(has), decay, l1
+    weight, bias = linear_probe(lambda rows: rows, 2, *arguments)
+    again = linear_probe(lambda rows: rows, 2, *arguments)
+    assert torch.equal(weight, again[0]) and torch.equal(bias, again[1])
+    for i in range(2):
+        positive = (~has[:, i]).sum() / has[:, i].sum()
+
+        def loss(theta: np.ndarray, i: int = i, positive: float = positive) -> float:
+            score = x @ theta[:2] + theta[2]
+            each = np.where(has[:, i], positive * np.logaddexp(0, -score), np.logaddexp(0, score))
+            # The losses of both concepts are one mean.
+            return float(each.mean() / 2 + decay / 2 * theta @ theta + l1 / 2 * np.abs(theta[:2]).sum())
+
+        other = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-12}).x
+        assert [*weight[i].tolist(), float(bias[i])] == pytest.approx(other, abs=0.03)
+
+
 def test_no_more_than_three_absorb() -> None:
     cosine = torch.tensor([1.0, 0.5, 0.5, 0.5, 0.5])
     _, fraction = absorption(torch.tensor([[0.5, 0.2, 0.4, 0.4, 0.4]]), cosine, torch.tensor([2.0]), [0])
@@ -168,6 +213,31 @@ def test_nothing_to_probe_is_null(case: Case) -> None:
     assert probing(lambda rows: rows, torch.eye(4), torch.randn(2_000, 4, generator=GENERATOR), has) == nothing
 
 
+def test_a_concept_is_probed_where_five_inputs_of_either_part_have_it_and_five_have_not() -> None:
+    """Of 50 inputs the first 40 are trained on; of these and of the other ten so many have each concept."""
+    counts = [(5, 5), (4, 5), (5, 4), (35, 5), (36, 5), (35, 6), (20, 5)]
+    has = torch.zeros(50, len(counts), dtype=torch.bool)
+    for i, (trained, held_out) in enumerate(counts):
+        has[:trained, i], has[40 : 40 + held_out, i] = True, True
+    found = [len(probe(lambda rows: rows, torch.eye(1), column.float(), column)) for column in has.split(1, dim=1)]
+    assert found == [1, 0, 0, 1, 0, 0, 1]
+
+
+def test_a_probe_is_scored_on_inputs_that_it_was_not_trained_on() -> None:
+    """What tells the concept among the first 80 of 100 inputs says the opposite of the others."""
+    has = torch.arange(100)[:, None] % 2 == 0
+    x = torch.where(has, 1.0, -1.0) * torch.where(torch.arange(100) < 80, 1.0, -1.0)[:, None]
+    (concept,) = probe(lambda rows: rows, torch.eye(1), x, has)
+    assert concept.probe_f1 == 0
+
+
+@pytest.fixture
+def few_inputs_for_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million inputs for a toy's mean and scale are more than a command needs here."""
+    monkeypatch.setattr(stream, "CONSTANTS_INPUTS", 1 << 14)
+
+
+@pytest.mark.usefixtures("few_inputs_for_constants")
 @pytest.mark.parametrize("toy", ["parents", "independent"])
 def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "INPUTS", 3_000)
@@ -189,6 +259,7 @@ def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monke
     assert call("run", "--json", *words, "evaluation.probing=maybe").code == 2
 
 
+@pytest.mark.usefixtures("few_inputs_for_constants")
 @pytest.mark.parametrize("asked", ["priors", "structure"])
 def test_priors_and_structure_are_asked_for_too(asked: str, tmp_path: Path) -> None:
     words = ["toy=parents", "toy.features=4", "toy.d_model=8", "sae.width=12", "sae.init=oracle", "sae.partition=mq"]

@@ -33,13 +33,13 @@ class Case:
         self.z = torch.relu(torch.randn(len(raw), 7, generator=generator))
         self.decoder = torch.randn(7, raw.shape[1], generator=generator)
 
-    def measure(self, x_hat, z=None, batches=1):
+    def measure(self, x_hat, z=None, batches=1, truth=None):
         z = self.z if z is None else z
         norms = z * self.decoder.norm(dim=1)
         found = Reconstruction(self.model, self.site, self.mean, SCALE, lambda norms: norms.sum(1))
         for rows in torch.arange(len(self.x)).tensor_split(batches):
             parts = (part[rows] for part in (self.x, (z != 0).sum(1), norms, x_hat, self.maximum, self.weight))
-            found.add(*parts)
+            found.add(*parts, truth=None if truth is None else truth[rows])
         return found
 
 
@@ -142,3 +142,30 @@ def test_what_does_not_vary_has_no_share_of_variance_explained():
     found = case.measure(torch.ones_like(case.x)).metrics
     assert all(math.isnan(found[name]) for name in ("fvu", "fvu_above_ceiling", "shrinkage"))
     assert found["squared_error"] == pytest.approx(case.x.shape[1])
+
+
+def test_shares_do_not_depend_on_the_scale():
+    case = Case("pre_unembed")
+    x_hat = case.z @ case.decoder
+    expected = case.measure(x_hat).metrics
+    case.x = case.x * 1e-3
+    found = case.measure(x_hat * 1e-3).metrics
+    for name in ("fvu", "fvu_above_ceiling", "shrinkage"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_the_toy_is_to_predict_may_be_another_token_or_a_distribution(soft):
+    case = Case("pre_unembed")
+    truth = (case.maximum + 1) % 5
+    expected = truth
+    if soft:
+        truth = expected = F.one_hot(truth, 5).double() * 0.7 + 0.3 / 5
+    found = case.measure(case.z @ case.decoder, truth=truth).metrics
+    acts = case.x, case.z @ case.decoder, -case.mean.expand_as(case.x) * SCALE
+    original, reconstructed, zero = (
+        float(case.weight @ F.cross_entropy(case.model.logits(x / SCALE + case.mean, case.site).double(), expected,
+                                            reduction="none"))
+        for x in acts
+    )  # fmt: skip
+    assert found["loss_recovered"] == pytest.approx((reconstructed - zero) / (original - zero), rel=1e-4)

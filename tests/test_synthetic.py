@@ -28,7 +28,7 @@ from sae_sweep.schema import (
     toy_id,
 )
 from sae_sweep.sweep.grid import toy_classes
-from sae_sweep.toys import model
+from sae_sweep.toys import model, stream
 from sae_sweep.toys.stream import EvaluationInputs, Stream, feature_means
 from sae_sweep.toys.synthetic import QUANTILES, Synthetic
 
@@ -183,7 +183,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_runs_from_command_to_table(kind: str, root: Path) -> None:
+def test_each_kind_runs_from_command_to_table(kind: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A million inputs for mean and scale are more than this needs.
+    monkeypatch.setattr(stream, "CONSTANTS_INPUTS", 1 << 14)
     words = [f"toy={kind}", "toy.features=5", "toy.d_model=4", "sae.init=kmeans,oracle"]
     words += ["penalty.coefficient=0.1", "training.steps=30", "training.batch_size=64", "evaluation.inputs=3000"]
     words += [f"output_dir={root}", f"name={kind}", "logger=none"]

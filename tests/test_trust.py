@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from commandline import SEVERAL, TINY, assert_same_tables, call, fresh
+from commandline import TINY, assert_same_tables, call, fresh
 from faults import identities, intact
 
 from sae_sweep import config, sealed
@@ -107,6 +107,8 @@ def plant(root: Path, name: str, content: bytes) -> None:
         place.write_bytes(content)
 
 
+# Read as text, some of it as YAML. In the place of the others YAML is as foreign as a pickle.
+TEXTS = (sealed.RECORD, "config.yaml", "cfg.json", "sweep.yaml", "points.txt")
 POINT_FILES = ("config.yaml", "sae_weights.safetensors", "cfg.json", "latents.parquet", "toy.safetensors")
 SWEEP_FILES = ("sweep.yaml", "points.txt", "results.parquet", "untrained.parquet")
 
@@ -120,7 +122,7 @@ def test_a_strangers_store_runs_no_code(name: str, honest: Path, tmp_path: Path)
     pickle.loads(pickle.dumps(Trap(loaded)))
     assert loaded.exists()  # the trap works
     yaml_trap = f"schema: 1\nevil: !!python/object/apply:os.mkdir ['{marker}']\n".encode()
-    for content in (trap, sealed.seal(yaml_trap) if name == "sweep.yaml" else yaml_trap):
+    for content in (trap, sealed.seal(yaml_trap) if name == "sweep.yaml" else yaml_trap)[: 1 + (name in TEXTS)]:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(honest, root)
         plant(root, name, content)
@@ -157,7 +159,7 @@ def test_no_record_log_or_message_holds_a_secret(tmp_path: Path) -> None:
         "MY_PASSWORD": "planted-password-0123456789",
         "GIT_ASKPASS": "/planted/askpass-0123456789",
     }
-    words = [word for word in SEVERAL if word != "logger=none"] + ["logger.mode=offline"]
+    words = [word for word in FOUR if word != "logger=none"] + ["logger.mode=offline"]
     end = fresh("run", "--json", *words, cwd=tmp_path, env=planted)
     assert end.code == 0, end.err
     fresh("doctor", cwd=tmp_path, env=planted)
