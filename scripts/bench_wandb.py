@@ -37,7 +37,7 @@ from wandb_server import KEY, serving
 from sae_sweep.reports.wandb import WandbLog
 from sae_sweep.schema import Penalty, Point
 
-MODES = ("none", "offline", "online", "answers 500", "answers 429", "hangs", "no server")
+MODES = ("none", "offline", "online", "online, 50 ms away", "answers 500", "answers 429", "hangs", "no server")
 
 
 @contextmanager
@@ -67,6 +67,8 @@ def _serve(there: Connection, mode: str) -> None:
         if mode.startswith("answers"):
             # Runs begin; whatever they then send is refused.
             found.fails, found.status = "file_stream CreateArtifact CreateRunFiles", int(mode.split()[1])
+        if mode.endswith("away"):
+            found.delay = 0.05
         if mode == "hangs":
             found.hangs = "file_stream"
         there.send(found.url)

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,6 +124,36 @@ def test_a_server_that_always_refuses_is_one_note_and_an_offline_log(
     assert {point.id for point in points()[:3]} < logs(tmp_path / "outputs/sweeps/s").keys()
 
 
+def test_several_runs_are_sent_at_a_time(server: Server, log_points: Callable[..., list[str]]) -> None:
+    """The server answers nobody before a second run has begun."""
+    server.hangs = "file_stream"
+    notes: list[str] = []
+    logging = threading.Thread(target=lambda: notes.extend(log_points()))
+    logging.start()
+    deadline = time.monotonic() + 60
+    while len(server.runs()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.released.set()
+    logging.join()
+    assert notes == []
+    assert {point.id for point in points()[:3]} < server.runs().keys()
+
+
+def test_a_run_that_is_refused_among_others_is_logged_offline(
+    server: Server, log_points: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    server.refused = points()[3].id
+    (note,) = log_points(12, timeout=2.0)
+    assert note.startswith("W&B: logging online failed, going on offline")
+    found = logs(tmp_path / "outputs/sweeps/s")  # each once
+    offline = {id for id, log in found.items() if "offline-run" in str(log.path)}
+    assert server.refused in offline and points()[0].id not in offline
+    assert {point.id for point in points()} < found.keys()
+    ledger = [path.name.partition(".")[0] for path in (tmp_path / "outputs/sweeps/s/wandb/logged").iterdir()]
+    assert sorted(ledger) == sorted(found)
+
+
 def test_a_wrong_key_is_one_note_and_an_offline_log(
     server: Server, log_points: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +238,7 @@ def test_views_draw_what_runs_log() -> None:
         "fvu",
         "owned_maxes",
         "splits_per_max",
+        "distinct_splits_per_max",
         "duplicates_per_max",
     ]
     spec = json.loads(json.dumps(main._spec["spec"]))["section"]

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ class Server(ThreadingHTTPServer):
 
     told: (what, content) so far, where `what` is the name of a GraphQL operation, `file_stream`, or `PUT`.
     fails: what is answered with `status`, the first `times` times; hangs: what is not answered.
+    delay: seconds that an answer takes. refused: the id of a run that is not taken.
     views: saved views by name; files: what was uploaded, by the end of its path.
     """
 
@@ -32,7 +34,8 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.told: list[tuple[str, dict]] = []
         self.fails, self.status, self.times = "", 400, 10**9
-        self.hangs = ""
+        self.hangs = self.refused = ""
+        self.delay = 0.0
         self.released = threading.Event()
         self.views: dict[str, dict] = {}
         self.files: dict[str, bytes] = {}
@@ -100,12 +103,15 @@ class Answer(BaseHTTPRequestHandler):
     def answer(self, what: str, content: dict, reply: dict) -> None:
         server = self.server
         server.told.append((what, content))
+        time.sleep(server.delay)
         if what == server.hangs:
             server.released.wait()
         status = 200
         if what in server.fails.split() and server.times > 0:
             server.times -= 1
             status, reply = server.status, {"errors": [{"message": "as asked"}]}
+        elif content.get("name") and content["name"] == server.refused:
+            status, reply = 400, {"errors": [{"message": "not this one"}]}
         elif what != "PUT" and not self.knows_the_key():
             status, reply = 401, {"errors": [{"message": "user is not logged in"}]}
         body = json.dumps(reply).encode()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sae_sweep.columns import LABELS, SETTINGS, is_seed, is_setting
+from sae_sweep.columns import LABELS, SETTINGS, is_seed, is_setting, shuffled
 from sae_sweep.reports.results_table import coefficient, penalty_name
 from sae_sweep.reports.wandb_charts import NAMED
 
@@ -37,7 +37,16 @@ KINDS = {
 }
 # A phase: which maxima most latents of a setting stand for. See `phases`.
 PHASES = ("found", "absorbed", "duplicated", "split", "mixed", "unnamed")
-_HOVERED = ["splits_per_max", "duplicates_per_max", "owned_maxes", "live_latents"]
+_HOVERED = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes", "live_latents"]
+# What structure in split latents is looked for by: a column `structure_…`, and how a figure calls it.
+STRUCTURES = {
+    "parent": "parent, share of variance",
+    "modifier": "modifier, share of variance",
+    "interaction": "neither, share of variance",
+    "cosine": "modifier's direction under two parents, cosine",
+    "semi_nmf": "semi-NMF, variance explained",
+    "meta_sae": "meta-SAE, variance explained",
+}
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -80,10 +89,13 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def split_counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting: the means over seeds of splits, duplicates (per maximum) and owned maxes, and `seeds`."""
+    """A row per setting: the means over seeds of splits (all, distinct, and with labels shuffled) and duplicates per
+    maximum and of owned maxes, and `seeds`."""
     groups = named(frame.dropna(subset=["splits_per_max"])).groupby(NAMES, dropna=False, sort=False)
     return groups.agg(
-        seeds=("l0", "size"), coefficient=("coefficient", "first"), **{name: (name, "mean") for name in _HOVERED}
+        seeds=("l0", "size"),
+        coefficient=("coefficient", "first"),
+        **{name: (name, "mean") for name in (*_HOVERED, shuffled("splits_per_max"))},
     ).reset_index()
 
 
@@ -175,6 +187,19 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
         .reset_index()
         .dropna(subset=["told"])
     )
+
+
+def structure(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per width, start, `part` of STRUCTURES and `state` ("found", or "permuted", its null): the mean over
+    points, `value`, with `value_low` and `value_high`; empty where it was not measured."""
+    parts = [
+        named(frame).assign(value=frame[column].astype(float), part=part, state=state)
+        for part, name in ((words, f"structure_{key}") for key, words in STRUCTURES.items())
+        for state, column in (("found", name), ("permuted", shuffled(name)))
+    ]
+    whole = pd.concat(parts, ignore_index=True).dropna(subset=["value"])
+    groups = whole.groupby(["given", "start", "width", "part", "state"], dropna=False, sort=False)["value"]
+    return groups.agg(points="size", value="mean", value_low="min", value_high="max").reset_index()
 
 
 def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:

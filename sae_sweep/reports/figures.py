@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sae_sweep.reports.figure_data import FACTORS, KINDS, NAMES, PHASES
+from sae_sweep.reports.figure_data import FACTORS, KINDS, NAMES, PHASES, STRUCTURES
 from sae_sweep.reports.figure_style import (
     COLOURS,
     DASHES,
@@ -38,6 +38,7 @@ from sae_sweep.reports.figure_style import (
 )
 
 MOST_LINES = 48
+_COUNTS = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes"]
 
 
 def front(data: pd.DataFrame) -> go.Figure:
@@ -61,9 +62,10 @@ def front(data: pd.DataFrame) -> go.Figure:
                 y=points["fvu"],
                 error_x=_range(points, "l0"),
                 error_y=_range(points, "fvu"),
-                customdata=points[["said", "splits_per_max", "duplicates_per_max", "owned_maxes"]],
-                hovertemplate="%{customdata[0]}<br>L0 %{x:.3g} · FVU %{y:.3g}<br>splits per max %{customdata[1]:.2f} · "
-                "duplicates %{customdata[2]:.2f} · owned %{customdata[3]:.3g}<extra></extra>",
+                customdata=points[["said", *_COUNTS]],
+                hovertemplate="%{customdata[0]}<br>L0 %{x:.3g} · FVU %{y:.3g}<br>splits per max %{customdata[1]:.2f}, "
+                "distinct %{customdata[2]:.2f}<br>duplicates %{customdata[3]:.2f} · owned %{customdata[4]:.3g}"
+                "<extra></extra>",
                 mode="lines+markers",
                 line={**look, "width": 1.5},
                 marker={
@@ -96,27 +98,36 @@ def front(data: pd.DataFrame) -> go.Figure:
 
 
 def split_counts(data: pd.DataFrame) -> go.Figure:
-    """Splits per maximum as a heatmap: a row per start and width, a column per penalty and coefficient."""
+    """Splits per maximum as a heatmap: a row per start and width, a column per penalty and coefficient.
+
+    Those of one class counted once are there too, hidden.
+    """
     grid = Grid(data)
     hover = [
         f"{row.start} start, width {row.width}, {row.penalty_name} {row.setting}<br>splits per max "
-        f"{row.splits_per_max:.2f} · duplicates {row.duplicates_per_max:.2f} · owned maxes {row.owned_maxes:.3g}"
+        f"{row.splits_per_max:.2f}, distinct {row.distinct_splits_per_max:.2f} (labels shuffled "
+        f"{row.shuffled_splits_per_max:.2f})<br>duplicates {row.duplicates_per_max:.2f} · owned maxes "
+        f"{row.owned_maxes:.3g}"
         for row in data.itertuples()
     ]
-    figure = go.Figure(
-        go.Heatmap(
-            x=grid.x,
-            y=grid.y,
-            z=grid.values(data["splits_per_max"].astype(float)),
-            text=grid.values(pd.Series(hover, data.index)),
-            hovertemplate="%{text}<extra></extra>",
-            colorscale="Cividis",
-            zmin=0,
-            xgap=1,
-            ygap=1,
-            colorbar=colour_bar("splits<br>per max"),
+    figure = go.Figure()
+    for name, counted in (("splits_per_max", "all split latents"), ("distinct_splits_per_max", "distinct ones")):
+        figure.add_trace(
+            go.Heatmap(
+                x=grid.x,
+                y=grid.y,
+                z=grid.values(data[name].astype(float)),
+                text=grid.values(pd.Series(hover, data.index)),
+                hovertemplate="%{text}<extra></extra>",
+                colorscale="Cividis",
+                zmin=0,
+                xgap=1,
+                ygap=1,
+                colorbar=colour_bar("splits<br>per max"),
+                visible=name == "splits_per_max",
+                meta={"count": counted},
+            )
         )
-    )
     return grid.finished(figure, "Split latents per maximum")
 
 
@@ -223,12 +234,7 @@ def information(data: pd.DataFrame) -> go.Figure:
                 go.Scatter(
                     x=rows["told"],
                     y=blocks(rows),
-                    error_x={
-                        "array": rows["told_high"] - rows["told"],
-                        "arrayminus": rows["told"] - rows["told_low"],
-                        "thickness": 1,
-                        "width": 3,
-                    },
+                    error_x=_range(rows, "told"),
                     mode="markers",
                     orientation="h",
                     offsetgroup=factor,
@@ -243,6 +249,36 @@ def information(data: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="share of the factor's entropy", tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category")
     return finished(figure, "Which factor the top latent tells", height(2 * data.groupby(["start", "width"]).ngroups))
+
+
+def structure(data: pd.DataFrame) -> go.Figure:
+    """What split latents are made of, by every measure of it, each beside its null; bars span the points."""
+    figure = go.Figure()
+    for i, part in enumerate(STRUCTURES.values()):
+        for state, rows in data[data["part"] == part].groupby("state", sort=False):
+            null = "" if state == "found" else "-open"
+            figure.add_trace(
+                go.Scatter(
+                    x=rows["value"],
+                    y=blocks(rows),
+                    error_x=_range(rows, "value"),
+                    mode="markers",
+                    orientation="h",
+                    offsetgroup=part,
+                    marker={"color": colour(i), "size": 9, "symbol": SYMBOLS[i] + null},
+                    name="null (hollow)" if null else part,
+                    legendgroup="null" if null else part,
+                    showlegend=not null or i == 0,
+                    customdata=rows["points"],
+                    hovertemplate=f"%{{y}}<br>{part}: %{{x:.2f}}{', permuted' if null else ''}<br>mean of "
+                    "%{customdata} points<extra></extra>",
+                )
+            )
+    figure.update_layout(scattermode="group", scattergap=0.4)
+    figure.update_xaxes(title="share of variance, or cosine")
+    figure.update_yaxes(autorange="reversed", type="category")
+    settings = data.groupby(["given", "start", "width"], dropna=False).ngroups
+    return finished(figure, "What split latents are made of", height(3 * settings))
 
 
 def curves(data: pd.DataFrame) -> go.Figure:

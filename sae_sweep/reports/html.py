@@ -68,6 +68,15 @@ SECTIONS = (
         "permutation would show. Bars span the points; hollow marks are the untrained starts.",
     ),
     (
+        "structure",
+        "Structure",
+        "What split latents are made of",
+        "Of what the split latents of most frequent kind add: the shares of variance that the parent explains, the "
+        "modifier beyond it, and neither; whether a modifier points the same way under two parents; what semi-NMF and "
+        "a meta-SAE explain. Bars span the points; hollow marks are nulls: the same with modifiers, parents or entries "
+        "permuted.",
+    ),
+    (
         "phases",
         "Phases",
         "Phase diagram",
@@ -89,11 +98,13 @@ SECTIONS = (
 _SHOWN_IN = {
     "splits_": "split_counts",
     "split_": "distribution",
+    "distinct_": "split_counts",
     "duplicates_": "split_counts",
     "label_": "labels",
     "info_": "information",
     "unique_": "information",
     "gradient_": "curves",
+    "structure_": "structure",
     **dict.fromkeys(("fvu", "l0", "on_", "owned_", "live_"), "front"),
 }
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}
@@ -135,7 +146,7 @@ def page(
         context=_shared(frame),
         failures=[(id, str(failure.get("reason", "no reason was noted"))) for id, failure in failures.items()],
         verdicts=[_verdict(*pair) for pair in zip(info.get("claims") or [], verdicts, strict=True)],
-        sections=[_section(section, data, drawn, folder) for section in SECTIONS],
+        sections=[_section(section, data, drawn, folder) for section in SECTIONS if section[0] in data],
         warnings=[*unmoved(frame), *(line.warning for line in lines if line.warning)],
         chosen=[line.sentence for line in lines],
         browsed=[card["words"] for card in browsed],
@@ -212,7 +223,14 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
     }
 
 
-COLUMNS = ("setting", "penalty", "coefficient", "seeds", "L0", "FVU", "owned", "splits", "duplicates", "dead")
+COUNTS = {
+    "owned": "owned_maxes",
+    "splits": "splits_per_max",
+    "distinct": "distinct_splits_per_max",
+    "duplicates": "duplicates_per_max",
+    "dead": "dead_latents",
+}
+COLUMNS = ("setting", "penalty", "coefficient", "seeds", "L0", "FVU", *COUNTS)
 
 
 def _results(frame: pd.DataFrame) -> tuple[list[list[str]], int]:
@@ -223,8 +241,7 @@ def _results(frame: pd.DataFrame) -> tuple[list[list[str]], int]:
     rows = []
     for _, row in chosen.head(MOST_ROWS).iterrows():
         where = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys)])
-        numbers = ("owned_maxes", "splits_per_max", "duplicates_per_max", "dead_latents")
-        cells = [f"{row['l0']:.2f}", f"{row['fvu']:.4f}", *(number(row[name]) for name in numbers)]
+        cells = [f"{row['l0']:.2f}", f"{row['fvu']:.4f}", *(number(row[name]) for name in COUNTS.values())]
         rows.append([where, penalty_name(row), coefficient(row), str(row["n"]), *cells])
     return rows, len(chosen) - len(rows)
 

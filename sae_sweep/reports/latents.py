@@ -152,6 +152,7 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
         "killed_features": ("killed", str),
         "owned_maxes": ("owned maxes", str),
         "splits_per_max": ("splits per max", "{:.2f}".format),
+        "distinct_splits_per_max": ("distinct", "{:.2f}".format),
         "duplicates_per_max": ("duplicates per max", "{:.2f}".format),
     }
     given = ((name, show, metrics.get(key)) for key, (name, show) in shown.items())

@@ -53,15 +53,17 @@ def check(results: pd.DataFrame, latents: Sequence[str], images: bool) -> list[s
 
 
 def tables(look: Look) -> dict[str, pd.DataFrame]:
-    """The table behind each figure, by name."""
+    """The table behind each figure, by name; that of structure only where it was measured."""
     per_max = {id: record["per_max"] for id, record in look.records.items() if record.get("per_max")}
     curves = {id: record.get("curve") or () for id, record in look.records.items()}
+    structure = figure_data.structure(look.results)
     return {
         "front": figure_data.front(look.results),
         "split_counts": figure_data.split_counts(look.results),
         "distribution": figure_data.distribution(look.results, per_max),
         "labels": figure_data.labels(look.results, look.untrained),
         "information": figure_data.information(look.results, look.untrained),
+        **({"structure": structure} if len(structure) else {}),
         "phases": figure_data.phases(look.results, _costs(look)),
         "curves": figure_data.curves(look.results, curves),
     }

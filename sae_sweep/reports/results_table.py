@@ -119,8 +119,9 @@ def _columns(
     ]
     if frame["owned_maxes"].notna().any():
         found.append(_Column(f"owned\n{of}", _cell("owned_maxes", count, spread)))
-        found.append(_Column("splits\nper max", _cell("splits_per_max", _two, spread)))
-        found.append(_Column("dupl.\nper max", _cell("duplicates_per_max", _two, spread)))
+        found.append(_Column("splits\n/ max", _cell("splits_per_max", _two, spread)))
+        found.append(_Column("dis-\ntinct", _cell("distinct_splits_per_max", _two, spread)))
+        found.append(_Column("dupl.\n/ max", _cell("duplicates_per_max", _two, spread)))
     else:
         found.append(_Column(f"found\n{of}", _cell("found_features", count, spread)))
     if frame["mcc"].notna().any():

@@ -92,7 +92,8 @@ def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[R
     note = (
         "Each row at the coefficient (or k) of the lowest FVU × max(L0, 1), "
         f"{seeds_note(representatives(frame)['n'])}. Splits: live latents labelled finer than their max; "
-        "duplicates: further latents for a whole max; oracle gap: loss above the best oracle start's."
+        "distinct: those of one class counted once; dupl.: further latents for a whole max; oracle gap: loss above the "
+        "best oracle start's."
     )
     return [_heading("Results by width, start and penalty"), results_table(frame, untrained, width), Text(note, "dim")]
 

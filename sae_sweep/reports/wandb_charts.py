@@ -24,7 +24,8 @@ NAMED = frozenset(
         *("toy.d_vocab", "toy.k", *COLUMN_OF),
     )
 )
-DRAWN = ("l0", "fvu", "splits_per_max", "duplicates_per_max", "owned_maxes", *(f"label_{label}" for label in LABELS))
+_COUNTS = ("splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes")
+DRAWN = ("l0", "fvu", *_COUNTS, *(f"label_{label}" for label in LABELS))
 MAX_BARS = 40
 
 
@@ -48,7 +49,7 @@ class BarChart:
 
 
 def sweep_charts(frame: pd.DataFrame) -> Iterator[LineChart | BarChart]:
-    """Charts of a results table (a row per point, the columns of the results table), five per width.
+    """Charts of a results table (a row per point, the columns of the results table), six per width.
 
     A chart without a single finite value is left out.
     """
@@ -69,6 +70,8 @@ def _width_charts(width: int, means: pd.DataFrame) -> Iterator[LineChart | BarCh
     yield LineChart(f"front_{end}", title, against, {line: points for line, points in fronts.items() if points})
     title = f"Split latents per maximum (vertical) against L0, width {width}"
     yield LineChart(f"splits_{end}", title, against, _lines(means, "l0", "splits_per_max"))
+    title = f"Distinct splits per maximum (vertical) against L0, width {width}"
+    yield LineChart(f"distinct_{end}", title, against, _lines(means, "l0", "distinct_splits_per_max"))
     title = f"Duplicate latents per maximum (vertical) against L0, width {width}"
     yield LineChart(f"duplicates_{end}", title, against, _lines(means, "l0", "duplicates_per_max"))
     owned = means.groupby("line", sort=False)["owned_maxes"].max().dropna()

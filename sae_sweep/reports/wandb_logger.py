@@ -6,7 +6,8 @@ It reads runs from its standard input, a line of JSON each, `null` after the las
 trains is gone, and so is this one at once.
 
 It has the priority of any process, so that nobody waits for it long, but as long as training may go on it rests after
-each run. To lower its priority instead would be for good: only root may raise it again.
+each run. To lower its priority instead would be for good: only root may raise it again. Once nothing more is to come,
+what is left goes to a server several runs at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from sae_sweep.reports.wandb_client import Run, own_environment, set_up, write
 # While training may go on: seconds of rest for each that a run took of the processor, and at most, since the first run
 # takes what is loaded for it.
 REST, LONGEST_REST = 100, 3.0
+# Runs sent at a time: a run waits for the server most of its time.
+LANES = 8
 
 
 class Logger:
@@ -48,6 +52,8 @@ class Logger:
         self._mode, self._asked, self._timeout = mode, asked, timeout
         self._runs: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         self._hurry = threading.Event()
+        # Of `_earlier`, what was not removed yet.
+        self._replaced: dict[str, list[Path]] = {}
 
     def receive(self) -> None:
         """Take the runs as they come; after the last there is nothing any more to rest for."""
@@ -76,29 +82,55 @@ class Logger:
             note(f"W&B: no longer logging, training goes on; running the sweep again logs it ({_one_line(problem)})")
 
     def _drain(self, wandb: Any) -> None:
-        earlier = self._earlier()
+        self._replaced = self._earlier()
         while (run := self._runs.get()) is not None:
+            if self._hurry.is_set():
+                self._write(wandb, [run, *iter(self._runs.get, None)])
+                break
             began = time.process_time()
-            _remove(earlier.pop(run.id, ()))
-            try:
-                self._log(wandb, run)
-            except Exception as problem:
-                if self._mode != "online":
-                    raise
-                self._mode = "offline"
-                note(f"W&B: logging online failed, going on offline ({_one_line(problem)})")
-                # A service of its own again: the first one still holds the run's id.
-                wandb.teardown()
-                set_up("offline", self._timeout)
-                _remove(self._earlier().get(run.id, ()))
-                self._log(wandb, run)
-            tell(logged=run.mark)
+            self._write(wandb, [run])
             self._hurry.wait(min(REST * (time.process_time() - began), LONGEST_REST))
 
+    def _write(self, wandb: Any, runs: Sequence[Run]) -> None:
+        """Write runs, online as long as a server takes them."""
+        if self._mode == "online":
+            runs = self._send(wandb, runs)
+            if not runs:
+                return
+            self._mode = "offline"
+            # A service of its own again: the first one still holds the ids of runs.
+            wandb.teardown()
+            set_up("offline", self._timeout)
+            self._replaced = self._earlier()
+        for run in runs:
+            self._log(wandb, run)
+
+    def _send(self, wandb: Any, runs: Sequence[Run]) -> list[Run]:
+        """Write runs online, several at a time; returns those that no server took. None begins after the first such."""
+        problems: list[Exception] = []
+
+        def taken(run: Run) -> bool:
+            try:
+                if not problems:
+                    self._log(wandb, run)
+                    return True
+            except Exception as problem:
+                problems.append(problem)
+            return False
+
+        # Files wait for the line to the server, not for its answers: a run then has the line to itself.
+        with ThreadPoolExecutor(1 if any(run.folder for run in runs) else LANES) as lanes:
+            left = [run for run, sent in zip(runs, lanes.map(taken, runs), strict=True) if not sent]
+        if problems:
+            note(f"W&B: logging online failed, going on offline ({_one_line(problems[0])})")
+        return left
+
     def _log(self, wandb: Any, run: Run) -> None:
-        """Write one run and enter it in the ledger."""
+        """Write one run in place of what there is of it, enter it in the ledger, and tell."""
+        _remove(self._replaced.pop(run.id, ()))
         write(wandb, run, mode=self._mode, **self._where)
         (self._ledger / run.mark).touch()
+        tell(logged=run.mark)
 
     def _earlier(self) -> dict[str, list[Path]]:
         """Run id → what there is of an earlier log of it, to be replaced: the log of a run killed half-way, or the log
@@ -136,9 +168,9 @@ def note(text: str) -> None:
 
 
 def tell(**what: str) -> None:
-    """Say something to the process that trains, which may be gone."""
+    """Say something to the process that trains, which may be gone. In one piece, since others may speak as well."""
     with suppress(OSError):
-        print(json.dumps(what), flush=True)
+        print(json.dumps(what) + "\n", end="", flush=True)
 
 
 def _remove(paths: Iterable[Path]) -> None:

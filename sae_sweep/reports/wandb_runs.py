@@ -124,7 +124,8 @@ def sweep_run(
 
 def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
     """Numbers to compare sweeps by; null where nothing was measured."""
-    best = {"fvu": "min", "l0": "min", "owned_maxes": "max", "splits_per_max": "max", "duplicates_per_max": "max"}
+    counts = ("owned_maxes", "splits_per_max", "distinct_splits_per_max", "duplicates_per_max")
+    best = {"fvu": "min", "l0": "min", **dict.fromkeys(counts, "max")}
     values = {f"{how}/{column}": _plain(frame[column].astype(float).agg(how)) for column, how in best.items()}
     return {"points": len(frame), "on_front": int(frame["on_front"].astype(float).sum()), **values}
 

@@ -27,7 +27,8 @@ _MOST_COLOURED = 1000
 # Runs that a chart of training curves draws.
 _MOST_CURVES = 100
 _LABELS = tuple(f"label_{label}" for label in LABELS)
-_RUN_TABLE = ("l0", "fvu", "loss", "owned_maxes", "splits_per_max", "duplicates_per_max", "dead_latents", "label_mq")
+_COUNTS = ("owned_maxes", "splits_per_max", "distinct_splits_per_max", "duplicates_per_max")
+_RUN_TABLE = ("l0", "fvu", "loss", *_COUNTS, "dead_latents", "label_mq")
 
 
 def views(sweep: str, frame: pd.DataFrame, varied: Sequence[str], entity: str, project: str) -> list[ws.Workspace]:
@@ -92,10 +93,12 @@ def _scatter(x: Any, y: Any, title: str, log_x: bool = True, **more: Any) -> wr.
 
 def _splits() -> Iterator[Any]:
     yield _scatter("l0", "splits_per_max", "Split latents per maximum against L0")
+    yield _scatter("l0", "distinct_splits_per_max", "Distinct splits per maximum against L0")
     yield _scatter("l0", "duplicates_per_max", "Duplicate latents per maximum against L0")
     yield _scatter("l0", "owned_maxes", "Maxes with a latent of their own against L0")
     for name, title in (
         ("splits_per_max", "Split latents per maximum, by width"),
+        ("distinct_splits_per_max", "Distinct splits per maximum, by width"),
         ("duplicates_per_max", "Duplicate latents per maximum, by width"),
         ("dead_latents", "Dead latents, by width"),
     ):
@@ -150,7 +153,7 @@ def _grid(frame: pd.DataFrame, keys: Sequence[str]) -> wr.ParallelCoordinatesPlo
     axes = [wr.ParallelCoordinatesPlotColumn(wr.Config(key), display_name=key) for key in keys if not is_seed(key)]
     results = [
         wr.ParallelCoordinatesPlotColumn(name, log=name in ("l0", "fvu") and bool((frame[name] > 0).all()))
-        for name in ("l0", "fvu", "owned_maxes", "splits_per_max", "duplicates_per_max")
+        for name in ("l0", "fvu", *_COUNTS)
     ]
     return wr.ParallelCoordinatesPlot(title="The grid", columns=[*axes, *results], gradient=_gradient())
 

@@ -69,17 +69,30 @@
     return set;
   }
 
-  function checkbox(parent, text, checked, change) {
-    const label = make("label"), input = make("input", "", { type: "checkbox", checked });
+  function checkbox(parent, text, checked, change, attributes = {}) {
+    const label = make("label"), input = make("input", "", { type: "checkbox", checked, ...attributes });
     input.addEventListener("change", () => change(input.checked));
     label.append(input, text);
     parent.append(label);
+  }
+
+  // One of several counts in the place of the others.
+  function choice(chart, parent) {
+    const counts = [...new Set(chart.data.map((trace) => trace.meta?.count))].filter(Boolean);
+    if (counts.length < 2) return;
+    const set = fieldset(parent, "count");
+    for (const count of counts) {
+      const shown = chart.data.some((trace) => trace.meta?.count === count && trace.visible !== false);
+      const change = () => Plotly.restyle(chart, { visible: chart.data.map((trace) => trace.meta?.count === count) });
+      checkbox(set, count, shown, change, { type: "radio", name: `count-${chart.dataset.key}` });
+    }
   }
 
   function switches(chart) {
     const parent = document.querySelector(`.switches[data-for="${chart.dataset.key}"]`);
     const traces = chart.data.filter((trace) => trace.meta);
     if (!traces.length) return;
+    choice(chart, parent);
     const off = {};
     for (const name of NAMES) {
       const values = [...new Set(traces.map((trace) => trace.meta[name]))].filter((value) => value !== undefined);
