@@ -32,6 +32,10 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE[,VALUE…]]…", help="Hydra overrides; none: the quickstart.")
 ]
+# Of commands that look at a toy.
+OfToy = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE[,VALUE…]]…", help="Hydra overrides; none: toy=max_of_k.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the points whose id ≡ I mod N, I from 0.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Let grids of more than 100,000 combinations through.")]
@@ -217,7 +221,7 @@ def dashboard(
 
 
 @app.command()
-def cells(overrides: Overrides = None, json: Json = False) -> None:
+def cells(overrides: OfToy = None, json: Json = False) -> None:
     """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
     from sae_sweep import listings
 
@@ -225,7 +229,7 @@ def cells(overrides: Overrides = None, json: Json = False) -> None:
 
 
 @app.command()
-def variance(overrides: Overrides = None, json: Json = False) -> None:
+def variance(overrides: OfToy = None, json: Json = False) -> None:
     """What a latent for each class of a partition explains of a toy and, given a penalty, costs: share and loss."""
     from sae_sweep.variance import variance as show
 
@@ -235,7 +239,7 @@ def variance(overrides: Overrides = None, json: Json = False) -> None:
 @app.command()
 def score(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.json and sae_weights.safetensors.")],
-    overrides: Overrides = None,
+    overrides: OfToy = None,
     json: Json = False,
 ) -> None:
     """Measure an SAE in SAELens's layout, trained anywhere, on a toy: the columns of the results table."""

@@ -16,7 +16,7 @@ from sae_sweep import commands, config, looking
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.interruption import Interrupted
 from sae_sweep.reports import layout
-from sae_sweep.store import Store
+from sae_sweep.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.grid import Sweep
 
 if TYPE_CHECKING:
@@ -117,7 +117,11 @@ def status(sweep: str | None, watch: bool, json: bool, output_dir: Path) -> None
     if sweep is None and watch:
         raise UserError("status --watch needs the name of a sweep")
     if sweep is None:
-        found = [look(store, name) for name in store.sweeps()]
+        found = []
+        for name in store.sweeps():
+            with suppress(StoreDamaged, NotThere):  # the others are there all the same
+                found.append(look(store, name))
+        looking.warn_of_damage(store)
         if json:
             print(json_module.dumps([each.to_json() for each in found]))
         elif found:

@@ -92,6 +92,8 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> tuple[Outc
 
     with watch(sweep, work, store) as seen:
         outcome = runner.run(sweep, work, store, seen.handle, fail_fast)
+        if seen.log is not None and outcome.ran:
+            seen.log.start()  # nothing more is trained that it could slow
         results, untrained = _write_tables(sweep, work, outcome, store)
         for line in store.damaged:
             seen.handle(Note(line))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +15,9 @@ from sae_sweep import config
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 from sae_sweep.schema import OWN_INPUTS
+
+# Where a listing's values begin.
+_INDENT = 17
 
 
 def cells(overrides: Sequence[str], json: bool) -> None:
@@ -106,5 +110,7 @@ def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> Non
         for key, value in rest:
             if value not in (None, [], "-"):
                 spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-                parts.append(Text(f"  {key.replace('_', ' '):<15}{spelled}"))
+                first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
+                parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))
+                parts += [Text(" " * _INDENT + line) for line in more]
     layout.write(console, *parts)

@@ -70,3 +70,11 @@ def test_the_notes_of_dead_runs_are_not_read(store: Store) -> None:
         assert len(notes(store, "quick")) == 1
         mine.write_text("{")
         assert notes(store, "quick") == []
+
+
+def test_a_damaged_sweep_hides_no_other(store: Store) -> None:
+    sweep(store.root, [(POINTS[0], {})], name="other")
+    (store.sweep("other") / "sweep.yaml").write_text("name: other\n")
+    end = call("status", "--output-dir", str(store.root))
+    assert end.code == 0 and "quick" in end.out and "other" not in end.out
+    assert "other/sweep.yaml was damaged" in end.err

@@ -149,6 +149,14 @@ def test_switches_turn_lines_off_and_seeds_on(visit: Visit) -> None:
     assert len(visit.chart("front", SHOWN)) == 4
 
 
+def test_splits_are_counted_one_way_or_the_other(visit: Visit) -> None:
+    counts = visit.page.locator(".switches[data-for=split_counts]")
+    shown = "chart.data.filter((trace) => trace.visible !== false).map((trace) => trace.meta.count)"
+    for count in ("distinct ones", "all split latents"):
+        counts.get_by_label(count, exact=True).check()
+        assert visit.chart("split_counts", shown) == [count]
+
+
 def test_axes_become_linear_and_logarithmic_again(visit: Visit) -> None:
     box = visit.page.locator(".switches[data-for=front]").get_by_label("FVU", exact=True)
     box.uncheck()

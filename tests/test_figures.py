@@ -32,6 +32,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
                             "l0": 4.0 - i + 0.1 * seed,
                             "fvu": 0.01 * (1 + i) + 0.001 * seed,
                             "splits_per_max": 2.0 + seed if start == "whitened" else 0.0,
+                            "distinct_splits_per_max": 1.5 if start == "whitened" else 0.0,
+                            "shuffled_splits_per_max": 0.25,
                             "duplicates_per_max": 3.0 if start == "kmeans" and width == 136 else 0.0,
                             "split_maxes": 12 if start == "whitened" else 0,
                             "label_m": 0 if start == "whitened" else 16 if width == 16 else 64,
@@ -74,17 +76,21 @@ def test_no_line_joins_what_is_not_on_the_front(tables: Tables) -> None:
 
 def test_heatmaps_put_each_setting_in_its_place(tables: Tables) -> None:
     data = figure_data.split_counts(tables[0])
-    (heatmap,) = figures.split_counts(data).data
+    heatmap, distinct = figures.split_counts(data).data
+    assert (heatmap.visible, distinct.visible) == (True, False)
     assert [y.rstrip("\u200b") for y in heatmap.y[1]] == ["width 16", "width 136"] * 2
     assert [x.rstrip("\u200b") for x in heatmap.x[1]] == ["0.1", "1", "10"] * 2
     starts = np.asarray(heatmap.y[0])
     assert np.all(np.asarray(heatmap.z, float)[starts == "whitened"] == 3.0)
     assert np.all(np.asarray(heatmap.z, float)[starts == "kmeans"] == 0.0)
+    assert np.all(np.asarray(distinct.z, float)[starts == "whitened"] == 1.5)
+    said = np.asarray(heatmap.text)[starts == "whitened"]
+    assert all("splits per max 3.00, distinct 1.50 (labels shuffled 0.25)" in words for words in said.flat)
 
 
 def test_a_missing_setting_is_a_gap_and_coefficients_are_in_order(tables: Tables) -> None:
     some = tables[0][~((tables[0]["penalty"] == "l1") & (tables[0]["coefficient"] == 0.1))]
-    (heatmap,) = figures.split_counts(figure_data.split_counts(some)).data
+    heatmap = figures.split_counts(figure_data.split_counts(some)).data[0]
     assert [x.rstrip("\u200b") for x in heatmap.x[1]] == ["1", "10", "0.1", "1", "10"]
     # Plotly sorts the second level by where a name is first seen: only names of their own keep this order.
     assert len(set(heatmap.x[1])) == 5
@@ -118,6 +124,13 @@ def test_phases_of_parents_and_where_splitting_pays(tmp_path: Path) -> None:
     assert not any("theory" in str(trace.name) for trace in figures.phases(figure_data.phases(frame_)).data)
 
 
+def test_a_setting_that_is_not_there_has_no_phase(tables: Tables) -> None:
+    some = tables[0][~((tables[0]["penalty"] == "l1") & (tables[0]["width"] == 16))]
+    heatmap = figures.phases(figure_data.phases(some)).data[0]
+    missing = [[value is None for value in row] for row in heatmap.z]
+    assert np.any(missing) and set(np.asarray(heatmap.text)[np.asarray(missing)]) == {""}
+
+
 def test_labels_add_up_to_the_width(tables: Tables) -> None:
     data = figure_data.labels(*tables)
     trained = data[data["state"] == "trained"]
@@ -125,6 +138,8 @@ def test_labels_add_up_to_the_width(tables: Tables) -> None:
     assert set(data["state"]) == {"trained", "untrained"}
     drawn = figures.labels(data).data
     assert {trace.name for trace in drawn} == {"whole maximum", "maximum, query", "no label", "dead"}
+    assert figures.labels(data).layout.barnorm is None
+    assert figures.labels(data.replace({"width": {136: 1360}})).layout.barnorm == "percent"
 
 
 def test_information_spans_the_points(tables: Tables) -> None:
@@ -132,6 +147,16 @@ def test_information_spans_the_points(tables: Tables) -> None:
     row = data[(data["factor"] == "query") & (data["state"] == "trained")].iloc[0]
     assert (row["told"], row["told_low"], row["told_high"], row["points"]) == pytest.approx((0.6, 0.5, 0.7, 18))
     assert len(figures.information(data).data) == 6
+
+
+def test_structure_is_drawn_beside_its_null_where_it_was_measured(tables: Tables) -> None:
+    assert figure_data.structure(tables[0]).empty
+    some = tables[0].assign(structure_cosine=0.1 * tables[0]["seed"], structure_cosine_null=-0.5)
+    data = figure_data.structure(some)
+    row = data[data["state"] == "found"].iloc[0]
+    assert (row["value"], row["value_low"], row["value_high"], row["points"]) == pytest.approx((0.1, 0.0, 0.2, 18))
+    found, null = figures.structure(data).data
+    assert found.name.startswith("modifier's direction") and list(null.x) == pytest.approx([-0.5] * 4)
 
 
 def test_distribution_and_curves_are_those_of_the_middle_coefficient(tables: Tables) -> None:
@@ -149,6 +174,20 @@ def test_distribution_and_curves_are_those_of_the_middle_coefficient(tables: Tab
     assert list(traces[1].y) == [1, 2]  # the median over seeds 0, 1, 2
 
 
+def test_rows_of_one_block_lie_together_and_each_holds_its_own_counts(tables: Tables) -> None:
+    """Points in the order of penalties, not of blocks, as a product of axes may give them."""
+    table = tables[0].sort_values("penalty", kind="stable", ignore_index=True)
+    per_max = {id: {"splits": [at, at], "duplicates": [0, 0]} for at, id in enumerate(table["point_id"])}
+    (heatmap,) = figures.distribution(figure_data.distribution(table, per_max)).data
+    blocks = list(heatmap.y[0])
+    assert [block for i, block in enumerate(blocks) if blocks[i - 1] != block] == list(dict.fromkeys(blocks))
+    chosen = figure_data.middle(table).assign(at=lambda rows: rows["point_id"].map(lambda id: per_max[id]["splits"][0]))
+    means = chosen.groupby(["start", "width", "penalty_name"])["at"].mean()
+    for block, name, row in zip(*heatmap.y, heatmap.z, strict=True):
+        start, width = block.split(", ")
+        assert row[0] == means[start, int(width), name.split()[0]]
+
+
 def test_the_gradients_norm_is_drawn_where_it_is_known(tables: Tables) -> None:
     known = {id: [{"step": 1, "fvu": 0.5, "l0": 2.0, "gradient": 10.0 + seed}] for id, seed in _seeds(tables[0])}
     figure = figures.curves(figure_data.curves(tables[0], known))
@@ -160,7 +199,7 @@ def test_the_gradients_norm_is_drawn_where_it_is_known(tables: Tables) -> None:
 
 def test_nothing_measured_draws_nothing() -> None:
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in frame.COLUMNS.items()})
-    for name in ("front", "split_counts", "phases"):
+    for name in ("front", "split_counts", "structure", "phases"):
         getattr(figures, name)(getattr(figure_data, name)(empty))
     for name in ("labels", "information"):
         getattr(figures, name)(getattr(figure_data, name)(empty, empty))

@@ -27,6 +27,7 @@ from sae_sweep.store import Store
 from sae_sweep.sweep.events import Logging, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 
 INFO = {"name": "quick", "points": 20}
+MAGNITUDES = ("constant", "exponential")
 START = {"fvu": 0.4321, "l0": 7.5, "owned_maxes": 14, "label_mq": 22, "info_query": 0.4}
 
 
@@ -48,6 +49,7 @@ def results() -> list[tuple[Point, dict[str, Any]]]:
                         "label_mq": 0 if width == 16 else 61,
                         "label_mn": 0 if width == 16 else 4,
                         "splits_per_max": 0 if width == 16 else 65 / 16,
+                        "distinct_splits_per_max": 0 if width == 16 else 3.5,
                         "info_query": 0.8,
                     }
                     found.append((point(width=width, init=init, partition="mq", seed=seed, **sparsity), metrics))
@@ -93,8 +95,8 @@ def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(quick: Store) 
     table = text.split("width 136 · whitened start")[1].split("width 136 · oracle")[0].splitlines()
     rows = {line.split()[0]: line.split() for line in table if line.strip()}
     # FVU × max(L0, 1): .011 × 6 at c = 0.5, .021 × 1.5 at c = 2
-    assert rows["l1"][:9] == ["l1", "2", "1.50", ".0210", "16", "4.06", "0.00", "0", "+1.000"]
-    assert " ".join(rows["tanh"][9:]).startswith("61 mq, 4 mn")
+    assert rows["l1"][:10] == ["l1", "2", "1.50", ".0210", "16", "4.06", "3.50", "0.00", "0", "+1.000"]
+    assert " ".join(rows["tanh"][10:]).startswith("61 mq, 4 mn")
     assert rows["topk"][1] == "k=4"
     assert rows["untrained"][:5] == ["untrained", "–", "7.50", ".4321", "14"]
     assert rows["untrained"][-2:] == ["22", "mq"]
@@ -116,7 +118,7 @@ def test_what_follows_from_the_kind_of_toy_is_not_told_beside_it(tmp_path: Path)
     text = rendered(store, 200)
     assert text.startswith("quick  3 of 20 points finished\n")
     titles = [line for line in text.splitlines() if line.startswith("width 64 · kmeans start · ")]
-    shares = ["max_of_k-16-3 · toy.interaction=0.0", *(f"parents-4-32 · toy.interaction={x}" for x in (0.0, 1.0))]
+    shares = ["max_of_k-16-3", *(f"parents-4-32 · interaction={x}" for x in (0, 1))]
     assert titles[:3] == [f"width 64 · kmeans start · {share}" for share in shares]
 
 
@@ -142,6 +144,30 @@ def test_the_charts_show_every_penalty_and_the_same_axes(quick: Store) -> None:
     ]
     assert "+" in first  # l1, tanh and topk lie on one another; the last is seen
     assert re.search(r"^ +2 +5$", first, re.MULTILINE)
+
+
+def test_a_single_setting_is_no_front(tmp_path: Path) -> None:
+    """The chart shows the widest width that has a ladder; where none has, there is neither chart nor comparison."""
+    one = [(point(width=136, penalty=Penalty(name, 1.0)), {"fvu": 0.1, "l0": 2.0}) for name in ("l1", "tanh")]
+    ladder = [(point(width=16, penalty=Penalty("l1", c)), {"fvu": 0.1 * c, "l0": 2.0 / c}) for c in (0.5, 2.0)]
+    text = rendered(planted(tmp_path / "both", one + ladder))
+    assert "FVU against L0 · width 16" in text and "FVU against L0 · width 136" not in text
+    text = rendered(planted(tmp_path / "one", one))
+    assert "The front" not in text and "Fronts compared" not in text and "tanh" in text
+
+
+def test_long_names_leave_room_for_the_numbers(tmp_path: Path) -> None:
+    toys = [
+        Toy(name="parents", features=4, interaction=share, magnitudes=m) for share in (0.0, 0.5) for m in MAGNITUDES
+    ]
+    found = [(point(toy=toy), {"fvu": 0.1, "l0": 2.0, "label_mq": 60, "label_m": 3}) for toy in toys]
+    store = planted(tmp_path, found)
+    varied = ["toy.interaction", "toy.magnitudes"]
+    store.write_sweep_file("quick", "sweep.yaml", yaml.safe_dump({**store.info("quick"), "varied": varied}).encode())
+    text = rendered(store)
+    table = text.split("Which factor")[1].split("Named:")[0]
+    assert "interaction=0.5" in table and len(re.findall(r"^trained .* 60 ", table, re.MULTILINE)) == 4
+    assert all(len(line) <= 80 for line in text.split("Where it lies")[0].splitlines())
 
 
 def test_the_factor_that_latents_split_by_is_named(quick: Store, tmp_path: Path) -> None:

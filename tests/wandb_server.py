@@ -28,6 +28,8 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # Connections that wait to be taken; a client whose connection is turned away tries again after seconds.
+    request_queue_size = 256
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)

@@ -24,20 +24,25 @@ _HEIGHT, _LOW = 16, 12
 
 
 def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
-    """FVU against L0 at the widest width, one chart per start, both axes logarithmic and shared; None without data.
+    """FVU against L0 at the widest width where there is a front, one chart per start, both axes logarithmic and shared;
+    None where no penalty has several settings.
 
     A mark is one setting (mean over seeds); the line joins what no other setting of its penalty beats.
     """
     means = aggregate(frame, "mean")
-    means = means[(means["width"] == means["width"].max()) & (means["l0"] > 0) & (means["fvu"] > 0)]
+    means = means[(means["l0"] > 0) & (means["fvu"] > 0)]
     if means.empty:
         return None
     means = means.assign(series=means.apply(penalty_name, axis=1))
+    keys = [*context(frame), "init", "partition"]
+    settings = means.groupby([*keys, "width", "series"], dropna=False)["l0"].transform("size")
+    if settings.max() < 2:
+        return None
+    means = means[means["width"] == means.loc[settings > 1, "width"].max()]
     names = list(dict.fromkeys(means["series"]))
     limits = [_limits(means["l0"]), _limits(means["fvu"])]
     beside = width >= _SIDE_BY_SIDE
     charts: list[RenderableType] = []
-    keys = [*context(frame), "init", "partition"]
     groups = list(means.groupby(keys, dropna=False, sort=False))
     size = (width // 2 - 2 if beside else width, _HEIGHT if len(groups) <= 2 else _LOW)
     for _, group in groups[:_MOST_CHARTS]:

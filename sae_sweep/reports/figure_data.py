@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sae_sweep.columns import LABELS, SETTINGS, is_seed, is_setting, shuffled
-from sae_sweep.reports.results_table import coefficient, penalty_name
+from sae_sweep.reports.results_table import coefficient, penalty_name, telling
 from sae_sweep.reports.wandb_charts import NAMED
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
     if frame.empty:
         return frame.assign(**dict.fromkeys([*NAMES, "repeat"], pd.Series(dtype=object)))
+    frame = telling(frame)
     oracle = "oracle " + frame["partition"].fillna("")
     seeds = [name for name in ("toy_seed", "seed", "data_seed") if frame[name].nunique() > 1] or ["seed"]
     return frame.assign(

@@ -58,9 +58,9 @@ class Grid:
         self._row = [row_of[key] for key in zip(names, data["width"], strict=True)]
         self._column = [column_of[key] for key in zip(data["penalty_name"], data["setting"], strict=True)]
 
-    def values(self, series: pd.Series) -> list[list[object]]:
-        """The values of the settings in their places, null where there is no such setting."""
-        placed = np.full((len(self.y[0]), len(self.x[0])), None, dtype=object)
+    def values(self, series: pd.Series, missing: object = None) -> list[list[object]]:
+        """The values of the settings in their places, `missing` where there is no such setting."""
+        placed = np.full((len(self.y[0]), len(self.x[0])), missing, dtype=object)
         placed[self._row, self._column] = series.to_numpy()
         return placed.tolist()
 

@@ -38,6 +38,7 @@ from sae_sweep.reports.figure_style import (
 )
 
 MOST_LINES = 48
+FAR_APART = 20
 _COUNTS = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes"]
 
 
@@ -144,7 +145,7 @@ def phases(data: pd.DataFrame) -> go.Figure:
             x=grid.x,
             y=grid.y,
             z=grid.values(data["phase"].map(PHASES.index)),
-            text=grid.values(data["phase"].str[0].str.upper()),
+            text=grid.values(data["phase"].str[0].str.upper(), missing=""),
             customdata=grid.values(pd.Series(hover, data.index)),
             texttemplate="%{text}",
             hovertemplate="%{customdata}<extra></extra>",
@@ -174,11 +175,14 @@ def phases(data: pd.DataFrame) -> go.Figure:
 def distribution(data: pd.DataFrame) -> go.Figure:
     """Split latents of every maximum: a row per start, width and penalty at its middle coefficient."""
     rows = data.drop_duplicates(NAMES)
+    # Rows of one block together: a heatmap's cells lie as their places follow each other.
+    places = pd.Series(blocks(rows), rows.index)
+    rows = rows.loc[places.map(unique(places).index).sort_values(kind="stable").index]
     groups = {tuple(names): group for names, group in data.groupby(NAMES, dropna=False, sort=False)}
     maxima = np.arange(int(data["maximum"].max()) + 1 if len(data) else 0)
     z = np.full((len(rows), len(maxima)), np.nan)
     copies = z.copy()
-    for i, names in enumerate(groups):
+    for i, names in enumerate(rows[NAMES].itertuples(index=False, name=None)):
         z[i, groups[names]["maximum"]] = groups[names]["splits"]
         copies[i, groups[names]["maximum"]] = groups[names]["duplicates"]
     figure = go.Figure(
@@ -213,13 +217,15 @@ def labels(data: pd.DataFrame) -> go.Figure:
                 name=KINDS[kind],
                 orientation="h",
                 marker={"color": KIND_COLOURS[kind], "pattern": {"shape": {"none": "/", "dead": "x"}.get(kind, "")}},
-                customdata=data["points"],
-                hovertemplate=f"%{{x:.1f}} latents: {KINDS[kind]}<br>%{{y}}, mean of %{{customdata}} points"
-                "<extra></extra>",
+                customdata=data[["points", kind]],
+                hovertemplate=f"%{{customdata[1]:.1f}} latents: {KINDS[kind]}<br>%{{y}}, mean of "
+                "%{customdata[0]} points<extra></extra>",
             )
         )
-    figure.update_layout(barmode="stack", bargap=0.25)
-    figure.update_xaxes(title="latents (mean)")
+    # Where widths are far apart, the narrow ones would not be seen by counts.
+    shares = len(data) and data["width"].max() > FAR_APART * data["width"].min()
+    figure.update_layout(barmode="stack", bargap=0.25, barnorm="percent" if shares else None)
+    figure.update_xaxes(title="latents, % of the width" if shares else "latents (mean)")
     figure.update_yaxes(autorange="reversed", type="multicategory")
     return finished(figure, "What latents stand for", height(len(data)))
 
@@ -254,9 +260,11 @@ def information(data: pd.DataFrame) -> go.Figure:
 def structure(data: pd.DataFrame) -> go.Figure:
     """What split latents are made of, by every measure of it, each beside its null; bars span the points."""
     figure = go.Figure()
-    for i, part in enumerate(STRUCTURES.values()):
-        for state, rows in data[data["part"] == part].groupby("state", sort=False):
-            null = "" if state == "found" else "-open"
+    for null in ("", "-open"):
+        for i, part in enumerate(STRUCTURES.values()):
+            rows = data[(data["part"] == part) & (data["state"] == ("permuted" if null else "found"))]
+            if rows.empty:
+                continue
             figure.add_trace(
                 go.Scatter(
                     x=rows["value"],

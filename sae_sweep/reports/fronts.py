@@ -93,9 +93,10 @@ def gap(front: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> float | N
 def compare(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per front: its hypervolume, and its gap from the first front of the same width, start and data.
 
-    Columns `within` and `lines`, `seeds`, `hypervolume` and `gap`, each with its `_low` and `_high` (nan for one seed),
-    and `l0_low`, `l0_high`, the L0 over which the gap is taken. The reference of the hypervolume is the largest L0 and
-    FVU of all fronts compared. Intervals resample the seeds (of SAE, toy and data, together), for both fronts alike.
+    Columns `within` and `lines`, `seeds`, `settings` (coefficients, or k), `hypervolume` and `gap`, each with its
+    `_low` and `_high` (nan for one seed), and `l0_low`, `l0_high`, the L0 over which the gap is taken. The reference of
+    the hypervolume is the largest L0 and FVU of all fronts compared. Intervals resample the seeds (of SAE, toy and
+    data, together), for both fronts alike.
     """
     rows: list[dict[str, Any]] = []
     outer, inner = within(frame), lines(frame)
@@ -107,7 +108,10 @@ def compare(frame: pd.DataFrame) -> pd.DataFrame:
         reference = highest[0], highest[1]
         for (row, line), front in zip(ladders, fronts, strict=True):
             first, base = ladders[0][1], fronts[0]
-            row_of = {name: row[name] for name in (*outer, *inner)} | {"seeds": len(line.l0)}
+            row_of = {name: row[name] for name in (*outer, *inner)} | {
+                "seeds": len(line.l0),
+                "settings": len(line.setting),
+            }
             row_of["hypervolume"] = hypervolume(front, reference)
             row_of |= _interval("hypervolume", line, first, partial(_alone, reference=reference))
             row_of["gap"] = gap(front, base) if line is not first else 0.0

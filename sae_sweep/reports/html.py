@@ -28,6 +28,7 @@ from sae_sweep.reports.results_table import (
     penalty_name,
     representatives,
     start_name,
+    telling,
 )
 from sae_sweep.sweep.ladders import chosen
 
@@ -45,7 +46,8 @@ SECTIONS = (
         "split_counts",
         "Splits",
         "Split latents per maximum",
-        "Live latents with a label finer than their maximum, over the number of maxima, mean over seeds.",
+        "Live latents with a label finer than their maximum, over the number of maxima, mean over seeds. Distinct: "
+        "those of one class counted once, since a class may be held many times.",
     ),
     (
         "distribution",
@@ -107,6 +109,8 @@ _SHOWN_IN = {
     "structure_": "structure",
     **dict.fromkeys(("fvu", "l0", "on_", "owned_", "live_"), "front"),
 }
+# Letters of a row's name beside which a phone has no room for the chart: it is then scrolled.
+LONG_NAME = 12
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}
 # The latents of an SAE too large to fit are left out, so that the page stays easy to send: bytes before base64.
 MOST_CARD_BYTES = 1_400_000
@@ -131,6 +135,7 @@ def page(
         cards: of the SAEs to browse, by point id; `notes`: why others are left out.
         folder: where the tables lie, beside the page.
     """
+    frame = telling(frame)
     browsed, left_out = _fitting({id: _card(card, frame) for id, card in cards.items()})
     shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
     shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
@@ -187,10 +192,17 @@ def _section(
         "short": short,
         "title": title,
         "note": note,
-        "wide": key in ("split_counts", "distribution", "phases"),
+        "wide": key in ("split_counts", "distribution", "phases") or _longest_name(data[key]) > LONG_NAME,
         "height": drawn[key].layout.height,
         **there,
     }
+
+
+def _longest_name(table: pd.DataFrame) -> int:
+    """Letters of the longest name that a figure's rows have; 0 where they have none."""
+    if table.empty or "start" not in table or "penalty_name" in table:
+        return 0
+    return int((table["start"] + " " + table["given"]).str.len().max())
 
 
 def _shared(frame: pd.DataFrame) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -106,7 +107,8 @@ def columns(headers: Sequence[str], blocks: Sequence[Block], width: int, last_le
         text.append_text(line(row))
     for i, block in enumerate(blocks):
         if block.title:
-            text.append("\n" * (i > 0) + f"{block.title}\n", style="bold cyan")
+            title = "\n".join(wrap(block.title, width, subsequent_indent="  ", break_on_hyphens=False))
+            text.append("\n" * (i > 0) + f"{title}\n", style="bold cyan")
         for row in block.rows:
             text.append_text(line(row))
     text.rstrip()

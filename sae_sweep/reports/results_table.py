@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from rich.text import Text
@@ -42,8 +43,20 @@ def context(frame: pd.DataFrame) -> list[str]:
 
 
 def context_words(row: pd.Series, keys: list[str]) -> list[str]:
-    """The values of those columns, named where the value alone would not say what it is."""
-    return [str(row[key]) if key in ("toy", "site", "distribution") else f"{key}={row[key]}" for key in keys]
+    """The values of those columns, named where the value alone would not say what it is; a null says nothing."""
+    return [_word(key, row[key]) for key in keys if pd.notna(row[key])]
+
+
+def _word(key: str, value: Any) -> str:
+    shown = value if isinstance(value, str) else f"{value:g}"
+    return shown if key in ("toy", "site", "distribution") else f"{key.rpartition('.')[2]}={shown}"
+
+
+def telling(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with the keys of toys null where a kind of toy does not vary them: there they say nothing."""
+    keys = [name for name in map(str, frame.columns) if name.startswith("toy.")]
+    kinds = frame.groupby("toy", dropna=False)
+    return frame.assign(**{key: frame[key].where(kinds[key].transform("nunique", dropna=False) > 1) for key in keys})
 
 
 def representatives(frame: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +133,8 @@ def _columns(
     if frame["owned_maxes"].notna().any():
         found.append(_Column(f"owned\n{of}", _cell("owned_maxes", count, spread)))
         found.append(_Column("splits\n/ max", _cell("splits_per_max", _two, spread)))
-        found.append(_Column("dis-\ntinct", _cell("distinct_splits_per_max", _two, spread)))
+        if frame["distinct_splits_per_max"].notna().any():
+            found.append(_Column("dis-\ntinct", _cell("distinct_splits_per_max", _two, spread)))
         found.append(_Column("dupl.\n/ max", _cell("duplicates_per_max", _two, spread)))
     else:
         found.append(_Column(f"found\n{of}", _cell("found_features", count, spread)))

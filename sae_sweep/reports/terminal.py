@@ -25,12 +25,15 @@ from sae_sweep.reports.results_table import (
     results_table,
     seeds_note,
     start_name,
+    telling,
 )
 from sae_sweep.sweep.ladders import chosen
 
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
 _MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}
 _MOST_FAILURES = 5
+# Of a bar at least, and what the numbers and names beside four bars take, in letters.
+_BAR, _NUMBERS_BESIDE = 4, 48
 
 
 def show(
@@ -50,6 +53,7 @@ def show(
         directory: the sweep's folder.
         failures: what is known of failed points, by id.
     """
+    frame = telling(frame)
     parts: list[RenderableType] = [_headline(frame, info, failures or {})]
     if len(frame):
         parts += _results(frame, untrained, console.width)
@@ -99,11 +103,14 @@ def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[R
 
 
 def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
-    """Fronts of one width and start against the first of them, and coefficients that do nothing."""
+    """Fronts of one width and start against the first of them, and coefficients that do nothing.
+
+    A single setting is no front.
+    """
     found, keys = compare(frame), [*context(frame), "width", "init", "partition"]
     blocks = []
     for _, group in found.groupby(within(frame), dropna=False, sort=False) if len(found) else ():
-        if len(group) > 1:
+        if len(group) > 1 and group["settings"].max() > 1:
             row = group.iloc[0]
             title = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys[:-3])])
             # What sets apart lines of one penalty.
@@ -150,11 +157,17 @@ def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[Re
         for _, rows in widest.groupby(keys, dropna=False, sort=False)
     }
     most = max(value for pair in starts.values() for counts, _ in pair for value in counts.values())
-    cells = max(4, min(20, (width - max(map(len, starts)) - 48) // 4))
-    lines = []
+    longest = max(map(len, starts))
+    # A name that would take the bars' room is a line of its own.
+    apart = longest > width - 4 * _BAR - _NUMBERS_BESIDE
+    cells = max(_BAR, min(20, (width - (0 if apart else longest) - _NUMBERS_BESIDE) // 4))
+    blocks = []
     for name, (trained, start) in starts.items():
-        lines.append(Row(_split_cells(name, trained, most, cells)))
-        lines.append(Row(_split_cells("  untrained", start, most, cells), "dim"))
+        rows = [
+            Row(_split_cells("trained" if apart else name, trained, most, cells)),
+            Row(_split_cells("  untrained", start, most, cells), "dim"),
+        ]
+        blocks.append(Block(name if apart else "", rows))
     heads = ["start", *(f"{factor}\nnamed" for factor in (*_FACTORS, "max only")), "told\nq", "\nn", "\nc"]
     note = (
         "Named: live latents whose label is a max with this factor (max only: a whole max). "
@@ -162,7 +175,7 @@ def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[Re
     )
     sentences = [Text(f"{_sentence_start(name)}: {_which(counts)}.") for name, ((counts, _), _) in starts.items()]
     title = f"Which factor do latents split by? Width {frame['width'].max()}, mean over {len(widest)} points"
-    return [_heading(title), columns(heads, [Block("", lines)], width), Text(note, "dim"), *sentences]
+    return [_heading(title), columns(heads, blocks, width), Text(note, "dim"), *sentences]
 
 
 def _start(row: pd.Series, keys: list[str]) -> str:
@@ -196,12 +209,13 @@ def _which(counts: Mapping[str, float]) -> str:
     """The answer in words."""
     first, second = sorted(_FACTORS, key=lambda factor: -counts[factor])[:2]
     numbers = {factor: count(round(value, 1)) for factor, value in counts.items()}
+    whole = f"{numbers['max only']} stand for a whole max"
     if counts[first] < 1:
-        return f"latents do not split; {numbers['max only']} stand for a whole max"
-    return (
-        f"latents split by the {first} most, {numbers[first]} of them against {numbers[second]} by the {second}; "
-        f"{numbers['max only']} stand for a whole max"
-    )
+        return f"latents do not split; {whole}"
+    if numbers[first] == numbers[second]:
+        return f"as many latents split by the {first} as by the {second}, {numbers[first]}; {whole}"
+    more = f"{numbers[first]} of them against {numbers[second]} by the {second}"
+    return f"latents split by the {first} most, {more}; {whole}"
 
 
 def _claim(verdict: Verdict) -> RenderableType:

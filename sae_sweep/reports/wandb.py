@@ -138,7 +138,7 @@ class WandbLog:
     def close(self, timeout: float | None = None) -> None:
         """Wait until everything queued is logged, or `timeout` seconds; without one as long as it gets on. What is left
         then is for the next run."""
-        if not self._asked:
+        if not self._asked and self._logger is None:
             return
         if timeout is None:
             self.start()
