@@ -64,6 +64,22 @@ def test_the_front_shows_means_first_and_can_show_each_seed(tables: Tables) -> N
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
 
 
+def test_each_line_is_a_front_of_its_own(tmp_path: Path) -> None:
+    """The points of one oracle's start are not measured against those of another's."""
+    worse = {"m": 2.0, "mq": 1.0}
+    results = [
+        (
+            point(penalty=Penalty("l1", c), init="oracle", partition=name),
+            {"l0": 4.0 - c, "fvu": 0.01 * (c + 1) * factor},
+        )
+        for name, factor in worse.items()
+        for c in (1.0, 2.0)
+    ]
+    results.append((point(penalty=Penalty("l1", 0.5), init="oracle", partition="m"), {"l0": 3.9, "fvu": 0.5}))
+    data = figure_data.front(frame.load(sweep(tmp_path, results, varied=["sae.partition"]), "quick"))
+    assert list(data["on_front"]) == [True, True, True, True, False]
+
+
 def test_no_line_joins_what_is_not_on_the_front(tables: Tables) -> None:
     table = tables[0].assign(on_front=[i % 2 == 0 for i in range(len(tables[0]))])
     for trace in figures.front(figure_data.front(table)).data:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sae_sweep.columns import LABELS, SETTINGS, is_seed, is_setting, shuffled
+from sae_sweep.reports.pareto import front as optimal
 from sae_sweep.reports.results_table import coefficient, penalty_name, telling
 from sae_sweep.reports.wandb_charts import NAMED
 
@@ -60,7 +61,7 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
         penalty_name=frame.apply(penalty_name, axis=1),
         setting=frame.apply(coefficient, axis=1),
         start=oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
-        given=_words(frame, _choices(frame)),
+        given=_words(frame, choices(frame)),
         repeat=_words(frame, seeds) if len(seeds) > 1 else frame[seeds[0]].astype(str),
     )
 
@@ -69,11 +70,10 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per point, and one per setting with several seeds (`repeat` "mean"), its range in `_low` and `_high`.
 
     Columns: NAMES, `repeat`, `seeds` (how many), `point_id` (null for means), `coefficient`, `l0`, `fvu` with `_low`
-    and `_high`, counts of splits, duplicates and owned maxes, `on_front` (by the means over seeds).
+    and `_high`, counts of splits, duplicates and owned maxes, `on_front` (by the means over seeds, among the settings
+    of the same NAMES but `setting`).
     """
     table = named(frame)
-    columns = [*NAMES, "repeat", "point_id", "coefficient", "l0", "fvu", *_HOVERED, "on_front"]
-    points = table[columns].assign(seeds=1)
     groups = table.groupby(_setting_keys(table), dropna=False, sort=False)
     means = groups.agg(
         **{name: (name, "first") for name in NAMES},
@@ -81,10 +81,13 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
         **{name: (name, "mean") for name in ("l0", "fvu", *_HOVERED)},
         **{f"{name}_low": (name, "min") for name in ("l0", "fvu")},
         **{f"{name}_high": (name, "max") for name in ("l0", "fvu")},
-        on_front=("on_front", "max"),
-    )
-    coefficients = groups["coefficient"].first()
-    means = means.assign(coefficient=coefficients, repeat="mean")[means["seeds"] > 1].reset_index(drop=True)
+        coefficient=("coefficient", "first"),
+    ).reset_index(drop=True)
+    lines = [optimal(rows) for _, rows in means.groupby(NAMES[:-1], dropna=False, sort=False)]
+    means = means.assign(on_front=pd.concat([pd.Series(dtype=bool), *lines]).astype(bool), repeat="mean")
+    columns = [*NAMES, "repeat", "point_id", "coefficient", "l0", "fvu", *_HOVERED]
+    points = table[columns].assign(seeds=1, on_front=means["on_front"].to_numpy()[groups.ngroup()])
+    means = means[means["seeds"] > 1]
     whole = pd.concat([means, points], ignore_index=True) if len(means) else points
     return whole.astype(dict.fromkeys(["l0", "fvu", *_HOVERED], float))
 
@@ -227,7 +230,7 @@ def middle(frame: pd.DataFrame) -> pd.DataFrame:
     return table[(mean == best) & (table["setting"] == first.reindex(table.index))]
 
 
-def _choices(frame: pd.DataFrame) -> list[str]:
+def choices(frame: pd.DataFrame) -> list[str]:
     """The keys that this sweep varies for their own sake: not those that follow from the names, such as a learning
     rate that goes with the width."""
     names = [name for name in SETTINGS if name in NAMED]

@@ -15,6 +15,7 @@ from rich.text import Text
 from sae_sweep.columns import LABELS
 from sae_sweep.reports.charts import front_charts
 from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.figure_data import choices
 from sae_sweep.reports.fronts import LINE, compare, lines, unmoved, within
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
 from sae_sweep.reports.results_table import (
@@ -93,8 +94,10 @@ def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[st
 
 
 def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[RenderableType]:
+    known = context(frame)
+    others = [key for key in choices(frame) if key not in known]
     note = (
-        "Each row at the coefficient (or k) of the lowest FVU × max(L0, 1), "
+        f"Each row at the {', '.join(['coefficient (or k)', *others])} of the lowest FVU × max(L0, 1), "
         f"{seeds_note(representatives(frame)['n'])}. Splits: live latents labelled finer than their max; "
         "distinct: those of one class counted once; dupl.: further latents for a whole max; oracle gap: loss above the "
         "best oracle start's."
