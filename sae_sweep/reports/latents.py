@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sae_sweep.reports.layout import Block, Row, bar, columns, fraction
+from sae_sweep.reports.layout import Block, Row, bar, columns, fraction, plural
 from sae_sweep.reports.live import describe
 from sae_sweep.schema import Point
 
@@ -73,7 +73,7 @@ def card(cards: Cards, latent: int, width: int) -> RenderableType:
     if cards.cells is None:
         facts = [f"detects feature {owner} best", f"F1 {f1}", f"precision {_shown(row['purity'], '{:.2f}'.format)}"]
     facts += [
-        f"fires on {row['density']:.2%} ({row['inputs']:,} inputs)",
+        f"fires on {row['density']:.2%} ({plural(row['inputs'], 'input')})",
         f"decoder norm {row['decoder_norm']:.3g}",
     ]
     parts: list[RenderableType] = [head, *(Text(fact) for fact in _lines(facts, width)), Text(state)]
