@@ -2,6 +2,7 @@
 
     python scripts/bench_wandb.py [--repeats 3] [--modes none "answers 429"]
     python scripts/bench_wandb.py --share
+    python scripts/bench_wandb.py --rest
 
 The quickstart, each time anew but for its toy: seconds from the start of the command until the last point lies in the
 store (training), and until the command ends; and the processor time of it all, W&B's own service included. The first is
@@ -10,6 +11,9 @@ lowest priority, since a real one has a machine of its own.
 
 With --share: what logging takes of the processor while training goes on, which other work on the machine does not blur.
 80 points of 40 rows are handed over at once; then the logger works beside nothing at all for half a minute.
+
+With --rest: how long the end of a short sweep waits for its log, 80 points of 40 rows: from before the logger starts
+until all is logged.
 """
 
 from __future__ import annotations
@@ -99,9 +103,7 @@ def share(mode: str) -> list[str]:
         how, began = "offline" if mode == "offline" else "online", time.process_time()
         log = WandbLog(Path(folder) / "outputs/sweeps/s", "s", project="p", mode=how, note=lambda text: None)
         log.start()
-        for coefficient in range(80):
-            curve = [{"step": step, "loss": 9.0 - step / 1000, "fvu": 0.5, "l0": 3.0} for step in range(40)]
-            log.log_point({**record(Point(penalty=Penalty("l1", 1.0 + coefficient))), "curve": curve})
+        hand_over(log)
         own = time.process_time() - began
         assert log._logger is not None
         time.sleep(12)
@@ -110,6 +112,22 @@ def share(mode: str) -> list[str]:
         later = (_used(log._logger.pid) - first) / 18
         log.close(0.1)
     return [mode, f"{1000 * own:.0f} ms", f"{first:.1f} s", f"{later:.1%}"]
+
+
+def rest(mode: str) -> float:
+    """Seconds until 80 points are logged."""
+    with tempfile.TemporaryDirectory() as folder, server(mode) as environment, mock.patch.dict(os.environ, environment):
+        how, began = "offline" if mode == "offline" else "online", time.perf_counter()
+        with WandbLog(Path(folder) / "outputs/sweeps/s", "s", project="p", mode=how, note=print) as log:
+            hand_over(log)
+        return time.perf_counter() - began
+
+
+def hand_over(log: WandbLog) -> None:
+    """80 points of 40 rows."""
+    for coefficient in range(80):
+        curve = [{"step": step, "loss": 9.0 - step / 1000, "fvu": 0.5, "l0": 3.0} for step in range(40)]
+        log.log_point({**record(Point(penalty=Penalty("l1", 1.0 + coefficient))), "curve": curve})
 
 
 def _used(process: int) -> float:
@@ -133,7 +151,15 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("overrides", nargs="*", help="further overrides, such as training.steps=300")
     parser.add_argument("--share", action="store_true")
+    parser.add_argument("--rest", action="store_true")
     asked = parser.parse_args()
+    if asked.rest:
+        print("| W&B | 80 runs |\n|---|---|")
+        for mode in asked.modes:
+            if mode != "none":
+                found = [rest(mode) for _ in range(asked.repeats)]
+                print(f"| {mode} | {statistics.median(found):.1f} s |", flush=True)
+        return
     if asked.share:
         print("| W&B | training process, 80 points | logger, first 12 s | then, of a core |\n|---|---|---|---|")
         for mode in asked.modes:

@@ -41,9 +41,9 @@ def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
     means = means[means["width"] == means.loc[settings > 1, "width"].max()]
     names = list(dict.fromkeys(means["series"]))
     limits = [_limits(means["l0"]), _limits(means["fvu"])]
-    beside = width >= _SIDE_BY_SIDE
     charts: list[RenderableType] = []
     groups = list(means.groupby(keys, dropna=False, sort=False))
+    beside = width >= _SIDE_BY_SIDE and len(groups) > 1
     size = (width // 2 - 2 if beside else width, _HEIGHT if len(groups) <= 2 else _LOW)
     for _, group in groups[:_MOST_CHARTS]:
         row = group.iloc[0]

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sae_sweep.columns import COLUMN_OF, SEEDS
+from sae_sweep.reports.figure_data import choices
 
 # What a front is drawn within, and what sets the fronts there apart.
 WITHIN = ("toy", "site", "distribution", "width", "init", "partition", "steps")
@@ -143,7 +144,9 @@ def unmoved(frame: pd.DataFrame) -> list[str]:
     """A warning for every line whose coefficients, or k, do not move L0: over means of seeds, dead SAEs included."""
     found, apart = [], [*within(frame), *lines(frame)]
     told = ["architecture", "penalty", "width", "init"]
-    told += [name for name in apart if name not in told and frame[name].nunique() > 1]
+    # Not what follows from those.
+    telling = ({*LINE, *WITHIN} - {"steps"}) | {*choices(frame)}
+    told += [name for name in apart if name not in told and name in telling and frame[name].nunique() > 1]
     for _, rows in frame.groupby(apart, dropna=False, sort=False):
         counted = rows["k"].notna().any()
         l0 = rows.dropna(subset=["l0"]).groupby("k" if counted else "coefficient")["l0"].mean()

@@ -99,10 +99,11 @@ def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[R
     note = (
         f"Each row at the {', '.join(['coefficient (or k)', *others])} of the lowest FVU × max(L0, 1), "
         f"{seeds_note(representatives(frame)['n'])}. Splits: live latents labelled finer than their max; "
-        "distinct: those of one class counted once; dupl.: further latents for a whole max; oracle gap: loss above the "
-        "best oracle start's."
+        "distinct: those of one class counted once; dupl.: further latents for a whole max"
     )
-    return [_heading("Results by width, start and penalty"), results_table(frame, untrained, width), Text(note, "dim")]
+    gap = "; oracle gap: loss above the best oracle start's" if frame["oracle_gap"].notna().any() else ""
+    table = results_table(frame, untrained, width)
+    return [_heading("Results by width, start and penalty"), table, Text(f"{note}{gap}.", "dim")]
 
 
 def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
