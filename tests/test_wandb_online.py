@@ -124,20 +124,23 @@ def test_a_server_that_always_refuses_is_one_note_and_an_offline_log(
     assert {point.id for point in points()[:3]} < logs(tmp_path / "outputs/sweeps/s").keys()
 
 
-def test_several_runs_are_sent_at_a_time(server: Server, log_points: Callable[..., list[str]]) -> None:
+def test_several_runs_are_sent_at_a_time(server: Server, tmp_path: Path) -> None:
     """The server answers nobody before a second run has begun."""
     server.hangs = "file_stream"
+
+    def release() -> None:
+        while len(server.runs()) < 2:
+            time.sleep(0.01)
+        server.released.set()
+
+    threading.Thread(target=release, daemon=True).start()
     notes: list[str] = []
-    logging = threading.Thread(target=lambda: notes.extend(log_points()))
-    logging.start()
-    deadline = time.monotonic() + 60
-    while len(server.runs()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    server.released.set()
-    logging.join()
+    folder = tmp_path / "outputs/sweeps/s"
+    with WandbLog(folder, "s", project="toys", mode="online", note=notes.append, timeout=30.0) as log:
+        for point in points()[:3]:
+            log.log_point(record(point))
     assert notes == []
-    assert {point.id for point in points()[:3]} < server.runs().keys()
+    assert {point.id for point in points()[:3]} == server.runs().keys()
 
 
 def test_a_run_that_is_refused_among_others_is_logged_offline(
