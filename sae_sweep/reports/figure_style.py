@@ -6,7 +6,7 @@ a figure can lie on a light page or a dark one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,14 @@ def colour(i: int) -> str:
 def legend(name: str, group: str, **look: object) -> go.Scatter:
     """An entry of the legend that stands for a group of traces."""
     return go.Scatter(x=[None], y=[None], name=name, legendgroup=group, showlegend=True, hoverinfo="skip", **look)
+
+
+def spread(points: pd.DataFrame, name: str) -> Mapping[str, object] | None:
+    """Error bars from `<name>_low` to `<name>_high`; None where there are none."""
+    if f"{name}_high" not in points or points[f"{name}_high"].isna().all():
+        return None
+    array, minus = points[f"{name}_high"] - points[name], points[name] - points[f"{name}_low"]
+    return {"type": "data", "array": array.fillna(0), "arrayminus": minus.fillna(0), "thickness": 1, "width": 2}
 
 
 def colour_bar(title: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ What the report's switches turn on and off is in `trace.meta`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sae_sweep.reports.figure_data import FACTORS, KINDS, NAMES, PHASES, STRUCTURES
+from sae_sweep.reports.figure_data import NAMES, PHASES
+from sae_sweep.reports.figure_rows import information as information
+from sae_sweep.reports.figure_rows import labels as labels
+from sae_sweep.reports.figure_rows import structure as structure
 from sae_sweep.reports.figure_style import (
     COLOURS,
     DASHES,
     GREY,
-    KIND_COLOURS,
     PHASE_COLOURS,
     RING,
     SYMBOLS,
@@ -32,13 +34,13 @@ from sae_sweep.reports.figure_style import (
     height,
     legend,
     penalty_look,
+    spread,
     steps,
     two_levels,
     unique,
 )
 
 MOST_LINES = 48
-FAR_APART = 20
 _COUNTS = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes"]
 
 
@@ -61,8 +63,8 @@ def front(data: pd.DataFrame) -> go.Figure:
             go.Scatter(
                 x=points["l0"],
                 y=points["fvu"],
-                error_x=_range(points, "l0"),
-                error_y=_range(points, "fvu"),
+                error_x=spread(points, "l0"),
+                error_y=spread(points, "fvu"),
                 customdata=points[["said", *_COUNTS]],
                 hovertemplate="%{customdata[0]}<br>L0 %{x:.3g} · FVU %{y:.3g}<br>splits per max %{customdata[1]:.2f}, "
                 "distinct %{customdata[2]:.2f}<br>duplicates %{customdata[3]:.2f} · owned %{customdata[4]:.3g}"
@@ -204,91 +206,6 @@ def distribution(data: pd.DataFrame) -> go.Figure:
     return finished(figure, "Split latents of each maximum, middle coefficients", height(len(rows)))
 
 
-def labels(data: pd.DataFrame) -> go.Figure:
-    """What latents stand for: a stacked bar per width and start, trained and untrained."""
-    figure = go.Figure()
-    data = data.sort_values(["width"], kind="stable")
-    shown = [kind for kind in KINDS if (data[kind] > 0).any()]
-    for kind in shown:
-        figure.add_trace(
-            go.Bar(
-                x=data[kind],
-                y=two_levels(blocks(data), data["state"]),
-                name=KINDS[kind],
-                orientation="h",
-                marker={"color": KIND_COLOURS[kind], "pattern": {"shape": {"none": "/", "dead": "x"}.get(kind, "")}},
-                customdata=data[["points", kind]],
-                hovertemplate=f"%{{customdata[1]:.1f}} latents: {KINDS[kind]}<br>%{{y}}, mean of "
-                "%{customdata[0]} points<extra></extra>",
-            )
-        )
-    # Where widths are far apart, the narrow ones would not be seen by counts.
-    shares = len(data) and data["width"].max() > FAR_APART * data["width"].min()
-    figure.update_layout(barmode="stack", bargap=0.25, barnorm="percent" if shares else None)
-    figure.update_xaxes(title="latents, % of the width" if shares else "latents (mean)")
-    figure.update_yaxes(autorange="reversed", type="multicategory")
-    return finished(figure, "What latents stand for", height(len(data)))
-
-
-def information(data: pd.DataFrame) -> go.Figure:
-    """How much of each factor the top latent tells given the maximum, beyond chance; bars span the points."""
-    figure = go.Figure()
-    for i, factor in enumerate(FACTORS.values()):
-        for state, rows in data[data["factor"] == factor].groupby("state", sort=False):
-            marker = {"color": COLOURS[i], "size": 10, "symbol": SYMBOLS[i] + ("-open" if state == "untrained" else "")}
-            figure.add_trace(
-                go.Scatter(
-                    x=rows["told"],
-                    y=blocks(rows),
-                    error_x=_range(rows, "told"),
-                    mode="markers",
-                    orientation="h",
-                    offsetgroup=factor,
-                    marker=marker,
-                    name=factor if state == "trained" else f"{factor}, untrained",
-                    customdata=rows[["alone", "points"]],
-                    hovertemplate=f"%{{y}}, {state}<br>{factor}: %{{x:.1%}} told given the maximum, "
-                    "%{customdata[0]:.1%} given the others too<br>mean of %{customdata[1]} points<extra></extra>",
-                )
-            )
-    figure.update_layout(scattermode="group", scattergap=0.4)
-    figure.update_xaxes(title="share of the factor's entropy", tickformat=".0%")
-    figure.update_yaxes(autorange="reversed", type="category")
-    return finished(figure, "Which factor the top latent tells", height(2 * data.groupby(["start", "width"]).ngroups))
-
-
-def structure(data: pd.DataFrame) -> go.Figure:
-    """What split latents are made of, by every measure of it, each beside its null; bars span the points."""
-    figure = go.Figure()
-    for null in ("", "-open"):
-        for i, part in enumerate(STRUCTURES.values()):
-            rows = data[(data["part"] == part) & (data["state"] == ("permuted" if null else "found"))]
-            if rows.empty:
-                continue
-            figure.add_trace(
-                go.Scatter(
-                    x=rows["value"],
-                    y=blocks(rows),
-                    error_x=_range(rows, "value"),
-                    mode="markers",
-                    orientation="h",
-                    offsetgroup=part,
-                    marker={"color": colour(i), "size": 9, "symbol": SYMBOLS[i] + null},
-                    name="null (hollow)" if null else part,
-                    legendgroup="null" if null else part,
-                    showlegend=not null or i == 0,
-                    customdata=rows["points"],
-                    hovertemplate=f"%{{y}}<br>{part}: %{{x:.2f}}{', permuted' if null else ''}<br>mean of "
-                    "%{customdata} points<extra></extra>",
-                )
-            )
-    figure.update_layout(scattermode="group", scattergap=0.4)
-    figure.update_xaxes(title="share of variance, or cosine")
-    figure.update_yaxes(autorange="reversed", type="category")
-    settings = data.groupby(["given", "start", "width"], dropna=False).ngroups
-    return finished(figure, "What split latents are made of", height(3 * settings))
-
-
 def curves(data: pd.DataFrame) -> go.Figure:
     """FVU, L0 and the gradient's norm, where it is known, at the middle coefficients: medians over seeds."""
     drawn = {"fvu": "FVU", "l0": "L0"} | ({"gradient": "gradient's norm"} if data["gradient"].notna().any() else {})
@@ -379,13 +296,6 @@ def _phase(row: Any) -> str:
     said += f"{row.split_maxes:.3g} are split"
     theory = f"<br>least loss in theory: split {row.split_code:.3g}, shared {row.shared_code:.3g}"
     return said if pd.isna(row.split_code) else said + theory
-
-
-def _range(points: pd.DataFrame, name: str) -> Mapping[str, object] | None:
-    if f"{name}_high" not in points or points[f"{name}_high"].isna().all():
-        return None
-    array, minus = points[f"{name}_high"] - points[name], points[name] - points[f"{name}_low"]
-    return {"type": "data", "array": array.fillna(0), "arrayminus": minus.fillna(0), "thickness": 1, "width": 2}
 
 
 def _shown(data: pd.DataFrame) -> set[Any]:
