@@ -13,7 +13,7 @@ With --share: what logging takes of the processor while training goes on, which 
 80 points of 40 rows are handed over at once; then the logger works beside nothing at all for half a minute.
 
 With --rest: how long the end of a short sweep waits for its log, 80 points of 40 rows: from before the logger starts
-until all is logged.
+until all is logged; the server has the priority of any process.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ MODES = ("none", "offline", "online", "online, 50 ms away", "answers 500", "answ
 
 
 @contextmanager
-def server(mode: str) -> Iterator[dict[str, str]]:
-    """The environment of a run in this mode."""
+def server(mode: str, priority: int = 19) -> Iterator[dict[str, str]]:
+    """The environment of a run in this mode. `priority`: the niceness of the server."""
     if mode in ("none", "offline"):
         yield {}
         return
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, mode))
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, mode, priority))
     process.start()
     try:
         url = here.recv()
@@ -61,12 +61,12 @@ def server(mode: str) -> Iterator[dict[str, str]]:
         process.join()
 
 
-def _serve(there: Connection, mode: str) -> None:
-    os.nice(19)
+def _serve(there: Connection, mode: str, priority: int) -> None:
+    os.nice(priority)
     # Linux shares out processors by session first.
     os.setsid()
     with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+        Path("/proc/self/autogroup").write_text(str(priority))
     with serving() as found:
         if mode.startswith("answers"):
             # Runs begin; whatever they then send is refused.
@@ -116,7 +116,11 @@ def share(mode: str) -> list[str]:
 
 def rest(mode: str) -> float:
     """Seconds until 80 points are logged."""
-    with tempfile.TemporaryDirectory() as folder, server(mode) as environment, mock.patch.dict(os.environ, environment):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server(mode, priority=0) as environment,
+        mock.patch.dict(os.environ, environment),
+    ):
         how, began = "offline" if mode == "offline" else "online", time.perf_counter()
         with WandbLog(Path(folder) / "outputs/sweeps/s", "s", project="p", mode=how, note=print) as log:
             hand_over(log)
