@@ -238,6 +238,18 @@ def test_another_range_is_another_sweep(run: Path) -> None:
     assert len(names) == 2
 
 
+def test_what_another_version_chose_is_refused(run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(run, root)
+    store = Store(root)
+    info = store.info("even")
+    for line in info["calibration"]["lines"].values():
+        line["tried"] = line.pop("short")
+    store.write_sweep_file("even", "sweep.yaml", yaml.safe_dump(info, allow_unicode=True).encode())
+    end = call("run", *ASKED, f"output_dir={root}")
+    assert end.code == 2 and "calibrated by another version" in end.err and "Traceback" not in end.err
+
+
 def test_stand_ins_never_hide_what_is_given(run: Path) -> None:
     sweep = config.load([*ASKED, f"output_dir={run}"])
     calibration = sweep.calibration

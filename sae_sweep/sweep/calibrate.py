@@ -90,7 +90,12 @@ def _written(sweep: Sweep, calibration: Calibration, store: Store) -> dict[str, 
         if info is None or {key: info[key] for key in calibration.request} != calibration.request:
             was = "without it" if info is None else f"for {info['coefficients']} coefficients of L0 {info['l0_range']}"
             raise UserError(f"sweep {sweep.name} was run {was}, not as grid.calibrate asks now: choose another name=")
-        return {id: Line(**line) for id, line in info["lines"].items()}
+        try:
+            return {id: Line(**line) for id, line in info["lines"].items()}
+        except TypeError:
+            raise UserError(
+                f"sweep {sweep.name} was calibrated by another version of sae-sweep: choose another name="
+            ) from None
     return {}
 
 
