@@ -10,11 +10,12 @@ import torch
 from planted import Planted
 
 from sae_sweep.columns import ACROSS, PLANTED, WITHIN, shuffled
+from sae_sweep.measures.classes import partition
 from sae_sweep.measures.firing import FiringTable, fold_dense
 from sae_sweep.measures.information import information
 from sae_sweep.measures.null import dealt, shuffled_cells, shuffled_features
 from sae_sweep.measures.planted import Detection, planted_metrics
-from sae_sweep.measures.splitting import count_splits, describe, partition
+from sae_sweep.measures.splitting import count_splits, describe
 from sae_sweep.schema import Evaluation
 
 EVALUATION = Evaluation()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Active:
         """Inputs."""
         return len(self.starts) - 1
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """How many latents are active on each input [b] int64."""
         return self.starts.diff()

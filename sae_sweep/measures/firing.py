@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_sweep.measures.active import Active
+from sae_sweep.measures.classes import Ints, partition, run_starts
 from sae_sweep.toys.cells import Factored
 
 # "No latent fires" in the table of top latents.
@@ -25,7 +26,6 @@ NO_LATENT = -1
 ROWS_HELD = 1 << 21
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,9 @@ def fold_dense(cells: Factored, chance: Floats, f1: float) -> Fold:
     Owner, purity and the F1 of m, c and mc are the same on merged rows. `chance` [T]: probability of every cell.
     The factor 2 leaves room for drawn inputs, whose class weights are near their probabilities but not equal.
     """
-    heaviest = max(float(np.bincount(cells.partition(name).of_cell, chance).max()) for name in "mqn")
-    classes = cells.partition("mc").of_cell
-    _, first = np.unique(classes, return_index=True)
-    return Fold(2 * (2 / f1 - 1) * heaviest, first.astype(np.int64)[classes])
+    heaviest = max(float(np.bincount(partition(cells, name).of_cell, chance).max()) for name in "mqn")
+    classes = partition(cells, "mc")
+    return Fold(2 * (2 / f1 - 1) * heaviest, classes.first[classes.of_cell])
 
 
 class FiringCounter:
@@ -247,10 +246,3 @@ def sum_by(keys: Ints, *values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 def _sum_runs(values: NDArray[Any], starts: Ints) -> NDArray[Any]:
     return np.add.reduceat(values, starts) if len(starts) else values
-
-
-def run_starts(keys: NDArray[Any]) -> Ints:
-    """Where each run of equal values in `keys` [n] starts."""
-    starts = np.ones(len(keys), np.bool_)
-    np.not_equal(keys[1:], keys[:-1], out=starts[1:])
-    return np.flatnonzero(starts)

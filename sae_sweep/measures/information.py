@@ -13,8 +13,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_sweep.measures.firing import FiringTable, Floats, Ints, run_starts, sum_by
-from sae_sweep.measures.splitting import partition
+from sae_sweep.measures.classes import Classes, Ints, partition, run_starts
+from sae_sweep.measures.firing import FiringTable, Floats, sum_by
 from sae_sweep.toys.cells import FACTORS, Factored
 
 COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
@@ -68,7 +68,7 @@ def share_told(table: FiringTable, cells: Factored, factor: str, given: str) -> 
 
     `given`: the name of a partition without `factor`. Plug-in estimate in evaluation weights.
     """
-    rows, groups = _nested(cells, factor, given)
+    rows, groups = (classes.of_cell for classes in _nested(cells, factor, given))
     row, group = rows[table.top_cell], groups[table.top_cell]
     latent, width = table.top_latent + 1, table.width + 1
     joint = _w_log_w(row * width + latent, table.top_weight)
@@ -80,15 +80,19 @@ def share_told(table: FiringTable, cells: Factored, factor: str, given: str) -> 
     return (joint - _w_log_w(group * width + latent, table.top_weight) + entropy) / entropy
 
 
-def _nested(cells: Factored, factor: str, given: str) -> tuple[Ints, Ints]:
-    """Of each cell, the class of `given` and `factor` together, and the class of `given` alone."""
+def _nested(cells: Factored, factor: str, given: str) -> tuple[Classes, Classes]:
+    """The classes of `given` and `factor` together, and those of `given` alone."""
     both = "".join(name for name in FACTORS if name in given + factor)
-    return partition(cells, both).of_cell, partition(cells, given).of_cell
+    return partition(cells, both), partition(cells, given)
 
 
 def _w_log_w(keys: Ints, weights: Floats) -> float:
     """Σ w·log w over the distinct keys, w being the sum of a key's weights."""
-    total = sum_by(keys, weights)[1]
+    return _log_sum(sum_by(keys, weights)[1])
+
+
+def _log_sum(total: Floats) -> float:
+    """Σ w·log w."""
     return float((total * np.log(total, where=total > 0, out=np.zeros_like(total))).sum())
 
 
@@ -100,21 +104,20 @@ def null_share(table: FiringTable, cells: Factored, factor: str, given: str, per
     `permutations` deals, fewer where the inputs are so many that one deal is an average in itself.
     """
     rows, groups = _nested(cells, factor, given)
-    order = np.lexsort((rows[table.top_cell], groups[table.top_cell]))
+    by_group, by_row = (_log_sum(np.add.reduceat(table.cell_weight[c.order], c.starts)) for c in (groups, rows))
+    entropy = by_group - by_row
+    if entropy < ZERO * table.total:
+        return None
+    order = np.lexsort((rows.of_cell[table.top_cell], groups.of_cell[table.top_cell]))
     cell, count = table.top_cell[order], table.top_count[order]
     counts = np.bincount(cell, count, table.cells)
     mean_weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
     # One unit per input, those of a class and of a row of it side by side.
-    _, latent = np.unique(table.top_latent[order], return_inverse=True)
-    units = np.repeat(latent, count)
-    unit_cell = np.repeat(cell, count)
-    row_start = _boundaries(rows[unit_cell])
-    group_start = np.searchsorted(row_start, _boundaries(groups[unit_cell]))
-    entropy = _w_log_w(groups, table.cell_weight) - _w_log_w(rows, table.cell_weight)
-    if entropy < ZERO * table.total:
-        return None
+    units, unit_cell = np.repeat(table.top_latent[order] + 1, count), np.repeat(cell, count)
+    row_start = _boundaries(rows.of_cell[unit_cell])
+    group_start = np.searchsorted(row_start, _boundaries(groups.of_cell[unit_cell]))
     deals = max(1, min(permutations, DEALT // len(units)))
-    told = _deal(units, mean_weight[unit_cell], row_start, group_start, int(latent.max()) + 1, deals)
+    told = _deal(units, mean_weight[unit_cell], row_start, group_start, table.width + 1, deals)
     return (told + entropy) / entropy
 
 
@@ -132,6 +135,10 @@ def _deal(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, laten
     """
     np.random.seed(0)
     held, seen = np.zeros(latents), np.empty(latents, np.int64)
+    # What a row of one unit holds is the same in every deal.
+    alone = np.empty(len(units))
+    for unit in range(len(units)):
+        alone[unit] = weight[unit] * np.log(weight[unit])
     told = 0.0
     for _ in range(deals):
         for g in range(len(group_start) - 1):
@@ -142,7 +149,11 @@ def _deal(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, laten
                 np.random.shuffle(units[start:end])
                 told -= _held_w_log_w(units, weight, start, end, held, seen)
                 for row in range(first, last):
-                    told += _held_w_log_w(units, weight, row_start[row], row_start[row + 1], held, seen)
+                    start, end = row_start[row], row_start[row + 1]
+                    if end - start == 1:
+                        told += alone[start]
+                    else:
+                        told += _held_w_log_w(units, weight, start, end, held, seen)
     return told / deals
 
 

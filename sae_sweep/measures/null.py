@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_sweep.columns import ACROSS, PLANTED, WITHIN, shuffled
-from sae_sweep.measures.firing import FiringTable, Floats, Fold, Ints, sum_by
+from sae_sweep.measures.classes import Ints, partition
+from sae_sweep.measures.firing import FiringTable, Floats, Fold, sum_by
 from sae_sweep.measures.information import information
 from sae_sweep.measures.planted import Detection, planted_metrics
-from sae_sweep.measures.splitting import count_splits, describe, partition
+from sae_sweep.measures.splitting import count_splits, describe
 from sae_sweep.schema import Evaluation
 from sae_sweep.toys.cells import Factored
+
+# Units drawn in one go.
+DRAWN = 1 << 10
 
 
 def shuffled_cells(
@@ -103,26 +107,35 @@ def _draw(
     Units starts[g]:starts[g + 1] are of group g, each a cell of `weight`; a dense pair counts onto[cell] instead.
     """
     np.random.seed(seed)
-    units = units.copy()
-    held, counted = np.zeros(len(weight)), np.zeros(len(weight), np.int64)
+    units, others = units.astype(np.int32), np.empty(DRAWN, np.int64)
+    # Of each cell its weight, and the weight and count of what came up: side by side, as memory is slow.
+    held = np.zeros((len(weight), 4))
+    held[:, 0] = weight
     rows, cells = np.zeros(len(draws), np.int64), np.empty(most, np.int64)
     weights, counts = np.empty(most), np.empty(most, np.int64)
     begin = 0
     for pair in range(len(draws)):
         end, last = begin, starts[of_group[pair] + 1]
-        for place in range(starts[of_group[pair]], starts[of_group[pair]] + draws[pair]):
-            other = np.random.randint(place, last)
-            units[place], units[other] = units[other], units[place]
-            cell = onto[units[place]] if dense[pair] else units[place]
-            if counted[cell] == 0:
-                cells[end] = cell
-                end += 1
-            counted[cell] += 1
-            held[cell] += weight[units[place]]
+        stop = starts[of_group[pair]] + draws[pair]
+        for first in range(starts[of_group[pair]], stop, len(others)):
+            # One loop after the other: what one waits for, memory or a number to draw, holds up no other.
+            places = range(first, min(first + len(others), stop))
+            for place in places:
+                others[place - first] = np.random.randint(place, last)
+            for place in places:
+                other = others[place - first]
+                units[place], units[other] = units[other], units[place]
+            for place in places:
+                cell = onto[units[place]] if dense[pair] else units[place]
+                if held[cell, 2] == 0:
+                    cells[end] = cell
+                    end += 1
+                held[cell, 1] += held[units[place], 0]
+                held[cell, 2] += 1
         cells[begin:end].sort()
         for row in range(begin, end):
-            weights[row], counts[row] = held[cells[row]], counted[cells[row]]
-            held[cells[row]], counted[cells[row]] = 0, 0
+            weights[row], counts[row] = held[cells[row], 1], np.int64(held[cells[row], 2])
+            held[cells[row], 1:] = 0
         rows[pair] = end - begin
         begin = end
     return rows, cells[:begin].copy(), weights[:begin].copy(), counts[:begin].copy()

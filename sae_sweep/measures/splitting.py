@@ -8,14 +8,14 @@ maximum is a split; several named by the whole of one maximum are duplicates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_sweep.measures.firing import FiringTable, Floats, Ints, run_starts, sum_by
+from sae_sweep.measures.classes import Classes, Ints, partition, run_starts
+from sae_sweep.measures.firing import FiringTable, Floats, sum_by
 from sae_sweep.measures.planted import Detection
 from sae_sweep.schema import PARTITIONS, Evaluation
 from sae_sweep.toys.cells import NONE, Factored
@@ -48,25 +48,6 @@ class Latents:
     f1: Floats
     density: Floats
     inputs: Ints
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a partition: `of_cell` [T] in 0..count-1 and the `first` cell of each [count]."""
-
-    of_cell: Ints
-    first: Ints
-
-    @property
-    def count(self) -> int:
-        return len(self.first)
-
-
-@lru_cache(maxsize=2 * len(PARTITIONS))
-def partition(cells: Factored, name: str) -> Classes:
-    """The classes of `cells.partition(name)`, kept: every SAE of a sweep needs the same ones."""
-    of_cell = cells.partition(name).of_cell
-    return Classes(of_cell, np.unique(of_cell, return_index=True)[1].astype(np.int64))
 
 
 def describe(table: FiringTable, cells: Factored, evaluation: Evaluation) -> Latents:
@@ -182,10 +163,12 @@ def _best_f1(latent: Ints, of_class: Ints, weight: Floats, fired: Floats, weight
         for each in seen[:count]:
             # More than the class weighs can only come from the merged rows of a dense latent, see `fold_dense`.
             f1 = 2 * min(held[each], weights[each]) / (fired[latent[row]] + weights[each])
+            held[each] = 0
+            if f1 < score[latent[row]] - ROUNDING:
+                continue
             f1 = np.rint(f1 * 10.0**DIGITS) / 10.0**DIGITS
             if f1 > score[latent[row]] or (f1 == score[latent[row]] and each < best[latent[row]]):
                 score[latent[row]], best[latent[row]] = f1, each
-            held[each] = 0
         count = 0
     return score, best
 
