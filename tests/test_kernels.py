@@ -10,7 +10,7 @@ import torch
 from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep.saes.architectures import ARCHITECTURES
-from sae_sweep.saes.kernels import cpu, pick_backend, sparse
+from sae_sweep.saes.kernels import cpu, crew, pick_backend, sparse
 from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
 from sae_sweep.saes.kernels.tile import LANES
@@ -140,11 +140,24 @@ def test_company_and_threads_change_no_bit(architecture: str, width: int, many_p
     data = batches(8, 200)
     together = trained(chosen, data)
     for i, point in enumerate(chosen):
-        for threads in (1, 2):
+        for threads in (1, 2, 5):
             alone = trained([point], data, threads)
             assert torch.equal(alone.flat[0], together.flat[i])
             assert torch.equal(alone.threshold[0], together.threshold[i])
     assert torch.equal(trained([chosen[2], chosen[0]], data, 1).flat[0], together.flat[2])
+
+
+def test_a_thread_that_fails_or_is_interrupted_keeps_no_other_waiting() -> None:
+    shared = np.zeros(crew.CREW, np.int64)
+    crew.offer(shared, 1, 2)
+    assert [crew.take(shared), crew.take(shared)] == [(1, 1), (1, 0)]
+    assert [crew.last(shared, 2), crew.last(shared, 2)] == [False, True]
+    crew.offer(shared, 2, 1)
+    with pytest.raises(KeyboardInterrupt), crew.heard(shared):
+        assert crew.take(shared) == (2, 0)
+        raise KeyboardInterrupt
+    with pytest.raises(MemoryError, match="another thread"):
+        crew.take(shared)
 
 
 @pytest.mark.parametrize(("architecture", "penalties"), BY_AUTOGRAD)

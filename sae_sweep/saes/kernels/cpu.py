@@ -16,20 +16,28 @@ from torch import Tensor
 
 from sae_sweep.saes.kernels import Progress
 from sae_sweep.saes.kernels.batchtopk import HALF, contributions, drop_below, rank_in, tally
+from sae_sweep.saes.kernels.crew import CREW, heard, offer
 from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
 from sae_sweep.saes.kernels.slopes import compile_slopes
 from sae_sweep.saes.kernels.sparse import GROUP, LISTED, PLACED, refresh
 from sae_sweep.saes.kernels.steps import (
+    CLIP,
+    ERROR,
+    L0,
+    LAST_L0,
+    LIST,
+    LOSS,
+    NORM,
+    RECONSTRUCT,
+    SEEN,
+    STATE,
+    STEP,
     arrange,
-    clip_factor,
-    collect_slices,
     encode_parts,
     find_idle,
-    finish,
-    reconstruct_parts,
+    silence,
     square_slices,
     take_steps,
-    update,
 )
 from sae_sweep.saes.kernels.tile import LANES
 from sae_sweep.saes.stack import Stack, adam_scale
@@ -107,8 +115,11 @@ class _Trainer:
         self.sums = np.empty((parts * capacity, PLACED), np.float32)
         self.latents, self.rows = self.codes.view(np.int32), self.sums.view(np.int32)
         self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
-        self.bounds, self.places = np.empty(width + 1, np.int64), np.zeros((width, parts), np.int32)
+        self.bounds, self.places = np.empty(width + 1, np.int64), np.empty((parts, width), np.int32)
         self.residuals, self.g_bdec = np.empty((b, d), np.float32), np.empty((parts, d), np.float32)
+        # The inputs of each part that are listed; penalty, squared error and entries of each; ‖g‖² of each slice.
+        self.begins, self.stops = np.empty((2, parts), np.int64)
+        self.totals, self.squares = np.empty((parts, 3)), np.empty(len(self.slices))
 
     def advance(self, batches: Tensor) -> Array:
         """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps, and
@@ -119,98 +130,51 @@ class _Trainer:
         most = np.inf if self.k or self.chosen else max(DENSE_ABOVE * self.width, DENSE_AT_LEAST)
         totals, largest, step = np.zeros(3), 0.0, 0
         while step < len(batches):
-            dense = float(self.stack.density[self.i]) > most
-            if dense or self.chosen or self.threads > 1:
-                sums, norm = self._step(batches[step], self.stack.step + step, dense)
-                taken = 1
-            else:
-                sums, norm, taken = self._steps(batches[step:], self.stack.step + step, most)
-            totals += sums
-            largest = max(largest, norm)
-            step += taken
+            kind, ahead, floor = LIST, batches[step:], np.float32(0)
+            self.begins[:], self.totals[:], self.g_bdec[:] = self.parts[:, 0], 0, 0
+            if float(self.stack.density[self.i]) > most:
+                kind, ahead = CLIP, batches[step : step + 1]
+                self._dense_gradient(ahead[0], self.stack.step + step)
+            elif self.chosen:
+                ahead = batches[step : step + 1]
+                kind, floor = self._choose(ahead[0].numpy(), self.stack.step + step)
+            taken, seen = self._steps(ahead, self.stack.step + step, kind, floor, most)
+            totals += seen[[LOSS, ERROR, L0]]
+            largest, step = max(largest, seen[NORM]), step + taken
         return np.append(totals, largest)
 
-    def _steps(self, batches: Tensor, first: int, most: float) -> tuple[Array, float, int]:
-        """`_step` for many on one thread, with no Python between them, until more than `most` latents fire.
+    def _steps(self, batches: Tensor, first: int, kind: int, floor: np.float32, most: float) -> tuple[int, Array]:
+        """Steps from a phase of the first on, with no Python between them, until more than `most` latents fire.
 
-        Returns also how many they were.
+        floor: what a contribution has to exceed. Returns how many they were, and what they have seen.
         """
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
-        penalty, clip = self.point.penalty, self.point.training.clip
-        taken, *sums, norm, self.stack.density[self.i] = take_steps(
-            batches.numpy(),
-            schedule,
-            self.flat,
-            self.gradient,
-            self.first,
-            self.second,
-            self.width,
-            self.k,
-            self.slopes,
-            penalty.scale,
-            self.exponent,
-            clip,
-            most,
-            self.panels,
-            self.bias,
-            self.norms,
-            self.weights,
-            self.codes,
-            self.latents,
-            self.starts,
-            self.sums,
-            self.rows,
-            self.bounds,
-            self.places,
-            self.residuals,
-            self.g_bdec,
-            self.active,
-            self.idle,
-            self.parts,
-            self.slices,
-        )
-        return np.array(sums), norm, int(taken)
+        crew, state, seen = np.zeros(CREW, np.int64), np.zeros(STATE, np.int64), np.zeros(SEEN)
+        sae = self.flat, self.gradient, self.first, self.second, self.width, self.k, floor
+        rule = self.slopes, self.point.penalty.scale, self.exponent, self.point.training.clip, most
+        encoder, lists = (self.panels, self.bias, self.norms, self.weights), (self.codes, self.latents, self.starts)
+        entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
+        cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares
+        arrays = *sae, *rule, *encoder, *lists, *entries, *cuts
 
-    def _step(self, batch: Tensor, step: int, dense: bool) -> tuple[Array, float]:
-        """One step on batch [b, d], shared by threads; loss, squared error and L0 before it, its gradient's norm."""
-        rate, correction2, coefficient = self._scheduled(step)
-        b = len(batch)
-        weights = np.float32(2 / b), np.float32(coefficient / b)
-        if dense:
-            penalty, error, entries = self._dense_gradient(batch, *weights)
-        else:
-            penalty, error, entries = self._sparse_gradient(batch.numpy(), step, *weights)
-        norm = self._update(rate, correction2)
-        self.stack.density[self.i] = entries / b
-        return np.array([error + coefficient * penalty, error, entries]) / b, norm
+        def work(_: int) -> None:
+            with heard(crew):
+                take_steps(batches.numpy(), schedule, crew, state, seen, *arrays)
 
-    def _sparse_gradient(self, x: Array, step: int, *weights: np.float32) -> Array:
-        """Penalty and squared error summed over x, and entries; the gradient of the latents marked active."""
-        totals, penalty = np.zeros((len(self.parts), 3)), self.point.penalty
-        begins, stops = self.parts[:, 0].copy(), self.parts[:, 1].copy()
-        floor, listed = self._choose(x, step) if self.chosen else (np.float32(0), False)
-        sae, rule = (self.flat, self.width, self.norms), (self.slopes, penalty.scale, self.exponent, *weights)
-        lists, entries = (self.codes, self.latents, self.starts), (self.sums, self.rows)
-        self.g_bdec[:] = 0
-        places = *lists, self.residuals, self.places, *entries, self.g_bdec, totals
-        where = *entries, self.bounds, self.places, self.gradient, self.active
-        while (begins < self.parts[:, 1]).any():  # once, unless a list is full
-            if not listed:
-                self._encode(x, begins, stops, floor)
-            arrange(begins, stops, *lists[1:], self.places, self.bounds)
-            self._over(self.parts, lambda chunk: reconstruct_parts(x, begins, stops, chunk, *sae, *rule, *places))
-            self._over(self.slices, lambda chunk: collect_slices(x, self.slices, chunk, self.residuals, *sae, *where))
-            begins[:] = stops
-        return sum(totals, np.zeros(3))
+        offer(crew, kind, 1 if kind == CLIP else len(self.parts))
+        with heard(crew):
+            list(self.share(work, range(self.threads)))
+        self.stack.density[self.i] = seen[LAST_L0]
+        return int(state[STEP]), seen
 
-    def _encode(self, x: Array, begins: Array, stops: Array, floor: np.float32) -> None:
+    def _encode(self, x: Array, floor: np.float32) -> None:
         """List the latents that fire; `stops` receives where each part ran out of room, or its end."""
         encoder = self.panels, self.bias, self.weights, self.k, floor
         lists = self.codes, self.latents, self.starts
-        self._over(self.parts, lambda chunk: encode_parts(x, begins, stops, self.parts, chunk, *encoder, *lists))
+        self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *encoder, *lists))
 
-    def _choose(self, x: Array, step: int) -> tuple[np.float32, bool]:
-        """BatchTopK: what a contribution has to exceed to be kept, and whether those that do are already listed."""
+    def _choose(self, x: Array, step: int) -> tuple[int, np.float32]:
+        """BatchTopK: the phase to go on with, as what is kept may be listed, and what its contributions exceed."""
         least = self._least_listed(x)
         listed = least is not None
         if least is None:
@@ -219,19 +183,21 @@ class _Trainer:
         if least > 0:
             self.stack.threshold[self.i].lerp_(torch.tensor(least), 1.0 if step == 0 else THRESHOLD_RATE)
         self.guess = GUESS * least
-        return np.nextafter(least, np.float32(0)), listed
+        if listed:
+            arrange(self.begins, self.stops, self.latents, self.starts, self.places, self.bounds)
+        return RECONSTRUCT if listed else LIST, np.nextafter(least, np.float32(0))
 
     def _least_listed(self, x: Array) -> np.float32 | None:
         """The smallest contribution to keep, if all that reach a guess can be listed and suffice; lists what stays."""
         if not self.guess > 0:
             return None
-        stops, rows = self.parts[:, 1].copy(), self.parts[:, 1] - self.parts[:, 0]
-        self._encode(x, self.parts[:, 0].copy(), stops, np.nextafter(self.guess, np.float32(0)))
+        rows = self.parts[:, 1] - self.parts[:, 0]
+        self._encode(x, np.nextafter(self.guess, np.float32(0)))
         parts = [
             (self.norms, self.codes[part], self.latents[part], self.starts[part], rows[part])
             for part in range(len(rows))
         ]
-        if (stops < self.parts[:, 1]).any():
+        if (self.stops < self.parts[:, 1]).any():
             return None
         candidates = np.concatenate([contributions(*part) for part in parts])
         if len(candidates) < self.chosen:
@@ -253,25 +219,25 @@ class _Trainer:
         """Which half of the bits the rank-th largest has, or the smallest, and its rank among those that have it."""
         counts = np.zeros((len(self.parts), 1 << HALF), np.int64)
         encoder = self.panels, self.bias, self.norms
-        self._over(self.parts, lambda chunk: tally(x, self.parts, chunk, *encoder, upper, counts))
+        self._over(lambda chunk: tally(x, self.parts, chunk, *encoder, upper, counts))
         total = counts.sum(0)
         return rank_in(total, min(rank, int(total.sum())))
 
-    def _dense_gradient(self, batch: Tensor, of_error: np.float32, of_penalty: np.float32) -> Array:
-        """What `_sparse_gradient` does, by matrix products: for the steps in which much of the dictionary fires."""
+    def _dense_gradient(self, batch: Tensor, step: int) -> None:
+        """All phases before CLIP by matrix products: for the steps in which much of the dictionary fires."""
         shares = batch.tensor_split(min(len(self.parts), DENSE_PARTS))
         gradients = torch.zeros(len(shares), self.flat.size)
-        sums = np.zeros((len(shares), 3))
+        of_error = float(np.float32(2 / len(batch)))
+        of_penalty = float(np.float32(self._scheduled(step)[2] / len(batch)))
 
         def work(part: int) -> None:
-            sums[part] = self._dense_part(shares[part], gradients[part], float(of_error), float(of_penalty))
+            self.totals[part] = self._dense_part(shares[part], gradients[part], of_error, of_penalty)
 
         list(self.share(work, range(len(shares))))
         torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))
-        self.g_bdec[:] = 0
         self.g_bdec[0] = self.gradient[-self.d :]
         self.active[:] = 1
-        return sum(sums, np.zeros(3))
+        square_slices(self.gradient, self.width, self.d, self.active, self.slices, self.squares)
 
     def _dense_part(self, x: Tensor, gradient: Tensor, of_error: float, of_penalty: float) -> tuple[float, float, int]:
         W_enc, W_dec, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
@@ -288,12 +254,11 @@ class _Trainer:
             )
             residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
             error += float(residual.square().sum(dtype=torch.float64))
-            entries += int(codes.count_nonzero())
             residual *= of_error
             slope *= of_penalty
             pulls += (slope * codes).sum(0)
             g_pre = torch.addcmul(residual @ W_dec.T, slope, norms)
-            g_pre[codes == 0] = 0
+            entries += silence(codes.numpy().ravel(), g_pre.numpy().ravel())
             g_enc.addmm_(g_pre.T, chunk)
             g_dec.addmm_(codes.T, residual)
             g_benc += g_pre.sum(0)
@@ -301,26 +266,15 @@ class _Trainer:
         g_dec.addcmul_((pulls / norms)[:, None], W_dec)
         return penalty, error, entries
 
-    def _update(self, rate: float, correction2: float) -> float:
-        """Clip this SAE's gradient to its own norm and take Adam's step. Returns the norm."""
-        size, squares = (self.width, self.d), np.empty(len(self.slices))
-        own = self.slices, self.gradient, *size, self.active
-        self._over(self.slices, lambda chunk: square_slices(own[0], chunk, *own[1:], squares))
-        clip, norm = clip_factor(finish(self.gradient, self.g_bdec), squares, self.point.training.clip)
-        arrays = self.flat, self.gradient, self.first, self.second, *size, self.active, self.idle
-        encoder = self.panels, self.bias, self.norms
-        self._over(self.slices, lambda chunk: update(self.slices, chunk, *arrays, *encoder, clip, rate, correction2))
-        return float(norm)
-
     def _scheduled(self, step: int) -> tuple[float, float, float]:
         """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
         rate, coefficient = self.stack.schedule(self.i, step)
         correction1, correction2 = adam_scale(step)
         return rate / correction1, correction2, coefficient * self.rescale
 
-    def _over(self, pieces: Array, function: Callable[[tuple[int, int]], object]) -> None:
-        """Call `function` with shares (begin, end) of the parts or slices, one for each thread."""
-        list(self.share(function, map(tuple, _cut(len(pieces), self.threads, 1).tolist())))
+    def _over(self, function: Callable[[tuple[int, int]], object]) -> None:
+        """Call `function` with shares (begin, end) of the parts, one for each thread."""
+        list(self.share(function, map(tuple, _cut(len(self.parts), self.threads, 1).tolist())))
 
 
 def _cut(size: int, pieces: int, grain: int) -> Array:

@@ -51,7 +51,9 @@ def _with_largest(formula: PenaltyFormula) -> Callable[..., float]:
 
 
 def _scalar(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[..., float]:
-    return _jit(sp.lambdify(arguments, expression.evalf(), modules="math"))
+    # Called by compiled loops alone; without what Python would need to call it, it is compiled in half the time.
+    part = functools.partial(_jit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return part(sp.lambdify(arguments, expression.evalf(), modules="math"))
 
 
 def _separable(value: Callable[..., float], slope: Callable[..., float]) -> Callable[..., float]:

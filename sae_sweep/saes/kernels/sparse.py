@@ -3,13 +3,12 @@
 A batch is cut into parts, an SAE's latents into slices; threads may share both. A part lists its entries, one per
 active latent of an input, input by input. Once all entries are counted, each has its place in an order by latent and
 then by input. A part reconstructs its inputs and puts its entries into their places; a slice then sums the gradient
-of its latents: written once, and only where there is one. What a part or a slice computes depends on nothing but its
-operands.
+of its latents, only where there is one. What a part or a slice computes depends on nothing but its operands.
 
 Shapes: x [b, d]; flat and gradient [2·width·d + width + d]; panels [panels, d, LANES]; bias, norms, weights
 [panels · LANES]; codes and latents [parts, capacity, 2] are one memory, the list of each part, and starts
 [parts, rows + 1] bounds a row's entries in it; sums and rows [parts · capacity, 4] are one memory, the entries by
-latent, and bounds [width + 1] those of a latent; places [width, parts] where a part's next entry of a latent goes;
+latent, and bounds [width + 1] those of a latent; places [parts, width] where a part's next entry of a latent goes;
 residuals [b, d]; active [width].
 """
 
@@ -34,6 +33,8 @@ CODE, LATENT, LISTED = 0, 1, 2
 GAIN, SLOPE, ROW, PLACED = 1, 2, 3, 4
 # Entries from asking for a row to using it: what a far cache takes to answer.
 AHEAD = 8
+# Numbers of the inputs whose entries are collected in one go: with their residuals they fit the second cache.
+COLLECTED = 1 << 16
 
 # Products may be fused with sums inside a function; sums keep their order, also where a function is built into another.
 OPTIONS = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
@@ -65,8 +66,8 @@ def refresh(flat, width, d, panels, bias, norms, begin, end):  # type: ignore[no
 
 
 @_jit
-def list_all(x, first, rows, panels, bias, weights, floor, found, values, counts):  # type: ignore[no-untyped-def]
-    """List the latents of inputs first + [0, rows) with code · weight > floor in found, values [rows, ·], counts."""
+def list_all(x, first, rows, panels, bias, weights, floor, values, found, counts):  # type: ignore[no-untyped-def]
+    """List the latents of inputs first + [0, rows) with code · weight > floor in values, found [rows, ·, 2], counts."""
     floors, out = np.full(ROWS, floor, np.float32), np.empty((ROWS, LANES), np.float32)
     masks = np.empty(WORDS, np.int64)
     counts[:] = 0
@@ -79,19 +80,20 @@ def list_all(x, first, rows, panels, bias, weights, floor, found, values, counts
                     r, lane = position(word, mask)
                     mask &= mask - 1
                     row = block + r
-                    found[row, counts[row]] = panel * LANES + lane
-                    values[row, counts[row]] = out[r, lane]
-                    counts[row] += 1
+                    entry = counts[row]
+                    values[row, entry, CODE] = out[r, lane]
+                    found[row, entry, LATENT] = panel * LANES + lane
+                    counts[row] = entry + 1
 
 
 @_jit
-def list_largest(x, first, rows, panels, bias, weights, floor, found, values, counts):  # type: ignore[no-untyped-def]
-    """The same of as many latents of an input as `found` has columns: of largest code · weight, of equals the lower.
+def list_largest(x, first, rows, panels, bias, weights, floor, k, values, found, counts):  # type: ignore[no-untyped-def]
+    """The same of at most k latents of an input: those of largest code · weight, of equals the lower.
 
     What exceeds the smallest kept so far waits until one of its sixteen inputs has a panel's worth; those sixteen are
     then compared together.
     """
-    k, groups = found.shape[1], GROUP // LANES
+    groups = GROUP // LANES
     out, masks = np.empty((ROWS, LANES), np.float32), np.empty(WORDS, np.int64)
     floors, places, waiting = np.full(GROUP, floor), np.zeros(GROUP, np.int32), np.zeros(GROUP, np.int32)
     ranks, codes = np.full((groups, k, LANES), floor), np.zeros((groups, k, LANES), np.float32)
@@ -124,7 +126,7 @@ def list_largest(x, first, rows, panels, bias, weights, floor, found, values, co
     for row in range(rows):
         group, side, kept = row // LANES, row % LANES, 0
         while kept < k and latents[group, kept, side] < len(bias):
-            found[row, kept], values[row, kept] = latents[group, kept, side], codes[group, kept, side]
+            values[row, kept, CODE], found[row, kept, LATENT] = codes[group, kept, side], latents[group, kept, side]
             kept += 1
         counts[row] = kept
 
@@ -136,57 +138,63 @@ def encode(x, begin, end, panels, bias, weights, k, floor, codes, latents, start
     k: only so many of an input, those of the largest code · weight, in an order that they alone decide; 0: all, latents
     ascending. floor ≥ 0. Returns the first input that found no room.
     """
-    room = k if k else len(bias)
-    found, values = np.empty((GROUP, room), np.int32), np.empty((GROUP, room), np.float32)
-    counts, count = np.zeros(GROUP, np.int64), 0
+    # And a cache line: rows whose distance is a power of two would take each other's place in a cache.
+    values = np.empty((GROUP, (k if k else len(bias)) + LANES // LISTED, LISTED), np.float32)
+    found, counts, count = values.view(np.int32), np.zeros(GROUP, np.int64), 0
     starts[0] = 0
     for first in range(begin, end, GROUP):
         rows = min(GROUP, end - first)
         if k:
-            list_largest(x, first, rows, panels, bias, weights, floor, found, values, counts)
+            list_largest(x, first, rows, panels, bias, weights, floor, k, values, found, counts)
         else:
-            list_all(x, first, rows, panels, bias, weights, floor, found, values, counts)
+            list_all(x, first, rows, panels, bias, weights, floor, values, found, counts)
         for row in range(rows):
             if count + counts[row] > len(codes):
                 return first + row
             for entry in range(counts[row]):
-                codes[count + entry, CODE] = values[row, entry]
-                latents[count + entry, LATENT] = found[row, entry]
+                codes[count + entry, CODE] = values[row, entry, CODE]
+                latents[count + entry, LATENT] = found[row, entry, LATENT]
             count += counts[row]
             starts[first + row - begin + 1] = count
     return end
 
 
 @_jit
-def count(latents, entries, places, part):  # type: ignore[no-untyped-def]
-    """Count the first `entries` of a part's list by latent, in places[:, part]."""
+def count(latents, entries, places):  # type: ignore[no-untyped-def]
+    """Count the first `entries` of a part's list by latent, in its row of the places."""
+    places[:] = 0
     for entry in range(entries):
-        places[latents[entry, LATENT], part] += 1
+        places[latents[entry, LATENT]] += 1
 
 
 @_jit
 def place(places, bounds):  # type: ignore[no-untyped-def]
     """From the counts, where the entries of a latent begin, and in them those of each part."""
-    at = 0
-    for latent in range(len(places)):
-        bounds[latent] = at
-        for part in range(places.shape[1]):
-            entries = places[latent, part]
-            places[latent, part] = at
-            at += entries
-    bounds[len(places)] = at
+    parts, width = places.shape
+    bounds[:] = 0
+    for part in range(parts):
+        for latent in range(width):
+            bounds[latent + 1] += places[part, latent]
+    for latent in range(width):
+        bounds[latent + 1] += bounds[latent]
+    at = bounds[:width].astype(np.int32)
+    for part in range(parts):
+        for latent in range(width):
+            entries = places[part, latent]
+            places[part, latent] = at[latent]
+            at[latent] += entries
 
 
 @numba.njit(
     numba.types.UniTuple(_real, 3)(
         _table, _int, _int, _row, _int, _row, SLOPES, _real, _real, _float, _float,
-        _table, _ints, _int[::1], _table, _ints, _int, _table, _ints, _table,
+        _table, _ints, _int[::1], _table, numba.int32[::1], _table, _ints, _table,
     ),
     **OPTIONS,
 )  # fmt: skip
 def reconstruct(  # type: ignore[no-untyped-def]
     x, begin, end, flat, width, norms, slopes, scale, p, of_error, of_penalty,
-    codes, latents, starts, residuals, places, part, sums, rows, g_bdec,
+    codes, latents, starts, residuals, places, sums, rows, g_bdec,
 ):  # fmt: skip
     """Reconstruct inputs [begin, end) and put their entries into place; penalty and squared error, and entries.
 
@@ -212,8 +220,8 @@ def reconstruct(  # type: ignore[no-untyped-def]
             g_bdec[0, i] += residuals[row, i]
         for entry in range(first, last):
             latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
-            at = places[latent, part]
-            places[latent, part] += 1
+            at = places[latent]
+            places[latent] += 1
             sums[at, CODE] = codes[entry, CODE]
             sums[at, GAIN] = dot(residuals, row, W_dec, latent) + weighted * norms[latent]
             sums[at, SLOPE] = weighted
@@ -222,33 +230,47 @@ def reconstruct(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end):  # type: ignore[no-untyped-def]
-    """Add the gradient of latents [begin, end) over all entries, and leave their counts at 0.
+def _entries_of(latent, bounds, places, first, last):  # type: ignore[no-untyped-def]
+    """Where a latent's entries of parts [first, last) lie: once in place, a part's end where the next would go."""
+    return places[first - 1, latent] if first else np.int32(bounds[latent]), places[last - 1, latent]
+
+
+@_jit
+def collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end, first, last):  # type: ignore[no-untyped-def]
+    """Add the gradient of latents [begin, end) over the entries of parts [first, last), but for scalars.
 
     The gradient of a latent counts only where it is marked active; whatever lies there before is overwritten.
     """
-    d = x.shape[1]
-    _, W_dec, _, _ = views(flat, width, d)
-    g_enc, g_dec, g_benc, _ = views(gradient, width, d)
-    asked, total = bounds[begin], bounds[end]
-    places[begin:end] = 0
+    g_enc, g_dec, g_benc, _ = views(gradient, width, x.shape[1])
+    here, stop = _entries_of(begin, bounds, places, first, last)
     for latent in range(begin, end):
-        first, last = bounds[latent], bounds[latent + 1]
-        if first == last:
+        at, until = here, stop
+        if latent + 1 < end:
+            here, stop = _entries_of(latent + 1, bounds, places, first, last)
+            for entry in range(here, min(here + AHEAD, stop)):
+                prefetch(x, rows[entry, ROW])
+                prefetch(residuals, rows[entry, ROW])
+        if at == until:
             continue
-        while asked < min(last + AHEAD, total):
-            prefetch(x, rows[asked, ROW])
-            prefetch(residuals, rows[asked, ROW])
-            asked += 1
         if not active[latent]:
             active[latent] = 1
             g_enc[latent, :] = 0
             g_dec[latent, :] = 0
             g_benc[latent] = 0
-        add_rows(g_enc, latent, sums, GAIN, x, rows, ROW, first, last)
-        add_rows(g_dec, latent, sums, CODE, residuals, rows, ROW, first, last)
+        add_rows(g_enc, latent, sums, GAIN, x, rows, ROW, at, until)
+        add_rows(g_dec, latent, sums, CODE, residuals, rows, ROW, at, until)
+
+
+@_jit
+def collect_scalars(flat, width, d, norms, sums, bounds, gradient, begin, end):  # type: ignore[no-untyped-def]
+    """The rest of the gradient of latents [begin, end): what their entries add along no input."""
+    _, W_dec, _, _ = views(flat, width, d)
+    _, g_dec, g_benc, _ = views(gradient, width, d)
+    for latent in range(begin, end):
+        if bounds[latent] == bounds[latent + 1]:
+            continue
         bias, pull = np.float32(0), np.float32(0)
-        for entry in range(first, last):
+        for entry in range(bounds[latent], bounds[latent + 1]):
             bias += sums[entry, GAIN]
             pull += sums[entry, SLOPE] * sums[entry, CODE]
         g_benc[latent] += bias

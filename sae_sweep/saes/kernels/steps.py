@@ -7,8 +7,20 @@ import math
 import numba
 import numpy as np
 
+from sae_sweep.saes.kernels.crew import END, last, offer, take
 from sae_sweep.saes.kernels.slopes import SLOPES
-from sae_sweep.saes.kernels.sparse import OPTIONS, collect, count, encode, place, reconstruct, refresh, views
+from sae_sweep.saes.kernels.sparse import (
+    COLLECTED,
+    OPTIONS,
+    collect,
+    collect_scalars,
+    count,
+    encode,
+    place,
+    reconstruct,
+    refresh,
+    views,
+)
 from sae_sweep.saes.kernels.tile import dot
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
 
@@ -17,6 +29,14 @@ _jit = numba.njit(**OPTIONS)
 _real, _int, _row = numba.float64, numba.int64, numba.float32[::1]
 _table, _cube, _flags = _row.copy(ndim=2), _row.copy(ndim=3), numba.uint8[::1]
 _bounds, _ints = _int[:, ::1], numba.int32[:, ::1]
+
+# The phases of a step, of which a piece is a part (1, 2), a slice (3, 5) or all there is.
+LIST, RECONSTRUCT, COLLECT, CLIP, UPDATE = 1, 2, 3, 4, 5
+# Where steps are, int64: how many are done, and from which part on entries are collected.
+STEP, FIRST_PART, STATE = 0, 1, 2
+# What is seen of them, float64: loss, squared error and L0 summed over the steps, the largest norm of their gradients,
+# the last L0, and by what the gradient is multiplied.
+LOSS, ERROR, L0, NORM, LAST_L0, FACTOR, SEEN = 0, 1, 2, 3, 4, 5, 6
 
 
 @_jit
@@ -34,6 +54,17 @@ def find_idle(first, second, width, d, idle):  # type: ignore[no-untyped-def]
 
 
 @_jit
+def silence(codes, gradient):  # type: ignore[no-untyped-def]
+    """No gradient where a code is 0; how many are not. Both [entries]. PyTorch's mask takes longer than its product."""
+    active = 0
+    for entry in range(len(codes)):
+        on = codes[entry] != 0
+        active += on
+        gradient[entry] = gradient[entry] if on else np.float32(0)
+    return active
+
+
+@_jit
 def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-def]
     """torch.optim.Adam's update of `flat`; `own` 0 stands for a gradient of 0, whatever lies there."""
     clip, step, correction = rule
@@ -47,20 +78,14 @@ def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-d
 
 
 @_jit
-def update(  # type: ignore[no-untyped-def]
-    slices, chunk, flat, gradient, first, second, width, d, active, idle, panels, bias, norms, clip, rate, correction2
-):
-    """Adam's step for slices [chunk[0], chunk[1]), b_dec with the last.
-
-    Leaves no latent active, and what `encode` reads up to date.
+def update(flat, gradient, first, second, width, d, active, idle, panels, bias, norms, rule, begin, end):  # type: ignore[no-untyped-def]
+    """Adam's step for latents [begin, end). Leaves none active, and what `encode` reads up to date.
 
     A latent without gradient takes the step that Adam takes at a gradient of 0. An idle one, which has never had any
     (its moments are 0), is passed over: that step would not move it.
-    clip: factor on the gradient; rate: learning rate over the first bias correction; correction2: the second.
     """
-    rule = np.float32(clip), np.float32(rate), np.float32(1 / correction2)
     size = width * d
-    for latent in range(slices[chunk[0], 0], slices[chunk[1] - 1, 1]):
+    for latent in range(begin, end):
         if active[latent]:
             idle[latent] = 0
         elif idle[latent]:
@@ -71,9 +96,6 @@ def update(  # type: ignore[no-untyped-def]
             adam(flat[at], gradient[at], first[at], second[at], rule, own)
         active[latent] = 0
         refresh(flat, width, d, panels, bias, norms, latent, latent + 1)
-    if chunk[1] == len(slices):
-        at = slice(2 * size + width, len(flat))
-        adam(flat[at], gradient[at], first[at], second[at], rule, 1)
 
 
 @_jit
@@ -89,53 +111,27 @@ def encode_parts(x, begins, stops, parts, chunk, panels, bias, weights, k, floor
 def arrange(begins, stops, latents, starts, places, bounds):  # type: ignore[no-untyped-def]
     """Give every listed entry its place."""
     for part in range(len(begins)):
-        count(latents[part], starts[part, stops[part] - begins[part]], places, part)
+        count(latents[part], starts[part, stops[part] - begins[part]], places[part])
     place(places, bounds)
 
 
-@numba.njit(
-    numba.void(
-        _table, _int[::1], _int[::1], numba.types.UniTuple(_int, 2), _row, _int, _row, SLOPES, _real, _real,
-        numba.float32, numba.float32, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _table, _ints, _table,
-        _real[:, ::1],
-    ),
-    **OPTIONS,
-)  # fmt: skip
-def reconstruct_parts(  # type: ignore[no-untyped-def]
-    x, begins, stops, chunk, flat, width, norms, slopes, scale, p, of_error, of_penalty,
-    codes, latents, starts, residuals, places, sums, rows, g_bdec, totals,
-):  # fmt: skip
-    """`reconstruct` for parts [chunk[0], chunk[1]); totals [parts, 3] grow by penalty, squared error and entries."""
-    for part in range(chunk[0], chunk[1]):
-        penalty, error, entries = reconstruct(
-            x, begins[part], stops[part], flat, width, norms, slopes, scale, p, of_error, of_penalty,
-            codes[part], latents[part], starts[part], residuals, places, part, sums, rows, g_bdec[part : part + 1],
-        )  # fmt: skip
-        totals[part, 0] += penalty
-        totals[part, 1] += error
-        totals[part, 2] += entries
-
-
 @_jit
-def collect_slices(  # type: ignore[no-untyped-def]
-    x, slices, chunk, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active
-):
-    """`collect` for slices [chunk[0], chunk[1])."""
-    for piece in range(chunk[0], chunk[1]):
-        begin, end = slices[piece]
-        collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end)
-
-
-@_jit
-def square_slices(slices, chunk, gradient, width, d, active, squares):  # type: ignore[no-untyped-def]
-    """squares [slices]: ‖g‖² over the active latents of each of [chunk[0], chunk[1])."""
+def square(gradient, width, d, active, begin, end):  # type: ignore[no-untyped-def]
+    """‖g‖² over the active ones of latents [begin, end)."""
     g_enc, g_dec, g_benc, _ = views(gradient, width, d)
-    for piece in range(chunk[0], chunk[1]):
-        squares[piece] = 0
-        for latent in range(slices[piece, 0], slices[piece, 1]):
-            if active[latent]:
-                squares[piece] += dot(g_enc, latent, g_enc, latent) + dot(g_dec, latent, g_dec, latent)
-                squares[piece] += g_benc[latent] * g_benc[latent]
+    total = 0.0
+    for latent in range(begin, end):
+        if active[latent]:
+            total += dot(g_enc, latent, g_enc, latent) + dot(g_dec, latent, g_dec, latent)
+            total += g_benc[latent] * g_benc[latent]
+    return total
+
+
+@_jit
+def square_slices(gradient, width, d, active, slices, squares):  # type: ignore[no-untyped-def]
+    """squares [slices]: ‖g‖² of each."""
+    for piece in range(len(slices)):
+        squares[piece] = square(gradient, width, d, active, slices[piece, 0], slices[piece, 1])
 
 
 @_jit
@@ -164,60 +160,104 @@ def clip_factor(square, squares, clip):  # type: ignore[no-untyped-def]
     return min(1.0, clip / max(norm, 1e-30)) if norm < math.inf else math.nan, norm
 
 
+# Not even fused: loss by loss these are the numbers that Python would sum.
+@numba.njit(**(OPTIONS | {"fastmath": False}))
+def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
+    """Add what a step has seen: totals [parts, 3] are penalty, squared error and entries."""
+    penalty, error, entries = 0.0, 0.0, 0.0
+    for part in range(len(totals)):
+        penalty, error, entries = penalty + totals[part, 0], error + totals[part, 1], entries + totals[part, 2]
+    seen[LAST_L0] = entries / b
+    seen[LOSS] += (error + coefficient * penalty) / b
+    seen[ERROR] += error / b
+    seen[L0] += seen[LAST_L0]
+
+
 @numba.njit(
-    numba.types.UniTuple(_real, 6)(
-        _cube, _real[:, ::1], _row, _row, _row, _row, _int, _int, SLOPES, _real, _real, _real, _real,
-        _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _int[::1], _ints, _table,
-        _table, _flags, _flags, _bounds, _bounds,
+    numba.void(
+        _cube, _real[:, ::1], _int[::1], _int[::1], _real[::1], _row, _row, _row, _row, _int, _int, numba.float32,
+        SLOPES, _real, _real, _real, _real, _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds,
+        _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags, _bounds, _bounds, _int[::1], _int[::1],
+        _real[:, ::1], _real[::1],
     ),
-    # Not even fused: the same steps with Python between them must give the same bits.
-    **(OPTIONS | {"fastmath": False}),
+    **OPTIONS,
 )  # fmt: skip
 def take_steps(  # type: ignore[no-untyped-def]
-    batches, schedule, flat, gradient, first, second, width, k, slopes, scale, p, clip, dense_above,
-    panels, bias, norms, weights, codes, latents, starts, sums, rows, bounds, places, residuals, g_bdec,
-    active, idle, parts, slices,
+    batches, schedule, crew, state, seen, flat, gradient, first, second, width, k, floor,
+    slopes, scale, p, clip, dense_above, panels, bias, norms, weights, codes, latents, starts,
+    sums, rows, places, bounds, residuals, g_bdec, active, idle, parts, slices, begins, stops,
+    totals, squares,
 ):  # fmt: skip
     """Adam steps of one SAE on batches [steps, b, d], until they end or more than `dense_above` latents fire.
 
-    schedule [steps, 3]: learning rate over the first bias correction, second bias correction, coefficient.
-    parts, slices [·, 2]: where each begins and ends. Returns the steps taken, loss, squared error and L0 summed over
-    them, the largest norm of their gradients, and the last L0.
+    As many threads may be in here as there are, with the same arguments: each does what `crew` has to do (crew.py).
+    schedule [steps, 3]: learning rate over the first bias correction, second bias correction, coefficient. floor: as of
+    `encode`. parts, slices [·, 2]: where each begins and ends. state and seen: what is done and was seen so far.
     """
     steps, b, d = batches.shape
-    every_part, every_slice, squares = (0, len(parts)), (0, len(slices)), np.empty(len(slices))
-    total_loss, total_error, total_l0, largest, l0 = 0.0, 0.0, 0.0, 0.0, 0.0
-    for step in range(steps):
-        rate, correction2, coefficient = schedule[step, 0], schedule[step, 1], schedule[step, 2]
-        x, of_error, of_penalty = batches[step], np.float32(2 / b), np.float32(coefficient / b)
-        totals = np.zeros((len(parts), 3))
-        begins, stops = parts[:, 0].copy(), parts[:, 0].copy()
-        g_bdec[:] = 0
-        while (begins < parts[:, 1]).any():  # once, unless a list is full
-            encode_parts(x, begins, stops, parts, every_part, panels, bias, weights, k, 0, codes, latents, starts)
-            arrange(begins, stops, latents, starts, places, bounds)
-            reconstruct_parts(
-                x, begins, stops, every_part, flat, width, norms, slopes, scale, p, of_error, of_penalty,
-                codes, latents, starts, residuals, places, sums, rows, g_bdec, totals,
+    together = max(1, COLLECTED // (d * parts[0, 1]))
+    while True:
+        kind, piece = take(crew)
+        if kind == END:
+            return
+        step = state[STEP]
+        x, rate, correction2, coefficient = batches[step], schedule[step, 0], schedule[step, 1], schedule[step, 2]
+        if kind == LIST:
+            stops[piece] = encode(
+                x, begins[piece], parts[piece, 1], panels, bias, weights, k, floor,
+                codes[piece], latents[piece], starts[piece],
             )  # fmt: skip
-            collect_slices(
-                x, slices, every_slice, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active
-            )
-            begins[:] = stops
-        square_slices(slices, every_slice, gradient, width, d, active, squares)
-        factor, norm = clip_factor(finish(gradient, g_bdec), squares, clip)
-        largest = max(largest, norm)
-        update(
-            slices, every_slice, flat, gradient, first, second, width, d, active, idle, panels, bias, norms,
-            factor, rate, correction2,
-        )  # fmt: skip
-        penalty, error, entries = 0.0, 0.0, 0.0
-        for part in range(len(parts)):
-            penalty, error, entries = penalty + totals[part, 0], error + totals[part, 1], entries + totals[part, 2]
-        l0 = entries / b
-        total_loss += (error + coefficient * penalty) / b
-        total_error += error / b
-        total_l0 += l0
-        if l0 > dense_above:
-            return step + 1.0, total_loss, total_error, total_l0, largest, l0
-    return float(steps), total_loss, total_error, total_l0, largest, l0
+            count(latents[piece], starts[piece, stops[piece] - begins[piece]], places[piece])
+            if last(crew, len(parts)):
+                place(places, bounds)
+                offer(crew, RECONSTRUCT, len(parts))
+        elif kind == RECONSTRUCT:
+            penalty, error, entries = reconstruct(
+                x, begins[piece], stops[piece], flat, width, norms, slopes, scale, p,
+                np.float32(2 / b), np.float32(coefficient / b), codes[piece], latents[piece], starts[piece],
+                residuals, places[piece], sums, rows, g_bdec[piece : piece + 1],
+            )  # fmt: skip
+            totals[piece, 0] += penalty
+            totals[piece, 1] += error
+            totals[piece, 2] += entries
+            if last(crew, len(parts)):
+                state[FIRST_PART] = 0
+                offer(crew, COLLECT, len(slices))
+        elif kind == COLLECT:
+            begin, end = slices[piece]
+            stop = min(state[FIRST_PART] + together, len(parts))
+            collect(
+                x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end,
+                state[FIRST_PART], stop,
+            )  # fmt: skip
+            if stop == len(parts):
+                collect_scalars(flat, width, d, norms, sums, bounds, gradient, begin, end)
+                squares[piece] = square(gradient, width, d, active, begin, end)
+            if last(crew, len(slices)):
+                if stop < len(parts):
+                    state[FIRST_PART] = stop
+                    offer(crew, COLLECT, len(slices))
+                elif (stops < parts[:, 1]).any():  # a list was full
+                    begins[:] = stops
+                    offer(crew, LIST, len(parts))
+                else:
+                    offer(crew, CLIP, 1)
+        elif kind == CLIP:
+            seen[FACTOR], norm = clip_factor(finish(gradient, g_bdec), squares, clip)
+            seen[NORM] = max(seen[NORM], norm)
+            at = slice(2 * width * d + width, len(flat))
+            rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
+            adam(flat[at], gradient[at], first[at], second[at], rule, 1)
+            offer(crew, UPDATE, len(slices))
+        else:
+            rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
+            begin, end = slices[piece]
+            update(flat, gradient, first, second, width, d, active, idle, panels, bias, norms, rule, begin, end)
+            if last(crew, len(slices)):
+                see(totals, b, coefficient, seen)
+                state[STEP] += 1
+                begins[:], g_bdec[:], totals[:] = parts[:, 0], 0, 0
+                if state[STEP] == steps or seen[LAST_L0] > dense_above:
+                    offer(crew, END, 0)
+                else:
+                    offer(crew, LIST, len(parts))
