@@ -134,7 +134,8 @@ def test_phases_of_parents_and_where_splitting_pays(tmp_path: Path) -> None:
     data = figure_data.phases(frame_, costs).set_index("setting")
     assert data["phase"].to_dict() == {"0.25": "found", "1": "found", "4": "absorbed"}
     drawn = figures.phases(data.reset_index()).data
-    (ring,) = [trace for trace in drawn if "theory" in str(trace.name)]
+    ring, told = [trace for trace in drawn if "theory" in str(trace.legendgroup)]
+    assert (ring.showlegend, told.showlegend) == (False, True) and "theory" in told.name
     assert list(ring.x[1]) == ["4"] and list(ring.y[1]) == ["width 6"]
     # Without a theory there are no rings.
     assert not any("theory" in str(trace.name) for trace in figures.phases(figure_data.phases(frame_)).data)

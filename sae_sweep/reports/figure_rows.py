@@ -71,7 +71,7 @@ def information(data: pd.DataFrame) -> go.Figure:
     figure.update_layout(scattermode="group", scattergap=0.4)
     figure.update_xaxes(title="share of the factor's entropy", tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category")
-    return finished(figure, "Which factor the top latent tells", height(2 * data.groupby(["start", "width"]).ngroups))
+    return finished(figure, "Which factor the top latent tells", height(2 * len(set(blocks(data)))))
 
 
 def structure(data: pd.DataFrame) -> go.Figure:
@@ -102,5 +102,4 @@ def structure(data: pd.DataFrame) -> go.Figure:
     figure.update_layout(scattermode="group", scattergap=0.4)
     figure.update_xaxes(title="share of variance, or cosine")
     figure.update_yaxes(autorange="reversed", type="category")
-    settings = data.groupby(["given", "start", "width"], dropna=False).ngroups
-    return finished(figure, "What split latents are made of", height(3 * settings))
+    return finished(figure, "What split latents are made of", height(3 * len(set(blocks(data)))))

@@ -166,11 +166,12 @@ def phases(data: pd.DataFrame) -> go.Figure:
     if any(pays):
         ring = {"symbol": "circle-open", "size": 20, "color": RING, "line": {"width": 2}}
         x, y = grid.places(pays)
+        theory = "in theory the split code costs less"
         figure.add_trace(
-            go.Scatter(
-                x=x, y=y, mode="markers", marker=ring, hoverinfo="skip", name="in theory the split code costs less"
-            )
+            go.Scatter(x=x, y=y, mode="markers", marker=ring, hoverinfo="skip", legendgroup=theory, showlegend=False)
         )
+        # On the page, which may be dark, the ring is grey.
+        figure.add_trace(legend(theory, theory, marker=ring | {"color": GREY, "size": 14}, mode="markers"))
     return grid.finished(figure, "What most maxima have: a phase diagram")
 
 
