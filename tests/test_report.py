@@ -65,19 +65,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_page_opens_from_disk_with_no_network(trained: Path, tmp_path: Path) -> None:
-    result = call("report", "tiny", "--output-dir", str(trained), "--output", str(tmp_path / "page.html"))
-    assert result.code == 0 and f"report: {tmp_path / 'page.html'}" in result.err
-    html = (tmp_path / "page.html").read_text()
-    page = Page(html)
+@pytest.fixture(scope="module")
+def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report, written elsewhere."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    result = call("report", "tiny", "--output-dir", str(trained), "--output", str(path))
+    assert result.code == 0 and f"report: {path}" in result.err
+    return path
+
+
+def test_the_page_opens_from_disk_with_no_network(page: Path) -> None:
+    html = page.read_text()
+    read = Page(html)
     assert "default-src 'none'" in html
-    local = [address for address in page.addresses if not address.startswith("#")]
-    assert local and all((tmp_path / address).is_file() for address in local)
+    local = [address for address in read.addresses if not address.startswith("#")]
+    assert local and all((page.parent / address).is_file() for address in local)
     assert len(html) < 2_500_000
 
 
-def test_data_behind_each_figure_loads_with_pandas(trained: Path) -> None:
-    assert call("report", "tiny", "--output-dir", str(trained)).code == 0
+def test_json_says_where_the_page_is_and_data_behind_each_figure_loads_with_pandas(trained: Path) -> None:
+    found = json.loads(call("report", "tiny", "--output-dir", str(trained), "--json").out)
+    assert Path(found["report"]).read_text().startswith("<!doctype html>")
+    assert found["points"] == 16
     folder = trained / "sweeps/tiny/figures"
     for name in ("front", "split_counts", "distribution", "labels", "information", "phases", "curves"):
         table = pd.read_parquet(folder / f"{name}.parquet")
@@ -87,23 +96,14 @@ def test_data_behind_each_figure_loads_with_pandas(trained: Path) -> None:
     assert set(table["point_id"].dropna()) == set(results["point_id"])
 
 
-def test_json_says_where_the_page_is(trained: Path) -> None:
-    found = json.loads(call("report", "tiny", "--output-dir", str(trained), "--json").out)
-    assert Path(found["report"]).read_text().startswith("<!doctype html>")
-    assert found["points"] == 16
-
-
-def test_the_same_records_give_the_same_page(trained: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        call("report", "tiny", "--output-dir", str(trained), "--output", str(tmp_path / name / "page.html"))
-    assert (tmp_path / "a/page.html").read_bytes() == (tmp_path / "b/page.html").read_bytes()
-
-
-def test_elsewhere_nothing_is_written_to_the_store(trained: Path, tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_page_and_elsewhere_nothing_is_written(
+    trained: Path, page: Path, tmp_path: Path
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
     result = call("report", "tiny", "--output-dir", str(trained), "--output", str(tmp_path / "page.html"))
     assert result.code == 0
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    assert (tmp_path / "page.html").read_bytes() == page.read_bytes()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a file in the place of a folder is made with POSIX permissions")
