@@ -112,13 +112,14 @@ def test_cosines_are_averaged_over_all_pairs_of_modifiers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parents", "modifiers", "enough"), [(1, 6, False), (6, 1, False), (2, 2, False), (2, 3, True), (3, 2, True)]
+    ("parents", "modifiers", "copies", "enough"),
+    [(1, 6, 2, False), (6, 1, 2, False), (2, 2, 1, False), (2, 2, 2, True), (2, 3, 1, True), (3, 2, 1, True)],
 )
-def test_how_many_split_latents_are_enough(parents: int, modifiers: int, enough: bool) -> None:
+def test_how_many_split_latents_are_enough(parents: int, modifiers: int, copies: int, enough: bool) -> None:
     """Two of either, and more latents than parents and modifiers."""
     cells, n = FeatureCells(parents, modifiers - 1), parents * modifiers
-    rows = np.random.default_rng(0).normal(size=(n, 8))
-    found = structure(rows, np.ones(n), described("mq", np.arange(n)), cells)
+    rows = np.random.default_rng(0).normal(size=(n * copies, 8))
+    found = structure(rows, np.ones(len(rows)), described("mq", np.tile(np.arange(n), copies)), cells)
     assert [value is not None for value in found.values()] == [enough] * len(found)
 
 
