@@ -202,7 +202,8 @@ def distribution(data: pd.DataFrame) -> go.Figure:
             colorbar=colour_bar("split<br>latents"),
         )
     )
-    figure.update_xaxes(title="maximum (token)")
+    # Few maxima are not to have halves between them.
+    figure.update_xaxes(title="maximum (token)", dtick=1 if len(maxima) <= 10 else None)
     figure.update_yaxes(autorange="reversed", type="multicategory")
     return finished(figure, "Split latents of each maximum, middle coefficients", height(len(rows)))
 
