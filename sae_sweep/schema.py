@@ -16,7 +16,7 @@ from typing import Any
 # Raise when the same settings would train to other parameters than before.
 TRAIN_VERSION = 2
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 5
+MEASURE_VERSION = 6
 
 # Which settings each kind of toy reads.
 TOY_KEYS: dict[str, tuple[str, ...]] = {

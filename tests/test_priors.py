@@ -47,6 +47,13 @@ def test_densities_integrate_to_one(name: str) -> None:
     assert total == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("log_nu", [20.0, 37.0, 60.0])
+def test_student_t_of_many_degrees_of_freedom_is_a_half_normal(log_nu: float) -> None:
+    a = np.array([0.1, 1.0, 3.0])
+    found = FAMILIES["student_t"].log_density(a, np.array([0.2, log_nu]))
+    assert found == pytest.approx(stats.halfnorm.logpdf(a, scale=math.exp(0.2)), abs=1e-6)
+
+
 def test_densities_are_those_of_scipy() -> None:
     a = np.linspace(0.01, 5, 20)
     scale = math.exp(0.3)

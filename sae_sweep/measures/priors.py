@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import gammaln, log_ndtr
+from scipy.special import betaln, gammaln, log_ndtr
 from torch import Tensor
 
 # Fitted are latents that fire on so many of the inputs, on at most so many of those, and whose activations vary by so
@@ -53,7 +53,8 @@ def _half_cauchy(a: Floats, theta: Floats) -> Floats:
 
 def _student_t(a: Floats, theta: Floats) -> Floats:
     nu = np.exp(theta[1])
-    constant = math.log(2) + gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * np.log(nu * math.pi) - theta[0]
+    # Not by a difference of log Γ, which is all rounding where ν is large: activations more even than a half-normal.
+    constant = math.log(2) - betaln(nu / 2, 0.5) - 0.5 * np.log(nu) - theta[0]
     return constant - (nu + 1) / 2 * np.log1p((a * np.exp(-theta[0])) ** 2 / nu)
 
 
