@@ -25,6 +25,10 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["site", "distribution", "init", "architecture", "penalty", "coefficient"],
         ["owned_maxes", "l0", "fvu"],
     ),
+    "one_per_max_paper": (
+        ["site", "distribution", "toy.distribution", "init", "architecture", "penalty", "coefficient"],
+        ["owned_maxes", "l0", "fvu"],
+    ),
     "splitting": (
         ["site", "penalty", "init", "width"],
         [
