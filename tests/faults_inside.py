@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -313,8 +312,7 @@ def older(bench: Bench, folder: Path, trial: int, chance: random.Random) -> None
     """
     archives = sorted(STORES.glob("*.tar.gz"))
     archive = archives[trial % len(archives)]
-    with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
+    shutil.unpack_archive(archive, folder)
     root = folder / "outputs"
     then, before, kept = pd.read_parquet(root / "sweeps/several/results.parquet"), identities(root), weights(root)
     end = call("results", "several", "--format", "json", "--output-dir", str(root))
