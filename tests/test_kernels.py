@@ -13,7 +13,7 @@ from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.kernels import cpu, crew, pick_backend, sparse
 from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
-from sae_sweep.saes.kernels.tile import LANES
+from sae_sweep.saes.kernels.vectors import LANES
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import Stack

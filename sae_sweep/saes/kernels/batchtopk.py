@@ -11,7 +11,8 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.sparse import CODE, LATENT, OPTIONS
-from sae_sweep.saes.kernels.tile import LANES, ROWS, WORDS, position, tile
+from sae_sweep.saes.kernels.tile import ACROSS, PANELS, ROWS, WORDS, position, tile
+from sae_sweep.saes.kernels.vectors import LANES
 
 _jit = numba.njit(**OPTIONS)
 
@@ -25,13 +26,13 @@ def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[
 
     upper ≥ 0: by the lower halves, of those whose upper half is that.
     """
-    floors, out, masks = np.zeros(ROWS, np.float32), np.empty((ROWS, LANES), np.float32), np.empty(WORDS, np.int64)
+    floors, out, masks = np.zeros(ROWS, np.float32), np.empty((ROWS, ACROSS), np.float32), np.empty(WORDS, np.int64)
     value = np.empty(1, np.float32)
     bits = value.view(np.int32)
     for part in range(chunk[0], chunk[1]):
         begin, end = parts[part]
         for first in range(begin, end, ROWS):
-            for panel in range(len(panels)):
+            for panel in range(0, len(panels), PANELS):
                 tile(x, first, panels, panel, bias, norms, floors, 0, out, masks)
                 for word in range(WORDS):
                     mask = masks[word]

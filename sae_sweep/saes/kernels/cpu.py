@@ -39,7 +39,7 @@ from sae_sweep.saes.kernels.steps import (
     square_slices,
     take_steps,
 )
-from sae_sweep.saes.kernels.tile import LANES
+from sae_sweep.saes.kernels.vectors import LANES
 from sae_sweep.saes.stack import Stack, adam_scale
 
 # One part for so many products of the encoder (0.2 ms): less is not worth sharing. More than MOST_PARTS cores are rare.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.saes.kernels.sparse import CODE, LATENT, LISTED, encode, refresh
-from sae_sweep.saes.kernels.tile import LANES
+from sae_sweep.saes.kernels.vectors import LANES
 from sae_sweep.saes.parameters import Parameters
 
 # Entries listed at a time; and always room for one more input.

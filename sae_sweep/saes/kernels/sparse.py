@@ -19,14 +19,16 @@ import math
 import numba
 import numpy as np
 
+from sae_sweep.saes.kernels.rows import add_rows, dot, prefetch
 from sae_sweep.saes.kernels.slopes import SLOPES
-from sae_sweep.saes.kernels.tile import LANES, ROWS, WORDS, add_rows, dot, keep_largest, position, prefetch, tile
+from sae_sweep.saes.kernels.tile import ACROSS, PANELS, ROWS, WORDS, keep_largest, position, tile
+from sae_sweep.saes.kernels.vectors import LANES
 
 # Inputs that pass a panel of the encoder while it is in the nearest cache.
 GROUP = 8 * ROWS
-# Entries of an input that wait to be compared with the k largest so far: a panel's worth and as many again. Above the
+# Entries of an input that wait to be compared with the k largest so far: a tile's worth and as many again. Above the
 # number of any latent.
-WAITING, FREE = 2 * LANES, np.iinfo(np.int32).max
+WAITING, FREE = 2 * ACROSS, np.iinfo(np.int32).max
 # A listed entry: its code and its latent. One that has its place: its code, what the loss gains per unit of its code
 # and, through the penalty, of its contribution; and its input.
 CODE, LATENT, LISTED = 0, 1, 2
@@ -68,10 +70,10 @@ def refresh(flat, width, d, panels, bias, norms, begin, end):  # type: ignore[no
 @_jit
 def list_all(x, first, rows, panels, bias, weights, floor, values, found, counts):  # type: ignore[no-untyped-def]
     """List the latents of inputs first + [0, rows) with code · weight > floor in values, found [rows, ·, 2], counts."""
-    floors, out = np.full(ROWS, floor, np.float32), np.empty((ROWS, LANES), np.float32)
+    floors, out = np.full(ROWS, floor, np.float32), np.empty((ROWS, ACROSS), np.float32)
     masks = np.empty(WORDS, np.int64)
     counts[:] = 0
-    for panel in range(len(panels)):
+    for panel in range(0, len(panels), PANELS):
         for block in range(0, rows, ROWS):
             tile(x, first + block, panels, panel, bias, weights, floors, 0, out, masks)
             for word in range(WORDS):
@@ -90,11 +92,11 @@ def list_all(x, first, rows, panels, bias, weights, floor, values, found, counts
 def list_largest(x, first, rows, panels, bias, weights, floor, k, values, found, counts):  # type: ignore[no-untyped-def]
     """The same of at most k latents of an input: those of largest code · weight, of equals the lower.
 
-    What exceeds the smallest kept so far waits until one of its sixteen inputs has a panel's worth; those sixteen are
+    What exceeds the smallest kept so far waits until one of its sixteen inputs has a tile's worth; those sixteen are
     then compared together.
     """
     groups = GROUP // LANES
-    out, masks = np.empty((ROWS, LANES), np.float32), np.empty(WORDS, np.int64)
+    out, masks = np.empty((ROWS, ACROSS), np.float32), np.empty(WORDS, np.int64)
     floors, places, waiting = np.full(GROUP, floor), np.zeros(GROUP, np.int32), np.zeros(GROUP, np.int32)
     ranks, codes = np.full((groups, k, LANES), floor), np.zeros((groups, k, LANES), np.float32)
     latents, new_latents = np.empty((groups, k, LANES), np.int32), np.empty((groups, WAITING, LANES), np.int32)
@@ -102,7 +104,7 @@ def list_largest(x, first, rows, panels, bias, weights, floor, k, values, found,
     # A free place is the smallest, and the first of them the highest latent: it is taken next.
     for slot in range(k):
         latents[:, slot] = FREE - slot
-    for panel in range(len(panels)):
+    for panel in range(0, len(panels), PANELS):
         for block in range(0, rows, ROWS):
             tile(x, first + block, panels, panel, bias, weights, floors, block, out, masks)
             group, full = block // LANES, False
@@ -117,7 +119,7 @@ def list_largest(x, first, rows, panels, bias, weights, floor, k, values, found,
                     new_codes[group, entry, side] = out[r, lane]
                     new_latents[group, entry, side] = latent
                     waiting[row] = entry + 1
-                    full |= entry >= WAITING - LANES
+                    full |= entry >= WAITING - ACROSS
             if full:
                 keep_largest(ranks, codes, latents, group, new_ranks, new_codes, new_latents, waiting, floors, places)
                 waiting[group * LANES : (group + 1) * LANES] = 0

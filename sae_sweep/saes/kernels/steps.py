@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.crew import END, last, offer, take
+from sae_sweep.saes.kernels.rows import dot
 from sae_sweep.saes.kernels.slopes import SLOPES
 from sae_sweep.saes.kernels.sparse import (
     COLLECTED,
@@ -21,7 +22,6 @@ from sae_sweep.saes.kernels.sparse import (
     refresh,
     views,
 )
-from sae_sweep.saes.kernels.tile import dot
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
 
 _jit = numba.njit(**OPTIONS)

@@ -1,0 +1,73 @@
+"""What compiled code does to vectors, spelled in LLVM's own: they become AVX-512, AVX2 or NEON as the machine has them.
+
+Numba's loops keep the sums of a product in memory and check for overlapping arrays at every turn, which costs half the
+speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, config, types
+from numba.core.codegen import get_host_cpu_features
+
+LANES = 16
+FLOAT = ir.FloatType()
+VECTOR = ir.VectorType(FLOAT, LANES)
+INT32, INT64 = ir.IntType(32), ir.IntType(64)
+INTS = ir.VectorType(INT32, LANES)
+
+
+def has(feature: str) -> bool:
+    """Whether compiled code may use a feature of the processor, by LLVM's name for it."""
+    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return f"+{feature}" in features.split(",")
+
+
+def arrays(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> list[Any]:
+    """The arguments, arrays as structures with their data and shape."""
+    return [
+        context.make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
+        for kind, value in zip(signature.args, arguments, strict=True)
+    ]
+
+
+def load(builder: ir.IRBuilder, pointer: Any, vector: Any = VECTOR) -> Any:
+    """The vector at an address of any alignment."""
+    loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()))
+    loaded.align = 4
+    return loaded
+
+
+def store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    """Put a vector at an address of any alignment."""
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
+
+
+def fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    """a·b + c, of vectors or of scalars."""
+    name = "llvm.fmuladd.v16f32" if a.type == VECTOR else "llvm.fmuladd.f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
+def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
+    """A vector of one number."""
+    first = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, INT32(0))
+    return _shuffle(builder, first, [0] * LANES)
+
+
+def sum_lanes(builder: ir.IRBuilder, vector: Any) -> Any:
+    """The sum of a vector's lanes: halves onto each other."""
+    half = LANES // 2
+    while half:
+        vector = builder.fadd(vector, _shuffle(builder, vector, [(lane + half) % LANES for lane in range(LANES)]))
+        half //= 2
+    return builder.extract_element(vector, INT32(0))
+
+
+def _shuffle(builder: ir.IRBuilder, vector: Any, lanes: Sequence[int]) -> Any:
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    return builder.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(INT32, LANES), list(lanes)))
