@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.sparse import CODE, LATENT, OPTIONS
-from sae_sweep.saes.kernels.tile import ACROSS, PANELS, ROWS, WORDS, position, tile
+from sae_sweep.saes.kernels.tile import ACROSS, PANELS, ROWS, WORDS, lowest, tile
 from sae_sweep.saes.kernels.vectors import LANES
 
 _jit = numba.njit(**OPTIONS)
@@ -37,7 +37,8 @@ def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[
                 for word in range(WORDS):
                     mask = masks[word]
                     while mask:
-                        r, lane = position(word, mask)
+                        bit = 64 * word + lowest(mask)
+                        r, lane = bit // ACROSS, bit % ACROSS
                         mask &= mask - 1
                         if first + r >= end:
                             break

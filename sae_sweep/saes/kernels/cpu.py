@@ -19,7 +19,7 @@ from sae_sweep.saes.kernels.batchtopk import HALF, contributions, drop_below, ra
 from sae_sweep.saes.kernels.crew import CREW, heard, offer
 from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
 from sae_sweep.saes.kernels.slopes import compile_slopes
-from sae_sweep.saes.kernels.sparse import GROUP, LISTED, PLACED, refresh
+from sae_sweep.saes.kernels.sparse import GROUP, LISTED, PLACED, encoder_of, refresh
 from sae_sweep.saes.kernels.steps import (
     CLIP,
     ERROR,
@@ -51,6 +51,8 @@ DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
 # Inputs that a dense step takes at a time: a cache's worth of codes, but enough inputs to be worth a pass over all
 # gradients, within 64 MiB. And the gradients that its threads fill.
 DENSE_BUFFER, DENSE_INPUTS, DENSE_MOST, DENSE_PARTS = 1 << 20, 64, 1 << 24, 4
+# Where fewer than this share of the latents fires, most are passed over by products of rounded rows (screen.py).
+ROUND_BELOW = 0.04
 # BatchTopK looks for its threshold above this share of the last.
 GUESS = np.float32(0.9)
 
@@ -105,11 +107,11 @@ class _Trainer:
         panels = -(-width // LANES)
         self.gradient = np.empty(self.flat.size, np.float32)
         self.active, self.idle = np.zeros((2, width), np.uint8)
-        # Latents that fill up the last panel never fire.
-        self.panels, self.bias = np.zeros((panels, d, LANES), np.float32), np.full(panels * LANES, -np.inf, np.float32)
         self.norms, ones = np.ones((2, panels * LANES), np.float32)
         # What decides which latents count is their contribution, or only its sign.
         self.weights = self.norms if self.k or self.chosen else ones
+        W_enc = self.flat[: width * d].reshape(width, d)
+        self.encoder = encoder_of(W_enc, self.weights, rounded=float(self.stack.density[self.i]) < ROUND_BELOW * width)
         capacity = ENTRIES + width
         self.codes = np.empty((parts, capacity, LISTED), np.float32)
         self.sums = np.empty((parts * capacity, PLACED), np.float32)
@@ -125,7 +127,7 @@ class _Trainer:
         """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps, and
         the largest norm of their gradients."""
         find_idle(self.first, self.second, self.width, self.d, self.idle)
-        refresh(self.flat, self.width, self.d, self.panels, self.bias, self.norms, 0, self.width)
+        refresh(self.flat, self.width, self.d, self.encoder, self.norms)
         # TopK and BatchTopK are sparse by construction.
         most = np.inf if self.k or self.chosen else max(DENSE_ABOVE * self.width, DENSE_AT_LEAST)
         totals, largest, step = np.zeros(3), 0.0, 0
@@ -152,7 +154,7 @@ class _Trainer:
         crew, state, seen = np.zeros(CREW, np.int64), np.zeros(STATE, np.int64), np.zeros(SEEN)
         sae = self.flat, self.gradient, self.first, self.second, self.width, self.k, floor
         rule = self.slopes, self.point.penalty.scale, self.exponent, self.point.training.clip, most
-        encoder, lists = (self.panels, self.bias, self.norms, self.weights), (self.codes, self.latents, self.starts)
+        encoder, lists = (self.encoder, self.norms), (self.codes, self.latents, self.starts)
         entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
         cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares
         arrays = *sae, *rule, *encoder, *lists, *entries, *cuts
@@ -169,9 +171,9 @@ class _Trainer:
 
     def _encode(self, x: Array, floor: np.float32) -> None:
         """List the latents that fire; `stops` receives where each part ran out of room, or its end."""
-        encoder = self.panels, self.bias, self.weights, self.k, floor
         lists = self.codes, self.latents, self.starts
-        self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *encoder, *lists))
+        rule = self.encoder, self.k, floor
+        self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *rule, *lists))
 
     def _choose(self, x: Array, step: int) -> tuple[int, np.float32]:
         """BatchTopK: the phase to go on with, as what is kept may be listed, and what its contributions exceed."""
@@ -218,8 +220,9 @@ class _Trainer:
     def _count(self, x: Array, upper: int, rank: int) -> tuple[int, int]:
         """Which half of the bits the rank-th largest has, or the smallest, and its rank among those that have it."""
         counts = np.zeros((len(self.parts), 1 << HALF), np.int64)
-        encoder = self.panels, self.bias, self.norms
-        self._over(lambda chunk: tally(x, self.parts, chunk, *encoder, upper, counts))
+        exact = encoder_of(self.encoder[0], self.weights, rounded=False)
+        refresh(self.flat, self.width, self.d, exact, self.norms)
+        self._over(lambda chunk: tally(x, self.parts, chunk, *exact[1:4], upper, counts))
         total = counts.sum(0)
         return rank_in(total, min(rank, int(total.sum())))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweep.saes.kernels.sparse import CODE, LATENT, LISTED, encode, refresh
+from sae_sweep.saes.kernels.sparse import CODE, LATENT, LISTED, encode, encoder_of, refresh
 from sae_sweep.saes.kernels.vectors import LANES
 from sae_sweep.saes.parameters import Parameters
 
@@ -28,12 +28,10 @@ class Lister:
         self.width, d = W_enc.shape
         self.k = k if architecture == "topk" else 0
         flat = torch.cat([W_enc.flatten(), W_dec.flatten(), parameters.b_enc, parameters.b_dec]).numpy()
-        panels = -(-self.width // LANES)
-        # Latents that fill up the last panel never fire.
-        self.panels, self.bias = np.zeros((panels, d, LANES), np.float32), np.full(panels * LANES, -np.inf, np.float32)
-        norms, ones = np.ones((2, panels * LANES), np.float32)
-        refresh(flat, self.width, d, self.panels, self.bias, norms, 0, self.width)
-        self.weights, self.floor = ones if architecture == "relu" else norms, np.float32(0)
+        norms, ones = np.ones((2, -(-self.width // LANES) * LANES), np.float32)
+        weights, self.floor = ones if architecture == "relu" else norms, np.float32(0)
+        self.encoder = encoder_of(flat[: self.width * d].reshape(self.width, d), weights, rounded=True)
+        refresh(flat, self.width, d, self.encoder, norms)
         if architecture == "batchtopk":
             self.floor = np.nextafter(np.float32(parameters.threshold), np.float32(0))
 
@@ -43,8 +41,7 @@ class Lister:
         listed = np.empty((ENTRIES + self.width, LISTED), np.float32)
         latents, starts = listed.view(np.int32), np.empty(len(x) + 1, np.int64)
         while begin < len(x):
-            encoder = self.panels, self.bias, self.weights, self.k, self.floor
-            end = encode(inputs, begin, len(x), *encoder, listed, latents, starts)
+            end = encode(inputs, begin, len(x), self.encoder, self.k, self.floor, listed, latents, starts)
             bounds = starts[: end - begin + 1].copy()
             yield bounds, latents[: bounds[-1], LATENT].astype(np.int64), listed[: bounds[-1], CODE].copy()
             begin = end

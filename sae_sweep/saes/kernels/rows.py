@@ -8,10 +8,25 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from sae_sweep.saes.kernels.vectors import INT32, INT64, LANES, VECTOR, arrays, fma, load, splat, store, sum_lanes
+from sae_sweep.saes.kernels.tile import ACROSS
+from sae_sweep.saes.kernels.vectors import (
+    FLOAT,
+    INT32,
+    INT64,
+    LANES,
+    VECTOR,
+    arrays,
+    fma,
+    load,
+    splat,
+    store,
+    sum_lanes,
+)
 
 # Columns that `dot` takes at a time.
 _MASK = INT64(~(LANES - 1))
+# As many sums as it takes to have the next ready when its last product is, and products of each without a branch.
+SIDE_BY_SIDE, UNROLLED = 8, 8
 
 
 @intrinsic
@@ -99,3 +114,75 @@ def dot(typingctx, y, i, x, j):  # type: ignore[no-untyped-def]
         return builder.load(total)
 
     return types.float32(y, types.int64, x, types.int64), codegen
+
+
+@intrinsic
+def chains(typingctx, W, first, x, row, places, count, starts, out):  # type: ignore[no-untyped-def]
+    """out[e] = starts[first + lane] + W[first + lane] · x[row + r], where places[e] = r · ACROSS + lane, e < count.
+
+    Added up one product after the other, as a lane of `tile` does; SIDE_BY_SIDE at a time, since each waits for itself.
+    places int32 and out float32 [at least count + SIDE_BY_SIDE]: what lies behind the count is computed from the last
+    row of W where there is no other. starts float32.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        W, first, x, row, places, count, starts, out = arrays(context, builder, signature, arguments)
+        width, d = cgutils.unpack_tuple(builder, W.shape)
+        last = builder.sub(width, INT64(1))
+        together = builder.and_(d, INT64(~(UNROLLED - 1)))
+        with cgutils.for_range_slice(builder, INT64(0), count, INT64(SIDE_BY_SIDE)) as (begin, _):
+            factors, sums = [], []
+            for e in range(SIDE_BY_SIDE):
+                place = builder.zext(builder.load(builder.gep(places.data, [builder.add(begin, INT64(e))])), INT64)
+                latent = builder.add(first, builder.and_(place, INT64(ACROSS - 1)))
+                known = builder.select(builder.icmp_signed("<", latent, last), latent, last)
+                pairs = (W, known), (x, builder.add(row, builder.udiv(place, INT64(ACROSS))))
+                factors.append([builder.gep(array.data, [builder.mul(at, d)]) for array, at in pairs])
+                sums.append(cgutils.alloca_once_value(builder, builder.load(builder.gep(starts.data, [latent]))))
+
+            def add(which: range, at: Any) -> None:
+                for e in which:
+                    each = [builder.load(builder.gep(pointer, [at])) for pointer in factors[e]]
+                    builder.store(fma(builder, *each, builder.load(sums[e])), sums[e])
+
+            with cgutils.for_range_slice(builder, INT64(0), together, INT64(UNROLLED)) as (at, _):
+                # As many at a time as there are registers for their addresses.
+                for which in (range(begin, begin + SIDE_BY_SIDE // 2) for begin in (0, SIDE_BY_SIDE // 2)):
+                    for i in range(UNROLLED):
+                        add(which, builder.add(at, INT64(i)))
+            with cgutils.for_range_slice(builder, together, d, INT64(1)) as (at, _):
+                add(range(SIDE_BY_SIDE), at)
+            for e, total in enumerate(sums):
+                builder.store(builder.load(total), builder.gep(out.data, [builder.add(begin, INT64(e))]))
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(W, i64, x, i64, places, i64, starts, out), codegen
+
+
+@intrinsic
+def largest(typingctx, x, row):  # type: ignore[no-untyped-def]
+    """The largest |x[row, i]|; of no meaning where one of them is no number."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        x, row = arrays(context, builder, signature, arguments)
+        d = cgutils.unpack_tuple(builder, x.shape)[1]
+        pointer, whole = builder.gep(x.data, [builder.mul(row, d)]), builder.and_(d, _MASK)
+
+        def keep(value: Any, most: Any, name: str) -> None:
+            kind = ir.FunctionType(value.type, [value.type])
+            size = builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fabs.{name}"), [value])
+            before = builder.load(most)
+            builder.store(builder.select(builder.fcmp_ordered(">", size, before), size, before), most)
+
+        lanes = cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES))
+        with cgutils.for_range_slice(builder, INT64(0), whole, INT64(LANES)) as (at, _):
+            keep(load(builder, builder.gep(pointer, [at])), lanes, "v16f32")
+        most = cgutils.alloca_once_value(builder, FLOAT(0))
+        for lane in range(LANES):
+            keep(builder.extract_element(builder.load(lanes), INT32(lane)), most, "f32")
+        with cgutils.for_range_slice(builder, whole, d, INT64(1)) as (at, _):
+            keep(builder.load(builder.gep(pointer, [at])), most, "f32")
+        return builder.load(most)
+
+    return types.float32(x, types.int64), codegen

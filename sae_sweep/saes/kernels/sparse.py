@@ -15,13 +15,26 @@ residuals [b, d]; active [width].
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
 
-from sae_sweep.saes.kernels.rows import add_rows, dot, prefetch
+from sae_sweep.saes.kernels.rows import SIDE_BY_SIDE, add_rows, chains, dot, prefetch
+from sae_sweep.saes.kernels.screen import (
+    BIAS,
+    BOUNDS,
+    DIGITS,
+    SCREENS,
+    SIDES,
+    coarsen,
+    coarsen_inputs,
+    digits,
+    look,
+    set_floors,
+)
 from sae_sweep.saes.kernels.slopes import SLOPES
-from sae_sweep.saes.kernels.tile import ACROSS, PANELS, ROWS, WORDS, keep_largest, position, tile
+from sae_sweep.saes.kernels.tile import ACROSS, PANELS, ROWS, SHIFT, keep_largest, lowest
 from sae_sweep.saes.kernels.vectors import LANES
 
 # Inputs that pass a panel of the encoder while it is in the nearest cache.
@@ -42,6 +55,8 @@ COLLECTED = 1 << 16
 OPTIONS = {"nogil": True, "cache": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 _jit = numba.njit(**OPTIONS)
 
+Array = np.ndarray[Any, Any]
+
 _float, _int = numba.float32, numba.int64
 _real, _row, _table, _cube = numba.float64, _float[::1], _float[:, ::1], _float[:, :, ::1]
 _ints = numba.int32[:, ::1]
@@ -56,47 +71,84 @@ def views(flat, width, d):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def refresh(flat, width, d, panels, bias, norms, begin, end):  # type: ignore[no-untyped-def]
-    """Copy the encoder of latents [begin, end) into the panels that `tile` reads, and take their ‖d‖."""
-    W_enc, W_dec, b_enc, _ = views(flat, width, d)
-    for latent in range(begin, end):
+def lay_out(latent, W_dec, b_enc, encoder, norms, whole):  # type: ignore[no-untyped-def]
+    """Take a latent's ‖d‖, then lay out its encoder as `look` reads it. norms may be weights; whole: of `coarsen`."""
+    W_enc, panels, bias, weights, coarse, bounds = encoder
+    bias[latent] = b_enc[latent]
+    norms[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent))
+    if len(coarse):
+        coarsen(W_enc, bias, weights, latent, whole, coarse, bounds)
+    else:
         panel, lane = latent // LANES, latent % LANES
-        bias[latent] = b_enc[latent]
-        norms[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent))
-        for i in range(d):
+        for i in range(W_enc.shape[1]):
             panels[panel, i, lane] = W_enc[latent, i]
 
 
 @_jit
-def list_all(x, first, rows, panels, bias, weights, floor, values, found, counts):  # type: ignore[no-untyped-def]
-    """List the latents of inputs first + [0, rows) with code · weight > floor in values, found [rows, ·, 2], counts."""
-    floors, out = np.full(ROWS, floor, np.float32), np.empty((ROWS, ACROSS), np.float32)
-    masks = np.empty(WORDS, np.int64)
-    counts[:] = 0
-    for panel in range(0, len(panels), PANELS):
-        for block in range(0, rows, ROWS):
-            tile(x, first + block, panels, panel, bias, weights, floors, 0, out, masks)
-            for word in range(WORDS):
-                mask = masks[word]
-                while mask:
-                    r, lane = position(word, mask)
-                    mask &= mask - 1
-                    row = block + r
-                    entry = counts[row]
-                    values[row, entry, CODE] = out[r, lane]
-                    found[row, entry, LATENT] = panel * LANES + lane
-                    counts[row] = entry + 1
+def refresh(flat, width, d, encoder, norms):  # type: ignore[no-untyped-def]
+    """Lay out every latent."""
+    _, W_dec, b_enc, _ = views(flat, width, d)
+    whole = np.zeros(DIGITS * encoder[4].shape[1], np.int8)
+    for latent in range(width):
+        lay_out(latent, W_dec, b_enc, encoder, norms, whole)
 
 
 @_jit
-def list_largest(x, first, rows, panels, bias, weights, floor, k, values, found, counts):  # type: ignore[no-untyped-def]
+def unpack(masks, places):  # type: ignore[no-untyped-def]
+    """places [·]: the numbers of the bits that are set in the words `masks`, ascending; how many they are.
+
+    Two bits of every word are written down without looking whether they are set: a branch would often be mispredicted.
+    Room is needed for these, and some more are 0 behind the last.
+    """
+    count = 0
+    for word in range(len(masks)):
+        mask = masks[word]
+        second = mask & (mask - 1)
+        places[count], places[count + 1] = 64 * word + lowest(mask), 64 * word + lowest(second)
+        count += np.int64(mask != 0) + np.int64(second != 0)
+        rest = second & (second - 1)
+        while rest:
+            places[count] = 64 * word + lowest(rest)
+            rest &= rest - 1
+            count += 1
+    places[count : count + SIDE_BY_SIDE] = 0
+    return count
+
+
+@_jit
+def list_all(x, first, rows, encoder, rough, sides, floor, values, found, counts):  # type: ignore[no-untyped-def]
+    """List the latents of inputs first + [0, rows) with code · weight > floor in values, found [rows, ·, 2], counts."""
+    W, panels, bias, weights, coarse, bounds = encoder
+    floors, out = np.full(GROUP, floor, np.float32), np.empty((GROUP, ACROSS), np.float32)
+    masks, places = np.zeros(GROUP * ACROSS // 64, np.int64), np.empty(GROUP * ACROSS + SIDE_BY_SIDE, np.int32)
+    pre = np.empty(len(places), np.float32)
+    counts[:] = 0
+    set_floors(floors, rows, sides)
+    for panel in range(0, len(bias) // LANES, PANELS):
+        look(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
+        candidates = unpack(masks, places)
+        if len(coarse):
+            chains(W, panel * LANES, x, first, places, candidates, bias, pre)
+        for each in range(candidates):
+            row, lane = places[each] >> SHIFT, places[each] & (ACROSS - 1)
+            value, latent, entry = pre[each] if len(coarse) else out[row, lane], panel * LANES + lane, counts[row]
+            if value * weights[latent] > floor:
+                values[row, entry, CODE], found[row, entry, LATENT] = value, latent
+                counts[row] = entry + 1
+
+
+@_jit
+def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found, counts):  # type: ignore[no-untyped-def]
     """The same of at most k latents of an input: those of largest code · weight, of equals the lower.
 
     What exceeds the smallest kept so far waits until one of its sixteen inputs has a tile's worth; those sixteen are
     then compared together.
     """
+    W, panels, bias, weights, coarse, bounds = encoder
     groups = GROUP // LANES
-    out, masks = np.empty((ROWS, ACROSS), np.float32), np.empty(WORDS, np.int64)
+    out, masks = np.empty((GROUP, ACROSS), np.float32), np.zeros(GROUP * ACROSS // 64, np.int64)
+    places_found = np.empty(GROUP * ACROSS + SIDE_BY_SIDE, np.int32)
+    pre = np.empty(len(places_found), np.float32)
     floors, places, waiting = np.full(GROUP, floor), np.zeros(GROUP, np.int32), np.zeros(GROUP, np.int32)
     ranks, codes = np.full((groups, k, LANES), floor), np.zeros((groups, k, LANES), np.float32)
     latents, new_latents = np.empty((groups, k, LANES), np.int32), np.empty((groups, WAITING, LANES), np.int32)
@@ -104,25 +156,26 @@ def list_largest(x, first, rows, panels, bias, weights, floor, k, values, found,
     # A free place is the smallest, and the first of them the highest latent: it is taken next.
     for slot in range(k):
         latents[:, slot] = FREE - slot
-    for panel in range(0, len(panels), PANELS):
-        for block in range(0, rows, ROWS):
-            tile(x, first + block, panels, panel, bias, weights, floors, block, out, masks)
-            group, full = block // LANES, False
-            for word in range(WORDS):
-                mask = masks[word]
-                while mask:
-                    r, lane = position(word, mask)
-                    mask &= mask - 1
-                    row, side, latent = block + r, (block + r) % LANES, panel * LANES + lane
-                    entry = waiting[row]
-                    new_ranks[group, entry, side] = out[r, lane] * weights[latent]
-                    new_codes[group, entry, side] = out[r, lane]
-                    new_latents[group, entry, side] = latent
-                    waiting[row] = entry + 1
-                    full |= entry >= WAITING - ACROSS
-            if full:
+    for panel in range(0, len(bias) // LANES, PANELS):
+        set_floors(floors, rows, sides)
+        look(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
+        candidates, full = unpack(masks, places_found), False
+        if len(coarse):
+            chains(W, panel * LANES, x, first, places_found, candidates, bias, pre)
+        for each in range(candidates):
+            row, lane = places_found[each] >> SHIFT, places_found[each] & (ACROSS - 1)
+            value, latent = pre[each] if len(coarse) else out[row, lane], panel * LANES + lane
+            rank = value * weights[latent]
+            if rank > floors[row]:
+                group, side, entry = row // LANES, row % LANES, waiting[row]
+                new_ranks[group, entry, side], new_codes[group, entry, side] = rank, value
+                new_latents[group, entry, side] = latent
+                waiting[row] = entry + 1
+                full |= entry >= WAITING - ACROSS
+        if full:
+            for group in range(groups):
                 keep_largest(ranks, codes, latents, group, new_ranks, new_codes, new_latents, waiting, floors, places)
-                waiting[group * LANES : (group + 1) * LANES] = 0
+            waiting[:] = 0
     for group in range(groups):
         keep_largest(ranks, codes, latents, group, new_ranks, new_codes, new_latents, waiting, floors, places)
     for row in range(rows):
@@ -133,23 +186,47 @@ def list_largest(x, first, rows, panels, bias, weights, floor, k, values, found,
         counts[row] = kept
 
 
-@numba.njit(_int(_table, _int, _int, _cube, _row, _row, _int, _float, _table, _ints, _int[::1]), **OPTIONS)
-def encode(x, begin, end, panels, bias, weights, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
+# W_enc [width, d]; it in panels, or none; b_enc and weights; its rounded rows (screen.py), or none; bounds of these.
+ENCODER = numba.types.Tuple((_table, _cube, _row, _row, numba.int32[:, :, ::1], _table))
+
+
+def encoder_of(W_enc: Array, weights: Array, rounded: bool) -> tuple[Array, ...]:
+    """Room for an encoder of W_enc [width, d] and weights [panels · LANES], for `refresh` to fill.
+
+    Rounded rows find what few latents fire sooner; without them, or where the processor has no use for them, `tile`
+    computes every pre-activation. The codes are the same.
+    """
+    panels, d = len(weights) // LANES, W_enc.shape[1]
+    exact, coarse = (0, panels) if rounded and SCREENS else (panels, 0)
+    # Latents that fill up the last panel never fire.
+    bias, bounds = np.full(len(weights), -np.inf, np.float32), np.zeros((BOUNDS, coarse * LANES), np.float32)
+    bounds[BIAS] = -np.inf
+    rows = np.zeros((coarse, digits(d), LANES), np.int32)
+    return W_enc, np.zeros((exact, d, LANES), np.float32), bias, weights, rows, bounds
+
+
+@numba.njit(_int(_table, _int, _int, ENCODER, _int, _float, _table, _ints, _int[::1]), **OPTIONS)
+def encode(x, begin, end, encoder, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
     """List the latents of inputs [begin, end) with code · weight > floor, row by row.
 
     k: only so many of an input, those of the largest code · weight, in an order that they alone decide; 0: all, latents
     ascending. floor ≥ 0. Returns the first input that found no room.
     """
     # And a cache line: rows whose distance is a power of two would take each other's place in a cache.
-    values = np.empty((GROUP, (k if k else len(bias)) + LANES // LISTED, LISTED), np.float32)
+    values = np.empty((GROUP, (k if k else len(encoder[2])) + LANES // LISTED, LISTED), np.float32)
     found, counts, count = values.view(np.int32), np.zeros(GROUP, np.int64), 0
+    whole = np.zeros(DIGITS * encoder[4].shape[1], np.int8)
+    rough = np.zeros((GROUP + 1, encoder[4].shape[1] + SIDES), np.int32)
+    sides = rough.view(np.float32)
     starts[0] = 0
     for first in range(begin, end, GROUP):
         rows = min(GROUP, end - first)
+        if len(encoder[4]):
+            coarsen_inputs(x, first, rows, whole, rough, sides)
         if k:
-            list_largest(x, first, rows, panels, bias, weights, floor, k, values, found, counts)
+            list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found, counts)
         else:
-            list_all(x, first, rows, panels, bias, weights, floor, values, found, counts)
+            list_all(x, first, rows, encoder, rough, sides, floor, values, found, counts)
         for row in range(rows):
             if count + counts[row] > len(codes):
                 return first + row

@@ -9,17 +9,19 @@ import numpy as np
 
 from sae_sweep.saes.kernels.crew import END, last, offer, take
 from sae_sweep.saes.kernels.rows import dot
+from sae_sweep.saes.kernels.screen import DIGITS
 from sae_sweep.saes.kernels.slopes import SLOPES
 from sae_sweep.saes.kernels.sparse import (
     COLLECTED,
+    ENCODER,
     OPTIONS,
     collect,
     collect_scalars,
     count,
     encode,
+    lay_out,
     place,
     reconstruct,
-    refresh,
     views,
 )
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
@@ -78,13 +80,14 @@ def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-d
 
 
 @_jit
-def update(flat, gradient, first, second, width, d, active, idle, panels, bias, norms, rule, begin, end):  # type: ignore[no-untyped-def]
+def update(flat, gradient, first, second, width, d, active, idle, encoder, norms, rule, begin, end):  # type: ignore[no-untyped-def]
     """Adam's step for latents [begin, end). Leaves none active, and what `encode` reads up to date.
 
     A latent without gradient takes the step that Adam takes at a gradient of 0. An idle one, which has never had any
     (its moments are 0), is passed over: that step would not move it.
     """
-    size = width * d
+    _, W_dec, b_enc, _ = views(flat, width, d)
+    size, whole = width * d, np.zeros(DIGITS * encoder[4].shape[1], np.int8)
     for latent in range(begin, end):
         if active[latent]:
             idle[latent] = 0
@@ -95,15 +98,15 @@ def update(flat, gradient, first, second, width, d, active, idle, panels, bias, 
             at = slice(offset, offset + length)
             adam(flat[at], gradient[at], first[at], second[at], rule, own)
         active[latent] = 0
-        refresh(flat, width, d, panels, bias, norms, latent, latent + 1)
+        lay_out(latent, W_dec, b_enc, encoder, norms, whole)
 
 
 @_jit
-def encode_parts(x, begins, stops, parts, chunk, panels, bias, weights, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
+def encode_parts(x, begins, stops, parts, chunk, encoder, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
     """`encode` for parts [chunk[0], chunk[1]), from begins[part] on; stops [parts] receives how far each got."""
     for part in range(chunk[0], chunk[1]):
         stops[part] = encode(
-            x, begins[part], parts[part, 1], panels, bias, weights, k, floor, codes[part], latents[part], starts[part]
+            x, begins[part], parts[part, 1], encoder, k, floor, codes[part], latents[part], starts[part]
         )
 
 
@@ -176,7 +179,7 @@ def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
 @numba.njit(
     numba.void(
         _cube, _real[:, ::1], _int[::1], _int[::1], _real[::1], _row, _row, _row, _row, _int, _int, numba.float32,
-        SLOPES, _real, _real, _real, _real, _cube, _row, _row, _row, _cube, numba.int32[:, :, ::1], _bounds,
+        SLOPES, _real, _real, _real, _real, ENCODER, _row, _cube, numba.int32[:, :, ::1], _bounds,
         _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags, _bounds, _bounds, _int[::1], _int[::1],
         _real[:, ::1], _real[::1],
     ),
@@ -184,7 +187,7 @@ def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
 )  # fmt: skip
 def take_steps(  # type: ignore[no-untyped-def]
     batches, schedule, crew, state, seen, flat, gradient, first, second, width, k, floor,
-    slopes, scale, p, clip, dense_above, panels, bias, norms, weights, codes, latents, starts,
+    slopes, scale, p, clip, dense_above, encoder, norms, codes, latents, starts,
     sums, rows, places, bounds, residuals, g_bdec, active, idle, parts, slices, begins, stops,
     totals, squares,
 ):  # fmt: skip
@@ -204,7 +207,7 @@ def take_steps(  # type: ignore[no-untyped-def]
         x, rate, correction2, coefficient = batches[step], schedule[step, 0], schedule[step, 1], schedule[step, 2]
         if kind == LIST:
             stops[piece] = encode(
-                x, begins[piece], parts[piece, 1], panels, bias, weights, k, floor,
+                x, begins[piece], parts[piece, 1], encoder, k, floor,
                 codes[piece], latents[piece], starts[piece],
             )  # fmt: skip
             count(latents[piece], starts[piece, stops[piece] - begins[piece]], places[piece])
@@ -252,7 +255,7 @@ def take_steps(  # type: ignore[no-untyped-def]
         else:
             rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
             begin, end = slices[piece]
-            update(flat, gradient, first, second, width, d, active, idle, panels, bias, norms, rule, begin, end)
+            update(flat, gradient, first, second, width, d, active, idle, encoder, norms, rule, begin, end)
             if last(crew, len(slices)):
                 see(totals, b, coefficient, seen)
                 state[STEP] += 1

@@ -22,6 +22,7 @@ from sae_sweep.saes.kernels.vectors import INT32, INT64, INTS, LANES, VECTOR, ar
 ROWS = 8
 PANELS = 2 if has("avx512f") else 1
 ACROSS = PANELS * LANES
+SHIFT = ACROSS.bit_length() - 1
 WORDS = ROWS * ACROSS // 64
 
 
@@ -37,44 +38,53 @@ def tile(typingctx, x, row, panels, at, bias, weights, floors, floor, out, masks
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         x, row, panels, at, bias, weights, floors, floor, out, masks = arrays(context, builder, signature, arguments)
-        b, d = cgutils.unpack_tuple(builder, x.shape)
-        last = builder.sub(b, INT64(1))
-        inputs = []
-        for r in range(ROWS):
-            wanted = builder.add(row, INT64(r))
-            wanted = builder.select(builder.icmp_signed("<", wanted, last), wanted, last)
-            inputs.append(builder.gep(x.data, [builder.mul(wanted, d)]))
-        offset = builder.mul(at, INT64(LANES))
-        size = builder.mul(d, INT64(LANES))
-
-        def columns(count: int) -> None:
-            """The sums of so many panels, in registers."""
-            begins = [builder.add(offset, INT64(LANES * panel)) for panel in range(count)]
-            rows = [builder.gep(panels.data, [builder.mul(builder.add(at, INT64(p)), size)]) for p in range(count)]
-            starts = [load(builder, builder.gep(bias.data, [begin])) for begin in begins]
-            sums = [[cgutils.alloca_once_value(builder, start) for start in starts] for _ in range(ROWS)]
-            with cgutils.for_range(builder, d) as loop:
-                step = builder.mul(loop.index, INT64(LANES))
-                factors = [load(builder, builder.gep(pointer, [step])) for pointer in rows]
-                for pointer, totals in zip(inputs, sums, strict=True):
-                    scalar = splat(builder, builder.load(builder.gep(pointer, [loop.index])))
-                    for factor, total in zip(factors, totals, strict=True):
-                        builder.store(fma(builder, scalar, factor, builder.load(total)), total)
-            scales = [load(builder, builder.gep(weights.data, [begin])) for begin in begins]
-            above = []
-            for r, totals in enumerate(sums):
-                bound = splat(builder, builder.load(builder.gep(floors.data, [builder.add(floor, INT64(r))])))
-                for panel, (total, scale) in enumerate(zip(totals, scales, strict=True)):
-                    value = builder.load(total)
-                    store(builder, value, builder.gep(out.data, [INT64(r * ACROSS + panel * LANES)]))
-                    above.append((r, panel, builder.fcmp_ordered(">", builder.fmul(value, scale), bound)))
-            store_masks(builder, above, masks)
-
-        by_panels(builder, builder.add(at, INT64(1)), panels, columns)
+        bounds = builder.gep(floors.data, [floor])
+        emit_tile(builder, x, row, panels, at, bias, weights, bounds, out.data, masks.data)
         return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(x, i64, panels, i64, bias, weights, floors, i64, out, masks), codegen
+
+
+def emit_tile(
+    builder: ir.IRBuilder, x: Any, row: Any, panels: Any, at: Any, bias: Any, weights: Any, *places: Any
+) -> None:
+    """The code of `tile`; places: the addresses of the first floor, of out and of masks."""
+    floors, out, masks = places
+    b, d = cgutils.unpack_tuple(builder, x.shape)
+    last = builder.sub(b, INT64(1))
+    inputs = []
+    for r in range(ROWS):
+        wanted = builder.add(row, INT64(r))
+        wanted = builder.select(builder.icmp_signed("<", wanted, last), wanted, last)
+        inputs.append(builder.gep(x.data, [builder.mul(wanted, d)]))
+    offset = builder.mul(at, INT64(LANES))
+    size = builder.mul(d, INT64(LANES))
+
+    def columns(count: int) -> None:
+        """The sums of so many panels, in registers."""
+        begins = [builder.add(offset, INT64(LANES * panel)) for panel in range(count)]
+        rows = [builder.gep(panels.data, [builder.mul(builder.add(at, INT64(p)), size)]) for p in range(count)]
+        starts = [load(builder, builder.gep(bias.data, [begin])) for begin in begins]
+        sums = [[cgutils.alloca_once_value(builder, start) for start in starts] for _ in range(ROWS)]
+        with cgutils.for_range(builder, d) as loop:
+            step = builder.mul(loop.index, INT64(LANES))
+            factors = [load(builder, builder.gep(pointer, [step])) for pointer in rows]
+            for pointer, totals in zip(inputs, sums, strict=True):
+                scalar = splat(builder, builder.load(builder.gep(pointer, [loop.index])))
+                for factor, total in zip(factors, totals, strict=True):
+                    builder.store(fma(builder, scalar, factor, builder.load(total)), total)
+        scales = [load(builder, builder.gep(weights.data, [begin])) for begin in begins]
+        above = []
+        for r, totals in enumerate(sums):
+            bound = splat(builder, builder.load(builder.gep(floors, [INT64(r)])))
+            for panel, (total, scale) in enumerate(zip(totals, scales, strict=True)):
+                value = builder.load(total)
+                store(builder, value, builder.gep(out, [INT64(r * ACROSS + panel * LANES)]))
+                above.append((r, panel, builder.fcmp_ordered(">", builder.fmul(value, scale), bound)))
+        store_masks(builder, above, masks)
+
+    by_panels(builder, builder.add(at, INT64(1)), panels, columns)
 
 
 def by_panels(builder: ir.IRBuilder, second: Any, panels: Any, columns: Callable[[int], None]) -> None:
@@ -91,14 +101,14 @@ def by_panels(builder: ir.IRBuilder, second: Any, panels: Any, columns: Callable
 
 
 def store_masks(builder: ir.IRBuilder, above: Sequence[tuple[int, int, Any]], masks: Any) -> None:
-    """Put which lanes count, of (row, panel, one bit a lane), into `masks`; what is not among them does not count."""
+    """Put which lanes count, of (row, panel, one bit a lane), at `masks`; what is not among them does not count."""
     words = [INT64(0)] * WORDS
     for r, panel, lanes in above:
         bits = builder.zext(builder.bitcast(lanes, ir.IntType(LANES)), INT64)
         word, shift = divmod(r * ACROSS + panel * LANES, 64)
         words[word] = builder.or_(words[word], builder.shl(bits, INT64(shift)))
     for at, word in enumerate(words):
-        builder.store(word, builder.gep(masks.data, [INT64(at)]))
+        builder.store(word, builder.gep(masks, [INT64(at)]))
 
 
 @intrinsic
@@ -165,16 +175,12 @@ def keep_largest(typingctx, ranks, codes, latents, at, new_ranks, new_codes, new
 
 
 @intrinsic
-def position(typingctx, word, mask):  # type: ignore[no-untyped-def]
-    """Input and lane in the tile of the lowest set bit of masks[word], which is not zero."""
+def lowest(typingctx, mask):  # type: ignore[no-untyped-def]
+    """The number of the lowest set bit of an int64; 64 of zero."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        count = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(INT64, [INT64, ir.IntType(1)]), "llvm.cttz.i64"
-        )
-        word, mask = arguments
-        bit = builder.call(count, [mask, ir.IntType(1)(1)])
-        row = builder.add(builder.mul(word, INT64(64 // ACROSS)), builder.udiv(bit, INT64(ACROSS)))
-        return context.make_tuple(builder, signature.return_type, [row, builder.urem(bit, INT64(ACROSS))])
+        kind = ir.FunctionType(INT64, [INT64, ir.IntType(1)])
+        count = cgutils.get_or_insert_function(builder.module, kind, "llvm.cttz.i64")
+        return builder.call(count, [arguments[0], ir.IntType(1)(0)])
 
-    return types.UniTuple(types.int64, 2)(types.int64, types.int64), codegen
+    return types.int64(types.int64), codegen
