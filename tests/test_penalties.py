@@ -72,6 +72,27 @@ def test_compiled_slopes_are_the_gradient(name: str) -> None:
     assert not dense[codes.ravel() == 0].any()
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_slopes_at_zero_are_the_gradient_too(name: str) -> None:
+    """What JumpReLU has near a threshold: contributions of 0 that are about to be some."""
+    codes = np.random.default_rng(1).exponential(2, (5, 6)).astype(np.float32)
+    codes[:, ::2] = 0
+    leaf = torch.tensor(codes, requires_grad=True)
+    value = penalty_value(name, leaf, 0.7, 0.3).sum()
+    (expected,) = torch.autograd.grad(value, leaf)
+    slopes = np.empty(codes.size, np.float32)
+    total = compile_slopes(name, at_zero=True)(codes.ravel(), np.arange(0, codes.size + 1, 6), 0.7, 0.3, slopes)
+    assert total == pytest.approx(value.item(), rel=1e-5)
+    np.testing.assert_allclose(slopes, expected.numpy().ravel(), rtol=2e-5, atol=1e-6)
+
+
+def test_the_slope_at_zero_where_nothing_fires_is_that_of_many_which_none_outdoes() -> None:
+    slopes = np.empty(3, np.float32)
+    for name, slope in {"l1": 1, "hoyer": 0, "pair": 0, "prod1p": 1 / 0.7, "exclusive": 10 / 0.7}.items():
+        value = compile_slopes(name, at_zero=True)(np.zeros(3, np.float32), np.array([0, 3]), 0.7, 1.0, slopes)
+        assert value == 0 and slopes == pytest.approx(slope)
+
+
 @pytest.mark.parametrize(
     ("name", "at_one", "at_ten"),
     [("l1", 0.707, 0.707), ("log1p", 0.636, 0.567), ("log1p_sq", 0.792, 0.575), ("prod1p", 0.471, 0.118)],

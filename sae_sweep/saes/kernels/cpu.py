@@ -18,24 +18,25 @@ from sae_sweep.saes.kernels import Progress
 from sae_sweep.saes.kernels.batchtopk import HALF, contributions, drop_below, rank_in, tally
 from sae_sweep.saes.kernels.crew import CREW, heard, offer
 from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
+from sae_sweep.saes.kernels.products import add_gradient
+from sae_sweep.saes.kernels.rules import TOTALS, rule_of
 from sae_sweep.saes.kernels.slopes import compile_slopes
-from sae_sweep.saes.kernels.sparse import GROUP, LISTED, PLACED, encoder_of, refresh
+from sae_sweep.saes.kernels.sparse import GROUP, LISTED, encoder_of, refresh
 from sae_sweep.saes.kernels.steps import (
     CLIP,
+    DENSITY,
     ERROR,
     L0,
-    LAST_L0,
     LIST,
     LOSS,
     NORM,
-    RECONSTRUCT,
+    PLACE,
     SEEN,
     STATE,
     STEP,
     arrange,
     encode_parts,
     find_idle,
-    silence,
     square_slices,
     take_steps,
 )
@@ -48,9 +49,8 @@ PART, MOST_PARTS = 1 << 24, 16
 ENTRIES = 1 << 17
 # Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
 DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
-# Inputs that a dense step takes at a time: a cache's worth of codes, but enough inputs to be worth a pass over all
-# gradients, within 64 MiB. And the gradients that its threads fill.
-DENSE_BUFFER, DENSE_INPUTS, DENSE_MOST, DENSE_PARTS = 1 << 20, 64, 1 << 24, 4
+# Gradients that the threads of a dense step fill.
+DENSE_PARTS = 4
 # Where fewer than this share of the latents fires, most are passed over by products of rounded rows (screen.py).
 ROUND_BELOW = 0.04
 # BatchTopK looks for its threshold above this share of the last.
@@ -90,9 +90,11 @@ class _Trainer:
         self.point, self.width, self.d = stack.points[i], stack.width, stack.d
         self.k = self.point.sae.k if stack.architecture.name == "topk" else 0
         # BatchTopK: so many entries of a batch.
-        self.chosen = b * self.point.sae.k if stack.architecture.name == "batchtopk" else 0
+        self.chosen = b * self.point.sae.k if stack.architecture.learns_threshold else 0
         self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
-        self.slopes = compile_slopes(self.point.penalty.name)
+        self.rule = rule_of(stack.architecture.name)
+        self.own = np.array(self.rule.own(self.point), np.float64)
+        self.slopes = compile_slopes(self.point.penalty.name, self.rule.at_zero)
         self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
         self.parts = _cut(b, parts, GROUP)
@@ -105,34 +107,40 @@ class _Trainer:
     def _allocate(self, b: int) -> None:
         width, d, parts = self.width, self.d, len(self.parts)
         panels = -(-width // LANES)
-        self.gradient = np.empty(self.flat.size, np.float32)
+        # Of extras what no latent adds to stays 0.
+        self.gradient = np.zeros(self.flat.size, np.float32)
+        # The rows as they are used. Torch's memory begins on a cache line: libraries choose kernels by that.
+        self.W_enc, self.W_dec = self.flat[: 2 * width * d].reshape(2, width, d)
+        if self.rule.unit:
+            self.W_enc = self.W_dec = torch.empty(width, d).numpy()
         self.active, self.idle = np.zeros((2, width), np.uint8)
         self.norms, ones = np.ones((2, panels * LANES), np.float32)
         # What decides which latents count is their contribution, or only its sign.
         self.weights = self.norms if self.k or self.chosen else ones
-        W_enc = self.flat[: width * d].reshape(width, d)
-        self.encoder = encoder_of(W_enc, self.weights, rounded=float(self.stack.density[self.i]) < ROUND_BELOW * width)
+        rounded = float(self.stack.density[self.i]) < ROUND_BELOW * width
+        self.encoder = encoder_of(self.W_enc, self.weights, rounded)
         capacity = ENTRIES + width
         self.codes = np.empty((parts, capacity, LISTED), np.float32)
-        self.sums = np.empty((parts * capacity, PLACED), np.float32)
+        self.sums = np.empty((parts * capacity, self.rule.columns), np.float32)
         self.latents, self.rows = self.codes.view(np.int32), self.sums.view(np.int32)
         self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
         self.bounds, self.places = np.empty(width + 1, np.int64), np.empty((parts, width), np.int32)
-        self.residuals, self.g_bdec = np.empty((b, d), np.float32), np.empty((parts, d), np.float32)
-        # The inputs of each part that are listed; penalty, squared error and entries of each; ‖g‖² of each slice.
+        self.residuals = np.empty((b * self.rule.levels(self.point), d), np.float32)
+        self.g_bdec = np.empty((parts, d), np.float32)
+        # The inputs of each part that are listed; what is counted of each; ‖g‖² of each slice.
         self.begins, self.stops = np.empty((2, parts), np.int64)
-        self.totals, self.squares = np.empty((parts, 3)), np.empty(len(self.slices))
+        self.totals, self.squares = np.empty((parts, TOTALS)), np.empty(len(self.slices))
 
     def advance(self, batches: Tensor) -> Array:
         """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps, and
         the largest norm of their gradients."""
         find_idle(self.first, self.second, self.width, self.d, self.idle)
-        refresh(self.flat, self.width, self.d, self.encoder, self.norms)
-        # TopK and BatchTopK are sparse by construction.
-        most = np.inf if self.k or self.chosen else max(DENSE_ABOVE * self.width, DENSE_AT_LEAST)
+        none = np.zeros_like(self.idle)
+        self.rule.lay_out(self.flat, self.W_dec, self.encoder, self.norms, none, self.own, 0, self.width)
+        most = max(DENSE_ABOVE * self.width, DENSE_AT_LEAST) if self.rule.dense else np.inf
         totals, largest, step = np.zeros(3), 0.0, 0
         while step < len(batches):
-            kind, ahead, floor = LIST, batches[step:], np.float32(0)
+            kind, ahead, floor = LIST, batches[step:], np.float32(self.rule.floor)
             self.begins[:], self.totals[:], self.g_bdec[:] = self.parts[:, 0], 0, 0
             if float(self.stack.density[self.i]) > most:
                 kind, ahead = CLIP, batches[step : step + 1]
@@ -152,12 +160,13 @@ class _Trainer:
         """
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
         crew, state, seen = np.zeros(CREW, np.int64), np.zeros(STATE, np.int64), np.zeros(SEEN)
-        sae = self.flat, self.gradient, self.first, self.second, self.width, self.k, floor
-        rule = self.slopes, self.point.penalty.scale, self.exponent, self.point.training.clip, most
+        sae = self.flat, self.gradient, self.first, self.second, self.W_dec, self.k, floor
+        rule = self.rule.reconstruct, self.rule.settle, self.rule.lay_out, self.own, self.rule.seen
+        setting = self.slopes, self.point.penalty.scale, self.exponent, self.point.training.clip, most
         encoder, lists = (self.encoder, self.norms), (self.codes, self.latents, self.starts)
         entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
         cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares
-        arrays = *sae, *rule, *encoder, *lists, *entries, *cuts
+        arrays = *sae, *rule, *setting, *encoder, *lists, *entries, *cuts
 
         def work(_: int) -> None:
             with heard(crew):
@@ -166,7 +175,7 @@ class _Trainer:
         offer(crew, kind, 1 if kind == CLIP else len(self.parts))
         with heard(crew):
             list(self.share(work, range(self.threads)))
-        self.stack.density[self.i] = seen[LAST_L0]
+        self.stack.density[self.i] = seen[DENSITY]
         return int(state[STEP]), seen
 
     def _encode(self, x: Array, floor: np.float32) -> None:
@@ -187,7 +196,7 @@ class _Trainer:
         self.guess = GUESS * least
         if listed:
             arrange(self.begins, self.stops, self.latents, self.starts, self.places, self.bounds)
-        return RECONSTRUCT if listed else LIST, np.nextafter(least, np.float32(0))
+        return PLACE if listed else LIST, np.nextafter(least, np.float32(0))
 
     def _least_listed(self, x: Array) -> np.float32 | None:
         """The smallest contribution to keep, if all that reach a guess can be listed and suffice; lists what stays."""
@@ -230,44 +239,26 @@ class _Trainer:
         """All phases before CLIP by matrix products: for the steps in which much of the dictionary fires."""
         shares = batch.tensor_split(min(len(self.parts), DENSE_PARTS))
         gradients = torch.zeros(len(shares), self.flat.size)
-        of_error = float(np.float32(2 / len(batch)))
-        of_penalty = float(np.float32(self._scheduled(step)[2] / len(batch)))
+        of_error, of_penalty = np.float32(2 / len(batch)), np.float32(self._scheduled(step)[2] / len(batch))
+        _, _, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
+        W_enc, W_dec, norms = map(torch.from_numpy, (self.W_enc, self.W_dec, self.norms[: self.width]))
+        setting = self.slopes, self.point.penalty.scale, self.exponent
 
         def work(part: int) -> None:
-            self.totals[part] = self._dense_part(shares[part], gradients[part], of_error, of_penalty)
+            into = self.stack.split(gradients[part])
+            self.totals[part] = add_gradient(
+                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, setting, float(of_error), float(of_penalty)
+            )
 
         list(self.share(work, range(len(shares))))
         torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))
-        self.g_bdec[0] = self.gradient[-self.d :]
-        self.active[:] = 1
+        biases = 2 * self.width * self.d + self.width
+        self.g_bdec[0] = self.gradient[biases : biases + self.d]
+        # Nothing is listed that would add to what is summed.
+        self.active[:], self.bounds[:] = 1, 0
+        entries = self.sums, self.bounds, self.gradient, self.active, len(batch), True, of_penalty, self.own
+        self.rule.settle(self.flat, self.W_dec, self.norms, *entries, 0, self.width)
         square_slices(self.gradient, self.width, self.d, self.active, self.slices, self.squares)
-
-    def _dense_part(self, x: Tensor, gradient: Tensor, of_error: float, of_penalty: float) -> tuple[float, float, int]:
-        W_enc, W_dec, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
-        g_enc, g_dec, g_benc, g_bdec = self.stack.split(gradient)
-        norms, pulls = torch.from_numpy(self.norms[: self.width]), torch.zeros(self.width)
-        setting = self.point.penalty
-        penalty, error, entries = 0.0, 0.0, 0
-        for chunk in x.split(max(DENSE_BUFFER // self.width, min(DENSE_INPUTS, DENSE_MOST // self.width), 1)):
-            codes = torch.addmm(b_enc, chunk, W_enc.T).relu_()
-            bounds = np.arange(0, codes.numel() + 1, self.width)
-            slope = torch.empty_like(codes)
-            penalty += self.slopes(
-                (codes * norms).numpy().ravel(), bounds, setting.scale, self.exponent, slope.numpy().ravel()
-            )
-            residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
-            error += float(residual.square().sum(dtype=torch.float64))
-            residual *= of_error
-            slope *= of_penalty
-            pulls += (slope * codes).sum(0)
-            g_pre = torch.addcmul(residual @ W_dec.T, slope, norms)
-            entries += silence(codes.numpy().ravel(), g_pre.numpy().ravel())
-            g_enc.addmm_(g_pre.T, chunk)
-            g_dec.addmm_(codes.T, residual)
-            g_benc += g_pre.sum(0)
-            g_bdec += residual.sum(0)
-        g_dec.addcmul_((pulls / norms)[:, None], W_dec)
-        return penalty, error, entries
 
     def _scheduled(self, step: int) -> tuple[float, float, float]:
         """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""

@@ -18,28 +18,30 @@ SLOPES = numba.types.FunctionType(_SIGNATURE)
 
 
 @functools.cache
-def compile_slopes(name: str) -> Callable[..., float]:
+def compile_slopes(name: str, at_zero: bool = False) -> Callable[..., float]:
     """`slopes(v, rows, scale, p, out) -> sum of the penalty over inputs`.
 
     v float32 [entries]: contributions a‖d‖, those of input r at rows[r]:rows[r+1]; out float32 [entries] receives
-    the slope of that input's penalty in each. Sums run in double precision and in order, so bits never vary.
+    the slope of that input's penalty in each: 0 where v is 0, unless `at_zero` asks for that at 0, as of a latent about
+    to fire beside the others. Sums run in double precision and in order, so bits never vary.
     """
     formula = FORMULAS[name]
     terms = formula.numeric_terms
     if len(terms) == 1 and formula.outer == T[0]:
-        return _separable(_scalar((a, s, p), terms[0]), _scalar((a, s, p), sp.diff(terms[0], a)))
+        return _separable(_scalar((a, s, p), terms[0]), _scalar((a, s, p), sp.diff(terms[0], a)), at_zero)
     if formula.largest:
-        return _with_largest(formula)
+        return _with_largest(formula, at_zero)
     # One more (zero) term gives every coupled penalty the same two sums.
     first, second = (*terms, sp.Integer(0))[:2]
     outer = formula.numeric_outer
     return _coupled(
         *(_scalar((a, s, p), expression) for expression in (first, second, sp.diff(first, a), sp.diff(second, a))),
         *(_scalar(T, expression) for expression in (outer, *(sp.diff(outer, t) for t in T))),
+        at_zero=at_zero,
     )
 
 
-def _with_largest(formula: PenaltyFormula) -> Callable[..., float]:
+def _with_largest(formula: PenaltyFormula, at_zero: bool) -> Callable[..., float]:
     """The slopes of a penalty of one sum and one maximum."""
     (term,), largest, outer = formula.numeric_terms, formula.largest, formula.numeric_outer
     if largest.has(logπ):
@@ -47,6 +49,7 @@ def _with_largest(formula: PenaltyFormula) -> Callable[..., float]:
     return _competing(
         *(_scalar((a, s, p), expression) for expression in (term, sp.diff(term, a), largest, sp.diff(largest, a))),
         *(_scalar((T[0], M, s, p), each) for each in (outer, sp.diff(outer, T[0]), sp.diff(outer, M))),
+        at_zero=at_zero,
     )
 
 
@@ -56,13 +59,13 @@ def _scalar(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[.
     return part(sp.lambdify(arguments, expression.evalf(), modules="math"))
 
 
-def _separable(value: Callable[..., float], slope: Callable[..., float]) -> Callable[..., float]:
+def _separable(value: Callable[..., float], slope: Callable[..., float], at_zero: bool) -> Callable[..., float]:
     @_jit(_SIGNATURE)
     def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
         total = 0.0
         for entry in range(rows[0], rows[-1]):
             contribution = float(v[entry])
-            if contribution > 0:
+            if contribution > 0 or (at_zero and contribution == 0):
                 total += value(contribution, scale, p)
                 out[entry] = slope(contribution, scale, p)
             else:
@@ -80,6 +83,8 @@ def _coupled(
     outer: Callable[..., float],
     outer_first: Callable[..., float],
     outer_second: Callable[..., float],
+    *,
+    at_zero: bool,
 ) -> Callable[..., float]:
     @_jit(_SIGNATURE)
     def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
@@ -91,14 +96,14 @@ def _coupled(
                 if contribution > 0:
                     sum0 += first(contribution, scale, p)
                     sum1 += second(contribution, scale, p)
-            if sum0 == 0.0:  # nothing fires: the value is outer(0, 0) = 0
+            if sum0 == 0.0 and not at_zero:  # nothing fires: the value is outer(0, 0) = 0
                 out[rows[row] : rows[row + 1]] = 0
                 continue
             total += outer(sum0, sum1)
             slope0, slope1 = outer_first(sum0, sum1), outer_second(sum0, sum1)
             for entry in range(rows[row], rows[row + 1]):
                 contribution = float(v[entry])
-                if contribution > 0:
+                if contribution > 0 or (at_zero and contribution == 0):
                     out[entry] = slope0 * first_slope(contribution, scale, p) + slope1 * second_slope(
                         contribution, scale, p
                     )
@@ -117,6 +122,8 @@ def _competing(
     outer: Callable[..., float],
     outer_sum: Callable[..., float],
     outer_largest: Callable[..., float],
+    *,
+    at_zero: bool,
 ) -> Callable[..., float]:
     @_jit(_SIGNATURE)
     def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
@@ -130,14 +137,14 @@ def _competing(
                     candidate = largest(contribution, scale, p)
                     if winner < 0 or candidate > most:
                         most, winner = candidate, entry
-            if winner < 0:  # nothing fires: the value is outer(0, 0) = 0
+            if winner < 0 and not at_zero:  # nothing fires: the value is outer(0, 0) = 0
                 out[rows[row] : rows[row + 1]] = 0
                 continue
             total += outer(sum0, most, scale, p)
             slope_sum, slope_largest = outer_sum(sum0, most, scale, p), outer_largest(sum0, most, scale, p)
             for entry in range(rows[row], rows[row + 1]):
                 contribution = float(v[entry])
-                if contribution > 0:
+                if contribution > 0 or (at_zero and contribution == 0):
                     out[entry] = slope_sum * term_slope(contribution, scale, p)
                     if entry == winner:
                         out[entry] += slope_largest * largest_slope(contribution, scale, p)

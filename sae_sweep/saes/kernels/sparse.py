@@ -5,7 +5,7 @@ active latent of an input, input by input. Once all entries are counted, each ha
 then by input. A part reconstructs its inputs and puts its entries into their places; a slice then sums the gradient
 of its latents, only where there is one. What a part or a slice computes depends on nothing but its operands.
 
-Shapes: x [b, d]; flat and gradient [2·width·d + width + d]; panels [panels, d, LANES]; bias, norms, weights
+Shapes: x [b, d]; flat and gradient [2·width·d + width + d + extras]; panels [panels, d, LANES]; bias, norms, weights
 [panels · LANES]; codes and latents [parts, capacity, 2] are one memory, the list of each part, and starts
 [parts, rows + 1] bounds a row's entries in it; sums and rows [parts · capacity, 4] are one memory, the entries by
 latent, and bounds [width + 1] those of a latent; places [parts, width] where a part's next entry of a latent goes;
@@ -33,7 +33,6 @@ from sae_sweep.saes.kernels.screen import (
     look,
     set_floors,
 )
-from sae_sweep.saes.kernels.slopes import SLOPES
 from sae_sweep.saes.kernels.tile import ACROSS, PANELS, ROWS, SHIFT, keep_largest, lowest
 from sae_sweep.saes.kernels.vectors import LANES
 
@@ -42,10 +41,11 @@ GROUP = 8 * ROWS
 # Entries of an input that wait to be compared with the k largest so far: a tile's worth and as many again. Above the
 # number of any latent.
 WAITING, FREE = 2 * ACROSS, np.iinfo(np.int32).max
-# A listed entry: its code and its latent. One that has its place: its code, what the loss gains per unit of its code
-# and, through the penalty, of its contribution; and its input.
+# A listed entry: its pre-activation and its latent. One that has its place: its code, what the loss gains per unit of
+# its pre-activation, and, through the penalty, of its contribution (a rule may put another number there); its input;
+# and, where rules have one, a column of their own.
 CODE, LATENT, LISTED = 0, 1, 2
-GAIN, SLOPE, ROW, PLACED = 1, 2, 3, 4
+GAIN, SLOPE, ROW, OWN = 1, 2, 3, 4
 # Entries from asking for a row to using it: what a far cache takes to answer.
 AHEAD = 8
 # Numbers of the inputs whose entries are collected in one go: with their residuals they fit the second cache.
@@ -58,7 +58,7 @@ _jit = numba.njit(**OPTIONS)
 Array = np.ndarray[Any, Any]
 
 _float, _int = numba.float32, numba.int64
-_real, _row, _table, _cube = numba.float64, _float[::1], _float[:, ::1], _float[:, :, ::1]
+_row, _table, _cube = _float[::1], _float[:, ::1], _float[:, :, ::1]
 _ints = numba.int32[:, ::1]
 
 
@@ -67,7 +67,7 @@ def views(flat, width, d):  # type: ignore[no-untyped-def]
     """W_enc, W_dec [width, d], b_enc [width], b_dec [1, d] of a flat array."""
     count = width * d
     weights, biases = flat[: 2 * count].reshape(2, width, d), flat[2 * count :]
-    return weights[0], weights[1], biases[:width], biases[width:].reshape(1, d)
+    return weights[0], weights[1], biases[:width], biases[width : width + d].reshape(1, d)
 
 
 @_jit
@@ -264,50 +264,6 @@ def place(places, bounds):  # type: ignore[no-untyped-def]
             at[latent] += entries
 
 
-@numba.njit(
-    numba.types.UniTuple(_real, 3)(
-        _table, _int, _int, _row, _int, _row, SLOPES, _real, _real, _float, _float,
-        _table, _ints, _int[::1], _table, numba.int32[::1], _table, _ints, _table,
-    ),
-    **OPTIONS,
-)  # fmt: skip
-def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, width, norms, slopes, scale, p, of_error, of_penalty,
-    codes, latents, starts, residuals, places, sums, rows, g_bdec,
-):  # fmt: skip
-    """Reconstruct inputs [begin, end) and put their entries into place; penalty and squared error, and entries.
-
-    of_error = 2/batch and of_penalty = coefficient/batch weigh an input. residuals receives of_error · (x̂ − x).
-    """
-    d = x.shape[1]
-    _, W_dec, _, b_dec = views(flat, width, d)
-    total, bounds = starts[end - begin], starts[: end - begin + 1]
-    contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
-    for entry in range(total):
-        contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
-    penalty, error = slopes(contributions, bounds, scale, p, slope), 0.0
-    for row in range(begin, end):
-        first, last = bounds[row - begin], bounds[row - begin + 1]
-        for entry in range(last, min(total, last + AHEAD)):
-            prefetch(W_dec, latents[entry, LATENT])
-        for i in range(d):
-            residuals[row, i] = b_dec[0, i] - x[row, i]
-        add_rows(residuals, row, codes, CODE, W_dec, latents, LATENT, first, last)
-        error += dot(residuals, row, residuals, row)
-        for i in range(d):
-            residuals[row, i] *= of_error
-            g_bdec[0, i] += residuals[row, i]
-        for entry in range(first, last):
-            latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
-            at = places[latent]
-            places[latent] += 1
-            sums[at, CODE] = codes[entry, CODE]
-            sums[at, GAIN] = dot(residuals, row, W_dec, latent) + weighted * norms[latent]
-            sums[at, SLOPE] = weighted
-            rows[at, ROW] = row
-    return penalty, error, float(total)
-
-
 @_jit
 def _entries_of(latent, bounds, places, first, last):  # type: ignore[no-untyped-def]
     """Where a latent's entries of parts [first, last) lie: once in place, a part's end where the next would go."""
@@ -315,12 +271,13 @@ def _entries_of(latent, bounds, places, first, last):  # type: ignore[no-untyped
 
 
 @_jit
-def collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end, first, last):  # type: ignore[no-untyped-def]
+def collect(x, residuals, sums, rows, seen, bounds, places, gradient, active, begin, end, first, last):  # type: ignore[no-untyped-def]
     """Add the gradient of latents [begin, end) over the entries of parts [first, last), but for scalars.
 
     The gradient of a latent counts only where it is marked active; whatever lies there before is overwritten.
+    seen: the column that says which residual an entry sees.
     """
-    g_enc, g_dec, g_benc, _ = views(gradient, width, x.shape[1])
+    g_enc, g_dec, g_benc, _ = views(gradient, len(active), x.shape[1])
     here, stop = _entries_of(begin, bounds, places, first, last)
     for latent in range(begin, end):
         at, until = here, stop
@@ -328,7 +285,7 @@ def collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradie
             here, stop = _entries_of(latent + 1, bounds, places, first, last)
             for entry in range(here, min(here + AHEAD, stop)):
                 prefetch(x, rows[entry, ROW])
-                prefetch(residuals, rows[entry, ROW])
+                prefetch(residuals, rows[entry, seen])
         if at == until:
             continue
         if not active[latent]:
@@ -337,23 +294,4 @@ def collect(x, residuals, flat, width, norms, sums, rows, bounds, places, gradie
             g_dec[latent, :] = 0
             g_benc[latent] = 0
         add_rows(g_enc, latent, sums, GAIN, x, rows, ROW, at, until)
-        add_rows(g_dec, latent, sums, CODE, residuals, rows, ROW, at, until)
-
-
-@_jit
-def collect_scalars(flat, width, d, norms, sums, bounds, gradient, begin, end):  # type: ignore[no-untyped-def]
-    """The rest of the gradient of latents [begin, end): what their entries add along no input."""
-    _, W_dec, _, _ = views(flat, width, d)
-    _, g_dec, g_benc, _ = views(gradient, width, d)
-    for latent in range(begin, end):
-        if bounds[latent] == bounds[latent + 1]:
-            continue
-        bias, pull = np.float32(0), np.float32(0)
-        for entry in range(bounds[latent], bounds[latent + 1]):
-            bias += sums[entry, GAIN]
-            pull += sums[entry, SLOPE] * sums[entry, CODE]
-        g_benc[latent] += bias
-        # d‖d‖/dd = d/‖d‖: what the penalty on a‖d‖ adds.
-        pull /= norms[latent]
-        for i in range(d):
-            g_dec[latent, i] += pull * W_dec[latent, i]
+        add_rows(g_dec, latent, sums, CODE, residuals, rows, seen, at, until)

@@ -9,19 +9,25 @@ import numpy as np
 
 from sae_sweep.saes.kernels.crew import END, last, offer, take
 from sae_sweep.saes.kernels.rows import dot
-from sae_sweep.saes.kernels.screen import DIGITS
+from sae_sweep.saes.kernels.rules import (
+    ENTRIES,
+    FIRED,
+    FURTHER,
+    LAY_OUT,
+    PENALTY,
+    RECONSTRUCT,
+    SETTLE,
+    SQUARED,
+)
 from sae_sweep.saes.kernels.slopes import SLOPES
 from sae_sweep.saes.kernels.sparse import (
     COLLECTED,
     ENCODER,
     OPTIONS,
     collect,
-    collect_scalars,
     count,
     encode,
-    lay_out,
     place,
-    reconstruct,
     views,
 )
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
@@ -33,12 +39,12 @@ _table, _cube, _flags = _row.copy(ndim=2), _row.copy(ndim=3), numba.uint8[::1]
 _bounds, _ints = _int[:, ::1], numba.int32[:, ::1]
 
 # The phases of a step, of which a piece is a part (1, 2), a slice (3, 5) or all there is.
-LIST, RECONSTRUCT, COLLECT, CLIP, UPDATE = 1, 2, 3, 4, 5
+LIST, PLACE, COLLECT, CLIP, UPDATE = 1, 2, 3, 4, 5
 # Where steps are, int64: how many are done, and from which part on entries are collected.
 STEP, FIRST_PART, STATE = 0, 1, 2
 # What is seen of them, float64: loss, squared error and L0 summed over the steps, the largest norm of their gradients,
-# the last L0, and by what the gradient is multiplied.
-LOSS, ERROR, L0, NORM, LAST_L0, FACTOR, SEEN = 0, 1, 2, 3, 4, 5, 6
+# how many entries an input had last, and by what the gradient is multiplied.
+LOSS, ERROR, L0, NORM, DENSITY, FACTOR, SEEN = 0, 1, 2, 3, 4, 5, 6
 
 
 @_jit
@@ -56,17 +62,6 @@ def find_idle(first, second, width, d, idle):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def silence(codes, gradient):  # type: ignore[no-untyped-def]
-    """No gradient where a code is 0; how many are not. Both [entries]. PyTorch's mask takes longer than its product."""
-    active = 0
-    for entry in range(len(codes)):
-        on = codes[entry] != 0
-        active += on
-        gradient[entry] = gradient[entry] if on else np.float32(0)
-    return active
-
-
-@_jit
 def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-def]
     """torch.optim.Adam's update of `flat`; `own` 0 stands for a gradient of 0, whatever lies there."""
     clip, step, correction = rule
@@ -80,14 +75,13 @@ def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-d
 
 
 @_jit
-def update(flat, gradient, first, second, width, d, active, idle, encoder, norms, rule, begin, end):  # type: ignore[no-untyped-def]
-    """Adam's step for latents [begin, end). Leaves none active, and what `encode` reads up to date.
+def update(flat, gradient, first, second, width, d, active, idle, rule, begin, end):  # type: ignore[no-untyped-def]
+    """Adam's step for latents [begin, end), but for their extras, whose gradient is spent. Leaves none active.
 
     A latent without gradient takes the step that Adam takes at a gradient of 0. An idle one, which has never had any
     (its moments are 0), is passed over: that step would not move it.
     """
-    _, W_dec, b_enc, _ = views(flat, width, d)
-    size, whole = width * d, np.zeros(DIGITS * encoder[4].shape[1], np.int8)
+    size = width * d
     for latent in range(begin, end):
         if active[latent]:
             idle[latent] = 0
@@ -98,7 +92,8 @@ def update(flat, gradient, first, second, width, d, active, idle, encoder, norms
             at = slice(offset, offset + length)
             adam(flat[at], gradient[at], first[at], second[at], rule, own)
         active[latent] = 0
-        lay_out(latent, W_dec, b_enc, encoder, norms, whole)
+    for at in range(2 * size + width + d, len(gradient), width):
+        gradient[at + begin : at + end] = 0
 
 
 @_jit
@@ -138,16 +133,17 @@ def square_slices(gradient, width, d, active, slices, squares):  # type: ignore[
 
 
 @_jit
-def finish(gradient, g_bdec):  # type: ignore[no-untyped-def]
-    """Sum the parts' gradients of b_dec into its place; its ‖g‖²."""
+def finish(gradient, place, g_bdec):  # type: ignore[no-untyped-def]
+    """Sum the parts' gradients of b_dec into its place, behind which lie the extras'; ‖g‖² of both."""
     total = 0.0
-    place = len(gradient) - g_bdec.shape[1]
     for i in range(g_bdec.shape[1]):
         value = np.float32(0)
         for part in range(len(g_bdec)):
             value += g_bdec[part, i]
         gradient[place + i] = value
         total += value * value
+    for i in range(place + g_bdec.shape[1], len(gradient)):
+        total += gradient[i] * gradient[i]
     return total
 
 
@@ -166,39 +162,46 @@ def clip_factor(square, squares, clip):  # type: ignore[no-untyped-def]
 # Not even fused: loss by loss these are the numbers that Python would sum.
 @numba.njit(**(OPTIONS | {"fastmath": False}))
 def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
-    """Add what a step has seen: totals [parts, 3] are penalty, squared error and entries."""
-    penalty, error, entries = 0.0, 0.0, 0.0
+    """Add what a step has seen: totals [parts, TOTALS]."""
+    penalty, error, further, fired, entries = 0.0, 0.0, 0.0, 0.0, 0.0
     for part in range(len(totals)):
-        penalty, error, entries = penalty + totals[part, 0], error + totals[part, 1], entries + totals[part, 2]
-    seen[LAST_L0] = entries / b
-    seen[LOSS] += (error + coefficient * penalty) / b
+        penalty, error = penalty + totals[part, PENALTY], error + totals[part, SQUARED]
+        further, fired, entries = (
+            further + totals[part, FURTHER],
+            fired + totals[part, FIRED],
+            entries + totals[part, ENTRIES],
+        )
+    seen[DENSITY] = entries / b
+    seen[LOSS] += (error + coefficient * penalty + further) / b
     seen[ERROR] += error / b
-    seen[L0] += seen[LAST_L0]
+    seen[L0] += fired / b
 
 
 @numba.njit(
     numba.void(
-        _cube, _real[:, ::1], _int[::1], _int[::1], _real[::1], _row, _row, _row, _row, _int, _int, numba.float32,
-        SLOPES, _real, _real, _real, _real, ENCODER, _row, _cube, numba.int32[:, :, ::1], _bounds,
-        _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags, _bounds, _bounds, _int[::1], _int[::1],
-        _real[:, ::1], _real[::1],
+        _cube, _real[:, ::1], _int[::1], _int[::1], _real[::1], _row, _row, _row, _row, _table, _int, numba.float32,
+        RECONSTRUCT, SETTLE, LAY_OUT, _real[::1], _int, SLOPES, _real, _real, _real, _real, ENCODER, _row,
+        _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags,
+        _bounds, _bounds, _int[::1], _int[::1], _real[:, ::1], _real[::1],
     ),
     **OPTIONS,
 )  # fmt: skip
 def take_steps(  # type: ignore[no-untyped-def]
-    batches, schedule, crew, state, seen, flat, gradient, first, second, width, k, floor,
-    slopes, scale, p, clip, dense_above, encoder, norms, codes, latents, starts,
-    sums, rows, places, bounds, residuals, g_bdec, active, idle, parts, slices, begins, stops,
-    totals, squares,
+    batches, schedule, crew, state, seen, flat, gradient, first, second, W_dec, k, floor,
+    reconstruct, settle, lay_out, own, column, slopes, scale, p, clip, dense_above, encoder, norms,
+    codes, latents, starts, sums, rows, places, bounds, residuals, g_bdec, active, idle,
+    parts, slices, begins, stops, totals, squares,
 ):  # fmt: skip
     """Adam steps of one SAE on batches [steps, b, d], until they end or more than `dense_above` latents fire.
 
     As many threads may be in here as there are, with the same arguments: each does what `crew` has to do (crew.py).
     schedule [steps, 3]: learning rate over the first bias correction, second bias correction, coefficient. floor: as of
-    `encode`. parts, slices [·, 2]: where each begins and ends. state and seen: what is done and was seen so far.
+    `encode`. reconstruct to column: the rule (rules.py), W_dec as it uses it. parts, slices [·, 2]: where each begins
+    and ends. state and seen: what is done and was seen so far.
     """
     steps, b, d = batches.shape
-    together = max(1, COLLECTED // (d * parts[0, 1]))
+    width = len(W_dec)
+    together, biases = max(1, COLLECTED // (d * parts[0, 1])), 2 * width * d + width
     while True:
         kind, piece = take(crew)
         if kind == END:
@@ -213,16 +216,13 @@ def take_steps(  # type: ignore[no-untyped-def]
             count(latents[piece], starts[piece, stops[piece] - begins[piece]], places[piece])
             if last(crew, len(parts)):
                 place(places, bounds)
-                offer(crew, RECONSTRUCT, len(parts))
-        elif kind == RECONSTRUCT:
-            penalty, error, entries = reconstruct(
-                x, begins[piece], stops[piece], flat, width, norms, slopes, scale, p,
+                offer(crew, PLACE, len(parts))
+        elif kind == PLACE:
+            reconstruct(
+                x, begins[piece], stops[piece], flat, W_dec, norms, slopes, scale, p,
                 np.float32(2 / b), np.float32(coefficient / b), codes[piece], latents[piece], starts[piece],
-                residuals, places[piece], sums, rows, g_bdec[piece : piece + 1],
+                residuals, places[piece], sums, rows, g_bdec[piece : piece + 1], own, totals[piece],
             )  # fmt: skip
-            totals[piece, 0] += penalty
-            totals[piece, 1] += error
-            totals[piece, 2] += entries
             if last(crew, len(parts)):
                 state[FIRST_PART] = 0
                 offer(crew, COLLECT, len(slices))
@@ -230,37 +230,42 @@ def take_steps(  # type: ignore[no-untyped-def]
             begin, end = slices[piece]
             stop = min(state[FIRST_PART] + together, len(parts))
             collect(
-                x, residuals, flat, width, norms, sums, rows, bounds, places, gradient, active, begin, end,
+                x, residuals, sums, rows, column, bounds, places, gradient, active, begin, end,
                 state[FIRST_PART], stop,
             )  # fmt: skip
+            full = (stops < parts[:, 1]).any()  # a list was
             if stop == len(parts):
-                collect_scalars(flat, width, d, norms, sums, bounds, gradient, begin, end)
+                settle(
+                    flat, W_dec, norms, sums, bounds, gradient, active, (stops - begins).sum(), not full,
+                    np.float32(coefficient / b), own, begin, end,
+                )  # fmt: skip
                 squares[piece] = square(gradient, width, d, active, begin, end)
             if last(crew, len(slices)):
                 if stop < len(parts):
                     state[FIRST_PART] = stop
                     offer(crew, COLLECT, len(slices))
-                elif (stops < parts[:, 1]).any():  # a list was full
+                elif full:
                     begins[:] = stops
                     offer(crew, LIST, len(parts))
                 else:
                     offer(crew, CLIP, 1)
         elif kind == CLIP:
-            seen[FACTOR], norm = clip_factor(finish(gradient, g_bdec), squares, clip)
+            seen[FACTOR], norm = clip_factor(finish(gradient, biases, g_bdec), squares, clip)
             seen[NORM] = max(seen[NORM], norm)
-            at = slice(2 * width * d + width, len(flat))
+            at = slice(biases, len(flat))
             rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
             adam(flat[at], gradient[at], first[at], second[at], rule, 1)
             offer(crew, UPDATE, len(slices))
         else:
             rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
             begin, end = slices[piece]
-            update(flat, gradient, first, second, width, d, active, idle, encoder, norms, rule, begin, end)
+            update(flat, gradient, first, second, width, d, active, idle, rule, begin, end)
+            lay_out(flat, W_dec, encoder, norms, idle, own, begin, end)
             if last(crew, len(slices)):
                 see(totals, b, coefficient, seen)
                 state[STEP] += 1
                 begins[:], g_bdec[:], totals[:] = parts[:, 0], 0, 0
-                if state[STEP] == steps or seen[LAST_L0] > dense_above:
+                if state[STEP] == steps or seen[DENSITY] > dense_above:
                     offer(crew, END, 0)
                 else:
                     offer(crew, LIST, len(parts))
