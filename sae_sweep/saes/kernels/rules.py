@@ -76,6 +76,7 @@ _RULES = {
     "relu": ("relu", "RELU"),
     "topk": ("relu", "CHOSEN"),
     "batchtopk": ("relu", "CHOSEN"),
+    "jumprelu": ("jump", "JUMPRELU"),
 }
 
 
