@@ -77,6 +77,7 @@ _RULES = {
     "topk": ("relu", "CHOSEN"),
     "batchtopk": ("relu", "CHOSEN"),
     "jumprelu": ("jump", "JUMPRELU"),
+    "tied": ("tied", "TIED"),
 }
 
 
