@@ -78,6 +78,7 @@ _RULES = {
     "batchtopk": ("relu", "CHOSEN"),
     "jumprelu": ("jump", "JUMPRELU"),
     "tied": ("tied", "TIED"),
+    "gated": ("gate", "GATED"),
 }
 
 
