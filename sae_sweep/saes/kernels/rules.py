@@ -79,6 +79,7 @@ _RULES = {
     "jumprelu": ("jump", "JUMPRELU"),
     "tied": ("tied", "TIED"),
     "gated": ("gate", "GATED"),
+    "matryoshka": ("nested", "MATRYOSHKA"),
 }
 
 
