@@ -15,6 +15,8 @@ from typing import Any
 
 # Raise when the same settings would train to other parameters than before.
 TRAIN_VERSION = 2
+# Raise that of an architecture when only its SAEs do. At 1, which need not be written down, it is no part of an id.
+STEP_VERSIONS = {"jumprelu": 2, "gated": 2, "matryoshka": 2, "tied": 2}
 # Raise when the same parameters would measure to other numbers than before.
 MEASURE_VERSION = 6
 
@@ -50,8 +52,8 @@ ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka",
 COUNTED = ("topk", "batchtopk", "matryoshka")
 # Trained numbers of each latent beyond its rows and its bias.
 EXTRAS = {"jumprelu": ("thresholds",), "gated": ("r_mag", "b_mag")}
-# Architectures that no backend but autograd knows.
-AUTOGRAD = ("jumprelu", "gated", "matryoshka", "tied")
+# Architectures that our kernels know on a GPU; autograd trains the others there.
+ON_GPU = ("relu", "topk")
 # Which settings beside the coefficient each penalty reads. `sqrt` is L_p at p = 0.5.
 PENALTY_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -245,7 +247,9 @@ class Point:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
         point = canonical(self)
         settings = {f.name: getattr(point, f.name) for f in _told(point)}
-        return _digest({**settings, "train_version": TRAIN_VERSION})
+        step = STEP_VERSIONS.get(point.sae.architecture, 1)
+        own = {"step_version": step} if step > 1 else {}
+        return _digest({**settings, "train_version": TRAIN_VERSION, **own})
 
 
 def settings_before() -> dict[str, Any]:

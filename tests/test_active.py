@@ -8,6 +8,7 @@ from stacks import PENALTIES, batches, points, stack_of
 
 from sae_sweep.measures import active
 from sae_sweep.measures.active import Active
+from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.kernels import LISTED
 from sae_sweep.saes.parameters import Parameters
 
@@ -46,7 +47,7 @@ def test_an_sae_lists_what_it_encodes(architecture: str, entries: int, monkeypat
     monkeypatch.setattr(listing, "ENTRIES", entries)
     (point,) = points(PENALTIES[-1:], architecture, width=75)
     started = stack_of([point]).parameters(0)
-    threshold = torch.tensor(0.5 if architecture == "batchtopk" else 0.0)
+    threshold = torch.tensor(0.5 if ARCHITECTURES[architecture].learns_threshold else 0.0)
     sae = PointSae(point, Parameters(started.W_enc, started.W_dec, started.b_enc, started.b_dec, threshold))
     x = batches(1, 90)[0]
     lists = list(sae.active(x))

@@ -130,6 +130,7 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     from sae_sweep.measures import firing, information, measure, priors, probing
     from sae_sweep.saes import stack, starts, train
     from sae_sweep.saes.kernels import cpu, dense, sparse
+    from sae_sweep.saes.kernels.rules import rule_of
     from sae_sweep.toys import stream
 
     assert (cost.BLOCK, cost.BLOCK_ROWS) == (train.BLOCK, stream.BLOCK_ROWS)
@@ -139,7 +140,9 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     assert cost.SHARED == 2 * cpu.PART
     assert (cost.DENSE_ABOVE, cost.DENSE_AT_LEAST) == (cpu.DENSE_ABOVE, cpu.DENSE_AT_LEAST)
     assert cost.LISTED == cpu.MOST_PARTS * cpu.ENTRIES
-    assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.PLACED)
+    # With the column that some architectures have of their own.
+    assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
+    assert {name for name in ARCHITECTURES if rule_of(name).dense} == set(cost.DENSE)
     assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (dense.COPIES, dense.GPU_BYTES)
     assert (cost.MEASURED_INPUTS, cost.MEASURED_ENTRIES) == (measure.BLOCK_INPUTS, measure.BLOCK_NUMBERS)
     assert 2 * firing.ROWS_HELD == cost.FOLDED_ROWS
@@ -295,10 +298,13 @@ def test_a_stack_takes_no_more_than_it_can_share() -> None:
 def test_autograd_is_counted_by_batch_and_width() -> None:
     """What holds batch × width for each SAE at work says so, and gets smaller packs for it."""
     relu, gated = (Point(sae=Sae(name, width=4096), training=Training(batch_size=4096)) for name in ("relu", "gated"))
-    held = 4 * 4096 * 4096
-    gates, relus = (training_bytes(point, 2, SPEEDS["cpu"]) for point in (gated, relu))
-    assert gates - relus > 2 * 10 * held
+    weighed, held = replace(relu, penalty=Penalty("exclusive_pi")), 4 * 4096 * 4096
+    compiled, other = (training_bytes(point, 2, SPEEDS["cpu"]) for point in (relu, weighed))
+    assert other - compiled > 2 * 10 * held
+    assert step_seconds(weighed, SPEEDS["cpu"]) > 2 * step_seconds(relu, SPEEDS["cpu"])
     assert state_bytes(gated) - state_bytes(relu) == 4 * 3 * 2 * 4096
-    assert step_seconds(gated, SPEEDS["cpu"]) > 2 * step_seconds(relu, SPEEDS["cpu"])
+    # A step of its own on the CPU, none on a GPU.
+    assert training_bytes(gated, 2, SPEEDS["cpu"]) - compiled < held
+    assert cost.by_autograd(gated, SPEEDS["cuda"]) and not cost.by_autograd(gated, SPEEDS["cpu"])
     pair = Point(penalty=Penalty("exclusive_pi", 1.0)), Point(penalty=Penalty("l1", 1.0))
     assert len(stacks(pair)) == 2  # a backend of its own must not decide about pack-mates

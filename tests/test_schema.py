@@ -38,6 +38,14 @@ def test_ids_stay(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert FIRST_IDS[id].id == id
 
 
+def test_an_architecture_whose_step_changed_has_new_ids_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed, others = Point(sae=Sae("tied")), [Point(), Point(sae=Sae("topk"))]
+    now, same = changed.id, [point.id for point in others]
+    monkeypatch.setattr(schema, "STEP_VERSIONS", {"tied": schema.STEP_VERSIONS["tied"] + 1, "topk": 1})
+    assert dataclasses.replace(changed).id != now
+    assert [dataclasses.replace(point).id for point in others] == same
+
+
 def test_ids_of_toys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "TRAIN_VERSION", 1)
     assert [toy_id(Toy()), toy_id(Toy(d_vocab=16, k=3))] == ["094b77a5320aa8cc", "364a83a61a5c2afd"]

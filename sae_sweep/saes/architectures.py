@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_sweep.saes.parameters import Parameters
-from sae_sweep.schema import AUTOGRAD, EXTRAS, Sae
+from sae_sweep.schema import EXTRAS, ON_GPU, Sae
 
 Activate = Callable[[Tensor, Parameters, Sae, bool], Tensor]
 Penalised = Callable[[Tensor, Tensor, Parameters], Tensor]
@@ -159,8 +159,8 @@ class Architecture:
     @property
     def step(self) -> str:
         """What trains it, for people."""
-        slow = "autograd: slower than ReLU and TopK, and batch × width numbers for each SAE at work"
-        return slow if self.name in AUTOGRAD else "compiled, by active latents"
+        on_gpu = "" if self.name in ON_GPU else "; on a GPU autograd, and batch × width numbers for each SAE at work"
+        return f"compiled, by active latents{on_gpu}"
 
     def codes(self, x: Tensor, sae: Parameters, settings: Sae, training: bool = False) -> Tensor:
         """Codes [..., b, width] of inputs x [b, d]."""

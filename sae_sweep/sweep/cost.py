@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from sae_sweep.schema import AUTOGRAD, COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
+from sae_sweep.schema import COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
 from sae_sweep.sweep.speeds import SPEEDS, Speed
 
 # Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
@@ -22,16 +22,16 @@ BLOCK, BLOCK_ROWS, TABLE_INPUTS = 25, 1 << 15, 1 << 18
 # From so many products of the encoder in a step on, an SAE alone is shared by all cores (saes/kernels/cpu.py), of whose
 # time this part is not spent on waiting for each other.
 SHARED, SHARING = 1 << 25, 0.83
-# Where more than this share of the latents fires, and at least so many, a step takes so many products of the encoder
-# (saes/kernels/cpu.py).
-DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = 0.1, 64, 5
+# Where more than this share of the latents fires, and at least so many, a step of these takes so many products of the
+# encoder (saes/kernels/cpu.py).
+DENSE, DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = ("relu", "tied"), 0.1, 64, 5
 # Exemplars among which k-means++ chooses, and the Lloyd steps after it (saes/starts.py).
 POOL_PER_LATENT, POOL_AT_LEAST, LLOYD_STEPS = 8, 4096, 5
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
 # encoder as it is read, and the gradients that threads fill in a dense step.
 STATE, AT_WORK = 3, 6
 # Bytes of an active latent in a step, and entries of a list (saes/kernels/cpu.py): 16 lists at most.
-LISTED_BYTES, LISTED = 24, 16 << 17
+LISTED_BYTES, LISTED = 28, 16 << 17
 # What autograd (saes/kernels/dense.py) holds at once of batch × width; its products of batch, width and d in a step;
 # and the bytes of a cache that it leaves.
 COPIES, PRODUCTS, CACHE = 12, 6, 1 << 25
@@ -92,9 +92,9 @@ def parameter_count(point: Point) -> int:
     return 2 * sae.width * d + sae.width + d + len(EXTRAS.get(sae.architecture, ())) * sae.width
 
 
-def by_autograd(point: Point) -> bool:
-    """Whether no faster step than autograd's is known for the point (saes/kernels)."""
-    return point.sae.architecture in AUTOGRAD or point.penalty.name == "exclusive_pi"
+def by_autograd(point: Point, speed: Speed) -> bool:
+    """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
+    return point.sae.architecture not in speed.kernels or point.penalty.name == "exclusive_pi"
 
 
 def state_bytes(point: Point) -> int:
@@ -122,7 +122,7 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
 
 def training_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Of that, what training takes: what bounds a pack, as the rest is the same for a single point."""
-    if by_autograd(point):
+    if by_autograd(point, speed):
         held = 4 * COPIES * point.training.batch_size * point.sae.width
         work = max(workers * held, speed.shared_bytes)
     else:
@@ -163,7 +163,7 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
     """One step of the point's SAE on one core where `l0` latents fire; by default at the end of training."""
     d, width, b = activation_size(point), point.sae.width, point.training.batch_size
     codes, adam = b * width, parameter_count(point) * speed.parameter
-    if by_autograd(point):
+    if by_autograd(point, speed):
         spilled = speed.spilled if 4 * COPIES * codes > CACHE else 0.0
         each = 2 * PRODUCTS * d / speed.autograd_flops + speed.autograd_code + spilled
         return speed.autograd_step + codes * each + adam
@@ -172,7 +172,7 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
     if _dense(point, l0):
         return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
     counted = point.sae.architecture in COUNTED
-    of_batch = speed.counted_step if point.sae.architecture == "batchtopk" else 0.0
+    of_batch = speed.counted_step if point.sae.architecture in ("batchtopk", "matryoshka") else 0.0
     inputs = b * (speed.input + l0 * (speed.entry + d * speed.entry_number))
     each = 2 * d / speed.product_flops + speed.code + (speed.chosen if counted else 0.0)
     return speed.own_step + of_batch + inputs + codes * each + adam
@@ -199,7 +199,7 @@ def side_by_side(seconds: float, point: Point, count: int, workers: int) -> floa
     if count >= workers:
         return seconds * math.ceil(count / workers) / count
     products = point.training.batch_size * point.sae.width * activation_size(point)
-    shared = workers > 1 and not by_autograd(point) and products >= SHARED
+    shared = workers > 1 and not by_autograd(point, SPEEDS["cpu"]) and products >= SHARED
     return seconds / (workers * SHARING if shared else 1)
 
 
@@ -287,7 +287,7 @@ def _rows(point: Point, inputs: float, l0: float) -> float:
 
 
 def _dense(point: Point, l0: float) -> bool:
-    return point.sae.architecture not in COUNTED and l0 > max(DENSE_ABOVE * point.sae.width, DENSE_AT_LEAST)
+    return point.sae.architecture in DENSE and l0 > max(DENSE_ABOVE * point.sae.width, DENSE_AT_LEAST)
 
 
 def _pool(point: Point) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweep.errors import UserError
-from sae_sweep.schema import AUTOGRAD, COMPETING, Point, Toy, toy_id
+from sae_sweep.schema import COMPETING, Point, Sae, Toy, toy_id
 from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
 from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.speeds import SPEEDS, Speed
@@ -105,7 +105,8 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     sae, training = point.sae, point.training
     data = (point.toy, point.site, point.distribution, point.data_seed)
     further = [point.penalty.name] if point.penalty.name in COMPETING else []
-    further += [str(sae.bandwidth), str(sae.levels)] if sae.architecture in AUTOGRAD else []
+    of_few = sae.bandwidth, sae.levels
+    further += map(str, of_few) if of_few != (Sae.bandwidth, Sae.levels) else []
     return (*data, sae.architecture, sae.width, sae.k, training.steps, training.batch_size, *further)
 
 

@@ -130,7 +130,8 @@ def freeze(sweep: Sweep, store: Store) -> None:
         lost = len(set(store.read_sweep_file(sweep.name, "points.txt").split()) - set(ids))
         if lost:
             raise UserError(
-                f"sweep {sweep.name} holds another grid: {lost} of its points are not in this one; choose another name="
+                f"sweep {sweep.name} holds another grid: {lost} of its points are not in this one, "
+                "or are of an architecture that this version trains to other numbers; choose another name="
             )
     info = {
         "schema": SCHEMA,

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from sae_sweep.saes.penalties import FORMULAS, logπ
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import AUTOGRAD
+from sae_sweep.schema import ON_GPU
 
 # The longest activation of which a tile fits a GPU's registers, and for which the error of its screening is bounded.
 LONGEST = 128
 # Architectures whose code is every positive pre-activation, the k of largest contribution, or what reaches a threshold:
 # those that listing.py lists.
-LISTED = ("relu", "topk", "batchtopk")
+LISTED = ("relu", "topk", "batchtopk", "matryoshka", "tied")
 
 
 @dataclass
@@ -56,11 +56,11 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backen
     # All SAEs of a stack share this (plan.stack_key).
     largest = FORMULAS[stack.points[0].penalty.name].largest
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
-    if stack.flat.device.type == "cpu" and not (largest.has(logπ) or stack.architecture.name in AUTOGRAD):
+    if stack.flat.device.type == "cpu" and not largest.has(logπ):
         from sae_sweep.saes.kernels.cpu import CpuBackend
 
         return CpuBackend(pool, threads)
-    known = stack.architecture.name in ("relu", "topk") and not largest
+    known = stack.architecture.name in ON_GPU and not largest
     if stack.flat.device.type == "cuda" and known and stack.d <= LONGEST and find_spec("triton"):
         from sae_sweep.saes.kernels.cuda import CudaBackend
 

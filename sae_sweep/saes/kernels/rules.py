@@ -77,9 +77,9 @@ _RULES = {
     "topk": ("relu", "CHOSEN"),
     "batchtopk": ("relu", "CHOSEN"),
     "jumprelu": ("jump", "JUMPRELU"),
-    "tied": ("tied", "TIED"),
     "gated": ("gate", "GATED"),
     "matryoshka": ("nested", "MATRYOSHKA"),
+    "tied": ("tied", "TIED"),
 }
 
 
