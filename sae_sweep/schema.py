@@ -15,8 +15,8 @@ from typing import Any
 
 # Raise when the same settings would train to other parameters than before.
 TRAIN_VERSION = 2
-# Raise that of an architecture when only its SAEs do. At 1, which need not be written down, it is no part of an id.
-STEP_VERSIONS = {"jumprelu": 2, "gated": 2, "matryoshka": 2, "tied": 2}
+# Raise that of an architecture or a penalty when only its SAEs would. A 1 need not be written down.
+STEP_VERSIONS = {"jumprelu": 2, "gated": 2, "matryoshka": 2, "tied": 2, "exclusive_pi": 2}
 # Raise when the same parameters would measure to other numbers than before.
 MEASURE_VERSION = 6
 
@@ -52,7 +52,7 @@ ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka",
 COUNTED = ("topk", "batchtopk", "matryoshka")
 # Trained numbers of each latent beyond its rows and its bias.
 EXTRAS = {"jumprelu": ("thresholds",), "gated": ("r_mag", "b_mag")}
-# Architectures that our kernels know on a GPU; autograd trains the others there.
+# Architectures that our kernels know on a GPU; autograd trains the others there, and where latents compete.
 ON_GPU = ("relu", "topk")
 # Which settings beside the coefficient each penalty reads. `sqrt` is L_p at p = 0.5.
 PENALTY_KEYS: dict[str, tuple[str, ...]] = {
@@ -72,7 +72,7 @@ PENALTY_KEYS: dict[str, tuple[str, ...]] = {
     "exclusive": ("scale",),
     "exclusive_pi": ("scale",),
 }
-# Penalties in which latents compete: not every backend has them, so they train in stacks of their own.
+# Penalties in which latents compete: GPU kernels do not have them, so they train in stacks of their own.
 COMPETING = ("exclusive", "exclusive_pi")
 PENALTIES = tuple(PENALTY_KEYS)
 INITS = ("random", "exemplars", "kmeans", "whitened", "oracle")
@@ -247,9 +247,9 @@ class Point:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
         point = canonical(self)
         settings = {f.name: getattr(point, f.name) for f in _told(point)}
-        step = STEP_VERSIONS.get(point.sae.architecture, 1)
-        own = {"step_version": step} if step > 1 else {}
-        return _digest({**settings, "train_version": TRAIN_VERSION, **own})
+        names = point.sae.architecture, point.penalty.name
+        own = tuple(f"{name} {STEP_VERSIONS[name]}" for name in names if STEP_VERSIONS.get(name, 1) > 1)
+        return _digest({**settings, "train_version": TRAIN_VERSION, **({"step_versions": own} if own else {})})
 
 
 def settings_before() -> dict[str, Any]:

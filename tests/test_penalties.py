@@ -30,8 +30,25 @@ BY_HAND = {  # of contributions (1, 2, 0) at scale 2 and p 0.3
     "exclusive": 1 / 0.2 + 2 / 2,
     "exclusive_pi": 1 / 0.2 + 2 / 2,  # without shares: −log π is left out
 }
-# Entries do not say whose they are: what weighs latents apart is left to autograd.
-COMPILED = [name for name in FORMULAS if name != "exclusive_pi"]
+
+
+def compiled(name: str, lists: list[np.ndarray], width: int, at_zero: bool = False) -> tuple[float, np.ndarray]:
+    """Value and slopes of the entries of some inputs, latents × (latent, contribution); shares fall with the latent."""
+    entries = np.concatenate(lists)
+    latents = np.stack([np.zeros(len(entries)), entries[:, 0]], axis=1).astype(np.int32)
+    bounds, out = np.cumsum([0, *map(len, lists)]), np.empty(len(entries), np.float32)
+    v = np.ascontiguousarray(entries[:, 1], np.float32)
+    value = compile_slopes(name, at_zero)(v, latents, bounds, shares_of(width).numpy(), 0.7, 0.3, out)
+    return value, out
+
+
+def shares_of(width: int) -> torch.Tensor:
+    shares = torch.arange(width, 0, -1).float()
+    return (shares / shares.sum()).log()
+
+
+def listed(codes: np.ndarray, above: float) -> list[np.ndarray]:
+    return [np.stack([np.flatnonzero(row > above), row[row > above]], axis=1) for row in codes]
 
 
 def test_every_penalty_is_covered() -> None:
@@ -50,47 +67,41 @@ def test_nothing_fires_nothing_costs(name: str) -> None:
     assert penalty_value(name, torch.zeros(2, 5), 0.7, 0.3).tolist() == pytest.approx([0.0, 0.0], abs=1e-7)
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", FORMULAS)
 def test_compiled_slopes_are_the_gradient(name: str) -> None:
     rng = np.random.default_rng(0)
     codes = np.maximum(rng.normal(size=(7, 12)), 0).astype(np.float32) * 2
     codes[3] = 0  # an input on which nothing fires
     leaf = torch.tensor(codes, requires_grad=True)
-    value = penalty_value(name, leaf, 0.7, 0.3).sum()
+    value = penalty_value(name, leaf, 0.7, 0.3, shares_of(12)).sum()
     expected = torch.autograd.grad(value, leaf)[0] * (leaf > 0)
 
-    sparse = [row[row > 0] for row in codes]
-    bounds = np.cumsum([0, *map(len, sparse)])
-    slopes = np.empty(bounds[-1], np.float32)
-    total = compile_slopes(name)(np.concatenate(sparse), bounds, 0.7, 0.3, slopes)
+    total, slopes = compiled(name, listed(codes, 0), 12)
     assert total == pytest.approx(value.item(), rel=1e-5)
     np.testing.assert_allclose(slopes, expected.numpy()[codes > 0], rtol=2e-5, atol=1e-6)
 
-    dense = np.empty(codes.size, np.float32)
-    compile_slopes(name)(codes.ravel(), np.arange(0, codes.size + 1, 12), 0.7, 0.3, dense)
+    _, dense = compiled(name, listed(codes, -1), 12)
     np.testing.assert_array_equal(dense[codes.ravel() > 0], slopes)
     assert not dense[codes.ravel() == 0].any()
 
 
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled_slopes_at_zero_are_the_gradient_too(name: str) -> None:
-    """What JumpReLU has near a threshold: contributions of 0 that are about to be some."""
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("silent", [[0, 2, 4], [1, 3, 5]])
+def test_compiled_slopes_at_zero_are_the_gradient_too(name: str, silent: list[int]) -> None:
+    """What JumpReLU has near a threshold: contributions of 0 that are about to be some, on an input of none as well."""
     codes = np.random.default_rng(1).exponential(2, (5, 6)).astype(np.float32)
-    codes[:, ::2] = 0
+    codes[:, silent] = 0
+    codes[2] = 0
+    codes[1, 1 - silent[0]] = 5e-4  # too little to outdo the one of largest share
     leaf = torch.tensor(codes, requires_grad=True)
-    value = penalty_value(name, leaf, 0.7, 0.3).sum()
+    value = penalty_value(name, leaf, 0.7, 0.3, shares_of(6)).sum()
     (expected,) = torch.autograd.grad(value, leaf)
-    slopes = np.empty(codes.size, np.float32)
-    total = compile_slopes(name, at_zero=True)(codes.ravel(), np.arange(0, codes.size + 1, 6), 0.7, 0.3, slopes)
+    # Not all that is silent is listed.
+    lists = [each[each[:, 0] != silent[1]] for each in listed(codes, -1)]
+    total, slopes = compiled(name, lists, 6, at_zero=True)
     assert total == pytest.approx(value.item(), rel=1e-5)
-    np.testing.assert_allclose(slopes, expected.numpy().ravel(), rtol=2e-5, atol=1e-6)
-
-
-def test_the_slope_at_zero_where_nothing_fires_is_that_of_many_which_none_outdoes() -> None:
-    slopes = np.empty(3, np.float32)
-    for name, slope in {"l1": 1, "hoyer": 0, "pair": 0, "prod1p": 1 / 0.7, "exclusive": 10 / 0.7}.items():
-        value = compile_slopes(name, at_zero=True)(np.zeros(3, np.float32), np.array([0, 3]), 0.7, 1.0, slopes)
-        assert value == 0 and slopes == pytest.approx(slope)
+    kept = np.concatenate([row[each[:, 0].astype(int)] for row, each in zip(expected.numpy(), lists, strict=True)])
+    np.testing.assert_allclose(slopes, kept, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

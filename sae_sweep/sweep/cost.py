@@ -94,7 +94,7 @@ def parameter_count(point: Point) -> int:
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    return point.sae.architecture not in speed.kernels or point.penalty.name == "exclusive_pi"
+    return not {point.sae.architecture, point.penalty.name} <= set(speed.kernels)
 
 
 def state_bytes(point: Point) -> int:
@@ -199,7 +199,7 @@ def side_by_side(seconds: float, point: Point, count: int, workers: int) -> floa
     if count >= workers:
         return seconds * math.ceil(count / workers) / count
     products = point.training.batch_size * point.sae.width * activation_size(point)
-    shared = workers > 1 and not by_autograd(point, SPEEDS["cpu"]) and products >= SHARED
+    shared = workers > 1 and products >= SHARED
     return seconds / (workers * SHARING if shared else 1)
 
 

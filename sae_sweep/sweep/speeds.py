@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sae_sweep.schema import ARCHITECTURES, ON_GPU
+from sae_sweep.schema import ARCHITECTURES, COMPETING, ON_GPU, PENALTIES
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Speed:
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
     dense_flops, dense_code: the same products, and numbers, of a step in which much of the dictionary fires
-    kernels: architectures that steps of our own train
+    kernels: architectures and penalties that steps of our own train
     autograd_step, autograd_flops, autograd_code: where autograd trains; spilled: more, where it leaves the cache
 
     Measuring: measured_input, measured_entry: per input, and per active latent of one; measured_row: each pair of a
@@ -95,7 +95,7 @@ CORE = Speed(
     parameter=2e-9,
     dense_flops=7.5e10,
     dense_code=1.6e-8,
-    kernels=ARCHITECTURES,
+    kernels=(*ARCHITECTURES, *PENALTIES),
     autograd_step=6e-4,
     autograd_flops=4e10,
     autograd_code=2e-8,
@@ -138,7 +138,7 @@ SPEEDS = {
         parameter=1e-11,
         dense_flops=2e13,
         dense_code=1e-11,
-        kernels=ON_GPU,
+        kernels=(*ON_GPU, *(penalty for penalty in PENALTIES if penalty not in COMPETING)),
         autograd_step=1e-4,
         autograd_flops=2e13,
         autograd_code=1e-11,

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sae_sweep.saes.penalties import FORMULAS, logπ
+from sae_sweep.saes.penalties import FORMULAS
 from sae_sweep.saes.stack import Stack
 from sae_sweep.schema import ON_GPU
 
@@ -53,14 +53,13 @@ class Progress:
 
 def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backend:
     """The fastest backend that can train this stack where it lies; `pool` has `threads` threads."""
-    # All SAEs of a stack share this (plan.stack_key).
-    largest = FORMULAS[stack.points[0].penalty.name].largest
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
-    if stack.flat.device.type == "cpu" and not largest.has(logπ):
+    if stack.flat.device.type == "cpu":
         from sae_sweep.saes.kernels.cpu import CpuBackend
 
         return CpuBackend(pool, threads)
-    known = stack.architecture.name in ON_GPU and not largest
+    # All SAEs of a stack have a largest term, or none (plan.stack_key).
+    known = stack.architecture.name in ON_GPU and not FORMULAS[stack.points[0].penalty.name].largest
     if stack.flat.device.type == "cuda" and known and stack.d <= LONGEST and find_spec("triton"):
         from sae_sweep.saes.kernels.cuda import CudaBackend
 

@@ -20,6 +20,7 @@ from sae_sweep.saes.kernels.crew import CREW, heard, offer
 from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
 from sae_sweep.saes.kernels.products import add_gradient
 from sae_sweep.saes.kernels.rules import TOTALS, rule_of
+from sae_sweep.saes.kernels.shares import count_wins, log_shares
 from sae_sweep.saes.kernels.slopes import compile_slopes
 from sae_sweep.saes.kernels.sparse import GROUP, LISTED, encoder_of, refresh
 from sae_sweep.saes.kernels.steps import (
@@ -41,6 +42,7 @@ from sae_sweep.saes.kernels.steps import (
     take_steps,
 )
 from sae_sweep.saes.kernels.vectors import LANES
+from sae_sweep.saes.penalties import FORMULAS, logπ
 from sae_sweep.saes.stack import Stack, adam_scale
 
 # One part for so many products of the encoder (0.2 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
@@ -95,6 +97,8 @@ class _Trainer:
         self.rule = rule_of(stack.architecture.name)
         self.own = np.array(self.rule.own(self.point), np.float64)
         self.slopes = compile_slopes(self.point.penalty.name, self.rule.at_zero)
+        self.weighs = FORMULAS[self.point.penalty.name].largest.has(logπ)
+        self.shares = np.empty(self.width, np.float32)
         self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
         self.parts = _cut(b, parts, GROUP)
@@ -137,7 +141,8 @@ class _Trainer:
         find_idle(self.first, self.second, self.width, self.d, self.idle)
         none = np.zeros_like(self.idle)
         self.rule.lay_out(self.flat, self.W_dec, self.encoder, self.norms, none, self.own, 0, self.width)
-        most = max(DENSE_ABOVE * self.width, DENSE_AT_LEAST) if self.rule.dense else np.inf
+        dense = self.rule.dense and not self.weighs
+        most = max(DENSE_ABOVE * self.width, DENSE_AT_LEAST) if dense else np.inf
         totals, largest, step = np.zeros(3), 0.0, 0
         while step < len(batches):
             kind, ahead, floor = LIST, batches[step:], np.float32(self.rule.floor)
@@ -148,6 +153,9 @@ class _Trainer:
             elif self.chosen:
                 ahead = batches[step : step + 1]
                 kind, floor = self._choose(ahead[0].numpy(), self.stack.step + step)
+            elif self.weighs:
+                ahead = batches[step : step + 1]
+                kind = self._weigh(ahead[0].numpy(), floor)
             taken, seen = self._steps(ahead, self.stack.step + step, kind, floor, most)
             totals += seen[[LOSS, ERROR, L0]]
             largest, step = max(largest, seen[NORM]), step + taken
@@ -162,7 +170,7 @@ class _Trainer:
         crew, state, seen = np.zeros(CREW, np.int64), np.zeros(STATE, np.int64), np.zeros(SEEN)
         sae = self.flat, self.gradient, self.first, self.second, self.W_dec, self.k, floor
         rule = self.rule.reconstruct, self.rule.settle, self.rule.lay_out, self.own, self.rule.seen
-        setting = self.slopes, self.point.penalty.scale, self.exponent, self.point.training.clip, most
+        setting = self.slopes, self.shares, self.point.penalty.scale, self.exponent, self.point.training.clip, most
         encoder, lists = (self.encoder, self.norms), (self.codes, self.latents, self.starts)
         entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
         cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares
@@ -183,6 +191,25 @@ class _Trainer:
         lists = self.codes, self.latents, self.starts
         rule = self.encoder, self.k, floor
         self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *rule, *lists))
+
+    def _weigh(self, x: Array, floor: np.float32) -> int:
+        """exclusive_pi: learn the shares of a batch; the phase to go on with, as the whole of it may be listed."""
+        wins, rounds = np.zeros(self.width, np.int64), 0
+        thresholds = self.stack.parameters(self.i).thresholds.numpy()
+        thresholds = thresholds if len(thresholds) else np.zeros(self.width, np.float32)
+        while rounds == 0 or (self.stops < self.parts[:, 1]).any():
+            self.begins[:] = self.stops if rounds else self.begins
+            self._encode(x, floor)
+            for part, rows in enumerate(self.stops - self.begins):
+                lists = self.codes[part], self.latents[part], self.starts[part]
+                count_wins(self.norms, thresholds, *lists, rows, wins)
+            rounds += 1
+        self.shares[:] = log_shares(wins)
+        if rounds > 1:
+            self.begins[:] = self.parts[:, 0]
+            return LIST
+        arrange(self.begins, self.stops, self.latents, self.starts, self.places, self.bounds)
+        return PLACE
 
     def _choose(self, x: Array, step: int) -> tuple[int, np.float32]:
         """BatchTopK: the phase to go on with, as what is kept may be listed, and what its contributions exceed."""

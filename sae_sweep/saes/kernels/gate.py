@@ -46,7 +46,7 @@ def _opened(codes, latents, flat, norms, width, d, strengths, contributions):  #
 
 @numba.njit(reconstructs, **OPTIONS)
 def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, scale, p, of_error, of_penalty,
+    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
     codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
 ):  # fmt: skip
     """∂L/∂m = (2/b)·r·d; ∂L/∂pre = (2/b)·r′·d + (coefficient/b)·penalty′·‖d‖ of the gate, r′ its residual."""
@@ -57,7 +57,7 @@ def reconstruct(  # type: ignore[no-untyped-def]
     contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     strengths, by_gate = np.empty((total, 1), np.float32), np.empty((1, d), np.float32)
     totals[FIRED] += _opened(codes, latents, flat, norms, width, d, strengths, contributions)
-    totals[PENALTY] += slopes(contributions, bounds, scale, p, slope)
+    totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
     error, further = 0.0, 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]

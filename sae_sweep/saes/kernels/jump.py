@@ -23,8 +23,6 @@ JUMP = OWN
 # Listed is what exceeds the lower end of its window, or comes within rounding of it: the rest is decided when it is
 # reconstructed. Where the window reaches 0 that is all above 0: of a weight that bounds in screen.py can still hold.
 NEAR, MOST = np.float32(1 - 2**-20), np.float32(1e20)
-# A contribution as good as none.
-LEAST = np.float32(1e-30)
 
 _jit = numba.njit(**OPTIONS)
 
@@ -60,25 +58,9 @@ def _count_penalty(latents, total, inputs, thresholds, fired):  # type: ignore[n
     return penalty
 
 
-@_jit
-def _value_penalty(contributions, bounds, latents, slopes, scale, p, slope):  # type: ignore[no-untyped-def]
-    """The penalty of the contributions, and its slopes, at 0 as well.
-
-    Of equal ones the first is the largest (penalties.py): latent 0 where none fires, as if it were alone.
-    """
-    alone, one = np.empty(1, np.float32), np.arange(2)
-    slopes(np.full(1, LEAST, np.float32), one, scale, p, alone)
-    penalty = slopes(contributions, bounds, scale, p, slope)
-    for row in range(len(bounds) - 1):
-        first, last = bounds[row], bounds[row + 1]
-        if first < last and latents[first, LATENT] == 0 and not contributions[first:last].any():
-            slope[first] = alone[0]
-    return penalty
-
-
 @numba.njit(reconstructs, **OPTIONS)
 def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, scale, p, of_error, of_penalty,
+    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
     codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
 ):  # fmt: skip
     """∂L/∂pre = g·H + ∂L/∂u·‖d‖ with ∂L/∂u = ∂L/∂H·H′; ∂L/∂‖d‖ = (coefficient/b)·penalty′·z + ∂L/∂u·max(pre, 0)."""
@@ -93,7 +75,7 @@ def reconstruct(  # type: ignore[no-untyped-def]
     if own[COUNTS]:
         totals[PENALTY] += _count_penalty(latents, total, end - begin, thresholds, fired)
     else:
-        totals[PENALTY] += _value_penalty(contributions, bounds, latents, slopes, scale, p, slope)
+        totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
     error = 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]

@@ -39,7 +39,7 @@ def _reconstruct_levels(residuals, base, levels, codes, latents, W_dec, first, l
 
 @numba.njit(reconstructs, **OPTIONS)
 def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, scale, p, of_error, of_penalty,
+    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
     codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
 ):  # fmt: skip
     """As of relu.py, with r the sum of the residuals that a latent sees. residuals [b · levels, d]; own: their ends."""
@@ -49,7 +49,7 @@ def reconstruct(  # type: ignore[no-untyped-def]
     contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     for entry in range(total):
         contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
-    totals[PENALTY] += slopes(contributions, bounds, scale, p, slope)
+    totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
     for row in range(begin, end):
         first, last, base = bounds[row - begin], bounds[row - begin + 1], row * len(own)
         for entry in range(last, min(total, last + AHEAD)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweep.saes.kernels.sparse import OPTIONS
+from sae_sweep.saes.kernels.sparse import LISTED, OPTIONS
 
 # Inputs that are taken at a time: a cache's worth of codes, but enough inputs to be worth a pass over all gradients,
 # within 64 MiB.
@@ -43,12 +43,15 @@ def add_gradient(
     (W_enc, W_dec, b_enc, b_dec), (g_enc, g_dec, g_benc, g_bdec) = sae, gradients
     slopes, scale, exponent = penalty
     width, pulls = len(W_dec), torch.zeros(len(W_dec))
+    # Whose the entries are matters where they are weighed, which lists are for.
+    latents, shares = np.empty((0, LISTED), np.int32), np.empty(0, np.float32)
     value, error, entries = 0.0, 0.0, 0
     for chunk in x.split(max(BUFFER // width, min(INPUTS, MOST // width), 1)):
         codes = torch.addmm(b_enc, chunk, W_enc.T).relu_()
         bounds = np.arange(0, codes.numel() + 1, width)
         slope = torch.empty_like(codes)
-        value += slopes((codes * norms).numpy().ravel(), bounds, scale, exponent, slope.numpy().ravel())
+        contributions = (codes * norms).numpy().ravel()
+        value += slopes(contributions, latents, bounds, shares, scale, exponent, slope.numpy().ravel())
         residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
         error += float(residual.square().sum(dtype=torch.float64))
         residual *= of_error

@@ -24,7 +24,7 @@ from sae_sweep.saes.kernels.sparse import AHEAD, CODE, GAIN, LATENT, OPTIONS, RO
 
 @numba.njit(reconstructs, **OPTIONS)
 def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, scale, p, of_error, of_penalty,
+    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
     codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
 ):  # fmt: skip
     """∂L/∂z = (2/b)·r·d + (coefficient/b)·penalty′(z‖d‖)·‖d‖, and what it is by ‖d‖."""
@@ -34,7 +34,7 @@ def reconstruct(  # type: ignore[no-untyped-def]
     contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     for entry in range(total):
         contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
-    penalty, error = slopes(contributions, bounds, scale, p, slope), 0.0
+    penalty, error = slopes(contributions, latents, bounds, shares, scale, p, slope), 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]
         for entry in range(last, min(total, last + AHEAD)):

@@ -22,13 +22,13 @@ _row, _table, _ints = _float[::1], _float[:, ::1], numba.int32[:, ::1]
 # What is counted of a part: penalty; squared error; what else the objective has; entries that fire, and all.
 PENALTY, SQUARED, FURTHER, FIRED, ENTRIES, TOTALS = 0, 1, 2, 3, 4, 5
 
-# `reconstruct(x, begin, end, flat, W_dec, norms, slopes, scale, p, of_error, of_penalty, codes, latents, starts,
-# residuals, places, sums, rows, g_bdec, own, totals)`: reconstruct inputs [begin, end) from a part's list and put its
-# entries into place. of_error = 2/batch and of_penalty = coefficient/batch weigh an input. residuals receives
+# `reconstruct(x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty, codes, latents,
+# starts, residuals, places, sums, rows, g_bdec, own, totals)`: reconstruct inputs [begin, end) from a part's list and
+# put its entries into place. of_error = 2/batch and of_penalty = coefficient/batch weigh an input. residuals receives
 # of_error · (x̂ − x), g_bdec [1, d] and totals [TOTALS] what there is to add. W_dec is as it is used.
 reconstructs = numba.void(
-    _table, _int, _int, _row, _table, _row, SLOPES, _real, _real, _float, _float, _table, _ints, _int[::1],
-    _table, numba.int32[::1], _table, _ints, _table, _real[::1], _real[::1],
+    _table, _int, _int, _row, _table, _row, SLOPES, _row, _real, _real, _float, _float, _table, _ints,
+    _int[::1], _table, numba.int32[::1], _table, _ints, _table, _real[::1], _real[::1],
 )  # fmt: skip
 # `settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end)`: the rest of
 # the gradient of latents [begin, end), which their entries add along no input. inputs: how many of them are listed;

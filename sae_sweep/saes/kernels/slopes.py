@@ -8,22 +8,27 @@ from collections.abc import Callable
 import numba
 import sympy as sp
 
+from sae_sweep.saes.kernels.sparse import LATENT
 from sae_sweep.saes.penalties import FORMULAS, M, PenaltyFormula, T, a, logπ, p, s
 
 _jit = functools.partial(numba.njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 _float = numba.float64
-_SIGNATURE = _float(numba.float32[::1], numba.int64[::1], _float, _float, numba.float32[::1])
+_SIGNATURE = _float(
+    numba.float32[::1], numba.int32[:, ::1], numba.int64[::1], numba.float32[::1], _float, _float, numba.float32[::1]
+)
 # Kernels take a penalty as a pointer to its slopes: they are compiled once, for every penalty there will be.
 SLOPES = numba.types.FunctionType(_SIGNATURE)
 
 
 @functools.cache
 def compile_slopes(name: str, at_zero: bool = False) -> Callable[..., float]:
-    """`slopes(v, rows, scale, p, out) -> sum of the penalty over inputs`.
+    """`slopes(v, latents, rows, shares, scale, p, out) -> sum of the penalty over inputs`.
 
-    v float32 [entries]: contributions a‖d‖, those of input r at rows[r]:rows[r+1]; out float32 [entries] receives
-    the slope of that input's penalty in each: 0 where v is 0, unless `at_zero` asks for that at 0, as of a latent about
-    to fire beside the others. Sums run in double precision and in order, so bits never vary.
+    v float32 [entries]: contributions a‖d‖, those of input r at rows[r]:rows[r+1]; out float32 [entries] receives the
+    slope of that input's penalty in each: 0 where v is 0, unless `at_zero` asks for the slope there, as of a latent
+    about to fire beside the others. Where latents compete, latents int32 [entries, LISTED] says whose entries are if
+    `at_zero`, or if latents are weighed apart, by log π in shares float32 [width]. Sums run in double precision and in
+    order, so bits never vary.
     """
     formula = FORMULAS[name]
     terms = formula.numeric_terms
@@ -44,12 +49,14 @@ def compile_slopes(name: str, at_zero: bool = False) -> Callable[..., float]:
 def _with_largest(formula: PenaltyFormula, at_zero: bool) -> Callable[..., float]:
     """The slopes of a penalty of one sum and one maximum."""
     (term,), largest, outer = formula.numeric_terms, formula.largest, formula.numeric_outer
-    if largest.has(logπ):
-        raise NotImplementedError(f"{formula.name} weighs latents apart: entries do not say whose they are")
     return _competing(
-        *(_scalar((a, s, p), expression) for expression in (term, sp.diff(term, a), largest, sp.diff(largest, a))),
+        _scalar((a, s, p), term),
+        _scalar((a, s, p), sp.diff(term, a)),
+        _scalar((a, logπ, s, p), largest),
+        _scalar((a, s, p), sp.diff(largest, a)),
         *(_scalar((T[0], M, s, p), each) for each in (outer, sp.diff(outer, T[0]), sp.diff(outer, M))),
         at_zero=at_zero,
+        weighed=largest.has(logπ),
     )
 
 
@@ -61,7 +68,7 @@ def _scalar(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[.
 
 def _separable(value: Callable[..., float], slope: Callable[..., float], at_zero: bool) -> Callable[..., float]:
     @_jit(_SIGNATURE)
-    def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
+    def slopes(v, latents, rows, shares, scale, p, out):  # type: ignore[no-untyped-def]
         total = 0.0
         for entry in range(rows[0], rows[-1]):
             contribution = float(v[entry])
@@ -87,7 +94,7 @@ def _coupled(
     at_zero: bool,
 ) -> Callable[..., float]:
     @_jit(_SIGNATURE)
-    def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
+    def slopes(v, latents, rows, shares, scale, p, out):  # type: ignore[no-untyped-def]
         total = 0.0
         for row in range(len(rows) - 1):
             sum0 = sum1 = 0.0
@@ -124,22 +131,33 @@ def _competing(
     outer_largest: Callable[..., float],
     *,
     at_zero: bool,
+    weighed: bool,
 ) -> Callable[..., float]:
     @_jit(_SIGNATURE)
-    def slopes(v, rows, scale, p, out):  # type: ignore[no-untyped-def]
-        total = 0.0
+    def slopes(v, latents, rows, shares, scale, p, out):  # type: ignore[no-untyped-def]
+        # Of latents that do not fire the one of largest share, and of equal ones the first, outdoes the others.
+        total, silent, least = 0.0, 0, 0.0
+        if weighed:
+            for latent in range(len(shares)):
+                if shares[latent] > shares[silent]:
+                    silent = latent
+            least = largest(0.0, float(shares[silent]), scale, p)
         for row in range(len(rows) - 1):
-            sum0, most, winner = 0.0, 0.0, -1
+            sum0, most, winner, listed = 0.0, least, -1, -1
             for entry in range(rows[row], rows[row + 1]):
                 contribution = float(v[entry])
                 if contribution > 0:
+                    share = float(shares[latents[entry, LATENT]]) if weighed else 0.0
                     sum0 += term(contribution, scale, p)
-                    candidate = largest(contribution, scale, p)
-                    if winner < 0 or candidate > most:
+                    candidate = largest(contribution, share, scale, p)
+                    if candidate > most:
                         most, winner = candidate, entry
-            if winner < 0 and not at_zero:  # nothing fires: the value is outer(0, 0) = 0
+                elif at_zero and latents[entry, LATENT] == silent:
+                    listed = entry
+            if winner < 0 and not (at_zero or weighed):  # nothing fires: the value is outer(0, 0) = 0
                 out[rows[row] : rows[row + 1]] = 0
                 continue
+            winner = listed if winner < 0 else winner
             total += outer(sum0, most, scale, p)
             slope_sum, slope_largest = outer_sum(sum0, most, scale, p), outer_largest(sum0, most, scale, p)
             for entry in range(rows[row], rows[row + 1]):

@@ -180,15 +180,15 @@ def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
 @numba.njit(
     numba.void(
         _cube, _real[:, ::1], _int[::1], _int[::1], _real[::1], _row, _row, _row, _row, _table, _int, numba.float32,
-        RECONSTRUCT, SETTLE, LAY_OUT, _real[::1], _int, SLOPES, _real, _real, _real, _real, ENCODER, _row,
-        _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags,
+        RECONSTRUCT, SETTLE, LAY_OUT, _real[::1], _int, SLOPES, _row, _real, _real, _real, _real, ENCODER,
+        _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags,
         _bounds, _bounds, _int[::1], _int[::1], _real[:, ::1], _real[::1],
     ),
     **OPTIONS,
 )  # fmt: skip
 def take_steps(  # type: ignore[no-untyped-def]
     batches, schedule, crew, state, seen, flat, gradient, first, second, W_dec, k, floor,
-    reconstruct, settle, lay_out, own, column, slopes, scale, p, clip, dense_above, encoder, norms,
+    reconstruct, settle, lay_out, own, column, slopes, shares, scale, p, clip, dense_above, encoder, norms,
     codes, latents, starts, sums, rows, places, bounds, residuals, g_bdec, active, idle,
     parts, slices, begins, stops, totals, squares,
 ):  # fmt: skip
@@ -219,7 +219,7 @@ def take_steps(  # type: ignore[no-untyped-def]
                 offer(crew, PLACE, len(parts))
         elif kind == PLACE:
             reconstruct(
-                x, begins[piece], stops[piece], flat, W_dec, norms, slopes, scale, p,
+                x, begins[piece], stops[piece], flat, W_dec, norms, slopes, shares, scale, p,
                 np.float32(2 / b), np.float32(coefficient / b), codes[piece], latents[piece], starts[piece],
                 residuals, places[piece], sums, rows, g_bdec[piece : piece + 1], own, totals[piece],
             )  # fmt: skip
