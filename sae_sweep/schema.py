@@ -52,8 +52,11 @@ ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka",
 COUNTED = ("topk", "batchtopk", "matryoshka")
 # Trained numbers of each latent beyond its rows and its bias.
 EXTRAS = {"jumprelu": ("thresholds",), "gated": ("r_mag", "b_mag")}
-# Architectures that our kernels know on a GPU; autograd trains the others there, and where latents compete.
-ON_GPU = ("relu", "topk")
+# Architectures that our kernels know, by device; autograd trains the others, and on a GPU where latents compete.
+KERNELS = {
+    "cpu": ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "tied"),
+    "cuda": ("relu", "topk"),
+}
 # Which settings beside the coefficient each penalty reads. `sqrt` is L_p at p = 0.5.
 PENALTY_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),

@@ -7,20 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
 from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep.saes.architectures import ARCHITECTURES
-from sae_sweep.saes.kernels import cpu, crew, pick_backend, sparse
+from sae_sweep.saes.kernels import Backend, cpu, crew, pick_backend, rules, sparse
 from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
+from sae_sweep.saes.kernels.pointers import address_of, function_at
 from sae_sweep.saes.kernels.vectors import LANES
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import EXTRAS, Penalty, Point, Sae
+from sae_sweep.schema import EXTRAS, KERNELS, Penalty, Point, Sae
 
 L0 = Penalty("l0", 0.1)
 KINDS = [
@@ -100,6 +102,24 @@ def step_alike(backend: CpuBackend, compiled: Stack, reference: Stack, x: torch.
     torch.testing.assert_close(progress.variance, expected.variance)
     torch.testing.assert_close(progress.gradient, expected.gradient, rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(compiled.threshold, reference.threshold, rtol=1e-5, atol=1e-6)
+
+
+def test_what_fails_behind_an_address_fails_in_its_caller() -> None:
+    signature = numba.int64(numba.int64)
+    at = function_at(numba.types.FunctionType(signature))
+
+    @numba.njit(signature)
+    def rooms(size):  # type: ignore[no-untyped-def]
+        return len(np.empty(size))
+
+    @numba.njit
+    def call(address, size):  # type: ignore[no-untyped-def]
+        function = at(address)
+        return function(size) + 1
+
+    assert call(address_of(rooms, signature), 3) == 4
+    with pytest.raises(MemoryError):
+        call(address_of(rooms, signature), 1 << 50)
 
 
 @pytest.mark.parametrize(("architecture", "penalties"), KINDS)
@@ -417,10 +437,17 @@ def test_the_compiled_topk_replaces_the_smallest_latent_by_latent(width: int, k:
         assert codes[listed, sparse.CODE].tolist() == pre[row, kept].tolist()
 
 
-@pytest.mark.parametrize(("architecture", "penalties"), SEVERAL)
-def test_the_backend_for_a_stack_on_the_cpu(architecture: str, penalties: list[Penalty]) -> None:
-    with cpu_backend() as backend:
-        assert isinstance(pick_backend(stack_of(points(penalties, architecture)), backend.pool, 2), CpuBackend)
+def test_the_backend_for_a_stack_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picked(architecture: str, penalty: Penalty) -> Backend:
+        with cpu_backend() as backend:
+            return pick_backend(stack_of(points([penalty], architecture)), backend.pool, 2)
+
+    assert set(KERNELS["cpu"]) == set(rules.RULES)
+    for architecture, penalties in SEVERAL:
+        assert isinstance(picked(architecture, penalties[0]), CpuBackend)
+    # What has no rule yet trains all the same.
+    monkeypatch.setitem(KERNELS, "cpu", ("relu",))
+    assert isinstance(picked("tied", PENALTIES[0]), DenseBackend)
 
 
 def test_schedules() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_sweep.saes.parameters import Parameters
-from sae_sweep.schema import EXTRAS, ON_GPU, Sae
+from sae_sweep.schema import EXTRAS, KERNELS, Sae
 
 Activate = Callable[[Tensor, Parameters, Sae, bool], Tensor]
 Penalised = Callable[[Tensor, Tensor, Parameters], Tensor]
@@ -159,8 +159,10 @@ class Architecture:
     @property
     def step(self) -> str:
         """What trains it, for people."""
-        on_gpu = "" if self.name in ON_GPU else "; on a GPU autograd, and batch × width numbers for each SAE at work"
-        return f"compiled, by active latents{on_gpu}"
+        autograd = "autograd: slower, and batch × width numbers for each SAE at work"
+        if self.name not in KERNELS["cpu"]:
+            return autograd
+        return "compiled, by active latents" + ("" if self.name in KERNELS["cuda"] else f"; on a GPU {autograd}")
 
     def codes(self, x: Tensor, sae: Parameters, settings: Sae, training: bool = False) -> Tensor:
         """Codes [..., b, width] of inputs x [b, d]."""

@@ -172,7 +172,7 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
     if _dense(point, l0):
         return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
     counted = point.sae.architecture in COUNTED
-    of_batch = speed.counted_step if point.sae.architecture in ("batchtopk", "matryoshka") else 0.0
+    of_batch = speed.counted_step if _of_batch(point) else 0.0
     inputs = b * (speed.input + l0 * (speed.entry + d * speed.entry_number))
     each = 2 * d / speed.product_flops + speed.code + (speed.chosen if counted else 0.0)
     return speed.own_step + of_batch + inputs + codes * each + adam
@@ -199,7 +199,7 @@ def side_by_side(seconds: float, point: Point, count: int, workers: int) -> floa
     if count >= workers:
         return seconds * math.ceil(count / workers) / count
     products = point.training.batch_size * point.sae.width * activation_size(point)
-    shared = workers > 1 and products >= SHARED
+    shared = workers > 1 and not by_autograd(point, SPEEDS["cpu"]) and products >= SHARED
     return seconds / (workers * SHARING if shared else 1)
 
 
@@ -287,7 +287,16 @@ def _rows(point: Point, inputs: float, l0: float) -> float:
 
 
 def _dense(point: Point, l0: float) -> bool:
-    return point.sae.architecture in DENSE and l0 > max(DENSE_ABOVE * point.sae.width, DENSE_AT_LEAST)
+    return (
+        point.sae.architecture in DENSE
+        and point.penalty.name != "exclusive_pi"
+        and l0 > max(DENSE_ABOVE * point.sae.width, DENSE_AT_LEAST)
+    )
+
+
+def _of_batch(point: Point) -> bool:
+    """Whether a step asks something of its whole batch first: a threshold, or shares."""
+    return point.sae.architecture in ("batchtopk", "matryoshka") or point.penalty.name == "exclusive_pi"
 
 
 def _pool(point: Point) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sae_sweep.schema import ARCHITECTURES, COMPETING, ON_GPU, PENALTIES
+from sae_sweep.schema import COMPETING, KERNELS, PENALTIES
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Speed:
     batch_input, model_input: an activation looked up, and computed where a toy has too many to keep
     start_flops, distance: k-means++: FLOP/s of its distances, and seconds of each beside that
 
-    Training: step: of a stack, own_step: of each of its SAEs, counted_step: more where a threshold is found for a batch
+    Training: step: of a stack, own_step: of each of its SAEs, counted_step: more where a threshold, or
+    shares, are found for a batch
     product_flops: FLOP/s of the encoder product; code: a number that it makes; chosen: more, where the largest are kept
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
@@ -95,7 +96,7 @@ CORE = Speed(
     parameter=2e-9,
     dense_flops=7.5e10,
     dense_code=1.6e-8,
-    kernels=(*ARCHITECTURES, *PENALTIES),
+    kernels=(*KERNELS["cpu"], *PENALTIES),
     autograd_step=6e-4,
     autograd_flops=4e10,
     autograd_code=2e-8,
@@ -138,7 +139,7 @@ SPEEDS = {
         parameter=1e-11,
         dense_flops=2e13,
         dense_code=1e-11,
-        kernels=(*ON_GPU, *(penalty for penalty in PENALTIES if penalty not in COMPETING)),
+        kernels=(*KERNELS["cuda"], *(penalty for penalty in PENALTIES if penalty not in COMPETING)),
         autograd_step=1e-4,
         autograd_flops=2e13,
         autograd_code=1e-11,

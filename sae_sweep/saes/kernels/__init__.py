@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_sweep.saes.penalties import FORMULAS
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import ON_GPU
+from sae_sweep.schema import KERNELS
 
 # The longest activation of which a tile fits a GPU's registers, and for which the error of its screening is bounded.
 LONGEST = 128
@@ -53,14 +53,16 @@ class Progress:
 
 def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int) -> Backend:
     """The fastest backend that can train this stack where it lies; `pool` has `threads` threads."""
+    device = stack.flat.device.type
+    known = stack.architecture.name in KERNELS.get(device, ())
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
-    if stack.flat.device.type == "cpu":
+    if device == "cpu" and known:
         from sae_sweep.saes.kernels.cpu import CpuBackend
 
         return CpuBackend(pool, threads)
     # All SAEs of a stack have a largest term, or none (plan.stack_key).
-    known = stack.architecture.name in ON_GPU and not FORMULAS[stack.points[0].penalty.name].largest
-    if stack.flat.device.type == "cuda" and known and stack.d <= LONGEST and find_spec("triton"):
+    known = known and not FORMULAS[stack.points[0].penalty.name].largest
+    if device == "cuda" and known and stack.d <= LONGEST and find_spec("triton"):
         from sae_sweep.saes.kernels.cuda import CudaBackend
 
         return CudaBackend()

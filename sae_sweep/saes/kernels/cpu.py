@@ -18,10 +18,11 @@ from sae_sweep.saes.kernels import Progress
 from sae_sweep.saes.kernels.batchtopk import HALF, contributions, drop_below, rank_in, tally
 from sae_sweep.saes.kernels.crew import CREW, heard, offer
 from sae_sweep.saes.kernels.dense import THRESHOLD_RATE
+from sae_sweep.saes.kernels.pointers import address_of
 from sae_sweep.saes.kernels.products import add_gradient
 from sae_sweep.saes.kernels.rules import TOTALS, rule_of
 from sae_sweep.saes.kernels.shares import count_wins, log_shares
-from sae_sweep.saes.kernels.slopes import compile_slopes
+from sae_sweep.saes.kernels.slopes import compile_slopes, penalises
 from sae_sweep.saes.kernels.sparse import GROUP, LISTED, encoder_of, refresh
 from sae_sweep.saes.kernels.steps import (
     CLIP,
@@ -169,8 +170,15 @@ class _Trainer:
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
         crew, state, seen = np.zeros(CREW, np.int64), np.zeros(STATE, np.int64), np.zeros(SEEN)
         sae = self.flat, self.gradient, self.first, self.second, self.W_dec, self.k, floor
-        rule = self.rule.reconstruct, self.rule.settle, self.rule.lay_out, self.own, self.rule.seen
-        setting = self.slopes, self.shares, self.point.penalty.scale, self.exponent, self.point.training.clip, most
+        rule = *self.rule.addresses, self.own, self.rule.seen
+        setting = (
+            address_of(self.slopes, penalises),
+            self.shares,
+            self.point.penalty.scale,
+            self.exponent,
+            self.point.training.clip,
+            most,
+        )
         encoder, lists = (self.encoder, self.norms), (self.codes, self.latents, self.starts)
         entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
         cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares

@@ -1,4 +1,4 @@
-"""The reference step: PyTorch autograd. Runs on any device; trains whatever has no faster step of its own.
+"""The reference step: PyTorch autograd. Runs on any device; trains whatever has no faster step of its own there.
 
 Faster backends compute the same step; where they differ from this file, they are wrong.
 On the CPU each SAE takes its steps by itself on one thread, so its bits depend neither on pack-mates nor on threads.

@@ -12,6 +12,7 @@ from importlib import import_module
 
 import numba
 
+from sae_sweep.saes.kernels.pointers import address_of
 from sae_sweep.saes.kernels.slopes import SLOPES
 from sae_sweep.saes.kernels.sparse import ENCODER, OWN, ROW
 from sae_sweep.schema import Point
@@ -70,9 +71,18 @@ class Rule:
     unit: bool = False
     dense: bool = False
 
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of the three functions."""
+        return (
+            address_of(self.reconstruct, reconstructs),
+            address_of(self.settle, settles),
+            address_of(self.lay_out, lays_out),
+        )
+
 
 # Where each architecture's rule is: to load it is to compile it.
-_RULES = {
+RULES = {
     "relu": ("relu", "RELU"),
     "topk": ("relu", "CHOSEN"),
     "batchtopk": ("relu", "CHOSEN"),
@@ -86,6 +96,6 @@ _RULES = {
 @functools.cache
 def rule_of(architecture: str) -> Rule:
     """The rule of an architecture."""
-    module, name = _RULES[architecture]
+    module, name = RULES[architecture]
     rule: Rule = getattr(import_module(f"sae_sweep.saes.kernels.{module}"), name)
     return rule

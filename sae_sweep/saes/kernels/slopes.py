@@ -13,11 +13,11 @@ from sae_sweep.saes.penalties import FORMULAS, M, PenaltyFormula, T, a, logπ, p
 
 _jit = functools.partial(numba.njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 _float = numba.float64
-_SIGNATURE = _float(
+penalises = _float(
     numba.float32[::1], numba.int32[:, ::1], numba.int64[::1], numba.float32[::1], _float, _float, numba.float32[::1]
 )
 # Kernels take a penalty as a pointer to its slopes: they are compiled once, for every penalty there will be.
-SLOPES = numba.types.FunctionType(_SIGNATURE)
+SLOPES = numba.types.FunctionType(penalises)
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def _scalar(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[.
 
 
 def _separable(value: Callable[..., float], slope: Callable[..., float], at_zero: bool) -> Callable[..., float]:
-    @_jit(_SIGNATURE)
+    @_jit(penalises)
     def slopes(v, latents, rows, shares, scale, p, out):  # type: ignore[no-untyped-def]
         total = 0.0
         for entry in range(rows[0], rows[-1]):
@@ -93,7 +93,7 @@ def _coupled(
     *,
     at_zero: bool,
 ) -> Callable[..., float]:
-    @_jit(_SIGNATURE)
+    @_jit(penalises)
     def slopes(v, latents, rows, shares, scale, p, out):  # type: ignore[no-untyped-def]
         total = 0.0
         for row in range(len(rows) - 1):
@@ -133,7 +133,7 @@ def _competing(
     at_zero: bool,
     weighed: bool,
 ) -> Callable[..., float]:
-    @_jit(_SIGNATURE)
+    @_jit(penalises)
     def slopes(v, latents, rows, shares, scale, p, out):  # type: ignore[no-untyped-def]
         # Of latents that do not fire the one of largest share, and of equal ones the first, outdoes the others.
         total, silent, least = 0.0, 0, 0.0

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from sae_sweep.saes.kernels.crew import END, last, offer, take
+from sae_sweep.saes.kernels.pointers import function_at
 from sae_sweep.saes.kernels.rows import dot
 from sae_sweep.saes.kernels.rules import (
     ENTRIES,
@@ -45,6 +46,8 @@ STEP, FIRST_PART, STATE = 0, 1, 2
 # What is seen of them, float64: loss, squared error and L0 summed over the steps, the largest norm of their gradients,
 # how many entries an input had last, and by what the gradient is multiplied.
 LOSS, ERROR, L0, NORM, DENSITY, FACTOR, SEEN = 0, 1, 2, 3, 4, 5, 6
+
+_reconstruct_at, _settle_at, _lay_out_at, _slopes_at = map(function_at, (RECONSTRUCT, SETTLE, LAY_OUT, SLOPES))
 
 
 @_jit
@@ -180,7 +183,7 @@ def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
 @numba.njit(
     numba.void(
         _cube, _real[:, ::1], _int[::1], _int[::1], _real[::1], _row, _row, _row, _row, _table, _int, numba.float32,
-        RECONSTRUCT, SETTLE, LAY_OUT, _real[::1], _int, SLOPES, _row, _real, _real, _real, _real, ENCODER,
+        _int, _int, _int, _real[::1], _int, _int, _row, _real, _real, _real, _real, ENCODER,
         _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags,
         _bounds, _bounds, _int[::1], _int[::1], _real[:, ::1], _real[::1],
     ),
@@ -188,7 +191,7 @@ def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
 )  # fmt: skip
 def take_steps(  # type: ignore[no-untyped-def]
     batches, schedule, crew, state, seen, flat, gradient, first, second, W_dec, k, floor,
-    reconstruct, settle, lay_out, own, column, slopes, shares, scale, p, clip, dense_above, encoder, norms,
+    reconstruct_at, settle_at, lay_out_at, own, column, slopes_at, shares, scale, p, clip, dense_above, encoder, norms,
     codes, latents, starts, sums, rows, places, bounds, residuals, g_bdec, active, idle,
     parts, slices, begins, stops, totals, squares,
 ):  # fmt: skip
@@ -196,11 +199,12 @@ def take_steps(  # type: ignore[no-untyped-def]
 
     As many threads may be in here as there are, with the same arguments: each does what `crew` has to do (crew.py).
     schedule [steps, 3]: learning rate over the first bias correction, second bias correction, coefficient. floor: as of
-    `encode`. reconstruct to column: the rule (rules.py), W_dec as it uses it. parts, slices [·, 2]: where each begins
-    and ends. state and seen: what is done and was seen so far.
+    `encode`. reconstruct_at to column: the rule (rules.py), its functions by address, and W_dec as it uses it. parts,
+    slices [·, 2]: where each begins and ends. state and seen: what is done and was seen so far.
     """
     steps, b, d = batches.shape
-    width = len(W_dec)
+    width, slopes = len(W_dec), _slopes_at(slopes_at)
+    reconstruct, settle, lay_out = _reconstruct_at(reconstruct_at), _settle_at(settle_at), _lay_out_at(lay_out_at)
     together, biases = max(1, COLLECTED // (d * parts[0, 1])), 2 * width * d + width
     while True:
         kind, piece = take(crew)
