@@ -7,9 +7,9 @@ of its latents, only where there is one. What a part or a slice computes depends
 
 Shapes: x [b, d]; flat and gradient [2·width·d + width + d + extras]; panels [panels, d, LANES]; bias, norms, weights
 [panels · LANES]; codes and latents [parts, capacity, 2] are one memory, the list of each part, and starts
-[parts, rows + 1] bounds a row's entries in it; sums and rows [parts · capacity, 4] are one memory, the entries by
+[parts, rows + 1] bounds a row's entries in it; sums and rows [parts · capacity, columns] are one memory, the entries by
 latent, and bounds [width + 1] those of a latent; places [parts, width] where a part's next entry of a latent goes;
-residuals [b, d]; active [width].
+residuals [b · levels, d]; active [width].
 """
 
 from __future__ import annotations
