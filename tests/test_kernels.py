@@ -247,6 +247,19 @@ def test_company_and_threads_change_no_bit(
     assert torch.equal(trained([chosen[2], chosen[0]], data, 1).flat[0], together.flat[2])
 
 
+@pytest.mark.parametrize(("architecture", "penalties"), SEVERAL)
+def test_steps_in_one_call_are_those_one_by_one(architecture: str, penalties: list[Penalty]) -> None:
+    chosen, data = points(penalties[:2], architecture, 70), batches(8)
+    together, one_by_one = stack_of(chosen), stack_of(chosen)
+    with cpu_backend() as backend:
+        whole = backend.advance(together, data)
+        steps = [backend.advance(one_by_one, x[None]) for x in data]
+    for state in ("flat", "first", "second", "threshold", "density"):
+        assert torch.equal(getattr(together, state), getattr(one_by_one, state))
+    torch.testing.assert_close(whole.loss, torch.stack([step.loss for step in steps]).sum(0))
+    torch.testing.assert_close(whole.l0, torch.stack([step.l0 for step in steps]).sum(0))
+
+
 def test_a_thread_that_fails_or_is_interrupted_keeps_no_other_waiting() -> None:
     shared = np.zeros(crew.CREW, np.int64)
     crew.offer(shared, 1, 2)
