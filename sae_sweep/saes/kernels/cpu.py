@@ -55,7 +55,7 @@ DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
 # Gradients that the threads of a dense step fill.
 DENSE_PARTS = 4
 # Where fewer than this share of the latents fires, most are passed over by products of rounded rows (screen.py).
-ROUND_BELOW = 0.04
+ROUND_BELOW = 0.016
 # BatchTopK looks for its threshold above this share of the last.
 GUESS = np.float32(0.9)
 
@@ -123,7 +123,7 @@ class _Trainer:
         # What decides which latents count is their contribution, or only its sign.
         self.weights = self.norms if self.k or self.chosen else ones
         rounded = float(self.stack.density[self.i]) < ROUND_BELOW * width
-        self.encoder = encoder_of(self.W_enc, self.weights, rounded)
+        self.encoder = encoder_of(self.W_enc, self.weights, rounded, self.k)
         capacity = ENTRIES + width
         self.codes = np.empty((parts, capacity, LISTED), np.float32)
         self.sums = np.empty((parts * capacity, self.rule.columns), np.float32)

@@ -30,7 +30,7 @@ class Lister:
         flat = torch.cat([W_enc.flatten(), W_dec.flatten(), parameters.b_enc, parameters.b_dec]).numpy()
         norms, ones = np.ones((2, -(-self.width // LANES) * LANES), np.float32)
         weights, self.floor = ones if architecture in ("relu", "tied") else norms, np.float32(0)
-        self.encoder = encoder_of(flat[: self.width * d].reshape(self.width, d), weights, rounded=True)
+        self.encoder = encoder_of(flat[: self.width * d].reshape(self.width, d), weights, True, self.k)
         refresh(flat, self.width, d, self.encoder, norms)
         if architecture in ("batchtopk", "matryoshka"):
             self.floor = np.nextafter(np.float32(parameters.threshold), np.float32(0))

@@ -142,8 +142,8 @@ def chains(typingctx, W, first, x, row, places, count, starts, out):  # type: ig
 
             def add(which: range, at: Any) -> None:
                 for e in which:
-                    each = [builder.load(builder.gep(pointer, [at])) for pointer in factors[e]]
-                    builder.store(fma(builder, *each, builder.load(sums[e])), sums[e])
+                    one, other = (builder.load(builder.gep(pointer, [at])) for pointer in factors[e])
+                    builder.store(fma(builder, one, other, builder.load(sums[e])), sums[e])
 
             with cgutils.for_range_slice(builder, INT64(0), together, INT64(UNROLLED)) as (at, _):
                 # As many at a time as there are registers for their addresses.

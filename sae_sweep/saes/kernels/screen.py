@@ -150,9 +150,9 @@ def set_floors(floors, rows, sides):  # type: ignore[no-untyped-def]
 def look(typingctx, x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, at, out, masks):  # type: ignore[no-untyped-def]
     """What `tile` says of inputs first + [0, rows), panels at + [0, PANELS), a tile after the other.
 
-    floors [inputs]; out [inputs, ACROSS]; masks [inputs · ACROSS / 64]; room for whole tiles. Where there are rounded
-    rows, coarse [panels, digits, LANES] with bounds, instead of panels, nothing is written to `out`, and masks are of
-    what may exceed its floor; rough is of these inputs, as `coarsen_inputs` and `set_floors` leave it.
+    floors [inputs]; out [inputs, ACROSS]; masks [inputs · ACROSS / 64]; room for whole tiles. Beyond the last of
+    `panels` rounded rows are read, coarse [panels, digits, LANES] with bounds; then nothing is written to `out`, and
+    masks are of what may exceed its floor. rough is of these inputs, as `coarsen_inputs` and `set_floors` leave it.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -160,7 +160,7 @@ def look(typingctx, x, first, rows, panels, bias, weights, floors, coarse, bound
             context, builder, signature, arguments
         )
         coarse, bounds, rough, at = rounded
-        screened = builder.icmp_signed(">", cgutils.unpack_tuple(builder, coarse.shape)[0], INT64(0))
+        screened = builder.icmp_signed(">=", at, cgutils.unpack_tuple(builder, panels.shape)[0])
 
         def blocks(emit: Callable[[Any, Any], None]) -> None:
             with cgutils.for_range_slice(builder, INT64(0), rows, INT64(ROWS)) as (block, _):

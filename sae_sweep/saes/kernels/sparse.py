@@ -46,6 +46,8 @@ WAITING, FREE = 2 * ACROSS, np.iinfo(np.int32).max
 # and, where rules have one, a column of their own.
 CODE, LATENT, LISTED = 0, 1, 2
 GAIN, SLOPE, ROW, OWN = 1, 2, 3, 4
+# Latents, for each of k, after which few of the others are among the k largest so far.
+FIRST = 24
 # Entries from asking for a row to using it: what a far cache takes to answer.
 AHEAD = 8
 # Numbers of the inputs whose entries are collected in one go: with their residuals they fit the second cache.
@@ -76,12 +78,12 @@ def lay_out(latent, W_dec, b_enc, encoder, norms, whole):  # type: ignore[no-unt
     W_enc, panels, bias, weights, coarse, bounds = encoder
     bias[latent] = b_enc[latent]
     norms[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent))
-    if len(coarse):
-        coarsen(W_enc, bias, weights, latent, whole, coarse, bounds)
-    else:
-        panel, lane = latent // LANES, latent % LANES
+    panel, lane = latent // LANES, latent % LANES
+    if panel < len(panels):
         for i in range(W_enc.shape[1]):
             panels[panel, i, lane] = W_enc[latent, i]
+    else:
+        coarsen(W_enc, bias, weights, latent, whole, coarse, bounds)
 
 
 @_jit
@@ -127,11 +129,12 @@ def list_all(x, first, rows, encoder, rough, sides, floor, values, found, counts
     for panel in range(0, len(bias) // LANES, PANELS):
         look(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
         candidates = unpack(masks, places)
-        if len(coarse):
+        if panel >= len(panels):
             chains(W, panel * LANES, x, first, places, candidates, bias, pre)
         for each in range(candidates):
             row, lane = places[each] >> SHIFT, places[each] & (ACROSS - 1)
-            value, latent, entry = pre[each] if len(coarse) else out[row, lane], panel * LANES + lane, counts[row]
+            value = out[row, lane] if panel < len(panels) else pre[each]
+            latent, entry = panel * LANES + lane, counts[row]
             if value * weights[latent] > floor:
                 values[row, entry, CODE], found[row, entry, LATENT] = value, latent
                 counts[row] = entry + 1
@@ -160,11 +163,11 @@ def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found,
         set_floors(floors, rows, sides)
         look(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
         candidates, full = unpack(masks, places_found), False
-        if len(coarse):
+        if panel >= len(panels):
             chains(W, panel * LANES, x, first, places_found, candidates, bias, pre)
         for each in range(candidates):
             row, lane = places_found[each] >> SHIFT, places_found[each] & (ACROSS - 1)
-            value, latent = pre[each] if len(coarse) else out[row, lane], panel * LANES + lane
+            value, latent = out[row, lane] if panel < len(panels) else pre[each], panel * LANES + lane
             rank = value * weights[latent]
             if rank > floors[row]:
                 group, side, entry = row // LANES, row % LANES, waiting[row]
@@ -186,18 +189,20 @@ def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found,
         counts[row] = kept
 
 
-# W_enc [width, d]; it in panels, or none; b_enc and weights; its rounded rows (screen.py), or none; bounds of these.
+# W_enc [width, d]; the first of it in panels; b_enc and weights; the rest rounded (screen.py), with bounds.
 ENCODER = numba.types.Tuple((_table, _cube, _row, _row, numba.int32[:, :, ::1], _table))
 
 
-def encoder_of(W_enc: Array, weights: Array, rounded: bool) -> tuple[Array, ...]:
+def encoder_of(W_enc: Array, weights: Array, rounded: bool, k: int = 0) -> tuple[Array, ...]:
     """Room for an encoder of W_enc [width, d] and weights [panels · LANES], for `refresh` to fill.
 
     Rounded rows find what few latents fire sooner; without them, or where the processor has no use for them, `tile`
-    computes every pre-activation. The codes are the same.
+    computes every pre-activation. The codes are the same. k: as of `encode`; so many are the largest of the first
+    latents anyway that these are not rounded.
     """
     panels, d = len(weights) // LANES, W_enc.shape[1]
-    exact, coarse = (0, panels) if rounded and SCREENS else (panels, 0)
+    exact = min(PANELS * -(-FIRST * k // ACROSS), panels) if rounded and SCREENS else panels
+    coarse = panels if exact < panels else 0
     # Latents that fill up the last panel never fire.
     bias, bounds = np.full(len(weights), -np.inf, np.float32), np.zeros((BOUNDS, coarse * LANES), np.float32)
     bounds[BIAS] = -np.inf
