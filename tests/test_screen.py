@@ -111,9 +111,8 @@ def test_bounds_hold_and_say_something() -> None:
     assert starts[-1] == 0
     x, W = x.astype(np.float32), W.astype(np.float32)
     coarse, bounds = np.zeros((4, screen.digits(64), LANES), np.int32), np.zeros((screen.BOUNDS, 64), np.float32)
-    whole, ones = np.zeros(64, np.int8), np.ones(64, np.float32)
-    for latent in range(64):
-        screen.coarsen(W, ones, ones, latent, whole, coarse, bounds)
+    ones, idle = np.ones(64, np.float32), np.zeros(64, np.uint8)
+    screen.coarsen(W, ones, ones, idle, 0, 64, coarse, bounds)
     steps = np.abs(W).max(1) / screen.LARGEST
     np.testing.assert_allclose(bounds[screen.STEP], steps, rtol=1e-6)
     rest = np.linalg.norm(W - np.rint(W / steps[:, None]) * steps[:, None], axis=1)

@@ -13,7 +13,6 @@ import numpy as np
 
 from sae_sweep.saes.kernels.rows import add_rows, dot, prefetch
 from sae_sweep.saes.kernels.rules import ENTRIES, FIRED, PENALTY, SQUARED, Rule, lays_out, reconstructs, settles
-from sae_sweep.saes.kernels.screen import DIGITS
 from sae_sweep.saes.kernels.sparse import AHEAD, CODE, GAIN, LATENT, OPTIONS, OWN, ROW, SLOPE, lay_out, views
 from sae_sweep.schema import Point
 
@@ -137,15 +136,15 @@ def lay_out_thresholds(flat, W_dec, encoder, norms, idle, own, begin, end):  # t
     width, d = W_dec.shape
     _, _, b_enc, _ = views(flat, width, d)
     thresholds, half = _thresholds(flat, width, d), np.float32(own[BANDWIDTH] / 2)
-    weights, whole = encoder[3], np.zeros(DIGITS * encoder[4].shape[1], np.int8)
+    weights, still = encoder[3], idle.copy()
     for latent in range(begin, end):
         lower = thresholds[latent] * NEAR - half / NEAR
         norm = np.float32(math.sqrt(dot(W_dec, latent, W_dec, latent)))
         weight = min(MOST, norm / lower) if lower > 0 else MOST
         # A threshold may move where its latent does not.
-        if not idle[latent] or weight != weights[latent]:
-            weights[latent] = weight
-            lay_out(latent, W_dec, b_enc, encoder, norms, whole)
+        still[latent] = idle[latent] and weight == weights[latent]
+        weights[latent] = weight
+    lay_out(W_dec, b_enc, encoder, norms, still, begin, end)
 
 
 def _numbers(point: Point) -> list[float]:

@@ -18,7 +18,6 @@ from sae_sweep.saes.kernels.rules import (
     reconstructs,
     settles,
 )
-from sae_sweep.saes.kernels.screen import DIGITS
 from sae_sweep.saes.kernels.sparse import AHEAD, CODE, GAIN, LATENT, OPTIONS, ROW, SLOPE, lay_out, views
 
 
@@ -84,10 +83,7 @@ def lay_out_all(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ig
     """Norms and the encoder."""
     width, d = W_dec.shape
     _, _, b_enc, _ = views(flat, width, d)
-    whole = np.zeros(DIGITS * encoder[4].shape[1], np.int8)
-    for latent in range(begin, end):
-        if not idle[latent]:
-            lay_out(latent, W_dec, b_enc, encoder, norms, whole)
+    lay_out(W_dec, b_enc, encoder, norms, idle, begin, end)
 
 
 RELU = Rule(reconstruct, settle, lay_out_all, dense=True)

@@ -18,15 +18,31 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from sae_sweep.saes.kernels.rows import largest
+from sae_sweep.saes.kernels.rows import dot, largest
 from sae_sweep.saes.kernels.tile import ACROSS, ROWS, by_panels, emit_tile, store_masks
-from sae_sweep.saes.kernels.vectors import FLOAT, INT64, INTS, LANES, VECTOR, arrays, fma, has, load, splat
+from sae_sweep.saes.kernels.vectors import (
+    FLOAT,
+    INT32,
+    INT64,
+    INTS,
+    LANES,
+    VECTOR,
+    arrays,
+    fma,
+    has,
+    load,
+    splat,
+    store,
+    sum_lanes,
+)
 
 # Whether the processor multiplies bytes, and how many it adds up in each lane.
 SCREENS = has("avx512vnni")
 DIGITS = 4
 # The largest whole number of a rounded row. An encoder's are kept with OFFSET added, as the product wants one side so.
 LARGEST, OFFSET = 127, 128
+# OFFSET added to each of four bytes, as bits.
+OFFSETS = np.int32(-0x7F7F7F80)
 # Rows whose largest number lies outside are not rounded: their latents, or inputs, are never passed over.
 LEAST, MOST = 1e-30, 1e30
 # What is kept of a latent in [BOUNDS, latents], all times the weight of its contribution: its step; the most that its
@@ -41,8 +57,6 @@ ROUNDING, MORE = 2.0**-23, 32
 
 OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
 _jit = numba.njit(**OPTIONS)
-# Bounds need no order of their sums; numbers that are none are looked for first.
-_any_order = numba.njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"})
 
 
 def digits(d: int) -> int:
@@ -50,86 +64,91 @@ def digits(d: int) -> int:
     return -(-d // LANES) * (LANES // DIGITS)
 
 
-@_any_order
-def _square(x, row):  # type: ignore[no-untyped-def]
-    """‖x[row]‖²."""
-    total = np.float32(0)
-    for i in range(x.shape[1]):
-        total += x[row, i] * x[row, i]
-    return total
+@intrinsic
+def round_row(typingctx, x, row, inverse, out, to):  # type: ignore[no-untyped-def]
+    """The bytes of out[to] = x[row] · inverse, rounded; Σ of their squares, of the squares of the rests, and of them.
 
+    x [b, d]; out int32 [·, at least digits(d)], of which what lies behind d stays. These sums need no order.
+    """
 
-@_any_order
-def _round(x, row, inverse, whole):  # type: ignore[no-untyped-def]
-    """whole[i] = x[row, i] · inverse, rounded; Σ of their squares, of the squares of the rests, and of themselves."""
-    square, gap, total = np.float32(0), np.float32(0), np.int32(0)
-    for i in range(x.shape[1]):
-        value = x[row, i] * inverse
-        rounded = np.float32(np.rint(value))
-        whole[i] = np.int8(rounded)
-        square += rounded * rounded
-        gap += (value - rounded) * (value - rounded)
-        total += np.int32(rounded)
-    return square, gap, total
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        x, row, inverse, out, to = arrays(context, builder, signature, arguments)
+        d, length = (cgutils.unpack_tuple(builder, array.shape)[1] for array in (x, out))
+        source = builder.gep(x.data, [builder.mul(row, d)])
+        byte = builder.bitcast(builder.gep(out.data, [builder.mul(to, length)]), ir.IntType(8).as_pointer())
+        whole = builder.and_(d, INT64(~(LANES - 1)))
+
+        def add(at: Any, kind: Any, ints: Any, bytes: Any, name: str, sums: list[Any]) -> None:
+            lanes = kind == VECTOR
+            value = load(builder, builder.gep(source, [at])) if lanes else builder.load(builder.gep(source, [at]))
+            value = builder.fmul(value, splat(builder, inverse) if lanes else inverse)
+            nearest = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), f"llvm.rint.{name}")
+            rounded = builder.call(nearest, [value])
+            rest, number = builder.fsub(value, rounded), builder.fptosi(rounded, ints)
+            store(builder, builder.trunc(number, bytes), builder.gep(byte, [at]), 1)
+            for total, factor in zip(sums, (rounded, rest), strict=False):
+                builder.store(fma(builder, factor, factor, builder.load(total)), total)
+            builder.store(builder.add(number, builder.load(sums[2])), sums[2])
+
+        zeros = ir.Constant(VECTOR, [0.0] * LANES), ir.Constant(VECTOR, [0.0] * LANES), ir.Constant(INTS, [0] * LANES)
+        sums = [cgutils.alloca_once_value(builder, zero) for zero in zeros]
+        with cgutils.for_range_slice(builder, INT64(0), whole, INT64(LANES)) as (at, _):
+            add(at, VECTOR, INTS, ir.VectorType(ir.IntType(8), LANES), "v16f32", sums)
+        totals = [sum_lanes(builder, builder.load(each)) for each in sums]
+        ends = [cgutils.alloca_once_value(builder, total) for total in totals]
+        with cgutils.for_range_slice(builder, whole, d, INT64(1)) as (at, _):
+            add(at, FLOAT, INT32, ir.IntType(8), "f32", ends)
+        return context.make_tuple(builder, signature.return_type, [builder.load(end) for end in ends])
+
+    kinds = types.Tuple((types.float32, types.float32, types.int32))
+    return kinds(x, types.int64, types.float32, out, types.int64), codegen
 
 
 @_jit
-def _inverse(x, row):  # type: ignore[no-untyped-def]
-    """One over the step of a row: 1 of zeros, 0 of what is not to be rounded."""
-    square = _square(x, row)
+def _inverse(square, most):  # type: ignore[no-untyped-def]
+    """One over the step of a row from its ‖·‖² and its largest number: 1 of zeros, 0 if it is not to be rounded."""
     if square == 0:
         return np.float32(1)
-    if not square < MOST:
-        return np.float32(0)
-    most = largest(x, row)
-    return np.float32(LARGEST / most) if most > LEAST else np.float32(0)
+    return np.float32(LARGEST / most) if square < MOST and most > LEAST else np.float32(0)
 
 
 @_jit
-def coarsen(W, bias, weights, latent, whole, coarse, bounds):  # type: ignore[no-untyped-def]
-    """Round latent's row of W [width, d] into coarse [panels, digits, LANES] int32, with its column of the bounds.
-
-    whole [4 · digits] int8 is room for it, zeros behind d.
-    """
-    panel, lane = latent // LANES, latent % LANES
-    weight, slack = weights[latent], np.float32((W.shape[1] + MORE) * ROUNDING)
-    inverse, limit = _inverse(W, latent), bias[latent] + slack * abs(bias[latent])
-    step, norm, gap = np.float32(0), np.float32(0), np.float32(0)
-    if inverse > 0:
-        square, rest, _ = _round(W, latent, inverse, whole)
-        step = weight / inverse
-        norm, gap = step * (math.sqrt(square) + math.sqrt(rest)), step * math.sqrt(rest)
-        limit *= weight
-    if not (inverse > 0 and norm + abs(limit) < MOST):
-        step, limit, norm, gap = np.float32(0), np.float32(math.inf), np.float32(0), np.float32(0)
-    bounds[STEP, latent], bounds[BIAS, latent], bounds[NORM, latent], bounds[GAP, latent] = step, limit, norm, gap
-    for digit in range(coarse.shape[1]):
-        for i in range(DIGITS * digit, DIGITS * digit + DIGITS):
-            whole[i] = whole[i] ^ np.int8(-OFFSET)  # as a byte without sign it is OFFSET more
-    packed = whole.view(np.int32)
-    for digit in range(coarse.shape[1]):
-        coarse[panel, digit, lane] = packed[digit]
-    whole[W.shape[1] :] = 0
+def coarsen(W, bias, weights, idle, begin, end, coarse, bounds):  # type: ignore[no-untyped-def]
+    """Round rows [begin, end) of W [width, d] but idle ones into coarse [panels, digits, LANES], with their bounds."""
+    slack, packed = np.float32((W.shape[1] + MORE) * ROUNDING), np.zeros((1, coarse.shape[1]), np.int32)
+    for latent in range(begin, end):
+        if idle[latent]:
+            continue
+        weight, limit = weights[latent], bias[latent] + slack * abs(bias[latent])
+        inverse = _inverse(dot(W, latent, W, latent), largest(W, latent))
+        step, norm, gap = np.float32(0), np.float32(0), np.float32(0)
+        if inverse > 0:
+            square, rest, _ = round_row(W, latent, inverse, packed, 0)
+            step = weight / inverse
+            norm, gap = step * (math.sqrt(square) + math.sqrt(rest)), step * math.sqrt(rest)
+            limit *= weight
+        if not (inverse > 0 and norm + abs(limit) < MOST):
+            step, limit, norm, gap = np.float32(0), np.float32(math.inf), np.float32(0), np.float32(0)
+        bounds[STEP, latent], bounds[BIAS, latent], bounds[NORM, latent], bounds[GAP, latent] = step, limit, norm, gap
+        for digit in range(coarse.shape[1]):
+            coarse[latent // LANES, digit, latent % LANES] = packed[0, digit] ^ OFFSETS
 
 
 @_jit
-def coarsen_inputs(x, first, rows, whole, rough, sides):  # type: ignore[no-untyped-def]
+def coarsen_inputs(x, first, rows, rough, sides):  # type: ignore[no-untyped-def]
     """Round inputs first + [0, rows) into rough int32 [inputs + 1, digits + SIDES], but for their floors.
 
-    sides: the same memory as float32; whole int8 [4 · digits] is room for a row, zeros behind d.
+    sides: the same memory as float32. What lies behind d is 0, and stays.
     """
     slack, most_gap, most = np.float32((x.shape[1] + MORE) * ROUNDING), np.float32(0), np.float32(0)
-    packed = whole.view(np.int32)
+    size = rough.shape[1] - SIDES
     for row in range(rows):
-        inverse = _inverse(x, first + row)
-        start = np.int32(0)
+        inverse, start = _inverse(dot(x, first + row, x, first + row), largest(x, first + row)), np.int32(0)
         if inverse > 0:
-            square, gap, total = _round(x, first + row, inverse, whole)
+            square, gap, total = round_row(x, first + row, inverse, rough, row)
             start = np.int32(-OFFSET * total)
             most, most_gap = max(most, math.sqrt(square)), max(most_gap, math.sqrt(gap))
-        for digit in range(len(packed)):
-            rough[row, digit] = packed[digit]
-        rough[row, len(packed) + START], sides[row, len(packed) + INVERSE] = start, inverse
+        rough[row, size + START], sides[row, size + INVERSE] = start, inverse
     sides[-1, FAR], sides[-1, NEAR] = most_gap + slack * (most + most_gap), most * (1 + slack)
 
 

@@ -24,7 +24,6 @@ from sae_sweep.saes.kernels.rows import SIDE_BY_SIDE, add_rows, chains, dot, pre
 from sae_sweep.saes.kernels.screen import (
     BIAS,
     BOUNDS,
-    DIGITS,
     SCREENS,
     SIDES,
     coarsen,
@@ -73,26 +72,30 @@ def views(flat, width, d):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def lay_out(latent, W_dec, b_enc, encoder, norms, whole):  # type: ignore[no-untyped-def]
-    """Take a latent's ‖d‖, then lay out its encoder as `look` reads it. norms may be weights; whole: of `coarsen`."""
+def lay_out(W_dec, b_enc, encoder, norms, idle, begin, end):  # type: ignore[no-untyped-def]
+    """Take the ‖d‖ of latents [begin, end) but idle ones, then lay out their encoder as `look` reads it.
+
+    norms may be the encoder's weights. One call for many: to hand over arrays costs as much as a latent.
+    """
     W_enc, panels, bias, weights, coarse, bounds = encoder
-    bias[latent] = b_enc[latent]
-    norms[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent))
-    panel, lane = latent // LANES, latent % LANES
-    if panel < len(panels):
-        for i in range(W_enc.shape[1]):
-            panels[panel, i, lane] = W_enc[latent, i]
-    else:
-        coarsen(W_enc, bias, weights, latent, whole, coarse, bounds)
+    exact = min(end, len(panels) * LANES)
+    for latent in range(begin, end):
+        if not idle[latent]:
+            bias[latent] = b_enc[latent]
+            norms[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent))
+    for latent in range(begin, exact):
+        if not idle[latent]:
+            for i in range(W_enc.shape[1]):
+                panels[latent // LANES, i, latent % LANES] = W_enc[latent, i]
+    if exact < end:
+        coarsen(W_enc, bias, weights, idle, max(begin, exact), end, coarse, bounds)
 
 
 @_jit
 def refresh(flat, width, d, encoder, norms):  # type: ignore[no-untyped-def]
     """Lay out every latent."""
     _, W_dec, b_enc, _ = views(flat, width, d)
-    whole = np.zeros(DIGITS * encoder[4].shape[1], np.int8)
-    for latent in range(width):
-        lay_out(latent, W_dec, b_enc, encoder, norms, whole)
+    lay_out(W_dec, b_enc, encoder, norms, np.zeros(width, np.uint8), 0, width)
 
 
 @_jit
@@ -113,7 +116,8 @@ def unpack(masks, places):  # type: ignore[no-untyped-def]
             places[count] = 64 * word + lowest(rest)
             rest &= rest - 1
             count += 1
-    places[count : count + SIDE_BY_SIDE] = 0
+    for place in range(count, count + SIDE_BY_SIDE):
+        places[place] = 0
     return count
 
 
@@ -220,14 +224,13 @@ def encode(x, begin, end, encoder, k, floor, codes, latents, starts):  # type: i
     # And a cache line: rows whose distance is a power of two would take each other's place in a cache.
     values = np.empty((GROUP, (k if k else len(encoder[2])) + LANES // LISTED, LISTED), np.float32)
     found, counts, count = values.view(np.int32), np.zeros(GROUP, np.int64), 0
-    whole = np.zeros(DIGITS * encoder[4].shape[1], np.int8)
     rough = np.zeros((GROUP + 1, encoder[4].shape[1] + SIDES), np.int32)
     sides = rough.view(np.float32)
     starts[0] = 0
     for first in range(begin, end, GROUP):
         rows = min(GROUP, end - first)
         if len(encoder[4]):
-            coarsen_inputs(x, first, rows, whole, rough, sides)
+            coarsen_inputs(x, first, rows, rough, sides)
         if k:
             list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found, counts)
         else:

@@ -65,12 +65,12 @@ def find_idle(first, second, width, d, idle):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def adam(flat, gradient, first, second, rule, own):  # type: ignore[no-untyped-def]
-    """torch.optim.Adam's update of `flat`; `own` 0 stands for a gradient of 0, whatever lies there."""
+def adam(flat, gradient, first, second, rule, own, begin, end):  # type: ignore[no-untyped-def]
+    """torch.optim.Adam's update of flat[begin:end]; `own` 0 stands for a gradient of 0, whatever lies there."""
     clip, step, correction = rule
     beta1, beta2, epsilon = np.float32(BETA1), np.float32(BETA2), np.float32(ADAM_EPS)
     one = np.float32(1)
-    for i in range(len(flat)):
+    for i in range(begin, end):
         g = gradient[i] * clip if own else np.float32(0)
         first[i] += (one - beta1) * (g - first[i])
         second[i] = beta2 * second[i] + (one - beta2) * g * g
@@ -92,8 +92,7 @@ def update(flat, gradient, first, second, width, d, active, idle, rule, begin, e
             continue
         own = np.int64(active[latent])
         for offset, length in ((latent * d, d), (size + latent * d, d), (2 * size + latent, 1)):
-            at = slice(offset, offset + length)
-            adam(flat[at], gradient[at], first[at], second[at], rule, own)
+            adam(flat, gradient, first, second, rule, own, offset, offset + length)
         active[latent] = 0
     for at in range(2 * size + width + d, len(gradient), width):
         gradient[at + begin : at + end] = 0
@@ -256,9 +255,8 @@ def take_steps(  # type: ignore[no-untyped-def]
         elif kind == CLIP:
             seen[FACTOR], norm = clip_factor(finish(gradient, biases, g_bdec), squares, clip)
             seen[NORM] = max(seen[NORM], norm)
-            at = slice(biases, len(flat))
             rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
-            adam(flat[at], gradient[at], first[at], second[at], rule, 1)
+            adam(flat, gradient, first, second, rule, 1, biases, len(flat))
             offer(crew, UPDATE, len(slices))
         else:
             rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)

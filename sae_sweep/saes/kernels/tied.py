@@ -14,7 +14,6 @@ import numpy as np
 from sae_sweep.saes.kernels.relu import reconstruct
 from sae_sweep.saes.kernels.rows import dot
 from sae_sweep.saes.kernels.rules import Rule, lays_out, settles
-from sae_sweep.saes.kernels.screen import DIGITS
 from sae_sweep.saes.kernels.sparse import GAIN, OPTIONS, lay_out, views
 
 # What F.normalize divides by at least, and then has no slope.
@@ -46,14 +45,13 @@ def lay_out_unit_rows(flat, W_dec, encoder, norms, idle, own, begin, end):  # ty
     """The rows of unit norm, W_dec, which are the encoder's too; norms, and the encoder."""
     width, d = W_dec.shape
     _, rows, b_enc, _ = views(flat, width, d)
-    whole = np.zeros(DIGITS * encoder[4].shape[1], np.int8)
     for latent in range(begin, end):
         if idle[latent]:
             continue
         norm = max(np.float32(math.sqrt(dot(rows, latent, rows, latent))), LEAST)
         for i in range(d):
             W_dec[latent, i] = rows[latent, i] / norm
-        lay_out(latent, W_dec, b_enc, encoder, norms, whole)
+    lay_out(W_dec, b_enc, encoder, norms, idle, begin, end)
 
 
 TIED = Rule(reconstruct, settle, lay_out_unit_rows, unit=True, dense=True)

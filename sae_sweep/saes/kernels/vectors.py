@@ -35,15 +35,15 @@ def arrays(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) 
 
 
 def load(builder: ir.IRBuilder, pointer: Any, vector: Any = VECTOR) -> Any:
-    """The vector at an address of any alignment."""
+    """The vector at an address that is a multiple of 4."""
     loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()))
     loaded.align = 4
     return loaded
 
 
-def store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
-    """Put a vector at an address of any alignment."""
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
+def store(builder: ir.IRBuilder, value: Any, pointer: Any, align: int = 4) -> None:
+    """Put a vector at an address that is a multiple of `align`."""
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = align
 
 
 def fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
@@ -63,7 +63,8 @@ def sum_lanes(builder: ir.IRBuilder, vector: Any) -> Any:
     """The sum of a vector's lanes: halves onto each other."""
     half = LANES // 2
     while half:
-        vector = builder.fadd(vector, _shuffle(builder, vector, [(lane + half) % LANES for lane in range(LANES)]))
+        add = builder.fadd if vector.type == VECTOR else builder.add
+        vector = add(vector, _shuffle(builder, vector, [(lane + half) % LANES for lane in range(LANES)]))
         half //= 2
     return builder.extract_element(vector, INT32(0))
 
