@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_sweep.errors import UserError
 from sae_sweep.schema import Distribution, Evaluation
+from sae_sweep.threads import one_thread
 from sae_sweep.toys.max_of_k import product
 from sae_sweep.toys.model import Model, Population
 from sae_sweep.toys.sampler import mix
@@ -164,10 +165,11 @@ def feature_means(inputs: EvaluationInputs) -> tuple[Tensor, Tensor]:
     assert planted is not None
     sums = torch.zeros(len(planted.directions), d, dtype=torch.float64, device=inputs.mean.device)
     mass = torch.zeros(len(sums), dtype=torch.float64, device=inputs.mean.device)
-    for chunk in inputs:
-        weight = (planted.features(chunk.inputs) != 0).double() * chunk.weight[:, None]
-        sums += product(weight.T, chunk.x.double())
-        mass += weight.sum(0)
+    with one_thread():
+        for chunk in inputs:
+            weight = (planted.features(chunk.inputs) != 0).double() * chunk.weight[:, None]
+            sums += product(weight.T, chunk.x.double())
+            mass += weight.sum(0)
     return (sums / mass.clamp_min(1e-300)[:, None]).cpu(), mass.cpu()
 
 
@@ -176,10 +178,11 @@ def _moments(model: Model, site: str, population: Population) -> tuple[Tensor, T
     d = model.width(site)
     total = torch.zeros(d, dtype=torch.float64, device=model.device)
     products = torch.zeros(d, d, dtype=torch.float64, device=model.device)
-    for inputs, _, weight in population.weighted(CONSTANTS_INPUTS):
-        acts = model.activations(inputs, site).double()
-        total += product(weight[None], acts)[0]
-        products += product(acts.T, acts * weight[:, None])
+    with one_thread():
+        for inputs, _, weight in population.weighted(CONSTANTS_INPUTS):
+            acts = model.activations(inputs, site).double()
+            total += product(weight[None], acts)[0]
+            products += product(acts.T, acts * weight[:, None])
     return total, products - torch.outer(total, total)
 
 
