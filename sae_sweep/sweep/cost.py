@@ -25,6 +25,8 @@ SHARED, SHARING = 1 << 25, 0.83
 # Where more than this share of the latents fires, and at least so many, a step of these takes so many products of the
 # encoder (saes/kernels/cpu.py).
 DENSE, DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = ("relu", "tied"), 0.1, 64, 5
+# Where fewer than this share of the latents fires, rows of the encoder are rounded (saes/kernels/cpu.py).
+ROUND_BELOW = 0.016
 # Exemplars among which k-means++ chooses, and the Lloyd steps after it (saes/starts.py).
 POOL_PER_LATENT, POOL_AT_LEAST, LLOYD_STEPS = 8, 4096, 5
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
@@ -173,8 +175,11 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
         return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
     counted = point.sae.architecture in COUNTED
     of_batch = speed.counted_step if _of_batch(point) else 0.0
-    inputs = b * (speed.input + l0 * (speed.entry + d * speed.entry_number))
-    each = 2 * d / speed.product_flops + speed.code + (speed.chosen if counted else 0.0)
+    flops, code, entry = speed.product_flops, speed.code, speed.entry
+    if l0 < ROUND_BELOW * width:
+        flops, code, entry = speed.rounded_flops, speed.rounded_code, speed.entry + speed.settled
+    inputs = b * (speed.input + l0 * (entry + d * speed.entry_number))
+    each = 2 * d / flops + code + (speed.chosen if counted else 0.0)
     return speed.own_step + of_batch + inputs + codes * each + adam
 
 

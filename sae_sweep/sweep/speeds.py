@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sae_sweep.schema import COMPETING, KERNELS, PENALTIES
 
@@ -19,6 +20,7 @@ class Speed:
     Training: step: of a stack, own_step: of each of its SAEs, counted_step: more where a threshold, or
     shares, are found for a batch
     product_flops: FLOP/s of the encoder product; code: a number that it makes; chosen: more, where the largest are kept
+    rounded_flops, rounded_code: the same where few latents fire; settled: more, per active latent
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
     dense_flops, dense_code: the same products, and numbers, of a step in which much of the dictionary fires
@@ -47,6 +49,9 @@ class Speed:
     product_flops: float
     code: float
     chosen: float
+    rounded_flops: float
+    rounded_code: float
+    settled: float
     input: float
     entry: float
     entry_number: float
@@ -74,10 +79,10 @@ class Speed:
     shared_bytes: int
 
 
-# A core of an AMD EPYC with 512-bit vectors at about 3.5 GHz. Training: least squares of relative errors over 70
-# steps of widths 16 to 16,384, batches of 64 to 4,096, L0 1 to 64, d 32 and 64, none of which is off by more than 17%;
-# the rest from the phases of whole sweeps. scripts/bench_scaling.py sets all of it against what it sees.
-CORE = Speed(
+# A core of an Intel Xeon (Emerald Rapids) with 512-bit vectors. Training: least squares of relative errors over 101
+# steps of widths 16 to 65,536, batches of 64 to 16,384, L0 1 to 64, d 32 and 64, of which 94% are within 20%; the rest
+# from the phases of whole sweeps. scripts/bench_scaling.py sets all of it against what it sees.
+XEON = Speed(
     process=4.0,
     toy_step=8e-4,
     batch_input=2.1e-7,
@@ -85,15 +90,18 @@ CORE = Speed(
     start_flops=5e10,
     distance=4e-9,
     step=2e-5,
-    own_step=1.9e-5,
+    own_step=1.8e-5,
     counted_step=3.5e-4,
-    product_flops=1.46e11,
-    code=4.3e-10,
-    chosen=2e-9,
-    input=8.2e-8,
-    entry=2.5e-8,
-    entry_number=4.1e-10,
-    parameter=2e-9,
+    product_flops=1.3e11,
+    code=1.7e-10,
+    chosen=2.5e-10,
+    rounded_flops=2.3e11,
+    rounded_code=0.0,
+    settled=2.4e-8,
+    input=1.35e-7,
+    entry=1.85e-8,
+    entry_number=1.9e-10,
+    parameter=3.8e-9,
     dense_flops=7.5e10,
     dense_code=1.6e-8,
     kernels=(*KERNELS["cpu"], *PENALTIES),
@@ -117,6 +125,10 @@ CORE = Speed(
     shared_bytes=0,
 )
 
+# Without products of bytes nothing is rounded (saes/kernels/screen.py).
+_CPUINFO = Path("/proc/cpuinfo")
+_ROUNDS = _CPUINFO.exists() and "avx512_vnni" in _CPUINFO.read_text()
+CORE = XEON if _ROUNDS else replace(XEON, rounded_flops=XEON.product_flops, rounded_code=XEON.code, settled=0.0)
 SPEEDS = {
     "cpu": CORE,
     # One data-centre GPU, float32; the host's share is that of a core. Guessed: not measured on one yet.
@@ -133,6 +145,8 @@ SPEEDS = {
         product_flops=2e13,
         code=0.0,
         chosen=0.0,
+        rounded_flops=2e13,
+        settled=0.0,
         input=0.0,
         entry=1e-10,
         entry_number=1e-12,
