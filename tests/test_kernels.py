@@ -18,7 +18,7 @@ from sae_sweep.saes.kernels import Backend, cpu, crew, pick_backend, rules, spar
 from sae_sweep.saes.kernels.cpu import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.saes.kernels.dense import DenseBackend
 from sae_sweep.saes.kernels.pointers import address_of, function_at
-from sae_sweep.saes.kernels.vectors import LANES
+from sae_sweep.saes.kernels.vectors import LANES, forget_older
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import Stack
@@ -460,6 +460,21 @@ def test_the_backend_for_a_stack_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     # What has no rule yet trains all the same.
     monkeypatch.setitem(KERNELS, "cpu", ("relu",))
     assert isinstance(picked("tied", PENALTIES[0]), DenseBackend)
+
+
+def test_compiled_functions_are_dropped_when_any_file_beside_them_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("1"), (tmp_path / "b.py").write_text("2")
+    index = tmp_path / "__pycache__" / "a.function-1.py311.nbi"
+
+    def kept() -> bool:
+        index.parent.mkdir(exist_ok=True)
+        index.touch()
+        forget_older(tmp_path)
+        return index.exists()
+
+    assert [kept(), kept()] == [False, True]
+    (tmp_path / "b.py").write_text("33")
+    assert [kept(), kept()] == [False, True]
 
 
 def test_schedules() -> None:

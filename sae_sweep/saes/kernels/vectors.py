@@ -7,11 +7,34 @@ speed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.core.codegen import get_host_cpu_features
+
+
+def forget_older(folder: Path) -> None:
+    """Drop the compiled functions that numba keeps in `folder`, if a file there is not what it was.
+
+    Numba looks at a function's own file alone; but what it compiled holds what other files say.
+    """
+    files = ((path.name, path.stat()) for path in sorted(folder.glob("*.py")))
+    now = "\n".join(f"{name} {stat.st_mtime_ns} {stat.st_size}" for name, stat in files)
+    kept = folder / "__pycache__"
+    of_these = kept / "compiled-from.txt"
+    with suppress(OSError):  # where nothing can be written nothing older is kept
+        if not of_these.exists() or of_these.read_text() != now:
+            for index in kept.glob("*.nbi"):
+                index.unlink(missing_ok=True)
+            kept.mkdir(exist_ok=True)
+            of_these.write_text(now)
+
+
+# Before any other file of this folder asks for what it once compiled.
+forget_older(Path(__file__).parent)
 
 LANES = 16
 FLOAT = ir.FloatType()
