@@ -132,7 +132,7 @@ def _one_pass(
             for part in active.split(BLOCK_NUMBERS // (width if planted is not None else max(1, active.most))):
                 at = block.part(slice(begin, begin := begin + len(part)))
                 norms, x_hat = part.contributions(decoder_norms), part.decode(sae.W_dec, sae.b_dec)
-                seen = at.maximum, at.weight, at.truth, at.log_p
+                seen = at.maximum, at.weight, at.truth, at.logits
                 reconstruction.add(at.x, part.counts, norms.packed(), x_hat, *seen)
                 counter.count(norms, at.cell.cpu().numpy(), at.weight.cpu().numpy())
                 if detections is not None and planted is not None:
