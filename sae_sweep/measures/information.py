@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_sweep.measures.classes import Classes, Ints, partition, run_starts
-from sae_sweep.measures.firing import FiringTable, Floats, sum_by
+from sae_sweep.measures.firing import FiringTable, Floats
+from sae_sweep.measures.sums import sum_by
 from sae_sweep.toys.cells import FACTORS, Factored
 
 COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}

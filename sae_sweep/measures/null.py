@@ -23,10 +23,11 @@ from torch import Tensor
 
 from sae_sweep.columns import ACROSS, PLANTED, WITHIN, shuffled
 from sae_sweep.measures.classes import Ints, partition
-from sae_sweep.measures.firing import FiringTable, Floats, Fold, sum_by
+from sae_sweep.measures.firing import FiringTable, Floats, Fold
 from sae_sweep.measures.information import information
 from sae_sweep.measures.planted import Detection, planted_metrics
 from sae_sweep.measures.splitting import count_splits, describe
+from sae_sweep.measures.sums import sum_by
 from sae_sweep.schema import Evaluation
 from sae_sweep.toys.cells import Factored
 
