@@ -150,7 +150,7 @@ class Reconstruction:
 
 def logits_of(model: Model, site: str, x: Tensor, mean: Tensor, scale: float) -> Tensor | None:
     """The toy's logits [b, d_vocab] float32 from normalised activations [b, d] at `site`; None if it has no output."""
-    return model.logits(x / scale + mean, site)
+    return model.logits(torch.add(mean, x, alpha=1 / scale), site)
 
 
 def _arrays(*tensors: Tensor) -> tuple[NDArray[Any], ...]:
