@@ -59,6 +59,11 @@ class FiringTable:
         return np.bincount(self.top_cell, self.top_weight, self.cells).astype(np.float64, copy=False)
 
     @cached_property
+    def top_starts(self) -> Ints:
+        """Where in the second table the rows of every cell begin, and the last one's end [cells + 1]."""
+        return np.searchsorted(self.top_cell, np.arange(self.cells + 1))
+
+    @cached_property
     def total(self) -> float:
         """Evaluation weight of all inputs."""
         return float(self.cell_weight.sum())
