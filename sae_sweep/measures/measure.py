@@ -38,7 +38,7 @@ from sae_sweep.toys.stream import EvaluationInputs
 
 # Inputs at a time, so that what is computed of them stays in a cache; fewer where so many latents fire that a row for
 # each input of all that fire would have more numbers than this. Fixed, as sums depend on where a block ends.
-BLOCK_INPUTS, BLOCK_NUMBERS = 1 << 10, 1 << 22
+BLOCK_INPUTS, BLOCK_NUMBERS = 1 << 11, 1 << 22
 
 
 class MeasurableSAE(Protocol):

@@ -109,9 +109,8 @@ def _draw(
     """
     np.random.seed(seed)
     units, others = units.astype(np.int32), np.empty(DRAWN, np.int64)
-    # Of each cell its weight, and the weight and count of what came up: side by side, as memory is slow.
-    held = np.zeros((len(weight), 4))
-    held[:, 0] = weight
+    # As small as can be, since memory is slow: what a cell weighs is looked up once its units are counted.
+    came_up, onto_weight, onto_count = np.zeros(len(weight), np.int32), np.zeros(len(weight)), np.zeros(len(weight))
     rows, cells = np.zeros(len(draws), np.int64), np.empty(most, np.int64)
     weights, counts = np.empty(most), np.empty(most, np.int64)
     begin = 0
@@ -127,19 +126,44 @@ def _draw(
                 other = others[place - first]
                 units[place], units[other] = units[other], units[place]
             for place in places:
-                cell = onto[units[place]] if dense[pair] else units[place]
-                if held[cell, 2] == 0:
+                cell = units[place]
+                if came_up[cell] == 0:
                     cells[end] = cell
                     end += 1
-                held[cell, 1] += held[units[place], 0]
-                held[cell, 2] += 1
+                came_up[cell] += 1
         cells[begin:end].sort()
+        if dense[pair]:
+            end = _merge(cells, begin, end, came_up, weight, onto, onto_weight, onto_count)
         for row in range(begin, end):
-            weights[row], counts[row] = held[cells[row], 1], np.int64(held[cells[row], 2])
-            held[cells[row], 1:] = 0
+            cell = cells[row]
+            if dense[pair]:
+                weights[row], counts[row] = onto_weight[cell], np.int64(onto_count[cell])
+                onto_weight[cell] = onto_count[cell] = 0
+            else:
+                weights[row], counts[row] = came_up[cell] * weight[cell], came_up[cell]
+                came_up[cell] = 0
         rows[pair] = end - begin
         begin = end
     return rows, cells[:begin].copy(), weights[:begin].copy(), counts[:begin].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge(cells, begin, end, came_up, weight, onto, onto_weight, onto_count):  # type: ignore[no-untyped-def]
+    """Replace the sorted cells from `begin` to `end` by those `onto` which they are merged, sorted; returns their end.
+
+    Weight and count of these are added up from how often each cell `came_up`, which is set to 0.
+    """
+    merged = begin
+    for row in range(begin, end):
+        cell, target = cells[row], onto[cells[row]]
+        if onto_count[target] == 0:
+            cells[merged] = target
+            merged += 1
+        onto_weight[target] += came_up[cell] * weight[cell]
+        onto_count[target] += came_up[cell]
+        came_up[cell] = 0
+    cells[begin:merged].sort()
+    return merged
 
 
 @numba.njit(cache=True, nogil=True)

@@ -17,8 +17,8 @@ _jit = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
 # exp of less is taken to be this one's, 3e-308. 2^n is the float64 whose bits are n + 1023 before 52 zeros.
 LEAST, BIAS, MANTISSA = -708.0, 1023, 52
-# 1/i!, the highest power first: on |r| ≤ ln 2/2 what is left out is below a float64's last bit.
-TAYLOR = tuple(1 / math.factorial(i) for i in range(13, -1, -1))
+# 1/i!, the highest power first: on |r| ≤ ln 2/2 what is left out is below 1e-14.
+TAYLOR = tuple(1 / math.factorial(i) for i in range(11, -1, -1))
 
 
 @_jit
