@@ -33,6 +33,8 @@ from sae_sweep.toys.cells import Factored
 
 # Units drawn in one go.
 DRAWN = 1 << 10
+# Looking at so many cells takes as long as sorting one.
+SWEPT = 32
 
 
 def shuffled_cells(
@@ -78,7 +80,9 @@ def dealt(table: FiringTable, group: Ints, fold: Fold) -> FiringTable:
     most = np.minimum(sums[0], np.bincount(group, minlength=groups)[of_group])
     dense = (table.fired > fold.above)[latent]
     seed = crc32(table.top_latent.tobytes())
-    drawn = _draw(seed, of_group, sums[0], int(most.sum()), units, starts, weight, dense, fold.onto)
+    bounds = np.searchsorted(group[order], np.arange(groups + 1))
+    cells = order, bounds, weight, fold.onto
+    drawn = _draw(seed, of_group, sums[0], int(most.sum()), units, starts, dense, *cells)
     rows, cell, fires, count = drawn
     mass = fires * np.repeat(sums[1] / sums[2], rows)
     top = np.argsort(group[table.top_cell], kind="stable")
@@ -98,14 +102,17 @@ def _draw(
     most: int,
     units: Ints,
     starts: Ints,
-    weight: Floats,
     dense: NDArray[np.bool_],
+    order: Ints,
+    bounds: Ints,
+    weight: Floats,
     onto: Ints,
 ) -> tuple[Ints, Ints, Floats, Ints]:
     """Of each pair of latent and group, draw so many units without replacement: how many cells came up, then cells,
     weights and counts, those of one pair after the other, at most `most`.
 
-    Units starts[g]:starts[g + 1] are of group g, each a cell of `weight`; a dense pair counts onto[cell] instead.
+    Units starts[g]:starts[g + 1] are of group g, each a cell of `weight`; a dense pair counts onto[cell] instead. The
+    cells themselves are order[bounds[g]:bounds[g + 1]], ascending.
     """
     np.random.seed(seed)
     units, others = units.astype(np.int32), np.empty(DRAWN, np.int64)
@@ -131,7 +138,8 @@ def _draw(
                     cells[end] = cell
                     end += 1
                 came_up[cell] += 1
-        cells[begin:end].sort()
+        group = order[bounds[of_group[pair]] : bounds[of_group[pair] + 1]]
+        _ascending(cells, begin, end, came_up, group)
         if dense[pair]:
             end = _merge(cells, begin, end, came_up, weight, onto, onto_weight, onto_count)
         for row in range(begin, end):
@@ -145,6 +153,19 @@ def _draw(
         rows[pair] = end - begin
         begin = end
     return rows, cells[:begin].copy(), weights[:begin].copy(), counts[:begin].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _ascending(cells, begin, end, came_up, group):  # type: ignore[no-untyped-def]
+    """Sort the cells from `begin` to `end`: those of the `group`, which is ascending, that `came_up`."""
+    if SWEPT * (end - begin) < len(group):
+        cells[begin:end].sort()
+        return
+    place = begin
+    for cell in group:
+        if came_up[cell]:
+            cells[place] = cell
+            place += 1
 
 
 @numba.njit(cache=True, nogil=True)
