@@ -41,8 +41,8 @@ def test_a_block_is_a_part_of_the_inputs_in_the_order_of_their_cells(inputs: Eva
         assert torch.equal(block.maximum, block.inputs.amax(1))
         assert block.truth is not None and torch.equal(block.truth, block.maximum)
         logits = inputs.model.logits(block.x / SCALE + MEAN, "pre_unembed")
-        assert logits is not None and block.log_p is not None
-        torch.testing.assert_close(block.log_p, logits.double().log_softmax(-1))
+        assert logits is not None and block.logits is not None
+        torch.testing.assert_close(block.logits, logits)
 
 
 def test_a_part_of_a_block_is_the_same_rows_of_everything(inputs: EvaluationInputs) -> None:
@@ -54,9 +54,9 @@ def test_a_part_of_a_block_is_the_same_rows_of_everything(inputs: EvaluationInpu
 def test_blocks_are_kept_up_to_the_numbers_that_they_hold(
     inputs: EvaluationInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every input its x, and the float64 log probability of each token, which counts twice."""
+    """Of every input its x, and the logit of each token."""
     assert blocks(inputs, SIZE) is blocks(inputs, SIZE)
-    for numbers, kept in ((343 * (5 + 2 * 7), True), (343 * (5 + 2 * 7) - 1, False)):
+    for numbers, kept in ((343 * (5 + 7), True), (343 * (5 + 7) - 1, False)):
         monkeypatch.setattr(module, "KEPT_NUMBERS", numbers)
         assert (blocks(inputs, SIZE) is blocks(inputs, SIZE)) == kept
 
@@ -65,8 +65,8 @@ def test_blocks_are_kept_up_to_the_numbers_that_they_hold(
 def test_toys_without_an_output(name: str) -> None:
     found = inputs_of(Toy(name=name, features=4, d_model=5, modifiers=2))
     for block in blocks(found, SIZE):
-        assert block.truth is None and block.log_p is None
-        assert block.part(slice(0, 2)).log_p is None
+        assert block.truth is None and block.logits is None
+        assert block.part(slice(0, 2)).logits is None
         expected = torch.zeros_like(block.cell)
         if found.cells is not None:
             expected = torch.from_numpy(found.cells.factors["m"]).long()[block.cell]

@@ -102,8 +102,8 @@ def test_chunks_do_not_matter(monkeypatch):
 
 def test_what_depends_on_the_inputs_alone_is_kept_while_they_are(monkeypatch):
     made = []
-    log_outputs = kept.log_outputs
-    monkeypatch.setattr(kept, "log_outputs", lambda *args: made.append(1) or log_outputs(*args))
+    logits_of = kept.logits_of
+    monkeypatch.setattr(kept, "logits_of", lambda *args: made.append(1) or logits_of(*args))
     everything, sae = inputs(), planted_sae("mq")
     first, second = (measure(sae, everything, lambda norms: norms.sum(1), EVALUATION) for _ in range(2))
     assert len(made) == len(list(kept.blocks(everything, module.BLOCK_INPUTS)))

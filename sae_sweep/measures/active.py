@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numba
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +50,9 @@ class Active:
 
     def split(self, inputs: int) -> Iterator[Active]:
         """The same in parts of so many inputs, at least one."""
+        if 0 < len(self) <= inputs:
+            yield self
+            return
         for begin in range(0, len(self), max(1, inputs)):
             starts = self.starts[begin : begin + max(1, inputs) + 1]
             at = slice(int(starts[0]), int(starts[-1]))
@@ -55,10 +60,12 @@ class Active:
 
     def contributions(self, decoder_norms: Tensor) -> Active:
         """a‖d‖ in place of the codes; decoder_norms [width]."""
-        return Active(self.starts, self.latents, self.codes * decoder_norms[self.latents])
+        return Active(self.starts, self.latents, decoder_norms.index_select(0, self.latents).mul_(self.codes))
 
     def packed(self) -> Tensor:
         """The codes [b, most], each input's first, then zeros."""
+        if self.codes.device.type == "cpu":
+            return torch.from_numpy(_pack(self.starts.numpy(), self.codes.numpy(), self.most))
         held = torch.arange(self.most, device=self.codes.device) < self.counts[:, None]
         return self.codes.new_zeros(held.shape).masked_scatter_(held, self.codes)
 
@@ -75,3 +82,13 @@ class Active:
             return torch.addmm(b_dec, self.dense(len(W_dec)), W_dec)
         rows = F.embedding_bag(self.latents, W_dec, self.starts[:-1], mode="sum", per_sample_weights=self.codes)
         return rows.add_(b_dec)
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack(starts, codes, most):  # type: ignore[no-untyped-def]
+    """The codes [b, most] of lists as in Active, zeros behind them."""
+    packed = np.zeros((len(starts) - 1, most), codes.dtype)
+    for row in range(len(packed)):
+        for entry in range(starts[row], starts[row + 1]):
+            packed[row, entry - starts[row]] = codes[entry]
+    return packed

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from sae_sweep.measures.reconstruction import log_outputs
+from sae_sweep.measures.reconstruction import logits_of
 from sae_sweep.toys.stream import EvaluationInputs
 
 # Up to so many numbers (64 MiB), blocks are kept for the other SAEs that are measured on the same inputs.
@@ -21,7 +21,7 @@ KEPT_NUMBERS = 1 << 24
 class Block:
     """Inputs x [b, d], their cells, weights and the toy's own inputs as in a Chunk, in the order of their cells.
 
-    maximum [b] int64 of each; truth: `Model.truth`; log_p [b, d_vocab] float64 of the toy's output, None without one.
+    maximum [b] int64 of each; truth: `Model.truth`; logits [b, d_vocab] float32 of the toy's output, None without one.
     """
 
     x: Tensor
@@ -30,10 +30,12 @@ class Block:
     inputs: Tensor
     maximum: Tensor
     truth: Tensor | None
-    log_p: Tensor | None
+    logits: Tensor | None
 
     def part(self, at: slice) -> Block:
         """Some of its inputs."""
+        if at.start == 0 and at.stop == len(self.x):
+            return self
         return Block(*(None if value is None else value[at] for value in vars(self).values()))  # type: ignore[arg-type]
 
 
@@ -43,7 +45,7 @@ _keeping = Lock()
 
 def blocks(inputs: EvaluationInputs, size: int) -> Iterable[Block]:
     """All inputs, `size` at a time; kept as long as `inputs` where they are few enough."""
-    if inputs.count * (len(inputs.mean) + 2 * inputs.model.toy.d_vocab) > KEPT_NUMBERS:
+    if inputs.count * (len(inputs.mean) + inputs.model.toy.d_vocab) > KEPT_NUMBERS:
         return _made(inputs, size)
     with _keeping:
         if inputs not in _kept:
@@ -58,7 +60,9 @@ def _made(inputs: EvaluationInputs, size: int) -> Iterator[Block]:
     for chunk in inputs:
         parts = (part.split(size) for part in (chunk.x, chunk.cell, chunk.weight, chunk.inputs))
         for block in zip(*parts, strict=True):
-            order = block[1].argsort(stable=True)
-            x, cell, weight, drawn = (part[order] for part in block)
-            log_p = log_outputs(inputs.model, inputs.site, x / inputs.scale + inputs.mean)
-            yield Block(x, cell, weight, drawn, maxima[cell], inputs.model.truth(drawn), log_p)
+            x, cell, weight, drawn = block
+            if bool((cell.diff() < 0).any()):
+                order = cell.argsort(stable=True)
+                x, cell, weight, drawn = (part[order] for part in block)
+            logits = logits_of(inputs.model, inputs.site, x, inputs.mean, inputs.scale)
+            yield Block(x, cell, weight, drawn, maxima[cell], inputs.model.truth(drawn), logits)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_sweep.measures.active import Active
-from sae_sweep.measures.classes import Ints, partition, run_starts
+from sae_sweep.measures.classes import Ints, partition
+from sae_sweep.measures.sums import sum_by
 from sae_sweep.toys.cells import Factored
 
 # "No latent fires" in the table of top latents.
@@ -56,6 +57,11 @@ class FiringTable:
     def cell_weight(self) -> Floats:
         """Evaluation weight of every cell [cells]."""
         return np.bincount(self.top_cell, self.top_weight, self.cells).astype(np.float64, copy=False)
+
+    @cached_property
+    def top_starts(self) -> Ints:
+        """Where in the second table the rows of every cell begin, and the last one's end [cells + 1]."""
+        return np.searchsorted(self.top_cell, np.arange(self.cells + 1))
 
     @cached_property
     def total(self) -> float:
@@ -132,15 +138,10 @@ class FiringCounter:
             return
         cell, weight = np.asarray(cell, np.int64), np.asarray(weight, np.float64)
         lists = (part.cpu().numpy() for part in (norms.starts, norms.latents, norms.codes))
-        entries = *lists, np.float32(self.fires_above)
-        keys, *sums = _sum_pairs(*entries, cell, weight, self.width, self.cells)
-        self._fired += np.bincount(keys // self.cells, sums[0], self.width)
-        row = torch.repeat_interleave(norms.starts.diff())[norms.codes > self.fires_above].cpu().numpy()
-        active = np.bincount(row, minlength=len(cell))
-        self._together += float(weight @ (active * (active - 1)))
-        self._pairs.add(keys, *sums)
-        tops = cell * (self.width + 1) + (_tops(*entries) - NO_LATENT)
-        self._tops.add(*sum_by(tops, weight, np.ones_like(tops)))
+        pairs, tops, together = _count(*lists, np.float32(self.fires_above), cell, weight, self.cells, self._fired)
+        self._together += together
+        self._pairs.add(*pairs)
+        self._tops.add(*tops)
         if self._pairs.overdue:
             self._pairs.merge(self._folded)
         if self._tops.overdue:
@@ -189,60 +190,44 @@ class _Rows:
 
 
 @numba.njit(cache=True, nogil=True)
-def _sum_pairs(starts, latents, norms, cut, cell, weight, width, cells):  # type: ignore[no-untyped-def]
-    """Keys latent · cells + cell of what fires, sorted, with the sums of weight and of weight · norm, and counts.
+def _count(starts, latents, norms, cut, cell, weight, cells, fired):  # type: ignore[no-untyped-def]
+    """Rows of keys latent · cells + cell of what fires: the sums of weight and of weight · norm, and counts; rows of
+    keys cell · (width + 1) + top - NO_LATENT: the sums of weight, and counts; and Σ weight · ordered pairs.
 
-    Entries as in Active; `cell` is sorted. Ordered by latent, and within one as they come, entries of a pair are
-    neighbours.
+    Entries as in Active. An input is added to the latest row of its latent, or top, if that is of its cell, else to a
+    new one: with `cell` sorted, keys are distinct. Weights are added to `fired` [width].
     """
-    ends = np.zeros(width + 1, np.int64)
-    for entry in range(len(latents)):
-        if norms[entry] > cut:
-            ends[latents[entry] + 1] += 1
-    for latent in range(width):
-        ends[latent + 1] += ends[latent]
-    rows, values = np.empty(ends[width], np.int64), np.empty(ends[width], np.float32)
-    for row in range(len(starts) - 1):
+    width, entries, inputs = len(fired), len(latents), len(cell)
+    keys, counts = np.empty(entries, np.int64), np.empty(entries, np.int64)
+    weights, masses = np.empty(entries), np.empty(entries)
+    top_keys, top_counts, top_weights = np.empty(inputs, np.int64), np.empty(inputs, np.int64), np.empty(inputs)
+    latest, latest_top = np.full(width, -1, np.int64), np.full(width + 1, -1, np.int64)
+    pairs = tops = 0
+    together = 0.0
+    for row in range(inputs):
+        largest, top, active = cut, NO_LATENT, 0
         for entry in range(starts[row], starts[row + 1]):
-            if norms[entry] > cut:
-                place = ends[latents[entry]]  # where its latent begins; in the end, where it ends
-                rows[place], values[place] = row, norms[entry]
-                ends[latents[entry]] += 1
-    keys, counts = np.empty(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    weights, masses = np.zeros(len(rows)), np.zeros(len(rows))
-    pairs = first = 0
-    for latent in range(width):
-        for place in range(first, ends[latent]):
-            row = rows[place]
-            if place == first or cell[row] != cell[rows[place - 1]]:
-                keys[pairs] = latent * cells + cell[row]
-                pairs += 1
-            weights[pairs - 1] += weight[row]
-            masses[pairs - 1] += weight[row] * values[place]
-            counts[pairs - 1] += 1
-        first = ends[latent]
-    return keys[:pairs].copy(), weights[:pairs].copy(), masses[:pairs].copy(), counts[:pairs].copy()
-
-
-@numba.njit(cache=True, nogil=True)
-def _tops(starts, latents, norms, cut):  # type: ignore[no-untyped-def]
-    """The latent of the largest norm of each input, of equals the first; NO_LATENT where none is above the cut."""
-    tops = np.full(len(starts) - 1, NO_LATENT, np.int64)
-    for row in range(len(tops)):
-        largest = cut
-        for entry in range(starts[row], starts[row + 1]):
-            if norms[entry] > largest:
-                largest, tops[row] = norms[entry], latents[entry]
-    return tops
-
-
-def sum_by(keys: Ints, *values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """The distinct `keys`, sorted, and for each array [n] of `values` its sums over the rows of each key."""
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    starts = run_starts(keys)
-    return keys[starts], *(_sum_runs(value[order], starts) for value in values)
-
-
-def _sum_runs(values: NDArray[Any], starts: Ints) -> NDArray[Any]:
-    return np.add.reduceat(values, starts) if len(starts) else values
+            norm, latent = norms[entry], latents[entry]
+            if norm > cut:
+                if norm > largest:
+                    largest, top = norm, latent
+                place, key = latest[latent], latent * cells + cell[row]
+                if place < 0 or keys[place] != key:
+                    latest[latent] = place = pairs
+                    keys[place], weights[place], masses[place], counts[place] = key, 0, 0, 0
+                    pairs += 1
+                weights[place] += weight[row]
+                masses[place] += weight[row] * norm
+                counts[place] += 1
+                fired[latent] += weight[row]
+                active += 1
+        place, key = latest_top[top - NO_LATENT], cell[row] * (width + 1) + top - NO_LATENT
+        if place < 0 or top_keys[place] != key:
+            latest_top[top - NO_LATENT] = place = tops
+            top_keys[place], top_weights[place], top_counts[place] = key, 0, 0
+            tops += 1
+        top_weights[place] += weight[row]
+        top_counts[place] += 1
+        together += weight[row] * (active * (active - 1))
+    of_pairs = keys[:pairs].copy(), weights[:pairs].copy(), masses[:pairs].copy(), counts[:pairs].copy()
+    return of_pairs, (top_keys[:tops].copy(), top_weights[:tops].copy(), top_counts[:tops].copy()), together

@@ -7,14 +7,14 @@ it, or because it has so many latents that any factor would seem known. So infor
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
-from sae_sweep.measures.classes import Classes, Ints, partition, run_starts
-from sae_sweep.measures.firing import FiringTable, Floats, sum_by
+from sae_sweep.measures.classes import Classes, Ints, partition
+from sae_sweep.measures.firing import NO_LATENT, FiringTable, Floats
+from sae_sweep.measures.sums import sum_by
 from sae_sweep.toys.cells import FACTORS, Factored
 
 COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
@@ -68,22 +68,32 @@ def share_told(table: FiringTable, cells: Factored, factor: str, given: str) -> 
 
     `given`: the name of a partition without `factor`. Plug-in estimate in evaluation weights.
     """
-    rows, groups = (classes.of_cell for classes in _nested(cells, factor, given))
-    row, group = rows[table.top_cell], groups[table.top_cell]
-    latent, width = table.top_latent + 1, table.width + 1
-    joint = _w_log_w(row * width + latent, table.top_weight)
-    by_group = _w_log_w(group, table.top_weight)
-    by_row = _w_log_w(row, table.top_weight)
-    entropy = by_group - by_row
+    rows, groups, _ = _nested(cells, factor, given)
+    entropy = _entropy(table, rows, groups)
     if entropy < ZERO * table.total:
         return None
-    return (joint - _w_log_w(group * width + latent, table.top_weight) + entropy) / entropy
+    tops = table.top_starts, table.top_latent, table.top_weight, table.width + 1
+    joint, by_group = (
+        _class_w_log_w(classes.order, np.append(classes.starts, table.cells), *tops) for classes in (rows, groups)
+    )
+    return (joint - by_group + entropy) / entropy
 
 
-def _nested(cells: Factored, factor: str, given: str) -> tuple[Classes, Classes]:
-    """The classes of `given` and `factor` together, and those of `given` alone."""
+def _entropy(table: FiringTable, rows: Classes, groups: Classes) -> float:
+    """H(rows | groups), times all evaluation weight."""
+    by_group, by_row = (_log_sum(np.add.reduceat(table.cell_weight[c.order], c.starts)) for c in (groups, rows))
+    return by_group - by_row
+
+
+@lru_cache(maxsize=4 * len(COLUMNS))
+def _nested(cells: Factored, factor: str, given: str) -> tuple[Classes, Classes, Ints]:
+    """The classes of `given` and `factor` together, those of `given` alone, and the cells in the order of both.
+
+    Kept, as every SAE of a sweep needs the same.
+    """
     both = "".join(name for name in FACTORS if name in given + factor)
-    return partition(cells, both), partition(cells, given)
+    rows, groups = partition(cells, both), partition(cells, given)
+    return rows, groups, np.lexsort((rows.of_cell, groups.of_cell))
 
 
 def _w_log_w(keys: Ints, weights: Floats) -> float:
@@ -103,27 +113,65 @@ def null_share(table: FiringTable, cells: Factored, factor: str, given: str, per
     each keeps to its class, so that the latents of a class stay too. None if the entropy is 0. A fixed seed. Up to
     `permutations` deals, fewer where the inputs are so many that one deal is an average in itself.
     """
-    rows, groups = _nested(cells, factor, given)
-    by_group, by_row = (_log_sum(np.add.reduceat(table.cell_weight[c.order], c.starts)) for c in (groups, rows))
-    entropy = by_group - by_row
+    rows, groups, order = _nested(cells, factor, given)
+    entropy = _entropy(table, rows, groups)
     if entropy < ZERO * table.total:
         return None
-    order = np.lexsort((rows.of_cell[table.top_cell], groups.of_cell[table.top_cell]))
-    cell, count = table.top_cell[order], table.top_count[order]
-    counts = np.bincount(cell, count, table.cells)
+    counts = np.bincount(table.top_cell, table.top_count, table.cells)
     mean_weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
-    # One unit per input, those of a class and of a row of it side by side.
-    units, unit_cell = np.repeat(table.top_latent[order] + 1, count), np.repeat(cell, count)
-    row_start = _boundaries(rows.of_cell[unit_cell])
-    group_start = np.searchsorted(row_start, _boundaries(groups.of_cell[unit_cell]))
+    tops = table.top_starts, table.top_latent, table.top_count
+    units, weight, row_start, group_start = _units(order, rows.of_cell, groups.of_cell, mean_weight, *tops)
     deals = max(1, min(permutations, DEALT // len(units)))
-    told = _deal(units, mean_weight[unit_cell], row_start, group_start, table.width + 1, deals)
+    told = _deal(units, weight, row_start, group_start, table.width + 1, deals)
     return (told + entropy) / entropy
 
 
-def _boundaries(values: NDArray[Any]) -> Ints:
-    """Where each run of equal `values` starts, and the end of the last."""
-    return np.append(run_starts(values), len(values))
+@numba.njit(cache=True, nogil=True)
+def _class_w_log_w(order, class_starts, starts, latents, weights, width):  # type: ignore[no-untyped-def]
+    """Σ w·log w over pairs of a class and a top latent, w being the sum of a pair's weights.
+
+    `order`: the cells class by class, those of class i from class_starts[i] to class_starts[i + 1]; `starts`: where the
+    rows of a cell begin in `latents` below `width` - 1, NO_LATENT among them, and `weights`.
+    """
+    held, seen, total = np.zeros(width), np.empty(width, np.int64), 0.0
+    for each in range(len(class_starts) - 1):
+        count = 0
+        for cell in order[class_starts[each] : class_starts[each + 1]]:
+            for row in range(starts[cell], starts[cell + 1]):
+                latent = latents[row] - NO_LATENT
+                if held[latent] == 0 and weights[row] > 0:
+                    seen[count] = latent
+                    count += 1
+                held[latent] += weights[row]
+        for latent in seen[:count]:
+            total += held[latent] * np.log(held[latent])
+            held[latent] = 0
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _units(order, of_row, of_group, mean_weight, starts, latents, counts):  # type: ignore[no-untyped-def]
+    """One unit per input, cells in their `order`: latent - NO_LATENT and weight [n] of each, and where rows begin among
+    the units, and groups among the rows, with the ends of all."""
+    n = counts.sum()
+    units, weight = np.empty(n, np.int64), np.empty(n)
+    row_start, group_start = np.empty(len(order) + 1, np.int64), np.empty(len(order) + 1, np.int64)
+    unit, rows, groups, last_row, last_group = 0, 0, 0, -1, -1
+    for cell in order:
+        if starts[cell] == starts[cell + 1]:
+            continue
+        if of_group[cell] != last_group:
+            group_start[groups], last_group = rows, of_group[cell]
+            groups += 1
+        if of_row[cell] != last_row:
+            row_start[rows], last_row = unit, of_row[cell]
+            rows += 1
+        for row in range(starts[cell], starts[cell + 1]):
+            end = unit + counts[row]
+            units[unit:end], weight[unit:end] = latents[row] - NO_LATENT, mean_weight[cell]
+            unit = end
+    row_start[rows], group_start[groups] = unit, rows
+    return units, weight, row_start[: rows + 1].copy(), group_start[: groups + 1].copy()
 
 
 @numba.njit(cache=True, nogil=True)

@@ -38,7 +38,7 @@ from sae_sweep.toys.stream import EvaluationInputs
 
 # Inputs at a time, so that what is computed of them stays in a cache; fewer where so many latents fire that a row for
 # each input of all that fire would have more numbers than this. Fixed, as sums depend on where a block ends.
-BLOCK_INPUTS, BLOCK_NUMBERS = 1 << 10, 1 << 22
+BLOCK_INPUTS, BLOCK_NUMBERS = 1 << 11, 1 << 22
 
 
 class MeasurableSAE(Protocol):
@@ -132,7 +132,7 @@ def _one_pass(
             for part in active.split(BLOCK_NUMBERS // (width if planted is not None else max(1, active.most))):
                 at = block.part(slice(begin, begin := begin + len(part)))
                 norms, x_hat = part.contributions(decoder_norms), part.decode(sae.W_dec, sae.b_dec)
-                seen = at.maximum, at.weight, at.truth, at.log_p
+                seen = at.maximum, at.weight, at.truth, at.logits
                 reconstruction.add(at.x, part.counts, norms.packed(), x_hat, *seen)
                 counter.count(norms, at.cell.cpu().numpy(), at.weight.cpu().numpy())
                 if detections is not None and planted is not None:

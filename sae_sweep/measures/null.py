@@ -23,15 +23,18 @@ from torch import Tensor
 
 from sae_sweep.columns import ACROSS, PLANTED, WITHIN, shuffled
 from sae_sweep.measures.classes import Ints, partition
-from sae_sweep.measures.firing import FiringTable, Floats, Fold, sum_by
+from sae_sweep.measures.firing import FiringTable, Floats, Fold
 from sae_sweep.measures.information import information
 from sae_sweep.measures.planted import Detection, planted_metrics
 from sae_sweep.measures.splitting import count_splits, describe
+from sae_sweep.measures.sums import sum_by
 from sae_sweep.schema import Evaluation
 from sae_sweep.toys.cells import Factored
 
 # Units drawn in one go.
 DRAWN = 1 << 10
+# Looking at so many cells takes as long as sorting one.
+SWEPT = 32
 
 
 def shuffled_cells(
@@ -77,7 +80,9 @@ def dealt(table: FiringTable, group: Ints, fold: Fold) -> FiringTable:
     most = np.minimum(sums[0], np.bincount(group, minlength=groups)[of_group])
     dense = (table.fired > fold.above)[latent]
     seed = crc32(table.top_latent.tobytes())
-    drawn = _draw(seed, of_group, sums[0], int(most.sum()), units, starts, weight, dense, fold.onto)
+    bounds = np.searchsorted(group[order], np.arange(groups + 1))
+    cells = order, bounds, weight, fold.onto
+    drawn = _draw(seed, of_group, sums[0], int(most.sum()), units, starts, dense, *cells)
     rows, cell, fires, count = drawn
     mass = fires * np.repeat(sums[1] / sums[2], rows)
     top = np.argsort(group[table.top_cell], kind="stable")
@@ -97,20 +102,22 @@ def _draw(
     most: int,
     units: Ints,
     starts: Ints,
-    weight: Floats,
     dense: NDArray[np.bool_],
+    order: Ints,
+    bounds: Ints,
+    weight: Floats,
     onto: Ints,
 ) -> tuple[Ints, Ints, Floats, Ints]:
     """Of each pair of latent and group, draw so many units without replacement: how many cells came up, then cells,
     weights and counts, those of one pair after the other, at most `most`.
 
-    Units starts[g]:starts[g + 1] are of group g, each a cell of `weight`; a dense pair counts onto[cell] instead.
+    Units starts[g]:starts[g + 1] are of group g, each a cell of `weight`; a dense pair counts onto[cell] instead. The
+    cells themselves are order[bounds[g]:bounds[g + 1]], ascending.
     """
     np.random.seed(seed)
     units, others = units.astype(np.int32), np.empty(DRAWN, np.int64)
-    # Of each cell its weight, and the weight and count of what came up: side by side, as memory is slow.
-    held = np.zeros((len(weight), 4))
-    held[:, 0] = weight
+    # As small as can be, since memory is slow: what a cell weighs is looked up once its units are counted.
+    came_up, onto_weight, onto_count = np.zeros(len(weight), np.int32), np.zeros(len(weight)), np.zeros(len(weight))
     rows, cells = np.zeros(len(draws), np.int64), np.empty(most, np.int64)
     weights, counts = np.empty(most), np.empty(most, np.int64)
     begin = 0
@@ -126,19 +133,58 @@ def _draw(
                 other = others[place - first]
                 units[place], units[other] = units[other], units[place]
             for place in places:
-                cell = onto[units[place]] if dense[pair] else units[place]
-                if held[cell, 2] == 0:
+                cell = units[place]
+                if came_up[cell] == 0:
                     cells[end] = cell
                     end += 1
-                held[cell, 1] += held[units[place], 0]
-                held[cell, 2] += 1
-        cells[begin:end].sort()
+                came_up[cell] += 1
+        group = order[bounds[of_group[pair]] : bounds[of_group[pair] + 1]]
+        _ascending(cells, begin, end, came_up, group)
+        if dense[pair]:
+            end = _merge(cells, begin, end, came_up, weight, onto, onto_weight, onto_count)
         for row in range(begin, end):
-            weights[row], counts[row] = held[cells[row], 1], np.int64(held[cells[row], 2])
-            held[cells[row], 1:] = 0
+            cell = cells[row]
+            if dense[pair]:
+                weights[row], counts[row] = onto_weight[cell], np.int64(onto_count[cell])
+                onto_weight[cell] = onto_count[cell] = 0
+            else:
+                weights[row], counts[row] = came_up[cell] * weight[cell], came_up[cell]
+                came_up[cell] = 0
         rows[pair] = end - begin
         begin = end
     return rows, cells[:begin].copy(), weights[:begin].copy(), counts[:begin].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _ascending(cells, begin, end, came_up, group):  # type: ignore[no-untyped-def]
+    """Sort the cells from `begin` to `end`: those of the `group`, which is ascending, that `came_up`."""
+    if SWEPT * (end - begin) < len(group):
+        cells[begin:end].sort()
+        return
+    place = begin
+    for cell in group:
+        if came_up[cell]:
+            cells[place] = cell
+            place += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge(cells, begin, end, came_up, weight, onto, onto_weight, onto_count):  # type: ignore[no-untyped-def]
+    """Replace the sorted cells from `begin` to `end` by those `onto` which they are merged, sorted; returns their end.
+
+    Weight and count of these are added up from how often each cell `came_up`, which is set to 0.
+    """
+    merged = begin
+    for row in range(begin, end):
+        cell, target = cells[row], onto[cells[row]]
+        if onto_count[target] == 0:
+            cells[merged] = target
+            merged += 1
+        onto_weight[target] += came_up[cell] * weight[cell]
+        onto_count[target] += came_up[cell]
+        came_up[cell] = 0
+    cells[begin:merged].sort()
+    return merged
 
 
 @numba.njit(cache=True, nogil=True)

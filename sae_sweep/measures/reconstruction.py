@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_sweep.measures import tally
 from sae_sweep.toys.model import Model
+
+# What is summed over inputs in evaluation weights, in the order of `tally.add_inputs` and `tally.add_outputs`.
+OF_INPUTS = ("weight", "sized", "ratio", "square", "error", "active", "penalty")
+OF_OUTPUTS = ("ce_original", "ce_reconstructed", "ce_zero", "kl")
 
 
 class Reconstruction:
-    """Sums over weighted inputs; `add` batches, then read `metrics`. All sums are float64.
+    """Sums over weighted inputs; `add` batches, then read `metrics`. All sums are float64, by tally.py on the CPU.
 
     x is centred and scaled (E‖x‖² = d); r = x - x̂; means are over inputs in evaluation weights.
     """
@@ -30,11 +38,12 @@ class Reconstruction:
         self.model, self.site, self.mean, self.scale = model, site, mean, scale
         self.penalty_value = penalty_value
         d, device = len(mean), mean.device
-        self._sums: dict[str, float] = {}
+        self._of_inputs, self._of_outputs = np.zeros(len(OF_INPUTS)), np.zeros(len(OF_OUTPUTS))
         # By maximum: Σ w and Σ w·x.
         self._weights = torch.zeros(model.toy.maxima, dtype=torch.float64, device=device)
         self._totals = torch.zeros(model.toy.maxima, d, dtype=torch.float64, device=device)
-        self._zero_log_p = log_outputs(model, site, torch.zeros(1, d, device=device))
+        zero = model.logits(torch.zeros(1, d, device=device), site)
+        self._zero_log_p = None if zero is None else zero[0].double().log_softmax(-1)
 
     def add(
         self,
@@ -45,47 +54,58 @@ class Reconstruction:
         maximum: Tensor,
         weight: Tensor,
         truth: Tensor | None = None,
-        log_p: Tensor | None = None,
+        logits: Tensor | None = None,
     ) -> None:
         """Count a batch, all on the toy's device.
 
         Inputs `x` and reconstructions `x_hat` [b, d], how many latents are `active` [b], a‖d‖ `norms` of these and
         zeros [b, ·], true `maximum` [b] int64 and evaluation `weight` [b] float64. `truth`: what the toy is to predict
-        (`Model.truth`), if not the maximum. `log_p`: the toy's `log_outputs` of x, if they are known.
+        (`Model.truth`), if not the maximum. `logits`: the toy's `logits_of` x, if they are known.
         """
+        penalty, truth = self.penalty_value(norms).double(), maximum if truth is None else truth
+        if x.device.type == "cpu":
+            parts = _arrays(x, x_hat, active, penalty, maximum, weight)
+            tally.add_inputs(*parts, self._of_inputs, self._weights.numpy(), self._totals.numpy())
+        else:
+            self._add_inputs(x, x_hat, active, penalty, maximum, weight)
+        logits = self.logits(x) if logits is None else logits
+        logits_hat, zero = self.logits(x_hat), self._zero_log_p
+        if logits is None or logits_hat is None or zero is None:
+            return
+        if x.device.type == "cpu":
+            token, target = (truth, weight.new_zeros(0, 0)) if truth.dim() == 1 else (maximum, truth.double())
+            tally.add_outputs(*_arrays(logits, logits_hat, zero, token, target, weight), self._of_outputs)
+        else:
+            self._add_outputs(logits, logits_hat, zero, truth, weight)
+
+    def _add_inputs(
+        self, x: Tensor, x_hat: Tensor, active: Tensor, penalty: Tensor, maximum: Tensor, weight: Tensor
+    ) -> None:
+        """As `tally.add_inputs`, on any device."""
         size = x.double().norm(dim=1)
         ratio = torch.where(size > 0, x_hat.double().norm(dim=1) / size, 0)
-        self._sum("weight", weight, torch.ones_like(weight))
-        self._sum("sized", weight, (size > 0).double())
-        self._sum("ratio", weight, ratio)
-        self._sum("square", weight, size.square())
-        self._sum("error", weight, (x - x_hat).double().square().sum(1))
-        self._sum("active", weight, active.double())
-        self._sum("penalty", weight, self.penalty_value(norms).double())
+        error = (x - x_hat).double().square().sum(1)
+        values = torch.ones_like(weight), (size > 0).double(), ratio, size.square(), error, active.double(), penalty
+        self._of_inputs += _sums(weight, values)
         # A product with the indicator of the maximum: adding up by index has no fixed order on CUDA.
         least, most = int(maximum.min()), int(maximum.max())
         of_max = F.one_hot(maximum - least, most - least + 1).double() * weight[:, None]
         self._weights[least : most + 1] += of_max.sum(0)
         self._totals[least : most + 1] += of_max.T @ x.double()
-        if self._zero_log_p is not None:
-            known = self._log_p(x) if log_p is None else log_p
-            outputs = known, self._log_p(x_hat), self._zero_log_p.expand_as(known)
-            self._add_outputs(*outputs, maximum if truth is None else truth, weight)
 
-    def _add_outputs(self, log_p: Tensor, log_q: Tensor, log_zero: Tensor, truth: Tensor, weight: Tensor) -> None:
-        self._sum("ce_original", weight, _cross_entropy(log_p, truth))
-        self._sum("ce_reconstructed", weight, _cross_entropy(log_q, truth))
-        self._sum("ce_zero", weight, _cross_entropy(log_zero, truth))
-        self._sum("kl", weight, (log_p.exp() * (log_p - log_q)).sum(1))
+    def _add_outputs(self, logits: Tensor, logits_hat: Tensor, zero: Tensor, truth: Tensor, weight: Tensor) -> None:
+        """As `tally.add_outputs`, on any device."""
+        log_p, log_q = (each.double().log_softmax(-1) for each in (logits, logits_hat))
+        values = [_cross_entropy(each, truth) for each in (log_p, log_q, zero.expand_as(log_p))]
+        self._of_outputs += _sums(weight, [*values, (log_p.exp() * (log_p - log_q)).sum(1)])
 
-    def _log_p(self, x: Tensor) -> Tensor:
-        log_p = log_outputs(self.model, self.site, x / self.scale + self.mean)
-        assert log_p is not None
-        return log_p
+    def logits(self, x: Tensor) -> Tensor | None:
+        """The toy's logits of normalised activations [b, d]."""
+        return logits_of(self.model, self.site, x, self.mean, self.scale)
 
-    def _sum(self, name: str, weight: Tensor, values: Tensor) -> None:
-        # Summed by numpy, in an order that does not depend on the number of threads.
-        self._sums[name] = self._sums.get(name, 0.0) + float((weight * values).cpu().numpy().sum())
+    @property
+    def _sums(self) -> dict[str, float]:
+        return dict(zip(OF_INPUTS + OF_OUTPUTS, [*self._of_inputs.tolist(), *self._of_outputs.tolist()], strict=True))
 
     @property
     def ceiling(self) -> float:
@@ -99,7 +119,8 @@ class Reconstruction:
     @property
     def _variance(self) -> float:
         """Σ w‖x - x̄‖²."""
-        return self._sums["square"] - float(self._totals.sum(0).square().sum()) / self._sums["weight"]
+        sums = self._sums
+        return sums["square"] - float(self._totals.sum(0).square().sum()) / sums["weight"]
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -111,29 +132,35 @@ class Reconstruction:
         activation 0, None if that denominator is 0; kl = KL(original ‖ reconstructed) of the outputs, nats. A toy
         without an output has neither.
         """
-        mean = {name: total / self._sums["weight"] for name, total in self._sums.items()}
-        fvu = self._sums["error"] / self._variance if self._variance > 0 else math.nan
-        recovered = recoverable = 0.0
-        if self._zero_log_p is not None:
-            recovered, recoverable = mean["ce_reconstructed"] - mean["ce_zero"], mean["ce_original"] - mean["ce_zero"]
+        sums = self._sums
+        mean = {name: total / sums["weight"] for name, total in sums.items()}
+        fvu = sums["error"] / self._variance if self._variance > 0 else math.nan
+        recovered, recoverable = mean["ce_reconstructed"] - mean["ce_zero"], mean["ce_original"] - mean["ce_zero"]
         return {
             "fvu": fvu,
             "fvu_above_ceiling": fvu - (1 - self.ceiling),
             "l0": mean["active"],
             "squared_error": mean["error"],
             "penalty_mean": mean["penalty"],
-            "shrinkage": mean["ratio"] * self._sums["weight"] / self._sums["sized"]
-            if self._sums["sized"]
-            else math.nan,
+            "shrinkage": sums["ratio"] / sums["sized"] if sums["sized"] else math.nan,
             "loss_recovered": recovered / recoverable if recoverable else None,
-            "kl": mean.get("kl"),
+            "kl": None if self._zero_log_p is None else mean["kl"],
         }
 
 
-def log_outputs(model: Model, site: str, acts: Tensor) -> Tensor | None:
-    """log p [b, d_vocab] float64 of the toy's output from raw activations [b, d] at `site`; None if it has none."""
-    logits = model.logits(acts, site)
-    return None if logits is None else logits.double().log_softmax(-1)
+def logits_of(model: Model, site: str, x: Tensor, mean: Tensor, scale: float) -> Tensor | None:
+    """The toy's logits [b, d_vocab] float32 from normalised activations [b, d] at `site`; None if it has no output."""
+    return model.logits(torch.add(mean, x, alpha=1 / scale), site)
+
+
+def _arrays(*tensors: Tensor) -> tuple[NDArray[Any], ...]:
+    """Arrays that share the memory of tensors on the CPU, contiguous as compiled code takes them."""
+    return tuple(tensor.contiguous().numpy() for tensor in tensors)
+
+
+def _sums(weight: Tensor, values: Iterable[Tensor]) -> list[float]:
+    # By numpy, in an order that does not depend on the number of threads.
+    return [float((weight * value).cpu().numpy().sum()) for value in values]
 
 
 def _cross_entropy(log_p: Tensor, truth: Tensor) -> Tensor:

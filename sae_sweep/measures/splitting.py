@@ -14,8 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_sweep.measures.classes import Classes, Ints, partition, run_starts
-from sae_sweep.measures.firing import FiringTable, Floats, sum_by
+from sae_sweep.measures.classes import Classes, Ints, partition
+from sae_sweep.measures.firing import FiringTable, Floats
 from sae_sweep.measures.planted import Detection
 from sae_sweep.schema import PARTITIONS, Evaluation
 from sae_sweep.toys.cells import NONE, Factored
@@ -62,12 +62,35 @@ def describe(table: FiringTable, cells: Factored, evaluation: Evaluation) -> Lat
 def owners(table: FiringTable, cells: Factored) -> tuple[Ints, Floats]:
     """Each latent's owner [width], the maximum that holds most of its mass Σ a‖d‖, and that share [width]."""
     maxima = partition(cells, "m")
-    key, mass = sum_by(table.latent * maxima.count + maxima.of_cell[table.cell], table.mass)
-    latent, maximum = np.divmod(key, maxima.count)
-    share = np.round(mass / np.bincount(latent, mass, table.width)[latent], DIGITS)
-    best = _first_best(latent, share)
-    owner, purity = np.full(table.width, NOTHING), np.full(table.width, np.nan)
-    owner[latent[best]], purity[latent[best]] = maximum[best], share[best]
+    return _largest_share(table.latent, table.cell, table.mass, maxima.of_cell, maxima.count, table.width)
+
+
+@numba.njit(cache=True, nogil=True)
+def _largest_share(
+    latent: Ints, cell: Ints, mass: Floats, of_cell: Ints, classes: int, width: int
+) -> tuple[Ints, Floats]:
+    """Each latent's class with most of its mass, of equal ones the first, and its share, rounded to DIGITS.
+
+    Rows [n] in the order of their latents: a cell and the mass there; `of_cell` [T], the class of a cell.
+    """
+    owner, purity = np.full(width, NOTHING), np.full(width, np.nan)
+    held, seen, count, total = np.zeros(classes), np.empty(classes, np.int64), 0, 0.0
+    for row in range(len(latent)):
+        of_row = of_cell[cell[row]]
+        if held[of_row] == 0 and mass[row] > 0:
+            seen[count] = of_row
+            count += 1
+        held[of_row] += mass[row]
+        total += mass[row]
+        if row + 1 < len(latent) and latent[row + 1] == latent[row]:
+            continue
+        best = -1.0
+        for each in seen[:count]:
+            share = np.rint(held[each] / total * 10.0**DIGITS) / 10.0**DIGITS
+            held[each] = 0
+            if share > best or (share == best and each < owner[latent[row]]):
+                owner[latent[row]], purity[latent[row]], best = each, share, share
+        count, total = 0, 0.0
     return owner, purity
 
 
@@ -138,26 +161,28 @@ def _best_class(table: FiringTable, classes: Classes) -> tuple[Floats, Ints]:
     if classes.count == 1:
         return np.zeros(table.width), np.full(table.width, NOTHING)
     weights = np.bincount(classes.of_cell, table.cell_weight, classes.count)
-    rows = table.latent, classes.of_cell[table.cell], table.weight
-    score, best = _best_f1(*rows, table.fired, weights)
+    score, best = _best_f1(table.latent, table.cell, table.weight, classes.of_cell, table.fired, weights)
     return score, np.where(best == NOTHING, NOTHING, classes.first[best])
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_f1(latent: Ints, of_class: Ints, weight: Floats, fired: Floats, weights: Floats) -> tuple[Floats, Ints]:
+def _best_f1(
+    latent: Ints, cell: Ints, weight: Floats, of_cell: Ints, fired: Floats, weights: Floats
+) -> tuple[Floats, Ints]:
     """Each latent's largest F1 with a class, rounded to DIGITS, and which class that is, of equal ones the first.
 
-    Rows [n] in the order of their latents: the class of a cell and the weight fired on there. `fired` [width], of every
-    latent; `weights` [classes], of every class.
+    Rows [n] in the order of their latents: a cell and the weight fired on there. `of_cell` [T], the class of a cell;
+    `fired` [width], of every latent; `weights` [classes], of every class.
     """
     score, best = np.zeros(len(fired)), np.full(len(fired), NOTHING)
     held, seen = np.zeros(len(weights)), np.empty(len(weights), np.int64)
     count = 0
     for row in range(len(latent)):
-        if held[of_class[row]] == 0:
-            seen[count] = of_class[row]
+        of_row = of_cell[cell[row]]
+        if held[of_row] == 0:
+            seen[count] = of_row
             count += 1
-        held[of_class[row]] += weight[row]
+        held[of_row] += weight[row]
         if row + 1 < len(latent) and latent[row + 1] == latent[row]:
             continue
         for each in seen[:count]:
@@ -171,16 +196,6 @@ def _best_f1(latent: Ints, of_class: Ints, weight: Floats, fired: Floats, weight
                 score[latent[row]], best[latent[row]] = f1, each
         count = 0
     return score, best
-
-
-def _first_best(group: Ints, value: Floats) -> Ints:
-    """Of rows sorted by `group`, the first with the largest value of each group."""
-    starts = run_starts(group)
-    if not len(starts):
-        return starts
-    largest = np.repeat(np.maximum.reduceat(value, starts), np.diff(starts, append=len(group)))
-    best = np.flatnonzero(value == largest)
-    return best[run_starts(group[best])]
 
 
 def class_name(cells: Factored, label: int, example: int) -> str:

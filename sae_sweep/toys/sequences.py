@@ -80,8 +80,8 @@ def weighted_inputs(
         yield from _drawn(cells, chance, limit, device)
         return
     of_input = chance / cells.sizes
-    for sequences in _rechunked(_inputs_of_max(cells, m, chance > 0) for m in range(cells.d_vocab)):
-        cell = cells.index(sequences)
+    for rows in _rechunked(_inputs_of_max(cells, m, chance > 0) for m in range(cells.d_vocab)):
+        sequences, cell = rows[:, :-1], rows[:, -1]
         on_device = torch.from_numpy(cell).to(device)
         yield torch.from_numpy(sequences).to(device), on_device, torch.from_numpy(of_input[cell]).to(device)
 
@@ -106,7 +106,10 @@ def _drawn(
 
 
 def _inputs_of_max(cells: Cells, m: int, possible: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The sequences [., k] with maximum `m`, (m+1)^k - m^k in all, whose cell is `possible` [T], sorted by cell."""
+    """The sequences with maximum `m`, (m+1)^k - m^k in all, whose cell is `possible` [T], and this: [., k + 1].
+
+    Sorted by cell.
+    """
     parts = []
     for first in range(cells.k):
         # Tokens below m, then the first m, then tokens up to m.
@@ -117,7 +120,7 @@ def _inputs_of_max(cells: Cells, m: int, possible: NDArray[np.bool_]) -> NDArray
     sequences = np.concatenate(parts)
     cell = cells.index(sequences)
     order = np.argsort(cell, kind="stable")
-    return sequences[order[possible[cell[order]]]]
+    return np.column_stack([sequences, cell])[order[possible[cell[order]]]]
 
 
 def _rechunked(parts: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:

@@ -38,7 +38,8 @@ class Lister:
     def __call__(self, x: Tensor) -> Iterator[tuple[Array, Array, Array]]:
         """`starts` [inputs + 1], `latents` and `codes` of the inputs x [b, d] in order, some at a time."""
         inputs, begin = x.contiguous().numpy(), 0
-        listed = np.empty((ENTRIES + self.width, LISTED), np.float32)
+        # Of the system only what is written to; not kept, as threads may list by one encoder.
+        listed = np.empty((min(ENTRIES, len(x) * (self.k or self.width)) + self.width, LISTED), np.float32)
         latents, starts = listed.view(np.int32), np.empty(len(x) + 1, np.int64)
         while begin < len(x):
             end = encode(inputs, begin, len(x), self.encoder, self.k, self.floor, listed, latents, starts)
