@@ -141,7 +141,7 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     assert cost.LLOYD_STEPS == starts.LLOYD_STEPS
     assert cost.SHARED == 2 * cpu.PART
     assert (cost.DENSE_ABOVE, cost.DENSE_AT_LEAST) == (cpu.DENSE_ABOVE, cpu.DENSE_AT_LEAST)
-    assert cost.ROUND_BELOW == cpu.ROUND_BELOW
+    assert cost.ROUND_BELOW == sparse.ROUND_BELOW
     assert cost.LISTED == cpu.MOST_PARTS * cpu.ENTRIES
     # With the column that some architectures have of their own.
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)

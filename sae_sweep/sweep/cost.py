@@ -25,7 +25,7 @@ SHARED, SHARING = 1 << 25, 0.83
 # Where more than this share of the latents fires, and at least so many, a step of these takes so many products of the
 # encoder (saes/kernels/cpu.py).
 DENSE, DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = ("relu", "tied"), 0.1, 64, 5
-# Where fewer than this share of the latents fires, rows of the encoder are rounded (saes/kernels/cpu.py).
+# Where fewer than this share of the latents fires, rows of the encoder are rounded (saes/kernels/sparse.py).
 ROUND_BELOW = 0.016
 # Exemplars among which k-means++ chooses, and the Lloyd steps after it (saes/starts.py).
 POOL_PER_LATENT, POOL_AT_LEAST, LLOYD_STEPS = 8, 4096, 5

@@ -23,7 +23,7 @@ from sae_sweep.saes.kernels.products import add_gradient
 from sae_sweep.saes.kernels.rules import TOTALS, rule_of
 from sae_sweep.saes.kernels.shares import count_wins, log_shares
 from sae_sweep.saes.kernels.slopes import compile_slopes, penalises
-from sae_sweep.saes.kernels.sparse import GROUP, LISTED, encoder_of, refresh
+from sae_sweep.saes.kernels.sparse import GROUP, LISTED, ROUND_BELOW, encoder_of, refresh
 from sae_sweep.saes.kernels.steps import (
     CLIP,
     DENSITY,
@@ -54,8 +54,6 @@ ENTRIES = 1 << 17
 DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
 # Gradients that the threads of a dense step fill.
 DENSE_PARTS = 4
-# Where fewer than this share of the latents fires, most are passed over by products of rounded rows (screen.py).
-ROUND_BELOW = 0.016
 # BatchTopK looks for its threshold above this share of the last.
 GUESS = np.float32(0.9)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweep.saes.kernels.sparse import CODE, LATENT, LISTED, encode, encoder_of, refresh
+from sae_sweep.saes.kernels.sparse import CODE, LATENT, LISTED, ROUND_BELOW, encode, encoder_of, refresh
 from sae_sweep.saes.kernels.vectors import LANES
 from sae_sweep.saes.parameters import Parameters
 
@@ -25,13 +26,13 @@ class Lister:
     def __init__(self, parameters: Parameters, architecture: str, k: int) -> None:
         """`architecture` is one of LISTED; BatchTopK fires where a contribution reaches its threshold."""
         W_enc, W_dec = parameters.W_enc, parameters.W_dec
-        self.width, d = W_enc.shape
+        self.width, self.d = W_enc.shape
         self.k = k if architecture == "topk" else 0
-        flat = torch.cat([W_enc.flatten(), W_dec.flatten(), parameters.b_enc, parameters.b_dec]).numpy()
-        norms, ones = np.ones((2, -(-self.width // LANES) * LANES), np.float32)
-        weights, self.floor = ones if architecture in ("relu", "tied") else norms, np.float32(0)
-        self.encoder = encoder_of(flat[: self.width * d].reshape(self.width, d), weights, True, self.k)
-        refresh(flat, self.width, d, self.encoder, norms)
+        self.flat = torch.cat([W_enc.flatten(), W_dec.flatten(), parameters.b_enc, parameters.b_dec]).numpy()
+        self.floor = np.float32(0)
+        # What decides which latents count is their contribution, or only its sign.
+        self.by_sign = architecture in ("relu", "tied")
+        self.density = 0.0  # of the latest inputs: on those to come it is about the same
         if architecture in ("batchtopk", "matryoshka"):
             self.floor = np.nextafter(np.float32(parameters.threshold), np.float32(0))
 
@@ -42,7 +43,26 @@ class Lister:
         listed = np.empty((min(ENTRIES, len(x) * (self.k or self.width)) + self.width, LISTED), np.float32)
         latents, starts = listed.view(np.int32), np.empty(len(x) + 1, np.int64)
         while begin < len(x):
-            end = encode(inputs, begin, len(x), self.encoder, self.k, self.floor, listed, latents, starts)
+            encoder = self._rounded if self.density < ROUND_BELOW else self._exact
+            end = encode(inputs, begin, len(x), encoder, self.k, self.floor, listed, latents, starts)
+            self.density = starts[end - begin] / (self.width * (end - begin))
             bounds = starts[: end - begin + 1].copy()
             yield bounds, latents[: bounds[-1], LATENT].astype(np.int64), listed[: bounds[-1], CODE].copy()
             begin = end
+
+    @cached_property
+    def _rounded(self) -> tuple[Array, ...]:
+        return self._laid_out(rounded=True)
+
+    @cached_property
+    def _exact(self) -> tuple[Array, ...]:
+        return self._laid_out(rounded=False)
+
+    def _laid_out(self, rounded: bool) -> tuple[Array, ...]:
+        """The encoder as `encode` reads it: the lists are the same with either; it depends which has them sooner."""
+        width, d = self.width, self.d
+        norms, ones = np.ones((2, -(-width // LANES) * LANES), np.float32)
+        W_enc = self.flat[: width * d].reshape(width, d)
+        encoder = encoder_of(W_enc, ones if self.by_sign else norms, rounded, self.k)
+        refresh(self.flat, width, d, encoder, norms)
+        return encoder

@@ -45,6 +45,8 @@ WAITING, FREE = 2 * ACROSS, np.iinfo(np.int32).max
 # and, where rules have one, a column of their own.
 CODE, LATENT, LISTED = 0, 1, 2
 GAIN, SLOPE, ROW, OWN = 1, 2, 3, 4
+# Where fewer than this share of the latents fires, most are passed over by products of rounded rows (screen.py).
+ROUND_BELOW = 0.016
 # Latents, for each of k, after which few of the others are among the k largest so far.
 FIRST = 24
 # Entries from asking for a row to using it: what a far cache takes to answer.
