@@ -130,7 +130,7 @@ def test_whatever_the_curve_what_is_chosen_was_tried_around(l0: list[float], cou
 
 ASKED = [*TINY, "training.steps=60", "training.lr=0.02", "sae.init=random", "penalty=l1,sqrt", "seed=0,1", "name=even"]
 ASKED.remove("training.steps=25")
-ASKED += ["grid.calibrate=l0", "grid.l0_range=[0.3,1.5]", "grid.coefficients=3"]
+ASKED += ["grid.calibrate=l0", "grid.l0_range=[0.4,1.5]", "grid.coefficients=3"]
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +148,15 @@ def test_a_plan_counts_points_and_trains_nothing(tmp_path: Path) -> None:
     assert end.code == 0 and not (tmp_path / "none").exists()
     words = " ".join(end.out.split())
     assert "not known yet" in words and "points 12 (0 finished)" in words
-    assert "L0 0.3 to 1.5 are chosen by the run: 8 short SAEs, then up to 6 whole ones, for each of 2; about " in words
+    assert "L0 0.4 to 1.5 are chosen by the run: 8 short SAEs, then up to 6 whole ones, for each of 2; about " in words
     planned = json.loads(call("plan", *ASKED, "--json", f"output_dir={tmp_path / 'none'}").out)
-    assert planned["calibration"] == {"l0_range": [0.3, 1.5], "coefficients": 3, "known": False}
+    assert planned["calibration"] == {"l0_range": [0.4, 1.5], "coefficients": 3, "known": False}
     assert planned["points"] == 12 and planned["estimate"]["seconds"] > 0
 
 
 def test_what_is_chosen_is_what_is_trained(run: Path) -> None:
     info = yaml.safe_load((run / "sweeps" / "even" / "sweep.yaml").read_text())["calibration"]
-    assert (info["l0_range"], info["coefficients"]) == ([0.3, 1.5], 3)
+    assert (info["l0_range"], info["coefficients"]) == ([0.4, 1.5], 3)
     results, _ = tables(run, "even")
     lines = {line["name"].split(", ")[1]: line for line in info["lines"].values()}
     assert lines.keys() == {"l1", "sqrt"}
@@ -167,13 +167,13 @@ def test_what_is_chosen_is_what_is_trained(run: Path) -> None:
         assert len(line["short"]) == COARSE and len(line["whole"]) >= 3
         # A steeper penalty leaves less on.
         first, last = line["short"][0][1], line["short"][-1][1]
-        assert first > 1.5 > 0.3 > last and line["warning"] is None
+        assert first > 1.5 > 0.4 > last and line["warning"] is None
         # Of the seed that was tried L0 is what was asked for, nearly.
         l0 = rows[rows["seed"] == 0].sort_values("coefficient")["l0"]
-        assert np.abs(np.log(l0.to_numpy() / np.geomspace(1.5, 0.3, 3))).max() < 0.7
+        assert np.abs(np.log(l0.to_numpy() / np.geomspace(1.5, 0.4, 3))).max() < 0.7
     assert "not known" not in call("plan", *ASKED, f"output_dir={run}").out
     report = " ".join(call("report", "even", "--output-dir", str(run), "--output", str(run / "page.html")).out.split())
-    assert report.count("coefficient → expected L0: ") == 2 and "Coefficients chosen for L0 0.3 to 1.5" in report
+    assert report.count("coefficient → expected L0: ") == 2 and "Coefficients chosen for L0 0.4 to 1.5" in report
     assert (run / "page.html").read_text().count("coefficient → expected L0: ") == 2
 
 

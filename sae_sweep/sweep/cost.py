@@ -38,7 +38,7 @@ LISTED_BYTES, LISTED = 28, 16 << 17
 # and the bytes of a cache that it leaves.
 COPIES, PRODUCTS, CACHE = 12, 6, 1 << 25
 # Inputs measured at a time, the most active latents of them (measures/measure.py), and bytes of each, seen.
-MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 10, 1 << 22, 120
+MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 11, 1 << 22, 120
 # Rows of a firing table: bytes of each, how many take twice as long a row, and what it holds of latents of which more
 # than this share fires (measures/firing.py merges them).
 ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 90, 1.5e7, 0.3, 1 << 22
