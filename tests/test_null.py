@@ -10,6 +10,7 @@ import torch
 from planted import Planted
 
 from sae_sweep.columns import ACROSS, PLANTED, WITHIN, shuffled
+from sae_sweep.measures import null
 from sae_sweep.measures.classes import partition
 from sae_sweep.measures.firing import FiringTable, fold_dense
 from sae_sweep.measures.information import information
@@ -154,3 +155,20 @@ def test_latents_hit_common_features_as_often_as_chance_has_it() -> None:
     assert found[0]["shuffled_found_features"] == features
     dead = shuffled_features(detection, torch.eye(8)[:features], torch.eye(8)[:features], live & False, 0.09)
     assert (dead["shuffled_found_features"], dead["shuffled_killed_features"]) == (0, features)
+
+
+@pytest.mark.parametrize("touched", [0, 1, 40, 400])
+def test_cells_that_came_up_are_put_in_order_by_either_way(touched: int) -> None:
+    """Few are sorted, many found by a sweep of their group, which is every other cell."""
+    group, rng = np.arange(0, 2_000, 2), np.random.default_rng(0)
+    chosen, came_up = rng.permutation(group)[:touched], np.zeros(2_000, np.int32)
+    came_up[chosen] = 3
+    cells = np.concatenate([[7], chosen, [9]])
+    null._ascending(cells, 1, touched + 1, came_up, group)
+    assert cells.tolist() == [7, *sorted(chosen.tolist()), 9]
+
+
+def test_shuffled_tops_are_counted_by_cell() -> None:
+    units, tops = np.array([4, 4, 4, 1, 1, 0]), np.array([2, -1, 2, -1, -1, 0])
+    keys, counts = null._counted(units, tops, 3)
+    assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == {19: 2, 16: 1, 4: 2, 1: 1}

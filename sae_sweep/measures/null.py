@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sae_sweep.columns import ACROSS, PLANTED, WITHIN, shuffled
 from sae_sweep.measures.classes import Ints, partition
-from sae_sweep.measures.firing import FiringTable, Floats, Fold
+from sae_sweep.measures.firing import NO_LATENT, FiringTable, Floats, Fold
 from sae_sweep.measures.information import information
 from sae_sweep.measures.planted import Detection, planted_metrics
 from sae_sweep.measures.splitting import count_splits, describe
@@ -87,7 +87,7 @@ def dealt(table: FiringTable, group: Ints, fold: Fold) -> FiringTable:
     mass = fires * np.repeat(sums[1] / sums[2], rows)
     top = np.argsort(group[table.top_cell], kind="stable")
     tops = _shuffled(seed, np.repeat(table.top_latent[top], table.top_count[top]), starts)
-    keys, top_count = sum_by(units * (table.width + 1) + tops + 1, np.ones_like(tops))
+    keys, top_count = sum_by(*_counted(units, tops, table.width))
     top_cell, top_latent = np.divmod(keys, table.width + 1)
     top_weight = weight[top_cell] * top_count
     top_rows = top_cell, top_latent - 1, top_weight, top_count
@@ -194,3 +194,19 @@ def _shuffled(seed: int, values: Ints, starts: Ints) -> Ints:
     for group in range(len(starts) - 1):
         np.random.shuffle(values[starts[group] : starts[group + 1]])
     return values
+
+
+@numba.njit(cache=True, nogil=True)
+def _counted(units: Ints, tops: Ints, width: int) -> tuple[Ints, Ints]:
+    """Keys cell · (width + 1) + top - NO_LATENT of units [n], those of a cell side by side, and counts."""
+    keys, counts = np.empty(len(units), np.int64), np.empty(len(units), np.int64)
+    latest, rows = np.full(width + 1, -1, np.int64), 0
+    for unit in range(len(units)):
+        top = tops[unit] - NO_LATENT
+        key, place = units[unit] * (width + 1) + top, latest[top]
+        if place < 0 or keys[place] != key:
+            latest[top] = place = rows
+            keys[place], counts[place] = key, 0
+            rows += 1
+        counts[place] += 1
+    return keys[:rows].copy(), counts[:rows].copy()
