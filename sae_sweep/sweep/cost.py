@@ -239,7 +239,8 @@ def measured_seconds(
     if l0 is None:
         *_, (_, l0) = firing(point)
     width, inputs = point.sae.width, min(toy_inputs(point.toy), evaluation.inputs)
-    of_input = 2 * width * activation_size(point) / speed.product_flops + l0 * speed.measured_entry
+    flops = speed.rounded_flops if l0 < ROUND_BELOW * width else speed.product_flops
+    of_input = 2 * width * activation_size(point) / flops + l0 * speed.measured_entry
     seconds, rows = inputs * (of_input + speed.measured_input), _rows(point, inputs, l0)
     seconds += rows * speed.measured_row * (1 + rows / CROWDED) * (1 if nulls else UNSHUFFLED)
     if point.toy.name == "max_of_k":  # elsewhere factors say nothing of each other, or there are none

@@ -83,7 +83,7 @@ class Speed:
 # steps of widths 16 to 65,536, batches of 64 to 16,384, L0 1 to 64, d 32 and 64, of which 94% are within 20%; the rest
 # from the phases of whole sweeps. scripts/bench_scaling.py sets all of it against what it sees.
 XEON = Speed(
-    process=4.0,
+    process=5.6,
     toy_step=8e-4,
     batch_input=2.1e-7,
     model_input=5e-7,
@@ -94,7 +94,7 @@ XEON = Speed(
     counted_step=3.5e-4,
     product_flops=1.3e11,
     code=1.7e-10,
-    chosen=2.5e-10,
+    chosen=1e-9,
     rounded_flops=2.3e11,
     rounded_code=0.0,
     settled=2.4e-8,
@@ -109,9 +109,9 @@ XEON = Speed(
     autograd_flops=4e10,
     autograd_code=2e-8,
     spilled=1.3e-8,
-    measured_input=4.5e-6,
-    measured_entry=2e-7,
-    measured_row=5e-7,
+    measured_input=2.1e-6,
+    measured_entry=6e-8,
+    measured_row=1.5e-7,
     dealt=3.5e-8,
     point=0.02,
     logged=0.075,
