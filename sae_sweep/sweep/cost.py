@@ -38,10 +38,10 @@ LISTED_BYTES, LISTED = 28, 16 << 17
 # and the bytes of a cache that it leaves.
 COPIES, PRODUCTS, CACHE = 12, 6, 1 << 25
 # Inputs measured at a time, the most active latents of them (measures/measure.py), and bytes of each, seen.
-MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 11, 1 << 22, 120
+MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 11, 1 << 22, 50
 # Rows of a firing table: bytes of each, how many take twice as long a row, and what it holds of latents of which more
 # than this share fires (measures/firing.py merges them).
-ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 90, 1.5e7, 0.3, 1 << 22
+ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 45, 1.5e7, 0.3, 1 << 22
 # What of the time of such rows is left without nulls.
 UNSHUFFLED = 0.7
 # Information about three factors, in two ways each; deals of more inputs are not repeated (measures/information.py).
@@ -173,14 +173,14 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
         *_, (_, l0) = firing(point)
     if _dense(point, l0):
         return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
-    counted = point.sae.architecture in COUNTED
+    # The k largest so far change so often, where any order is as likely.
+    changes = point.sae.k * (1 + math.log(max(1.0, width / point.sae.k))) if point.sae.architecture == "topk" else 0.0
     of_batch = speed.counted_step if _of_batch(point) else 0.0
     flops, code, entry = speed.product_flops, speed.code, speed.entry
     if l0 < ROUND_BELOW * width:
         flops, code, entry = speed.rounded_flops, speed.rounded_code, speed.entry + speed.settled
-    inputs = b * (speed.input + l0 * (entry + d * speed.entry_number))
-    each = 2 * d / flops + code + (speed.chosen if counted else 0.0)
-    return speed.own_step + of_batch + inputs + codes * each + adam
+    inputs = b * (speed.input + l0 * (entry + d * speed.entry_number) + changes * speed.chosen)
+    return speed.own_step + of_batch + inputs + codes * (2 * d / flops + code) + adam
 
 
 def training_seconds(pack: tuple[Point, ...], speed: Speed, workers: int) -> float:

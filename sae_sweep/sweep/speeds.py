@@ -19,7 +19,8 @@ class Speed:
 
     Training: step: of a stack, own_step: of each of its SAEs, counted_step: more where a threshold, or
     shares, are found for a batch
-    product_flops: FLOP/s of the encoder product; code: a number that it makes; chosen: more, where the largest are kept
+    product_flops: FLOP/s of the encoder product; code: a number that it makes
+    chosen: where the largest are kept, one that takes the place of another
     rounded_flops, rounded_code: the same where few latents fire; settled: more, per active latent
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
@@ -85,8 +86,8 @@ class Speed:
 XEON = Speed(
     process=5.6,
     toy_step=8e-4,
-    batch_input=2.1e-7,
-    model_input=5e-7,
+    batch_input=3e-7,
+    model_input=4.5e-7,
     start_flops=5e10,
     distance=4e-9,
     step=2e-5,
@@ -94,7 +95,7 @@ XEON = Speed(
     counted_step=3.5e-4,
     product_flops=1.3e11,
     code=1.7e-10,
-    chosen=1e-9,
+    chosen=3e-8,
     rounded_flops=2.3e11,
     rounded_code=0.0,
     settled=2.4e-8,
@@ -102,8 +103,8 @@ XEON = Speed(
     entry=1.85e-8,
     entry_number=1.9e-10,
     parameter=3.8e-9,
-    dense_flops=7.5e10,
-    dense_code=1.6e-8,
+    dense_flops=1e11,
+    dense_code=1.3e-8,
     kernels=(*KERNELS["cpu"], *PENALTIES),
     autograd_step=6e-4,
     autograd_flops=4e10,
