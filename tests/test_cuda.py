@@ -105,6 +105,17 @@ def test_many_segments_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert agree(stack, batches(1, 140)[:, ::5]) == [False, False]
 
 
+def test_a_latent_that_fires_on_more_inputs_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "NARROW", 0)
+    monkeypatch.setattr(cuda, "WORDS", 2)  # of three, the last with six inputs
+    stack = stack_of(points(PENALTIES[3:5], width=20))
+    stack.split(stack.flat)[2][:, [0, 7]] += 100.0  # always on
+    data = batches(1, 70)
+    backend = CudaBackend()
+    assert agree(stack, data, backend) == [False, False]
+    assert backend._trainer is not None and not backend._trainer.masks.any() and not backend._trainer.hits.any()
+
+
 def test_an_sae_without_room_for_its_entries_takes_the_step_by_products() -> None:
     chosen = points([PENALTIES[7], PENALTIES[0], PENALTIES[6]], width=ENTRIES)
     stack = quiet(stack_of(chosen))

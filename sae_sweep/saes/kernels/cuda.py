@@ -31,12 +31,14 @@ WIDE, SEGMENTS = 8192, 8
 PRECISION = "tf32x3"
 # Inputs, and latents, in a tile.
 TILE = 64
+# Words of 32 inputs' bits that are read at once.
+WORDS = 128
 # Programs per SAE that its gradient is split among, at least, where there are inputs enough.
 PROGRAMS = 32
 
 
 class CudaBackend:
-    """Holds the buffers of the stack it trains, no more than a few numbers per entry beside the gradient."""
+    """Holds the buffers of the stack it trains: beside the gradient, a bit per input and latent is the largest."""
 
     def __init__(self, precision: str = PRECISION) -> None:
         """`precision`: Triton's input_precision of float32 products, "tf32", "tf32x3" or "ieee"."""
@@ -104,29 +106,23 @@ class _Trainer:
     def _room_for_entries(self) -> None:
         wide = self.width >= WIDE and not self.k
         self.segments, self.screen_rows = (SEGMENTS, 2 * TILE) if wide else (1, TILE)
-        # Mean entries per input, and most of one input in one segment.
+        # Mean entries per input above which products are faster, and most of one input in one segment.
         mean = self.k or min(max(self.width // 32, 32), 256)
         self.capacity = self.k or triton.next_power_of_2(4 * mean // self.segments)
         self.room = mean * self.b
         cells = (self.n, self.b, self.segments)
         self.slots = self._zeros(*cells, self.capacity, dtype=torch.int32)
-        self.counts, self.offsets = (self._zeros(*cells, dtype=torch.int32) for _ in range(2))
+        self.counts = self._zeros(*cells, dtype=torch.int32)
         self.reach, self.squares = self._zeros(self.n, self.width), self._zeros(self.n, self.width)
         self.packed = self._zeros(self.n, self.width, self.shape["DP"], dtype=torch.float16)
-        # One unused place at the end bounds the last run of equal keys.
-        self.keys, self.sorted, self.ranks, self.runs = (
-            self._zeros(self.n * self.room + 1, dtype=torch.int32) for _ in range(4)
-        )
-        self.order = self._zeros(self.n * self.room + 1, dtype=torch.int64)
-        self.begins = torch.ones_like(self.keys, dtype=torch.bool)
-        self.inputs = torch.zeros_like(self.keys)
-        self.codes, self.g_codes, self.entry_pulls = (self._zeros(self.n * self.room + 1) for _ in range(3))
-        self.run_count = self._zeros(1, dtype=torch.int32)
-        self.unused_key = self.n * self.width
-        self.keys.fill_(self.unused_key)
+        # The inputs that a latent fires on, a bit each; how many so far; and the latents that fire on any.
+        self.words = triton.cdiv(self.b, 32)
+        self.masks = self._zeros(self.n, self.width, self.words, dtype=torch.int32)
+        self.hits, self.fired = (self._zeros(self.n, self.width, dtype=torch.int32) for _ in range(2))
+        self.fired_count = self._zeros(self.n, dtype=torch.int32)
         device = self.stack.flat.device
         many = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        self.programs = 16 * many
+        self.programs = triton.cdiv(16 * many, self.n)
 
     def fits(self, stack: Stack, batches: Tensor) -> bool:
         """Whether the captured addresses are still those of this stack, and the batches of this size."""
@@ -167,7 +163,6 @@ class _Trainer:
             self._screen()
             for slopes, members in self.groups:
                 self._entries(slopes, members)
-            self._latents()
         if not self.k:  # TopK's entries always have room
             for slopes, members in self.groups:
                 self._products(slopes, members)
@@ -191,7 +186,7 @@ class _Trainer:
         self.step.add_(1)
 
     def _screen(self) -> None:
-        """Slots of the latents that may fire, where each input's entries begin, which SAEs have no room for them."""
+        """Slots of the latents that may fire, and which SAEs have no room for them."""
         rows, n, width = self.screen_rows, self.n, self.width
         before = (self.x, self.stack.flat)
         after = (self.reach, self.packed, self.slots, self.counts, self.b, width, self.stride)
@@ -206,35 +201,27 @@ class _Trainer:
             segment = triton.cdiv(triton.cdiv(width, self.segments), TILE) * TILE
             encode.screen[(triton.cdiv(self.b, rows), self.segments, n)](
                 *before, *after, segment, **self.shape, ROWS=rows, LATENTS=TILE, CAPACITY=self.capacity,
+                num_warps=rows // 16,
             )  # fmt: skip
-        encode.place_entries[(n,)](
-            self.counts, self.offsets, self.dense, self.b * self.segments, self.room, CAPACITY=self.capacity, BLOCK=1024
-        )
+        by_entries.check_room[(n,)](
+            self.counts, self.dense, self.fired_count, self.b * self.segments, self.room, CAPACITY=self.capacity,
+            BLOCK=1024,
+        )  # fmt: skip
+        self.squares.zero_()
 
     def _entries(self, slopes: Slopes, members: Tensor) -> None:
-        by_entries.gradients_of_entries[(self.b, len(members))](
-            self.x, self.stack.flat, self.norms, self.slots, self.counts, self.offsets, self.dense, members,
-            self.settings, self.schedule, self.step, self.keys, self.inputs, self.codes, self.g_codes,
-            self.entry_pulls, self.residuals, self.rows_sums, self.b, self.n, self.width, self.stride, self.room,
-            TERMS=slopes.terms, TERM_SLOPES=slopes.term_slopes, OUTER=slopes.outer, **self.shape,
-            SEGMENTS=self.segments, CAPACITY=self.capacity, CHUNK=16, num_warps=1,
+        fires = self.masks, self.hits, self.fired, self.fired_count
+        by_entries.decode[(self.b, len(members))](
+            self.x, self.stack.flat, self.norms, self.slots, self.counts, self.dense, members, self.settings, *fires,
+            self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride, self.words,
+            TERMS=slopes.terms, OUTER=slopes.outer, **self.shape, SEGMENTS=self.segments, CAPACITY=self.capacity,
+            CHUNK=16, num_warps=1,
         )  # fmt: skip
-
-    def _latents(self) -> None:
-        torch.sort(self.keys, stable=True, out=(self.sorted, self.order))
-        # Ready for the next step: places it leaves unused keep the key that belongs to no latent.
-        self.keys.fill_(self.unused_key)
-        torch.ne(self.sorted[1:], self.sorted[:-1], out=self.begins[1:])
-        torch.cumsum(self.begins, 0, dtype=torch.int32, out=self.ranks)
-        length = len(self.keys)
-        by_entries.find_runs[(triton.cdiv(length, 1024),)](
-            self.sorted, self.ranks, self.runs, length, self.unused_key, self.run_count, BLOCK=1024
-        )
-        self.squares.zero_()
-        by_entries.gradients_of_latents[(self.programs,)](
-            self.x, self.stack.flat, self.sorted, self.order, self.runs, self.run_count, self.inputs, self.codes,
-            self.g_codes, self.entry_pulls, self.residuals, self.gradient, self.squares, self.b, self.width,
-            self.stride, **self.shape, CHUNK=32, num_warps=2,
+        by_entries.gradients_of_latents[(self.programs, len(members))](
+            self.x, self.stack.flat, self.norms, members, self.settings, self.schedule, self.step, *fires,
+            self.residuals, self.slopes, self.gradient, self.squares, self.b, self.n, self.width, self.stride,
+            self.words, TERM_SLOPES=slopes.term_slopes, **self.shape, CHUNK=16,
+            WORDS=min(WORDS, triton.next_power_of_2(self.words)), num_warps=2,
         )  # fmt: skip
 
     def _products(self, slopes: Slopes, members: Tensor) -> None:

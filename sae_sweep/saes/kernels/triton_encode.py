@@ -140,26 +140,3 @@ def choose(  # type: ignore[no-untyped-def]
     cells = i * b + rows
     tl.store(slots + cells[:, None] * K + places[None, :], chosen, mask=taken)
     tl.store(counts + cells, tl.sum(taken.to(tl.int32), 1), mask=there)
-
-
-@triton.jit
-def place_entries(  # type: ignore[no-untyped-def]
-    counts, offsets, dense, cells, room, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Where each cell's entries begin in their SAE's list: offsets of counts [n, cells].
-
-    dense [n] becomes 1 where a cell holds more than CAPACITY entries or the SAE more than `room`: none may be dropped,
-    so such an SAE takes this step by triton_dense.py.
-    """
-    i = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([], tl.int32)
-    most = tl.zeros([], tl.int32)
-    for start in range(0, cells, BLOCK):
-        cell = start + tl.arange(0, BLOCK)
-        count = tl.load(counts + i * cells + cell, mask=cell < cells, other=0)
-        tl.store(offsets + i * cells + cell, total + tl.cumsum(count, 0) - count, mask=cell < cells)
-        # Bounded, so that a sum over a wide SAE cannot wrap around.
-        total += tl.minimum(tl.sum(tl.minimum(count, CAPACITY + 1), 0), room + 1)
-        total = tl.minimum(total, room + 1)
-        most = tl.maximum(most, tl.max(count, 0))
-    tl.store(dense + i, ((total > room) | (most > CAPACITY)).to(tl.int32))

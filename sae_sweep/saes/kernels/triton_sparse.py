@@ -1,7 +1,7 @@
-"""The step on the entries alone: decode, penalty and entry gradients by input, then both weight gradients by latent.
+"""The step on the active latents alone: decode and penalty by input, then both weight gradients by latent.
 
-An entry is one latent that fires on one input. SAE i's lie in lists at i·room, in the order of inputs; sorted by latent
-they are summed in that order, without atomics. So an SAE's bits are the same every time and in any stack.
+Which inputs a latent fires on is kept as bits, set in any order and read in that of the inputs: sums need no sorting,
+and no atomic that rounds. So an SAE's bits are the same every time and in any stack.
 """
 
 from __future__ import annotations
@@ -10,126 +10,164 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["n"])
-def gradients_of_entries(  # type: ignore[no-untyped-def]
-    x, flat, norms, slots, counts, offsets, dense, members, settings, schedule, step,
-    keys, inputs, codes, g_codes, pulls, residuals, rows_sums, b, n, width, stride, room,
-    TERMS: tl.constexpr, TERM_SLOPES: tl.constexpr, OUTER: tl.constexpr,
+@triton.jit
+def check_room(  # type: ignore[no-untyped-def]
+    counts, dense, fired_count, cells, room, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Whether the slots hold all latents that may fire, counts [n, cells], and those are few: dense [n] is 0 then.
+
+    It becomes 1 where a cell holds more than CAPACITY or the SAE more than `room`: none may be dropped, and many cost
+    more than products, so such an SAE takes this step by triton_dense.py. fired_count [n] becomes 0.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([], tl.int32)
+    most = tl.zeros([], tl.int32)
+    for start in range(0, cells, BLOCK):
+        cell = start + tl.arange(0, BLOCK)
+        count = tl.load(counts + i * cells + cell, mask=cell < cells, other=0)
+        # Bounded, so that a sum over a wide SAE cannot wrap around.
+        total += tl.minimum(tl.sum(tl.minimum(count, CAPACITY + 1), 0), room + 1)
+        total = tl.minimum(total, room + 1)
+        most = tl.maximum(most, tl.max(count, 0))
+    tl.store(dense + i, ((total > room) | (most > CAPACITY)).to(tl.int32))
+    tl.store(fired_count + i, 0)
+
+
+@triton.jit
+def decode(  # type: ignore[no-untyped-def]
+    x, flat, norms, slots, counts, dense, members, settings, masks, hits, fired, fired_count,
+    residuals, rows_sums, slopes, b, width, stride, words,
+    TERMS: tl.constexpr, OUTER: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, SEGMENTS: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One input of one SAE: its codes in float32, x̂ − x, its penalty, and the gradient of each code.
+    """One input of one SAE: residuals x̂ − x [n, b, d], rows_sums [n, b, 3]: error, penalty, latents on.
 
-    Writes keys (i·width + latent), inputs, codes, g_codes and pulls (what the penalty adds to the gradient of a W_dec
-    row, in units of it) at the input's entries; residuals [n, b, d]; rows_sums [n, b, 3]: error, penalty, latents on.
+    slopes [n, b, 2]: the penalty's derivatives in the two sums of an input. Of each latent that fires sets the input's
+    bit in masks [n, width, words]; the first of its inputs to come adds it to fired [n, width], fired_count [n] so far.
     """
     i, row = tl.load(members + tl.program_id(1)), tl.program_id(0)
     if tl.load(dense + i) == 0:
         parameters, columns, lanes = flat + i * stride, tl.arange(0, DP), tl.arange(0, CHUNK)
         inside = columns < D
         scale, p = tl.load(settings + 3 * i), tl.load(settings + 3 * i + 1)
-        coefficient = tl.load(schedule + (tl.load(step) * n + i) * 3 + 2)
         inputs_row = tl.load(x + row * D + columns, mask=inside, other=0.0)
         residual = tl.load(parameters + 2 * width * D + width + columns, mask=inside, other=0.0) - inputs_row
         sum0, sum1, on = 0.0, 0.0, 0.0
-        cell = (i * b + row) * SEGMENTS
+        bit = (lanes * 0 + 1) << (row % 32)
         for segment in range(SEGMENTS):
-            first = i * room + tl.load(offsets + cell + segment)
-            entries = tl.load(counts + cell + segment)
+            cell = (i * b + row) * SEGMENTS + segment
+            entries = tl.load(counts + cell)
             for start in range(0, entries, CHUNK):
                 here = start + lanes < entries
-                latents = tl.load(slots + (cell + segment) * CAPACITY + start + lanes, mask=here, other=0)
+                latents = tl.load(slots + cell * CAPACITY + start + lanes, mask=here, other=0)
                 at = parameters + latents[:, None] * D + columns[None, :]
                 both = here[:, None] & inside[None, :]
                 W_enc = tl.load(at, mask=both, other=0.0)
                 W_dec = tl.load(at + width * D, mask=both, other=0.0)
                 b_enc = tl.load(parameters + 2 * width * D + latents, mask=here, other=0.0)
                 pre = tl.sum(W_enc * inputs_row[None, :], 1) + b_enc
-                code = tl.where(here & (pre > 0), pre, 0.0)
-                v = code * tl.load(norms + i * width + latents, mask=here, other=0.0)
+                fires = here & (pre > 0)
+                code = tl.where(fires, pre, 0.0)
+                key = i * width + latents
+                v = code * tl.load(norms + key, mask=here, other=0.0)
                 term0, term1 = TERMS(v, scale, p)
                 sum0 += tl.sum(tl.where(v > 0, term0, 0.0), 0)
                 sum1 += tl.sum(tl.where(v > 0, term1, 0.0), 0)
-                on += tl.sum((code > 0).to(tl.float32), 0)
+                on += tl.sum(fires.to(tl.float32), 0)
                 residual += tl.sum(code[:, None] * W_dec, 0)
-                tl.store(codes + first + start + lanes, code, mask=here)
+                tl.atomic_or(masks + key * words + row // 32, bit, mask=fires, sem="relaxed")
+                before = tl.atomic_add(hits + key, 1, mask=fires, sem="relaxed")
+                first = (fires & (before == 0)).to(tl.int32)
+                new = tl.sum(first, 0)
+                if new > 0:
+                    place = tl.atomic_add(fired_count + i, new, sem="relaxed") + tl.cumsum(first, 0) - 1
+                    tl.store(fired + i * width + place, latents, mask=first > 0)
         value, slope0, slope1 = OUTER(sum0, sum1)
-        tl.store(residuals + (i * b + row) * D + columns, residual, mask=inside)
-        tl.store(rows_sums + (i * b + row) * 3, tl.sum(residual * residual, 0))
-        tl.store(rows_sums + (i * b + row) * 3 + 1, tl.where(on > 0, value, 0.0))
-        tl.store(rows_sums + (i * b + row) * 3 + 2, on)
-        tl.debug_barrier()  # the codes just written are read by other threads
-        of_error, of_penalty = 2.0 / b, coefficient / b
-        for segment in range(SEGMENTS):
-            first = i * room + tl.load(offsets + cell + segment)
-            entries = tl.load(counts + cell + segment)
+        at_row = i * b + row
+        tl.store(residuals + at_row * D + columns, residual, mask=inside)
+        tl.store(rows_sums + at_row * 3, tl.sum(residual * residual, 0))
+        tl.store(rows_sums + at_row * 3 + 1, tl.where(on > 0, value, 0.0))
+        tl.store(rows_sums + at_row * 3 + 2, on)
+        tl.store(slopes + at_row * 2, slope0)
+        tl.store(slopes + at_row * 2 + 1, slope1)
+
+
+@triton.jit
+def ones_in(word):  # type: ignore[no-untyped-def]
+    """How many bits of each int32 are set (Warren, Hacker's Delight, 5-1); what its sign shifts in is masked."""
+    pairs = word - ((word >> 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    eights = (fours + (fours >> 4)) & 0x0F0F0F0F
+    sixteens = eights + (eights >> 8)
+    return (sixteens + (sixteens >> 16)) & 0x3F
+
+
+@triton.jit(do_not_specialize=["n"])
+def gradients_of_latents(  # type: ignore[no-untyped-def]
+    x, flat, norms, members, settings, schedule, step, masks, hits, fired, fired_count, residuals, slopes,
+    gradient, squares, b, n, width, stride, words,
+    TERM_SLOPES: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of each latent of an SAE that fired, and the square of its norm in squares [n, width].
+
+    A program takes every num_programs-th of them, and their inputs in order: WORDS words of bits, of these CHUNK inputs
+    at a time, whose codes it computes again. Leaves masks and hits at 0.
+    """
+    i = tl.load(members + tl.program_id(1))
+    parameters, columns = flat + i * stride, tl.arange(0, DP)
+    lanes, places = tl.arange(0, CHUNK), tl.arange(0, WORDS)
+    inside = columns < D
+    scale, p = tl.load(settings + 3 * i), tl.load(settings + 3 * i + 1)
+    of_error, of_penalty = 2.0 / b, tl.load(schedule + (tl.load(step) * n + i) * 3 + 2) / b
+    for number in range(tl.program_id(0), tl.load(fired_count + i), tl.num_programs(0)):
+        latent = tl.load(fired + i * width + number)
+        key = i * width + latent
+        at = latent * D + columns
+        W_enc = tl.load(parameters + at, mask=inside, other=0.0)
+        W_dec = tl.load(parameters + width * D + at, mask=inside, other=0.0)
+        b_enc, norm = tl.load(parameters + 2 * width * D + latent), tl.load(norms + key)
+        g_enc, g_dec = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
+        g_benc, pull = 0.0, 0.0
+        for block in range(0, words, WORDS):
+            there = block + places < words
+            word_at = masks + key * words + block + places
+            bits = tl.load(word_at, mask=there, other=0)
+            tl.store(word_at, 0, mask=there)
+            ends = tl.cumsum(ones_in(bits), 0)
+            entries = tl.max(ends, 0)
             for start in range(0, entries, CHUNK):
-                here = start + lanes < entries
-                latents = tl.load(slots + (cell + segment) * CAPACITY + start + lanes, mask=here, other=0)
-                W_dec = tl.load(
-                    parameters + width * D + latents[:, None] * D + columns[None, :],
-                    mask=here[:, None] & inside[None, :],
-                    other=0.0,
-                )
-                norm = tl.load(norms + i * width + latents, mask=here, other=0.0)
-                code = tl.load(codes + first + start + lanes, mask=here, other=0.0)
+                rank = start + lanes
+                here = rank < entries
+                # The word that holds a rank is the first that ends above it.
+                which = tl.sum((ends[None, :] <= rank[:, None]).to(tl.int32), 1)
+                its = places[None, :] == which[:, None]
+                word = tl.sum(tl.where(its, bits[None, :], 0), 1)
+                begin = tl.sum(tl.where(its, ends[None, :], 0), 1) - ones_in(word)
+                # And in it the place of a bit is how many places end at or below what comes before it.
+                so_far = tl.cumsum((word[:, None] >> tl.arange(0, 32)[None, :]) & 1, 1)
+                row = (block + which) * 32 + tl.sum((so_far <= (rank - begin)[:, None]).to(tl.int32), 1)
+                at_row = i * b + row
+                both = here[:, None] & inside[None, :]
+                rows = tl.load(x + row[:, None] * D + columns[None, :], mask=both, other=0.0)
+                residual = tl.load(residuals + at_row[:, None] * D + columns[None, :], mask=both, other=0.0)
+                slope0 = tl.load(slopes + at_row * 2, mask=here, other=0.0)
+                slope1 = tl.load(slopes + at_row * 2 + 1, mask=here, other=0.0)
+                pre = tl.sum(W_enc[None, :] * rows, 1) + b_enc
+                code = tl.where(here & (pre > 0), pre, 0.0)
                 v = code * norm
                 term_slope0, term_slope1 = TERM_SLOPES(v, scale, p)
                 slope = tl.where(v > 0, slope0 * term_slope0 + slope1 * term_slope1, 0.0) * of_penalty
-                g_code = of_error * tl.sum(W_dec * residual[None, :], 1) + slope * norm
-                tl.store(keys + first + start + lanes, (i * width + latents).to(tl.int32), mask=here)
-                tl.store(inputs + first + start + lanes, row, mask=here)
-                tl.store(g_codes + first + start + lanes, tl.where(code > 0, g_code, 0.0), mask=here)
-                tl.store(pulls + first + start + lanes, slope * code / tl.where(norm > 0, norm, 1.0), mask=here)
-
-
-@triton.jit
-def find_runs(sorted_keys, ranks, runs, length, last, run_count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where each run of equal keys begins: runs[rank]. `last` is the key of unused places: its rank is run_count."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < length
-    key = tl.load(sorted_keys + at, mask=there, other=-1)
-    before = tl.load(sorted_keys + at - 1, mask=there & (at > 0), other=-1)
-    rank = tl.load(ranks + at, mask=there, other=0) - 1
-    begins = there & (key != before)
-    tl.store(runs + rank, at, mask=begins)
-    tl.store(run_count + at * 0, rank, mask=begins & (key == last))
-
-
-@triton.jit
-def gradients_of_latents(  # type: ignore[no-untyped-def]
-    x, flat, sorted_keys, order, runs, run_count, inputs, codes, g_codes, pulls, residuals, gradient, squares,
-    b, width, stride, D: tl.constexpr, DP: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Sum the entries of each latent that fired: its gradient, and the square of its norm in squares [n, width].
-
-    Each program takes every num_programs-th run of sorted_keys.
-    """
-    columns, lanes = tl.arange(0, DP), tl.arange(0, CHUNK)
-    inside = columns < D
-    for run in range(tl.program_id(0), tl.load(run_count), tl.num_programs(0)):
-        begin, end = tl.load(runs + run), tl.load(runs + run + 1)
-        key = tl.load(sorted_keys + begin)
-        i, latent = (key // width).to(tl.int64), key % width
-        g_enc, g_dec = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
-        g_benc, pull = 0.0, 0.0
-        for start in range(begin, end, CHUNK):
-            here = start + lanes < end
-            entry = tl.load(order + start + lanes, mask=here, other=0)
-            row = tl.load(inputs + entry, mask=here, other=0)
-            code = tl.load(codes + entry, mask=here, other=0.0)
-            g_code = tl.load(g_codes + entry, mask=here, other=0.0)
-            both = here[:, None] & inside[None, :]
-            rows = tl.load(x + row[:, None] * D + columns[None, :], mask=both, other=0.0)
-            residual = tl.load(residuals + (i * b + row)[:, None] * D + columns[None, :], mask=both, other=0.0)
-            g_enc += tl.sum(g_code[:, None] * rows, 0)
-            g_dec += tl.sum(code[:, None] * residual, 0)
-            g_benc += tl.sum(g_code, 0)
-            pull += tl.sum(tl.load(pulls + entry, mask=here, other=0.0), 0)
-        W_dec = tl.load(flat + i * stride + (width + latent) * D + columns, mask=inside, other=0.0)
-        g_dec = g_dec * (2.0 / b) + pull * W_dec
-        to = gradient + i * stride + latent * D + columns
-        tl.store(to, g_enc, mask=inside)
-        tl.store(to + width * D, g_dec, mask=inside)
-        tl.store(gradient + i * stride + 2 * width * D + latent, g_benc)
+                g_code = of_error * tl.sum(W_dec[None, :] * residual, 1) + slope * norm
+                g_code = tl.where(code > 0, g_code, 0.0)
+                g_enc += tl.sum(g_code[:, None] * rows, 0)
+                g_dec += tl.sum(code[:, None] * residual, 0)
+                g_benc += tl.sum(g_code, 0)
+                pull += tl.sum(slope * code, 0)
+        tl.store(hits + key, 0)
+        g_dec = g_dec * of_error + pull / tl.where(norm > 0, norm, 1.0) * W_dec
+        to = gradient + i * stride
+        tl.store(to + at, g_enc, mask=inside)
+        tl.store(to + width * D + at, g_dec, mask=inside)
+        tl.store(to + 2 * width * D + latent, g_benc)
         square = tl.sum(g_enc * g_enc + g_dec * g_dec, 0) + g_benc * g_benc
-        tl.store(squares + i * width + latent, square)
+        tl.store(squares + key, square)
