@@ -107,6 +107,8 @@ def test_a_plan(words: list[str], root: Path, tmp_path: Path) -> None:
     assert found["estimate"]["peak_memory_bytes"] > 2**20
     shown = call(*words, *SEVERAL, "--shard", "0/2", f"output_dir={place}").out
     assert "sae.width" in shown and "5, 7" in shown
+    many = call(*words, *SEVERAL, "seed=range(0,100)", f"output_dir={place}").out
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …, 99 (100 values)" in " ".join(many.split())
     assert not place.exists()
 
 

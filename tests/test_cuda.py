@@ -18,13 +18,14 @@ from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
 os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
-from sae_sweep.saes import penalties
-from sae_sweep.saes.kernels import LONGEST, cuda, pick_backend
-from sae_sweep.saes.kernels.cuda import CudaBackend
+from sae_sweep.saes import penalties, tiles
+from sae_sweep.saes.kernels import LONGEST, pick_backend
+from sae_sweep.saes.kernels.cuda import PRECISION, CudaBackend, _Trainer
 from sae_sweep.saes.kernels.dense import DenseBackend
 from sae_sweep.saes.kernels.triton_slopes import triton_slopes
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import Penalty
+from sae_sweep.schema import Penalty, Site, Toy
+from sae_sweep.sweep.cost import state_bytes
 
 # The interpreter's numpy warns of 0·inf and the like, which the kernels mask.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -37,7 +38,7 @@ ENTRIES, QUIET = 300, 5.0
 @pytest.fixture(autouse=True)
 def narrower(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists of entries from a smaller width than on a GPU."""
-    monkeypatch.setattr(cuda, "NARROW", 100)
+    monkeypatch.setattr(tiles, "NARROW", 100)
 
 
 def quiet(stack: Stack, by: float = QUIET) -> Stack:
@@ -73,11 +74,12 @@ def agree(stack: Stack, data: torch.Tensor, backend: CudaBackend | None = None) 
 @pytest.mark.parametrize("by_entries", [False, True])
 def test_the_step_is_the_reference_step_for_every_penalty(by_entries: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if by_entries:
-        monkeypatch.setattr(cuda, "NARROW", 0)
+        monkeypatch.setattr(tiles, "NARROW", 0)
     chosen = points(PENALTIES, clip=2.0, coefficient_warmup=0.5)
     # A stack holds different learning rates too.
     chosen[0] = dataclasses.replace(chosen[0], training=dataclasses.replace(chosen[0].training, lr=1e-3))
-    assert agree(stack_of(chosen), batches(2, BATCH)) == [not by_entries] * len(chosen)
+    # One step by entries: the interpreter takes seconds for it.
+    assert agree(stack_of(chosen), batches(1 if by_entries else 2, BATCH)) == [not by_entries] * len(chosen)
 
 
 @pytest.mark.parametrize("k", [1, 3, 20])
@@ -100,14 +102,14 @@ def test_topk_keeps_the_lower_of_equal_latents() -> None:
 
 
 def test_many_segments_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "WIDE", 600)  # eight segments of two tiles, the last half empty
+    monkeypatch.setattr(tiles, "WIDE", 600)  # eight segments of two tiles, the last half empty
     stack = quiet(stack_of(points([PENALTIES[1], PENALTIES[7]], width=1100)))
     assert agree(stack, batches(1, 140)[:, ::5]) == [False, False]
 
 
 def test_a_latent_that_fires_on_more_inputs_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "NARROW", 0)
-    monkeypatch.setattr(cuda, "WORDS", 2)  # of three, the last with six inputs
+    monkeypatch.setattr(tiles, "NARROW", 0)
+    monkeypatch.setattr(tiles, "WORDS", 2)  # of three, the last with six inputs
     stack = stack_of(points(PENALTIES[3:5], width=20))
     stack.split(stack.flat)[2][:, [0, 7]] += 100.0  # always on
     data = batches(1, 70)
@@ -152,7 +154,7 @@ def test_company_changes_no_bit(architecture: str, width: int) -> None:
 
     def trained(members: list[int]) -> list[torch.Tensor]:
         stack, backend = stack_of([chosen[i] for i in members]), CudaBackend()
-        if width > cuda.NARROW:
+        if width > tiles.NARROW:
             # One of them begins with more on than lists have room for.
             for i, biases in zip(members, stack.split(stack.flat)[2], strict=True):
                 biases -= QUIET * (i != 1)
@@ -214,6 +216,22 @@ def test_the_backend_for_a_stack_on_a_gpu() -> None:
     assert isinstance(picked("relu", LONGEST + 1), DenseBackend)
     assert isinstance(picked("batchtopk"), DenseBackend)
     assert isinstance(picked("relu", penalty=EXCLUSIVE), DenseBackend)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "d", "b"),
+    [("relu", 40, 16, 70), ("relu", 700, 24, 300), ("relu", 9000, 16, 33), ("topk", 90, 100, 64)],
+)
+def test_the_planner_knows_what_is_held(architecture: str, width: int, d: int, b: int) -> None:
+    chosen = points(PENALTIES, architecture, width, batch_size=b)
+    stack = stack_of(chosen, d)
+    trainer = _Trainer(stack, b, PRECISION)
+    tensors = [value for value in vars(trainer).values() if isinstance(value, torch.Tensor)]
+    held = sum(t.nbytes for t in (*tensors, stack.flat, stack.first, stack.second))
+    site, toy = Site("pre_unembed"), Toy(d_model=d)
+    assert len(chosen) * state_bytes(dataclasses.replace(chosen[0], site=site, toy=toy), "cuda") == pytest.approx(
+        held, rel=0.03
+    )
 
 
 def test_an_annealed_stack() -> None:

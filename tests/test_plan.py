@@ -84,7 +84,7 @@ def test_memory_bounds_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of("seed=range(0,10)", "penalty.coefficient=1")
     monkeypatch.setattr(plan_module, "cores", lambda device: 2)
     speed, point = SPEEDS["cpu"], sweep.points[0]
-    one, shared = cost.state_bytes(point), cost.training_bytes(point, 2, speed)
+    one, shared = cost.state_bytes(point, "cpu"), cost.training_bytes(point, 2, speed)
     for room, sizes in ((3 * one, [3, 3, 3, 1]), (5 * one, [5, 5]), (one - 1, [1] * 10)):
         monkeypatch.setitem(SPEEDS, "cpu", replace(speed, pack_bytes=shared + room))
         bounded = plan(sweep, set())
@@ -302,7 +302,7 @@ def test_autograd_is_counted_by_batch_and_width() -> None:
     """What holds batch × width for each SAE at work says so, and gets smaller packs for it: on a GPU alone."""
     relu, gated = (Point(sae=Sae(name, width=8192), training=Training(batch_size=4096)) for name in ("relu", "gated"))
     weighed, held = replace(relu, penalty=Penalty("exclusive_pi")), 4 * 4096 * 8192
-    assert state_bytes(gated) - state_bytes(relu) == 4 * 3 * 2 * 8192
+    assert state_bytes(gated, "cpu") - state_bytes(relu, "cpu") == 4 * 3 * 2 * 8192
     for other in (gated, weighed):
         assert training_bytes(other, 2, SPEEDS["cpu"]) - training_bytes(relu, 2, SPEEDS["cpu"]) < held
         assert training_bytes(other, 1, SPEEDS["cuda"]) - training_bytes(relu, 1, SPEEDS["cuda"]) > 10 * held

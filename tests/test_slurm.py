@@ -17,7 +17,9 @@ from slurm_cluster import Cluster, missing, wait_for
 
 from sae_sweep import cluster as cluster_commands
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+# One cluster for all.
+GROUP = pytest.mark.xdist_group("slurm")
+pytestmark = [GROUP, pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
 TASK = ["launcher.memory=900M", "launcher.cpus=1", "launcher.time=30", "launcher.signal_seconds=20"]
 ONE_TASK = [*TASK, "launcher.target_minutes=30"]

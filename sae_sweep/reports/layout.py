@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 NARROWEST, WIDEST = 80, 200
+# Values of a list that are shown.
+LISTED = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 # One character for one, so that what is aligned stays so.
 _ASCII: dict[int, int | str] = {
@@ -129,6 +131,13 @@ def fraction(value: float) -> str:
 def count(value: float) -> str:
     """A mean count: whole where it is whole."""
     return f"{value:.0f}" if value == round(value) or value >= 100 else f"{value:.1f}"
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Values side by side; of more than LISTED the first ones, the last, and how many."""
+    if len(values) <= LISTED:
+        return ", ".join(map(str, values))
+    return f"{', '.join(map(str, values[: LISTED - 2]))}, …, {values[-1]} ({len(values):,} values)"
 
 
 def duration(seconds: float) -> str:

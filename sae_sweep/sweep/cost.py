@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from sae_sweep.saes.tiles import Tiles
 from sae_sweep.schema import COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
 from sae_sweep.sweep.speeds import SPEEDS, Speed
 
@@ -99,9 +100,15 @@ def by_autograd(point: Point, speed: Speed) -> bool:
     return not {point.sae.architecture, point.penalty.name} <= set(speed.kernels)
 
 
-def state_bytes(point: Point) -> int:
+def state_bytes(point: Point, kind: str) -> int:
     """Memory that an SAE takes while its pack trains, float32."""
-    return 4 * STATE * parameter_count(point)
+    held = 4 * STATE * parameter_count(point)
+    if kind == "cpu" or by_autograd(point, SPEEDS[kind]):
+        return held
+    k = point.sae.k if point.sae.architecture == "topk" else 0
+    # And of every step the learning rate, Adam's correction, and the coefficient twice.
+    steps = 16 * point.training.steps
+    return held + steps + Tiles(point.sae.width, activation_size(point), point.training.batch_size, k).bytes
 
 
 def peak_bytes(packs: Collection[tuple[Point, ...]], kind: str, workers: int) -> int:
@@ -109,7 +116,7 @@ def peak_bytes(packs: Collection[tuple[Point, ...]], kind: str, workers: int) ->
     speed = SPEEDS[kind]
     # Beside a GPU, starts are sought and tables counted in the host's memory.
     held = work_bytes if kind == "cpu" else training_bytes
-    peaks = [len(pack) * state_bytes(pack[0]) + held(pack[0], workers, speed) for pack in packs]
+    peaks = [len(pack) * state_bytes(pack[0], kind) + held(pack[0], workers, speed) for pack in packs]
     return max(peaks) + speed.base_bytes if peaks else 0
 
 

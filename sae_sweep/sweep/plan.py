@@ -12,7 +12,7 @@ from sae_sweep.errors import UserError
 from sae_sweep.schema import COMPETING, Point, Sae, Toy, toy_id
 from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
 from sae_sweep.sweep.grid import Sweep
-from sae_sweep.sweep.speeds import SPEEDS, Speed
+from sae_sweep.sweep.speeds import SPEEDS
 
 # A stack's launches are shared by its SAEs; beyond this many there is little left to share and more to lose.
 LARGEST_PACK = 64
@@ -81,7 +81,7 @@ def plan(
     device = device_kind(sweep.device)
     speed = SPEEDS[device]
     workers = cores(device)
-    packs = list(_packs(missing, speed, workers))
+    packs = list(_packs(missing, device, workers))
     toys = {point.toy for point in missing}
     seconds = sum(toy_seconds(toy, speed) for toy in toys if toy_id(toy) not in trained_toys)
     seconds += sum(pack_seconds(pack, sweep.evaluation, speed, workers) for pack in packs)
@@ -125,11 +125,12 @@ def device_kind(device: str) -> str:
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
-def _packs(points: Sequence[Point], speed: Speed, workers: int) -> Iterator[Pack]:
+def _packs(points: Sequence[Point], kind: str, workers: int) -> Iterator[Pack]:
     """Stacks of at most LARGEST_PACK points and `pack_bytes` bytes (one point at least), of near equal size."""
+    speed = SPEEDS[kind]
     for stack in stacks(points):
         room = speed.pack_bytes - training_bytes(stack[0], workers, speed)
-        most = max(1, min(LARGEST_PACK, room // state_bytes(stack[0])))
+        most = max(1, min(LARGEST_PACK, room // state_bytes(stack[0], kind)))
         size = math.ceil(len(stack) / math.ceil(len(stack) / most))
         for start in range(0, len(stack), size):
             yield stack[start : start + size]

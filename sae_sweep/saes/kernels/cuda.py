@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from sae_sweep.saes import tiles
 from sae_sweep.saes.kernels import Progress
 from sae_sweep.saes.kernels import triton_dense as by_products
 from sae_sweep.saes.kernels import triton_encode as encode
@@ -22,19 +23,10 @@ from sae_sweep.saes.kernels import triton_sparse as by_entries
 from sae_sweep.saes.kernels import triton_update as update
 from sae_sweep.saes.kernels.triton_slopes import Slopes, triton_slopes
 from sae_sweep.saes.stack import Stack, adam_scale
+from sae_sweep.saes.tiles import TILE, Tiles, power_of_two
 
-# Up to this width matrix products beat lists of entries, however little fires.
-NARROW = 512
-# From this width an input's latents are looked for by SEGMENTS programs at once, in larger tiles.
-WIDE, SEGMENTS = 8192, 8
 # float32 products on tensor cores: three of TF32, which lose nothing that float32 would keep.
 PRECISION = "tf32x3"
-# Inputs, and latents, in a tile.
-TILE = 64
-# Words of 32 inputs' bits that are read at once.
-WORDS = 128
-# Programs per SAE that its gradient is split among, at least, where there are inputs enough.
-PROGRAMS = 32
 
 
 class CudaBackend:
@@ -60,8 +52,9 @@ class _Trainer:
         self.stack, self.b, self.precision = stack, b, precision
         self.n, self.width, self.d, self.stride = len(stack.points), stack.width, stack.d, stack.flat.stride(0)
         self.k = stack.points[0].sae.k if stack.architecture.name == "topk" else 0
-        self.sparse = bool(self.k) or self.width > NARROW
-        self.shape = {"D": self.d, "DP": max(16, triton.next_power_of_2(self.d))}
+        self.tiles = Tiles(self.width, self.d, b, self.k)
+        self.sparse = self.tiles.sparse
+        self.shape = {"D": self.d, "DP": self.tiles.padded}
         self.addresses = _addresses(stack)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.launched = False
@@ -79,9 +72,7 @@ class _Trainer:
         # 1 where an SAE takes this step by matrix products.
         self.dense = self._zeros(self.n, dtype=torch.int32) + int(not self.sparse)
         self.input_sums = self._zeros(self.n, triton.cdiv(b, TILE), self.shape["DP"] + 4)
-        # Latents that one program of sum_latents adds up.
-        self.run = 1024 if self.sparse else 8
-        self.latent_sums = self._zeros(self.n, triton.cdiv(self.width, self.run))
+        self.latent_sums = self._zeros(self.n, triton.cdiv(self.width, self.tiles.run))
         self._room_for_products()
         if self.sparse:
             self._room_for_entries()
@@ -93,31 +84,18 @@ class _Trainer:
         return torch.tensor(values, dtype=torch.int64, device=self.stack.flat.device)
 
     def _room_for_products(self) -> None:
-        # Registers decide: half as many inputs where d is long, and half again where two gradients are summed.
-        self.rows = TILE if self.shape["DP"] <= 64 else TILE // 2
-        tiles, rows = triton.cdiv(self.width, TILE), self.rows // 2
-        parts = 1 if self.k else min(triton.cdiv(self.b, rows), triton.cdiv(PROGRAMS, tiles))
-        self.share = triton.cdiv(triton.cdiv(self.b, parts), rows) * rows
-        self.parts = triton.cdiv(self.b, self.share)
-        self.gradient = self._zeros(self.parts, self.n, self.stride)
-        self.pulls = self._zeros(self.parts, self.n, self.width)
+        self.gradient = self._zeros(self.tiles.parts, self.n, self.stride)
+        self.pulls = self._zeros(self.tiles.parts, self.n, self.width)
         self.slopes = self._zeros(self.n, self.b, 2)
 
     def _room_for_entries(self) -> None:
-        wide = self.width >= WIDE and not self.k
-        self.segments, self.screen_rows = (SEGMENTS, 2 * TILE) if wide else (1, TILE)
-        # Mean entries per input above which products are faster, and most of one input in one segment.
-        mean = self.k or min(max(self.width // 32, 32), 256)
-        self.capacity = self.k or triton.next_power_of_2(4 * mean // self.segments)
-        self.room = mean * self.b
-        cells = (self.n, self.b, self.segments)
-        self.slots = self._zeros(*cells, self.capacity, dtype=torch.int32)
+        cells = (self.n, self.b, self.tiles.segments)
+        self.slots = self._zeros(*cells, self.tiles.capacity, dtype=torch.int32)
         self.counts = self._zeros(*cells, dtype=torch.int32)
         self.reach, self.squares = self._zeros(self.n, self.width), self._zeros(self.n, self.width)
         self.packed = self._zeros(self.n, self.width, self.shape["DP"], dtype=torch.float16)
         # The inputs that a latent fires on, a bit each; how many so far; and the latents that fire on any.
-        self.words = triton.cdiv(self.b, 32)
-        self.masks = self._zeros(self.n, self.width, self.words, dtype=torch.int32)
+        self.masks = self._zeros(self.n, self.width, self.tiles.words, dtype=torch.int32)
         self.hits, self.fired = (self._zeros(self.n, self.width, dtype=torch.int32) for _ in range(2))
         self.fired_count = self._zeros(self.n, dtype=torch.int32)
         device = self.stack.flat.device
@@ -171,8 +149,8 @@ class _Trainer:
             self.residuals, self.rows_sums, self.input_sums, b, **shape, ROWS=TILE
         )
         update.sum_latents[(self.latent_sums.shape[1], n)](
-            flat, self.dense, self.gradient, self.pulls, squares, self.latent_sums, n, width, stride, self.parts,
-            **shape, LATENTS=self.run, TILE=8, PARTS=min(8, triton.next_power_of_2(self.parts)),
+            flat, self.dense, self.gradient, self.pulls, squares, self.latent_sums, n, width, stride, self.tiles.parts,
+            **shape, LATENTS=self.tiles.run, TILE=8, PARTS=min(8, triton.next_power_of_2(self.tiles.parts)),
             SPARSE=self.sparse,
         )  # fmt: skip
         update.finish_sums[(n,)](
@@ -187,25 +165,25 @@ class _Trainer:
 
     def _screen(self) -> None:
         """Slots of the latents that may fire, and which SAEs have no room for them."""
-        rows, n, width = self.screen_rows, self.n, self.width
+        rows, n, width = 2 * TILE if self.tiles.wide else TILE, self.n, self.width
         before = (self.x, self.stack.flat)
         after = (self.reach, self.packed, self.slots, self.counts, self.b, width, self.stride)
         if self.k:
-            places = triton.next_power_of_2(self.k)
+            places = power_of_two(self.k)
             rows = min(rows, 16)
             encode.choose[(triton.cdiv(self.b, rows), n)](
                 *before, self.norms, *after, K=self.k, KP=places, **self.shape, ROWS=rows, LATENTS=TILE,
                 PRECISION=self.precision,
             )  # fmt: skip
         else:
-            segment = triton.cdiv(triton.cdiv(width, self.segments), TILE) * TILE
-            encode.screen[(triton.cdiv(self.b, rows), self.segments, n)](
-                *before, *after, segment, **self.shape, ROWS=rows, LATENTS=TILE, CAPACITY=self.capacity,
+            segment = triton.cdiv(triton.cdiv(width, self.tiles.segments), TILE) * TILE
+            encode.screen[(triton.cdiv(self.b, rows), self.tiles.segments, n)](
+                *before, *after, segment, **self.shape, ROWS=rows, LATENTS=TILE, CAPACITY=self.tiles.capacity,
                 num_warps=rows // 16,
             )  # fmt: skip
         by_entries.check_room[(n,)](
-            self.counts, self.dense, self.fired_count, self.b * self.segments, self.room, CAPACITY=self.capacity,
-            BLOCK=1024,
+            self.counts, self.dense, self.fired_count, self.b * self.tiles.segments, self.b * self.tiles.most,
+            CAPACITY=self.tiles.capacity, BLOCK=1024,
         )  # fmt: skip
         self.squares.zero_()
 
@@ -213,29 +191,29 @@ class _Trainer:
         fires = self.masks, self.hits, self.fired, self.fired_count
         by_entries.decode[(self.b, len(members))](
             self.x, self.stack.flat, self.norms, self.slots, self.counts, self.dense, members, self.settings, *fires,
-            self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride, self.words,
-            TERMS=slopes.terms, OUTER=slopes.outer, **self.shape, SEGMENTS=self.segments, CAPACITY=self.capacity,
-            CHUNK=16, num_warps=1,
+            self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride, self.tiles.words,
+            TERMS=slopes.terms, OUTER=slopes.outer, **self.shape, SEGMENTS=self.tiles.segments,
+            CAPACITY=self.tiles.capacity, CHUNK=16, num_warps=1,
         )  # fmt: skip
         by_entries.gradients_of_latents[(self.programs, len(members))](
             self.x, self.stack.flat, self.norms, members, self.settings, self.schedule, self.step, *fires,
             self.residuals, self.slopes, self.gradient, self.squares, self.b, self.n, self.width, self.stride,
-            self.words, TERM_SLOPES=slopes.term_slopes, **self.shape, CHUNK=16,
-            WORDS=min(WORDS, triton.next_power_of_2(self.words)), num_warps=2,
+            self.tiles.words, TERM_SLOPES=slopes.term_slopes, **self.shape, CHUNK=16,
+            WORDS=min(tiles.WORDS, power_of_two(self.tiles.words)), num_warps=2,
         )  # fmt: skip
 
     def _products(self, slopes: Slopes, members: Tensor) -> None:
         # One stage: what a program reads lies in the L2 cache, and copies under way would take registers' place.
         tile = {**self.shape, "LATENTS": TILE, "PRECISION": self.precision, "num_stages": 1}
         common = (self.x, self.stack.flat, self.norms, self.dense, members, self.settings)
-        by_products.reconstruct[(triton.cdiv(self.b, self.rows), len(members))](
+        by_products.reconstruct[(triton.cdiv(self.b, self.tiles.rows), len(members))](
             *common, self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride,
-            TERMS=slopes.terms, OUTER=slopes.outer, **tile, ROWS=self.rows,
+            TERMS=slopes.terms, OUTER=slopes.outer, **tile, ROWS=self.tiles.rows,
         )  # fmt: skip
-        by_products.gradients[(triton.cdiv(self.width, TILE), self.parts, len(members))](
+        by_products.gradients[(triton.cdiv(self.width, TILE), self.tiles.parts, len(members))](
             *common, self.schedule, self.step, self.residuals, self.slopes, self.gradient, self.pulls, self.b, self.n,
-            self.width, self.stride, self.share, TERM_SLOPES=slopes.term_slopes, **tile,
-            ROWS=self.rows // 2,
+            self.width, self.stride, self.tiles.share, TERM_SLOPES=slopes.term_slopes, **tile,
+            ROWS=self.tiles.rows // 2,
         )  # fmt: skip
 
 
