@@ -184,7 +184,7 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, values in config.axes_of(sweep):
         shown = values if key != "penalty.coefficient" else [value for value in values if value not in unknown]
-        table.add_row(key, ", ".join([layout.listed(shown), *(["not known yet"] if shown != values else [])]))
+        table.add_row(key, ", ".join(filter(None, [layout.listed(shown), "not known yet" if shown != values else ""])))
     time = layout.duration(planned.seconds)
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")

@@ -147,7 +147,7 @@ def test_a_plan_counts_points_and_trains_nothing(tmp_path: Path) -> None:
     end = call("plan", *ASKED, f"output_dir={tmp_path / 'none'}")
     assert end.code == 0 and not (tmp_path / "none").exists()
     words = " ".join(end.out.split())
-    assert "not known yet" in words and "points 12 (0 finished)" in words
+    assert "penalty.coefficient not known yet" in words and "points 12 (0 finished)" in words
     assert "L0 0.4 to 1.5 are chosen by the run: 8 short SAEs, then up to 6 whole ones, for each of 2; about " in words
     planned = json.loads(call("plan", *ASKED, "--json", f"output_dir={tmp_path / 'none'}").out)
     assert planned["calibration"] == {"l0_range": [0.4, 1.5], "coefficients": 3, "known": False}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sae_sweep.schema import Sae
+
 # Up to this width matrix products beat lists of active latents, however little fires.
 NARROW = 512
 # From this width an input's latents are looked for by SEGMENTS programs at once, in larger tiles.
@@ -27,6 +29,11 @@ class Tiles:
     d: int
     b: int
     k: int = 0
+
+    @classmethod
+    def of(cls, sae: Sae, d: int, b: int) -> Tiles:
+        """Those of an SAE that the CUDA step trains."""
+        return cls(sae.width, d, b, sae.k if sae.architecture == "topk" else 0)
 
     @property
     def sparse(self) -> bool:

@@ -105,10 +105,9 @@ def state_bytes(point: Point, kind: str) -> int:
     held = 4 * STATE * parameter_count(point)
     if kind == "cpu" or by_autograd(point, SPEEDS[kind]):
         return held
-    k = point.sae.k if point.sae.architecture == "topk" else 0
     # And of every step the learning rate, Adam's correction, and the coefficient twice.
     steps = 16 * point.training.steps
-    return held + steps + Tiles(point.sae.width, activation_size(point), point.training.batch_size, k).bytes
+    return held + steps + Tiles.of(point.sae, activation_size(point), point.training.batch_size).bytes
 
 
 def peak_bytes(packs: Collection[tuple[Point, ...]], kind: str, workers: int) -> int:

@@ -51,9 +51,8 @@ class _Trainer:
     def __init__(self, stack: Stack, b: int, precision: str) -> None:
         self.stack, self.b, self.precision = stack, b, precision
         self.n, self.width, self.d, self.stride = len(stack.points), stack.width, stack.d, stack.flat.stride(0)
-        self.k = stack.points[0].sae.k if stack.architecture.name == "topk" else 0
-        self.tiles = Tiles(self.width, self.d, b, self.k)
-        self.sparse = self.tiles.sparse
+        self.tiles = Tiles.of(stack.points[0].sae, self.d, b)
+        self.k, self.sparse = self.tiles.k, self.tiles.sparse
         self.shape = {"D": self.d, "DP": self.tiles.padded}
         self.addresses = _addresses(stack)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -150,7 +149,7 @@ class _Trainer:
         )
         update.sum_latents[(self.latent_sums.shape[1], n)](
             flat, self.dense, self.gradient, self.pulls, squares, self.latent_sums, n, width, stride, self.tiles.parts,
-            **shape, LATENTS=self.tiles.run, TILE=8, PARTS=min(8, triton.next_power_of_2(self.tiles.parts)),
+            **shape, LATENTS=self.tiles.run, TILE=8, PARTS=min(8, power_of_two(self.tiles.parts)),
             SPARSE=self.sparse,
         )  # fmt: skip
         update.finish_sums[(n,)](
