@@ -7,8 +7,10 @@ others. Each is imported when it is first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sae_sweep.version import __version__
+
 if TYPE_CHECKING:
-    from sae_sweep.notebook import (
+    from sae_sweep.api import (
         load_sae,
         load_sweep,
         load_toy,
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
         plot_split_counts,
     )
 
-__version__ = "0.1.0"
 __all__ = [
     "__version__",
     "load_sae",
@@ -36,7 +37,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("sae_sweep.notebook"), name)
+    return getattr(import_module("sae_sweep.api"), name)
 
 
 def __dir__() -> list[str]:

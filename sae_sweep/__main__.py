@@ -1,14 +1,14 @@
 """`sae-sweep` and `python -m sae_sweep`."""
 
-from sae_sweep import interruption
+from sae_sweep import signals
 
 
 def main() -> None:
     """Entry point: signals are noted from the first line on, while the rest is still to be imported."""
-    interruption.note_signals()
-    from sae_sweep import cli
+    signals.note_signals()
+    from sae_sweep.cli import app
 
-    cli.main()
+    app.main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare the compiled CPU step of every architecture with autograd's (saes/kernels/dense.py), on one core.
+"""Compare the compiled CPU step of every architecture with autograd's (saes/train.py), on one core.
 
     python scripts/bench_architectures.py
 
@@ -16,12 +16,12 @@ from dataclasses import replace
 
 import torch
 
-from sae_sweep.saes.kernels import Backend
-from sae_sweep.saes.kernels.cpu import CpuBackend
-from sae_sweep.saes.kernels.dense import DenseBackend
+from sae_sweep.config.settings import ARCHITECTURES, COUNTED, Penalty, Point, Sae, Training, canonical
+from sae_sweep.kernels import Backend
+from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import ARCHITECTURES, COUNTED, Penalty, Point, Sae, Training, canonical
+from sae_sweep.saes.train import AutogradBackend
 
 L0, TURNS = 8, 5
 # Width, batch, d, and steps of a turn: by autograd, and compiled.
@@ -52,7 +52,7 @@ def compare(architecture: str, width: int, batch: int, d: int, slow: int, fast: 
     batches = torch.randn(fast, batch, d, generator=torch.Generator().manual_seed(1))
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         sides: list[tuple[Backend, Stack, int]] = [
-            (DenseBackend(), stack(architecture, width, batch, d), slow),
+            (AutogradBackend(), stack(architecture, width, batch, d), slow),
             (CpuBackend(pool, 1), stack(architecture, width, batch, d), fast),
         ]
         times: list[list[float]] = [[], []]

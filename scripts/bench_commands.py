@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from sae_sweep import commands, config
-from sae_sweep.schema import canonical
-from sae_sweep.store import Store
+from sae_sweep.cli import run as commands
+from sae_sweep.config import overrides as config
+from sae_sweep.config.settings import canonical
+from sae_sweep.store.store import Store
 
 PLANNED, FINISHED, REPEATS = 100_000, 10_000, 3
 # The smallest points there are: what is timed is everything else.

@@ -7,8 +7,8 @@ seconds per step of the whole stack, SAE-steps a second, the ratio of those to t
 to that of the encoder product alone (float32), peak memory of the device, and FVU and L0 over the last steps.
 
 autograd   one SAE at a time: modules, torch.optim.Adam, clip_grad_norm_, as the loop libraries do; nothing but the step
-reference  the whole stack through autograd (kernels/dense.py)
-kernels    kernels/cuda.py, by precision of its float32 products
+reference  the whole stack through autograd (saes/train.py)
+kernels    kernels/cuda/backend.py, by precision of its float32 products
 
 --check first compares steps with the reference for every penalty and architecture, and bits of one SAE alone and in a
 stack; exits with 1 if they differ. --profile adds the time of each kernel. --full trains the full width for 10,000
@@ -34,13 +34,11 @@ if DRY:
 import torch
 from torch import Tensor
 
-from sae_sweep.saes.kernels import Backend, Progress
-from sae_sweep.saes.kernels.cuda import CudaBackend
-from sae_sweep.saes.kernels.dense import DenseBackend
+from sae_sweep.config.settings import COMPETING, PENALTIES, Penalty, Point, Sae, Training
+from sae_sweep.kernels.cuda.backend import CudaBackend
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import BLOCK
-from sae_sweep.schema import COMPETING, PENALTIES, Penalty, Point, Sae, Training
+from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Progress
 
 DEVICE = "cpu" if DRY else "cuda"
 D, BATCH, STACK = (16, 20, 2) if DRY else (64, 4096, 16)
@@ -186,7 +184,7 @@ def measure(data: Data, width: int, n: int, precisions: list[str], timed: int, p
     if room:
         makers.append(("autograd", Autograd, *((1, 1) if DRY else (20, 20))))
     if room and 8 * 4 * BATCH * width * n < REFERENCE_BYTES:
-        makers.append(("reference", lambda _: DenseBackend(), WARM, min(timed, TIMED)))
+        makers.append(("reference", lambda _: AutogradBackend(), WARM, min(timed, TIMED)))
     makers += [
         (f"kernels {precision}", lambda _, precision=precision: CudaBackend(precision), WARM, timed)
         for precision in precisions
@@ -242,7 +240,7 @@ def check(data: Data) -> list[str]:
         starts[1].b_enc.zero_()  # half of its latents fire: too many for lists
         expected, whole, again = (Stack.start(points, starts, DEVICE) for _ in range(3))
         alone = Stack.start(points[2:], starts[2:], DEVICE)
-        reference = DenseBackend().advance(expected, x)
+        reference = AutogradBackend().advance(expected, x)
         progress = CudaBackend().advance(whole, x)
         for other in (again, alone):
             CudaBackend().advance(other, x)

@@ -36,20 +36,20 @@ from pathlib import Path
 import torch
 from bench_worker import reset_peak, resident_bytes
 
-from sae_sweep import config
-from sae_sweep.measures.measure import measure
-from sae_sweep.saes.kernels import pick_backend
+from sae_sweep.config import overrides as config
+from sae_sweep.config.settings import Distribution, Evaluation, Penalty, Point, Sae, Toy, Training
+from sae_sweep.metrics.evaluate import measure
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Toy, Training
 from sae_sweep.sweep import cost
-from sae_sweep.sweep.ground import PointSae
+from sae_sweep.sweep.backend import pick_backend
+from sae_sweep.sweep.context import PointSae
+from sae_sweep.sweep.hardware_profile import SPEEDS
 from sae_sweep.sweep.plan import plan
-from sae_sweep.sweep.speeds import SPEEDS
 from sae_sweep.toys.max_of_k import MaxOfK, shapes
+from sae_sweep.toys.sampling import Chunk, EvaluationInputs, Stream
 from sae_sweep.toys.sequences import CHUNK_ROWS
-from sae_sweep.toys.stream import Chunk, EvaluationInputs, Stream
 
 D, TURNS = 64, 5
 # Codes in the steps of a turn, up to as many as training takes in one call.

@@ -38,8 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from test_wandb import descendants, record
 from wandb_server import KEY, serving
 
-from sae_sweep.reports.wandb import WandbLog
-from sae_sweep.schema import Penalty, Point
+from sae_sweep.config.settings import Penalty, Point
+from sae_sweep.tracking.wandb import WandbLog
 
 MODES = ("none", "offline", "online", "online, 50 ms away", "answers 500", "answers 429", "hangs", "no server")
 

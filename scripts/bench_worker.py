@@ -141,11 +141,11 @@ class SaeSweep:
     """Stacks of equal width, as the planner makes them."""
 
     def __init__(self, work: Work, starts: dict[int, Sae], threads: int) -> None:
-        from sae_sweep.saes.kernels import pick_backend
+        from sae_sweep.config.settings import Penalty, Point, Training, canonical
+        from sae_sweep.config.settings import Sae as Shape
         from sae_sweep.saes.parameters import Parameters
         from sae_sweep.saes.stack import Stack
-        from sae_sweep.schema import Penalty, Point, Training, canonical
-        from sae_sweep.schema import Sae as Shape
+        from sae_sweep.sweep.backend import pick_backend
 
         torch.set_num_threads(1)
         pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -270,7 +270,7 @@ BACKENDS = {
 
 MODULES = {
     "floor": "torch",
-    "sae-sweep": "sae_sweep.saes.kernels.cpu",
+    "sae-sweep": "sae_sweep.kernels.cpu.backend",
     "sae-lens": "sae_lens.training.multi_sae_trainer",
     "dictionary-learning": "dictionary_learning.trainers",
 }

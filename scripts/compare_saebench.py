@@ -43,7 +43,7 @@ def main() -> None:
 
 def compare(python: Path, coefficient: float, folder: Path) -> None:
     """Train the SAE, measure it here and there, print both."""
-    from sae_sweep.measures import probing
+    from sae_sweep.metrics.extra import probing
 
     case = trained(coefficient, folder)
     codes, cosine = torch.from_numpy(case["codes"]), torch.from_numpy(case["cosine"])
@@ -86,16 +86,16 @@ def report(ours: dict[str, Any], other: dict[str, Any]) -> None:
 
 def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
     """A narrow SAE that absorbs, inputs and truth, and the main latent and direction of the first parent."""
-    from sae_sweep import config
-    from sae_sweep.saes import export
-    from sae_sweep.store import Store
+    from sae_sweep.config import overrides
+    from sae_sweep.saes.formats import saelens_export
+    from sae_sweep.store.store import Store
     from sae_sweep.sweep import pack
+    from sae_sweep.sweep.context import Ground
     from sae_sweep.sweep.events import Event
-    from sae_sweep.sweep.ground import Ground
-    from sae_sweep.toys.stream import EvaluationInputs
+    from sae_sweep.toys.sampling import EvaluationInputs
 
     words = ["toy=parents", "sae.width=16", "sae.init=random", "toy.co_occurrence=0.8", "training.steps=2000"]
-    sweep = config.load([*words, f"penalty.coefficient={coefficient}"])
+    sweep = overrides.load([*words, f"penalty.coefficient={coefficient}"])
     point, store = sweep.points[0], Store(folder / "outputs")
 
     def say(event: Event) -> None:
@@ -104,8 +104,8 @@ def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
     machine = pack.Machine("cpu", 1)
     pack.run_pack([point], 1, 1, store, sweep.evaluation, machine, say)
     ground = Ground(point, store, sweep.evaluation, "cpu", say)
-    folded = export.from_files(store.read("points", point.id, export.WEIGHTS))
-    sae = export.unfold(folded, ground.mean, ground.scale)
+    folded = saelens_export.from_files(store.read("points", point.id, saelens_export.WEIGHTS))
+    sae = saelens_export.unfold(folded, ground.mean, ground.scale)
     inputs: EvaluationInputs = ground.inputs
     x, has = inputs.labelled(20_000)
     norms = sae.norms()

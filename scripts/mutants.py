@@ -22,22 +22,22 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = [*sorted(f"sae_sweep/measures/{path.name}" for path in (ROOT / "sae_sweep/measures").glob("*.py"))]
-TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/cells.py"]
+TARGETS = [*sorted(f"sae_sweep/metrics/{path.name}" for path in (ROOT / "sae_sweep/metrics").glob("*.py"))]
+TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/classes.py"]
 # The tests named like what they test, but for what takes long uncompiled, differs then, or is about other things.
-TESTS = [f"tests/test_{Path(target).stem}.py" for target in TARGETS]
-TESTS += ["tests/test_brute_force.py", "tests/test_numbers.py"]
+TESTS = [f"tests/{Path(target).parts[1]}/test_{Path(target).stem}.py" for target in TARGETS]
+TESTS += ["tests/metrics/test_brute_force.py", "tests/metrics/test_numbers.py"]
 TESTS = [test for test in TESTS if (ROOT / test).exists()]
 LEFT_OUT = [
-    "tests/test_information.py::test_many_latents_at_random_tell_nothing",
-    "tests/test_brute_force.py::test_a_grid_is_the_union_of_products_each_point_once",
-    "tests/test_brute_force.py::test_ids_differ_exactly_where_canonical_settings_do",
-    "tests/test_numbers.py::test_numbers_of_cells_dealt_anew_stay",
-    "tests/test_probing.py::test_probing_is_asked_for_and_trains_nothing",
-    "tests/test_probing.py::test_priors_and_structure_are_asked_for_too",
-    "tests/test_variance.py::test_variance_of_several_toys_and_sites",
+    "tests/metrics/test_information.py::test_many_latents_at_random_tell_nothing",
+    "tests/metrics/test_brute_force.py::test_a_grid_is_the_union_of_products_each_point_once",
+    "tests/metrics/test_brute_force.py::test_ids_differ_exactly_where_canonical_settings_do",
+    "tests/metrics/test_numbers.py::test_numbers_of_cells_dealt_anew_stay",
+    "tests/metrics/test_probing.py::test_probing_is_asked_for_and_trains_nothing",
+    "tests/metrics/test_probing.py::test_priors_and_structure_are_asked_for_too",
+    "tests/metrics/test_partition_variance.py::test_variance_of_several_toys_and_sites",
 ]
-FIRST = "sae_sweep.toys.cells.x_count_cells__mutmut_1"
+FIRST = "sae_sweep.toys.classes.x_count_cells__mutmut_1"
 # mutmut's exit codes of the tests.
 SURVIVED, UNTESTED, UNTRIED = (0,), (5, 33), (None, 2)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_sweep import frame
 from sae_sweep.reports.claims import Verdict, evaluate_all, number
-from sae_sweep.store import Store
+from sae_sweep.store import results as frame
+from sae_sweep.store.store import Store
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 # What tells the rows of a sweep's table apart, and what is shown of them.

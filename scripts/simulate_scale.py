@@ -20,17 +20,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from sae_sweep import config, frame
-from sae_sweep.columns import METRICS
-from sae_sweep.schema import measure_id, toy_id
-from sae_sweep.store import Store
-from sae_sweep.sweep.grid import Sweep
+from sae_sweep.config import overrides as config
+from sae_sweep.config.columns import METRICS
+from sae_sweep.config.grid import Sweep
+from sae_sweep.config.settings import measure_id, toy_id
+from sae_sweep.slurm.status import status
+from sae_sweep.slurm.submit import Submission
+from sae_sweep.slurm.task import note
+from sae_sweep.slurm.tasks import Task, make_tasks
+from sae_sweep.store import results as frame
+from sae_sweep.store.store import Store
 from sae_sweep.sweep.plan import plan
 from sae_sweep.sweep.run import freeze
-from sae_sweep.sweep.slurm.status import status
-from sae_sweep.sweep.slurm.submit import Submission
-from sae_sweep.sweep.slurm.task import note
-from sae_sweep.sweep.slurm.tasks import Task, make_tasks
 
 GPUS = 64
 # The paper's toy; widths up to 16 times its vocabulary; 5 penalties of 10 coefficients; seeds of toy and SAE.

@@ -35,7 +35,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 import faults  # noqa: E402
 import faults_inside as inside  # noqa: E402
 
-from sae_sweep.schema import PENALTIES  # noqa: E402
+from sae_sweep.config.settings import PENALTIES  # noqa: E402
 
 PAGE = ROOT / "docs" / "trust.md"
 BEGIN, END = "<!-- made by scripts/torture.py -->", "<!-- until here -->"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_sweep.schema import Toy
+from sae_sweep.config.settings import Toy
 from sae_sweep.toys.max_of_k import MaxOfK, train
 
 

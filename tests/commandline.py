@@ -20,7 +20,8 @@ from unittest import mock
 import pandas as pd
 import torch
 
-from sae_sweep import cli, interruption
+from sae_sweep import signals
+from sae_sweep.cli import app
 
 # A toy and SAEs so small that training takes no time.
 TINY = [
@@ -54,10 +55,10 @@ class Result:
 def call(*words: str) -> Result:
     """Run a command in this process."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True), io.StringIO()
-    handlers, threads = {number: signal.getsignal(number) for number in interruption.SIGNALS}, torch.get_num_threads()
+    handlers, threads = {number: signal.getsignal(number) for number in signals.SIGNALS}, torch.get_num_threads()
     try:
         with mock.patch.object(sys, "argv", ["sae-sweep", *words]), redirect_stdout(out), redirect_stderr(err):
-            cli.main()
+            app.main()
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
@@ -118,14 +119,14 @@ def _child(words: list[str], folder: Path, parent: Connection, room: int | None)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["sae-sweep", *words]
-    raise_on_signals = interruption.raise_on_signals
+    raise_on_signals = signals.raise_on_signals
 
     def ready() -> None:
         raise_on_signals()
         parent.send_bytes(b"ready")
 
-    with mock.patch.object(interruption, "raise_on_signals", ready):
-        cli.main()
+    with mock.patch.object(signals, "raise_on_signals", ready):
+        app.main()
 
 
 def tables(root: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -8,7 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from sae_sweep.saes.kernels.cuda import CudaBackend
+from sae_sweep.kernels.cuda.backend import CudaBackend
 
 
 class NoGpu:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from sae_sweep.columns import METRICS, PLANTED, PRIORS, STRUCTURE, TRAINING, shuffled
-from sae_sweep.schema import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, canonical
-from sae_sweep.store import Store
+from sae_sweep.config.columns import METRICS, PLANTED, PRIORS, STRUCTURE, TRAINING, shuffled
+from sae_sweep.config.settings import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, canonical
+from sae_sweep.store.store import Store
 
 SMALL = Toy(d_vocab=16, k=3)
 MEASURED = {

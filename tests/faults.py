@@ -23,7 +23,7 @@ from typing import Any
 
 from commandline import SEVERAL, Forked, Result, assert_same_tables
 
-from sae_sweep.store import Store
+from sae_sweep.store.store import Store
 
 POINTS = 16
 WORDS = ["run", "--json", *SEVERAL]

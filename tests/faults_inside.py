@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 from test_wandb import descendants
 from wandb_server import Server
 
-from sae_sweep import config, sealed
-from sae_sweep.interruption import Interrupted
-from sae_sweep.schema import PENALTIES, TRAIN_VERSION, toy_id
-from sae_sweep.store import Store
+from sae_sweep.config import overrides as config
+from sae_sweep.config.axes import GROUPS
+from sae_sweep.config.keys import POINT_KEYS, SWEEP_KEYS
+from sae_sweep.config.settings import PENALTIES, TRAIN_VERSION, toy_id
+from sae_sweep.signals import Interrupted
+from sae_sweep.store import checksums
+from sae_sweep.store.store import Store
 from sae_sweep.sweep import local
 from sae_sweep.sweep import run as runner
-from sae_sweep.sweep.axes import GROUPS
 from sae_sweep.sweep.events import Event, TrainProgress
-from sae_sweep.sweep.keys import POINT_KEYS, SWEEP_KEYS
 from sae_sweep.sweep.pack import Machine, run_pack
 
 ELSEWISE = "evaluation.inputs=20"
@@ -345,7 +346,7 @@ def newer(bench: Bench, folder: Path, trial: int, chance: random.Random) -> None
         record = json.loads(place.read_bytes()) | {"schema": 99}
         del record["sha256"]
         files = {name: (place.parent / name).read_bytes() for name in record["sizes"]}
-        place.write_bytes(sealed.sealed_record(record, files))
+        place.write_bytes(checksums.sealed_record(record, files))
     else:
         Store(root).write_sweep_file("several", "sweep.yaml", b"schema: 99\nfrom: the future\n")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}

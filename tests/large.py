@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from fabricated import point, sweep
 
-from sae_sweep.schema import Penalty, Toy
-from sae_sweep.store import Store
+from sae_sweep.config.settings import Penalty, Toy
+from sae_sweep.store.store import Store
 
 TOY = Toy(d_vocab=64, k=4)
 PENALTIES = {"l1": 1.0, "sqrt": 1.0, "log1p": 0.5, "tanh": 0.5, "prod1p": 0.02}

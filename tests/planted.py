@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.measures.active import Active
-from sae_sweep.measures.firing import FiringCounter, FiringTable, Fold
-from sae_sweep.schema import Distribution, Toy
-from sae_sweep.toys.cells import Cells
+from sae_sweep.config.settings import Distribution, Toy
+from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold
+from sae_sweep.metrics.sparse_codes import Active
+from sae_sweep.toys.classes import Cells
 from sae_sweep.toys.max_of_k import MaxOfK, shapes
 from sae_sweep.toys.sampler import cell_weights
 

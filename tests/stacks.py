@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from sae_sweep.saes.kernels.cpu import CpuBackend
+from sae_sweep.config.settings import EXTRAS, Penalty, Point, Sae, Training
+from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import EXTRAS, Penalty, Point, Sae, Training
 
 # One coefficient for each penalty under which a random SAE keeps some latents alive and loses others.
 PENALTIES = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_sweep.sweep.axes import conf_dir, listing
+from sae_sweep.config.axes import conf_dir, listing
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +42,7 @@ def run(installed: Path, cwd: Path, *words: str) -> str:
     code = (
         "import sys, sae_sweep\n"
         f"assert sae_sweep.__file__.startswith({str(installed)!r}), sae_sweep.__file__\n"
-        "from sae_sweep.cli import main\nmain()"
+        "from sae_sweep.cli.app import main\nmain()"
     )
     end = subprocess.run(
         [sys.executable, "-c", code, *words],

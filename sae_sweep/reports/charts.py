@@ -11,9 +11,9 @@ from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sae_sweep.frame import aggregate
-from sae_sweep.reports.pareto import front
 from sae_sweep.reports.results_table import context, context_words, penalty_name, start_name
+from sae_sweep.store.front import front
+from sae_sweep.store.results import aggregate
 
 # Every penalty has a mark and a colour of its own, the same in each chart.
 _MARKS = "ox+*#@%&svdw"

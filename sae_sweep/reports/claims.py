@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_sweep.columns import COLUMN_OF, LABELS, is_setting, shuffled
-from sae_sweep.frame import aggregate
+from sae_sweep.config.columns import COLUMN_OF, LABELS, is_setting, shuffled
+from sae_sweep.store.results import aggregate
 
 # How a sentence calls a column; others are called by their name.
 PHRASES = {

@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sae_sweep.columns import LABELS, SETTINGS, is_seed, is_setting, shuffled
-from sae_sweep.reports.pareto import front as optimal
+from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS, is_seed, is_setting, shuffled
 from sae_sweep.reports.results_table import coefficient, penalty_name, telling
-from sae_sweep.reports.wandb_charts import NAMED
+from sae_sweep.store.front import front as optimal
 
 if TYPE_CHECKING:
-    from sae_sweep.measures.codes import Costs
+    from sae_sweep.metrics.extra.theory import Costs
 
+# Setting columns that run along a line, are in the name of a penalty or a start, or are told by another column.
+NAMED = frozenset(
+    (
+        *("width", "coefficient", "k", "architecture", "penalty", "penalty_p", "penalty_scale", "init", "partition"),
+        *("toy.d_vocab", "toy.k", *COLUMN_OF),
+    )
+)
 NAMES = ["given", "start", "width", "architecture", "penalty_name", "setting"]
 FACTORS = {"query": "query", "runner_up": "runner-up", "copies": "copies"}
 # What a latent may stand for, the coarsest first, and those that have no label or do not live.

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sae_sweep.columns import COLUMN_OF, SEEDS
+from sae_sweep.config.columns import COLUMN_OF, SEEDS
 from sae_sweep.reports.figure_data import choices
 
 # What a front is drawn within, and what sets the fronts there apart.

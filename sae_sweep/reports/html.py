@@ -15,11 +15,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from sae_sweep import __version__
+from sae_sweep.config.calibration import chosen
 from sae_sweep.reports import figures
-from sae_sweep.reports.cards import Cards
 from sae_sweep.reports.claims import Verdict, number, subject
 from sae_sweep.reports.fronts import unmoved
+from sae_sweep.reports.latent_dashboard import Cards
 from sae_sweep.reports.results_table import (
     MOST_ROWS,
     coefficient,
@@ -30,7 +30,7 @@ from sae_sweep.reports.results_table import (
     start_name,
     telling,
 )
-from sae_sweep.sweep.ladders import chosen
+from sae_sweep.version import __version__
 
 # Key, name in the navigation, heading, and how to read it.
 SECTIONS = (

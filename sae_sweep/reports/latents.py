@@ -9,12 +9,12 @@ import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from sae_sweep.config.settings import Point
 from sae_sweep.reports.layout import Block, Row, bar, columns, fraction, plural
 from sae_sweep.reports.live import describe
-from sae_sweep.schema import Point
 
 if TYPE_CHECKING:
-    from sae_sweep.reports.cards import Cards
+    from sae_sweep.reports.latent_dashboard import Cards
 
 # Latents of an overview; tokens of a card whose toy has more than twice as many.
 _LISTED, _TOKENS = 30, 8

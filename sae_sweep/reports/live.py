@@ -14,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sae_sweep.config.settings import COUNTED, PENALTY_KEYS, Point
 from sae_sweep.reports import layout
 from sae_sweep.reports.layout import fraction, write
-from sae_sweep.schema import COUNTED, PENALTY_KEYS, Point
 from sae_sweep.sweep.events import Event, Logging, Note, PointDone, PointFailed, ToyProgress, TrainProgress
 
 _LAST = 4

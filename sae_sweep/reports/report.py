@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae_sweep import frame
+from sae_sweep.config.settings import point_from
 from sae_sweep.errors import EnvironmentProblem, UserError
-from sae_sweep.measures import codes
+from sae_sweep.metrics.extra import theory as codes
 from sae_sweep.reports import figure_data, figures, html
-from sae_sweep.reports.cards import Cards, Dealer, choose, narrower
 from sae_sweep.reports.claims import Verdict
-from sae_sweep.schema import point_from
-from sae_sweep.store import Store
+from sae_sweep.reports.latent_dashboard import Cards, Dealer, choose, narrower
+from sae_sweep.store import results as frame
+from sae_sweep.store.store import Store
 
 PAGE, FIGURES = "report.html", "figures"
 PICTURE_WIDTH = 1000  # pixels, before PICTURE_SCALE

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 from rich.text import Text
 
-from sae_sweep.columns import COLUMN_OF, LABELS, SETTINGS
-from sae_sweep.frame import aggregate
+from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS
+from sae_sweep.config.settings import COUNTED
 from sae_sweep.reports.layout import Block, Row, columns, count, fraction
-from sae_sweep.schema import COUNTED
+from sae_sweep.store.results import aggregate
 
 # More rows than this are for `sae-sweep results`.
 MOST_ROWS = 80

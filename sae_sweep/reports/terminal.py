@@ -12,7 +12,8 @@ import pandas as pd
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from sae_sweep.columns import LABELS
+from sae_sweep.config.calibration import chosen
+from sae_sweep.config.columns import LABELS
 from sae_sweep.reports.charts import front_charts
 from sae_sweep.reports.claims import Verdict
 from sae_sweep.reports.figure_data import choices
@@ -28,7 +29,6 @@ from sae_sweep.reports.results_table import (
     start_name,
     telling,
 )
-from sae_sweep.sweep.ladders import chosen
 
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
 _MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}

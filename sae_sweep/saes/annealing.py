@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sae_sweep.config.settings import Point
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Stack
-from sae_sweep.schema import Point
 
 # Activations in the largest array held at once.
 NUMBERS = 1 << 22

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_sweep.config.settings import EXTRAS, KERNELS, Sae
 from sae_sweep.saes.parameters import Parameters
-from sae_sweep.schema import EXTRAS, KERNELS, Sae
 
 Activate = Callable[[Tensor, Parameters, Sae, bool], Tensor]
 Penalised = Callable[[Tensor, Tensor, Parameters], Tensor]

@@ -16,7 +16,7 @@ import sympy as sp
 import torch
 from sympy.printing.str import StrPrinter
 
-from sae_sweep.schema import PENALTY_KEYS
+from sae_sweep.config.settings import PENALTY_KEYS
 
 a, s, p, ε = sp.symbols("a s p ε", positive=True)
 T = sp.symbols("T0 T1", positive=True)

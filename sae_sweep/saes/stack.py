@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sae_sweep.config.settings import Point
 from sae_sweep.saes.architectures import ARCHITECTURES, Architecture
 from sae_sweep.saes.parameters import Parameters
-from sae_sweep.schema import Point
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 # float32 numbers in a cache line.
@@ -36,7 +36,7 @@ class Stack:
     first: Tensor
     second: Tensor
     threshold: Tensor
-    # Mean L0 of the last step: decides dense or sparse work on the next (kernels/cpu.py).
+    # Mean L0 of the last step: decides dense or sparse work on the next (kernels/cpu/backend.py).
     density: Tensor
     # [n] float64: each penalty's exponent, and what its coefficient is multiplied by, as annealing.py leaves them.
     exponent: Tensor

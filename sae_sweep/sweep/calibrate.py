@@ -12,14 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from operator import attrgetter
 
-from sae_sweep.errors import UserError
-from sae_sweep.interruption import check
-from sae_sweep.schema import PENALTY_KEYS, Evaluation, Point, canonical, measure_id
-from sae_sweep.store import NotThere, Store, StoreDamaged
-from sae_sweep.sweep import run as runner
-from sae_sweep.sweep.events import Event
-from sae_sweep.sweep.grid import Sweep, varied
-from sae_sweep.sweep.ladders import (
+from sae_sweep.config.calibration import (
     REFINEMENTS,
     Calibration,
     Line,
@@ -30,6 +23,13 @@ from sae_sweep.sweep.ladders import (
     line_of,
     refined,
 )
+from sae_sweep.config.grid import Sweep, varied
+from sae_sweep.config.settings import PENALTY_KEYS, Evaluation, Point, canonical, measure_id
+from sae_sweep.errors import UserError
+from sae_sweep.signals import check
+from sae_sweep.store.store import NotThere, Store, StoreDamaged
+from sae_sweep.sweep import run as runner
+from sae_sweep.sweep.events import Event
 from sae_sweep.sweep.plan import Work
 
 # A short run takes this share of the steps, but so many at least.

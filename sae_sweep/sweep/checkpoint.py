@@ -22,14 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.disk import environment
-from sae_sweep.interruption import Interrupted
+from sae_sweep.config.settings import Point
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Look
-from sae_sweep.schema import Point
-from sae_sweep.store import Store
+from sae_sweep.signals import Interrupted
+from sae_sweep.store.atomic import environment
+from sae_sweep.store.store import Store
+from sae_sweep.store.tensors import to_bytes
 from sae_sweep.sweep.plan import stack_key, stacks
-from sae_sweep.tensors import to_bytes
 
 # Seconds of training between two checkpoints.
 EVERY = 60.0

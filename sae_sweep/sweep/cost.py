@@ -13,44 +13,44 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from sae_sweep.saes.tiles import Tiles
-from sae_sweep.schema import COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
-from sae_sweep.sweep.speeds import SPEEDS, Speed
+from sae_sweep.config.settings import COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
+from sae_sweep.kernels.cuda.tiling import Tiles
+from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 
 # Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
-# activations are kept (toys/stream.py).
+# activations are kept (toys/sampling.py).
 BLOCK, BLOCK_ROWS, TABLE_INPUTS = 25, 1 << 15, 1 << 18
-# From so many products of the encoder in a step on, an SAE alone is shared by all cores (saes/kernels/cpu.py), of whose
-# time this part is not spent on waiting for each other.
+# From so many products of the encoder in a step on, an SAE alone is shared by all cores (kernels/cpu/backend.py),
+# of whose time this part is not spent on waiting for each other.
 SHARED, SHARING = 1 << 25, 0.83
 # Where more than this share of the latents fires, and at least so many, a step of these takes so many products of the
-# encoder (saes/kernels/cpu.py).
+# encoder (kernels/cpu/backend.py).
 DENSE, DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = ("relu", "tied"), 0.1, 64, 5
-# Where fewer than this share of the latents fires, rows of the encoder are rounded (saes/kernels/sparse.py).
+# Where fewer than this share of the latents fires, rows of the encoder are rounded (kernels/cpu/sparse_step.py).
 ROUND_BELOW = 0.016
-# Exemplars among which k-means++ chooses, and the Lloyd steps after it (saes/starts.py).
+# Exemplars among which k-means++ chooses, and the Lloyd steps after it (saes/inits.py).
 POOL_PER_LATENT, POOL_AT_LEAST, LLOYD_STEPS = 8, 4096, 5
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
 # encoder as it is read, and the gradients that threads fill in a dense step.
 STATE, AT_WORK = 3, 6
-# Bytes of an active latent in a step, and entries of a list (saes/kernels/cpu.py): 16 lists at most.
+# Bytes of an active latent in a step, and entries of a list (kernels/cpu/backend.py): 16 lists at most.
 LISTED_BYTES, LISTED = 28, 16 << 17
-# What autograd (saes/kernels/dense.py) holds at once of batch × width; its products of batch, width and d in a step;
+# What autograd (saes/train.py) holds at once of batch × width; its products of batch, width and d in a step;
 # and the bytes of a cache that it leaves.
 COPIES, PRODUCTS, CACHE = 12, 6, 1 << 25
-# Inputs measured at a time, the most active latents of them (measures/measure.py), and bytes of each, seen.
+# Inputs measured at a time, the most active latents of them (metrics/evaluate.py), and bytes of each, seen.
 MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 11, 1 << 22, 50
 # Rows of a firing table: bytes of each, how many take twice as long a row, and what it holds of latents of which more
-# than this share fires (measures/firing.py merges them).
+# than this share fires (metrics/firing.py merges them).
 ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 45, 1.5e7, 0.3, 1 << 22
 # What of the time of such rows is left without nulls.
 UNSHUFFLED = 0.7
-# Information about three factors, in two ways each; deals of more inputs are not repeated (measures/information.py).
+# Information about three factors, in two ways each; deals of more inputs are not repeated (metrics/information.py).
 DEALS, DEALT = 6, 1 << 21
-# Two probes of so many steps in all, on so many inputs (measures/probing.py). Priors are fitted to latents that fire on
-# so many of its inputs (measures/priors.py).
+# Two probes of so many steps in all, on so many inputs (metrics/extra/probing.py). Priors are fitted to latents that
+# fire on so many of its inputs (metrics/extra/priors.py).
 PROBE_STEPS, PROBE_BATCH, PROBED, FEWEST = 3200, 512, 20_000, 100
-# Inputs over which activations are centred (toys/stream.py); and what a toy's model costs, in that of max-of-K.
+# Inputs over which activations are centred (toys/sampling.py); and what a toy's model costs, in that of max-of-K.
 CENTRED, MODEL = 1 << 20, {"bigrams": 4.0}
 
 
@@ -324,7 +324,7 @@ def _centring_seconds(toy: Toy, speed: Speed) -> float:
 
 
 def _start_seconds(point: Point, speed: Speed) -> float:
-    """k-means++ (saes/starts.py): a distance from every candidate of every latent to the whole pool."""
+    """k-means++ (saes/inits.py): a distance from every candidate of every latent to the whole pool."""
     if not _clustered(point):
         return 0.0
     width = point.sae.width

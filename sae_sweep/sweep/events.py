@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sae_sweep.schema import Point, Toy
+from sae_sweep.config.settings import Point, Toy
 
 
 @dataclass(frozen=True)

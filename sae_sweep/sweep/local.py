@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from sae_sweep.config.settings import Evaluation, Point
 from sae_sweep.errors import EnvironmentProblem, UserError
-from sae_sweep.schema import Evaluation, Point
-from sae_sweep.store import Store
+from sae_sweep.store.store import Store
+from sae_sweep.sweep.context import train_toys
 from sae_sweep.sweep.cost import cores
 from sae_sweep.sweep.events import Note, PointFailed, Say
-from sae_sweep.sweep.ground import train_toys
 from sae_sweep.sweep.pack import Machine, measure_again, out_of_memory, run_pack
 from sae_sweep.sweep.plan import Work, device_kind, stacks
 
@@ -25,7 +25,7 @@ def this_machine(device: str) -> Machine:
             raise EnvironmentProblem("device=cuda: PyTorch sees no GPU here (device=cpu trains on the processor)")
         kind = "cpu"
     if kind == "cpu":
-        torch.set_num_threads(1)  # our own threads take the cores (saes/kernels/cpu.py)
+        torch.set_num_threads(1)  # our own threads take the cores (kernels/cpu/backend.py)
     return Machine(kind, cores("cpu"))
 
 

@@ -17,20 +17,20 @@ from typing import Any
 import torch
 import yaml
 
-from sae_sweep import provenance
-from sae_sweep.interruption import Interrupted
-from sae_sweep.measures.measure import Measurement
-from sae_sweep.saes import export
-from sae_sweep.saes.kernels import Backend, pick_backend
+from sae_sweep.config.settings import Evaluation, Point, canonical, measure_id
+from sae_sweep.metrics.evaluate import Measurement
+from sae_sweep.saes.formats import saelens_export
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import Look, train
-from sae_sweep.schema import Evaluation, Point, canonical, measure_id
-from sae_sweep.store import Store
+from sae_sweep.saes.train import Backend, Look, train
+from sae_sweep.signals import Interrupted
+from sae_sweep.store import provenance
+from sae_sweep.store.store import Store
+from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
+from sae_sweep.sweep.context import Ground
 from sae_sweep.sweep.events import Note, PointDone, PointFailed, Say, TrainProgress
-from sae_sweep.sweep.ground import Ground
-from sae_sweep.toys.stream import Stream
+from sae_sweep.toys.sampling import Stream
 
 # Rows kept of a training curve.
 CURVE_ROWS = 40
@@ -83,9 +83,9 @@ def run_pack(
 
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
-            folded = export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
-            stored = export.to_files(points[i], folded)
-            measured = ground.measure(points[i], export.from_files(stored[export.WEIGHTS]))
+            folded = saelens_export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
+            stored = saelens_export.to_files(points[i], folded)
+            measured = ground.measure(points[i], saelens_export.from_files(stored[saelens_export.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained)
             record["curve"] = list(_curve(looks, i))
@@ -123,7 +123,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()
-        trained = store.parse("points", point.id, export.WEIGHTS, export.from_files)
+        trained = store.parse("points", point.id, saelens_export.WEIGHTS, saelens_export.from_files)
         measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_sweep.config.grid import Sweep
+from sae_sweep.config.settings import COMPETING, Point, Sae, Toy, toy_id
 from sae_sweep.errors import UserError
-from sae_sweep.schema import COMPETING, Point, Sae, Toy, toy_id
 from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
-from sae_sweep.sweep.grid import Sweep
-from sae_sweep.sweep.speeds import SPEEDS
+from sae_sweep.sweep.hardware_profile import SPEEDS
 
 # A stack's launches are shared by its SAEs; beyond this many there is little left to share and more to lose.
 LARGEST_PACK = 64

@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
+from sae_sweep.config.grid import Sweep
+from sae_sweep.config.settings import TRAIN_VERSION, measure_id, toy_id
 from sae_sweep.errors import UserError
-from sae_sweep.interruption import check
-from sae_sweep.schema import TRAIN_VERSION, measure_id, toy_id
-from sae_sweep.sealed import SCHEMA
-from sae_sweep.store import NotThere, Store, StoreDamaged
+from sae_sweep.signals import check
+from sae_sweep.store.checksums import SCHEMA
+from sae_sweep.store.store import NotThere, Store, StoreDamaged
 from sae_sweep.sweep.events import Event, Note, PointDone, PointFailed
-from sae_sweep.sweep.grid import Sweep
 from sae_sweep.sweep.plan import Work, of_shard, plan
 
 
@@ -45,7 +45,7 @@ def check_weights(sweep: Sweep) -> None:
     """UserError if a file of weights is not one for the toy that it is to be used on."""
     used = {(p.toy.d_vocab, p.toy.k, p.distribution) for p in sweep.points if p.distribution.name == "weights"}
     if used:
-        from sae_sweep.toys.cells import Cells
+        from sae_sweep.toys.classes import Cells
         from sae_sweep.toys.sampler import cell_weights
 
         for d_vocab, k, distribution in used:

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.schema import Distribution, Toy
-from sae_sweep.toys.cells import FeatureCells
-from sae_sweep.toys.endless import Endless
+from sae_sweep.config.settings import Distribution, Toy
+from sae_sweep.toys.classes import FeatureCells
 from sae_sweep.toys.max_of_k import BLOCK, product
+from sae_sweep.toys.sampled_population import Endless
 from sae_sweep.toys.sampler import mix
 
 # Words of each context; hidden units of the MLP for each of the residual's numbers.

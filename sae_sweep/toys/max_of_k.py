@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_sweep.schema import Distribution, Toy
-from sae_sweep.toys.cells import Cells
+from sae_sweep.config.settings import Distribution, Toy
+from sae_sweep.toys.classes import Cells
 from sae_sweep.toys.sampler import Sampler, cell_weights
 from sae_sweep.toys.sequences import Sequences, spelled
 

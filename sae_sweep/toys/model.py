@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.schema import SYNTHETIC, Distribution, Toy
-from sae_sweep.toys.cells import Factored
+from sae_sweep.config.settings import SYNTHETIC, Distribution, Toy
+from sae_sweep.toys.classes import Factored
 
 
 class Population(Protocol):

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_sweep.config.settings import Distribution
 from sae_sweep.errors import UserError
-from sae_sweep.schema import Distribution
-from sae_sweep.toys.cells import FACTORS, NONE, Cells
+from sae_sweep.toys.classes import FACTORS, NONE, Cells
 
 # Each class of the partition is equally likely, sequences within a class too.
 _BALANCED = {"uniform": "", "max_stratified": "m", "cell_stratified": "mqnc", "copies_balanced": "mc"}

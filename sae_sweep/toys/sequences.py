@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.schema import Distribution
-from sae_sweep.toys.cells import Cells
+from sae_sweep.config.settings import Distribution
+from sae_sweep.toys.classes import Cells
 from sae_sweep.toys.sampler import Sampler, cell_weights, mix
 
 # Inputs per chunk of an evaluation.

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_sweep.schema import Distribution, Toy
-from sae_sweep.toys.cells import FeatureCells
-from sae_sweep.toys.endless import Endless
+from sae_sweep.config.settings import Distribution, Toy
+from sae_sweep.toys.classes import FeatureCells
 from sae_sweep.toys.max_of_k import product
+from sae_sweep.toys.sampled_population import Endless
 
 # P(magnitude > x) = (1 + x/s)^-shape: with s = shape - 1 the mean is 1, and with 3 the variance is finite.
 LOMAX_SHAPE = 3

@@ -1,0 +1,166 @@
+"""What sweeps left in the store, opened again in Python: a sweep's table, a trained SAE, the toy that it reads.
+
+from sae_sweep import load_sweep, load_sae, load_toy
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from sae_sweep.config.keys import nearest
+from sae_sweep.config.settings import Point, Toy, point_from, toy_id
+from sae_sweep.errors import UserError
+from sae_sweep.metrics.ground_truth import cosines
+from sae_sweep.reports import figure_data, figures
+from sae_sweep.saes.formats import saelens_export
+from sae_sweep.store import results as frame
+from sae_sweep.store.store import Store
+from sae_sweep.sweep import context
+from sae_sweep.toys.model import Model
+
+OUTPUTS = Path("outputs")
+# Points named by an error about an id that begins several.
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class TrainedSAE:
+    """A finished point. `metrics`: by column of the results table; `latents`: a row per latent, as in latents.parquet.
+
+    It takes raw activations of its toy at `point.site.name`: centring and scale are folded in.
+    """
+
+    point: Point
+    metrics: dict[str, Any]
+    latents: pd.DataFrame
+    sae: context.PointSae
+
+    @property
+    def id(self) -> str:
+        """The point's id."""
+        return self.point.id
+
+    @property
+    def W_enc(self) -> Tensor:
+        """Encoder rows [width, d]."""
+        return self.sae.parameters.W_enc
+
+    @property
+    def b_enc(self) -> Tensor:
+        """Encoder bias [width]."""
+        return self.sae.parameters.b_enc
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder rows [width, d]."""
+        return self.sae.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        """Decoder bias [d]."""
+        return self.sae.b_dec
+
+    @torch.no_grad()
+    def encode(self, acts: Tensor) -> Tensor:
+        """Codes [b, width] of raw activations [b, d]."""
+        return self.sae.encode(acts)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Reconstructed raw activations [b, d] from codes [b, width]."""
+        return codes @ self.W_dec + self.b_dec
+
+    def stitching(self, narrow: TrainedSAE) -> Tensor:
+        """Each latent's largest decoder cosine with a latent of another SAE [width], float64 (arXiv 2502.04878).
+
+        Near 1 the narrower SAE has the direction already; far below, the latent is new. UserError if the two do not
+        read the same number of activations.
+        """
+        if self.W_dec.shape[1] != narrow.W_dec.shape[1]:
+            raise UserError(f"{self.id} and {narrow.id} read activations of different length")
+        return cosines(self.W_dec, narrow.W_dec).amax(1)
+
+    def __repr__(self) -> str:
+        from sae_sweep.reports.live import describe
+
+        return f"TrainedSAE({self.id}: {describe(self.point)})"
+
+
+def load_sweep(name: str, output_dir: Path | str = OUTPUTS, untrained: bool = False) -> pd.DataFrame:
+    """The results table of a sweep: a row per finished point, the columns of the README.
+
+    untrained: the same measures of the untrained starts instead. UserError if there is no such sweep.
+    """
+    return frame.tables(Store(output_dir), name)[untrained]
+
+
+def load_sae(id: str, output_dir: Path | str = OUTPUTS) -> TrainedSAE:
+    """A trained SAE by its `point_id`, or by how that begins. UserError if there is none, or more than one."""
+    store = Store(output_dir)
+    id = find(store, "points", id)
+    record = store.read_record("points", id)
+    point = point_from(record["settings"])
+    parameters = store.parse("points", id, saelens_export.WEIGHTS, saelens_export.from_files)
+    latents = store.parse("points", id, "latents.parquet", lambda content: pd.read_parquet(io.BytesIO(content)))
+    return TrainedSAE(point, record["metrics"], latents, context.PointSae(point, parameters))
+
+
+def load_toy(id: str, output_dir: Path | str = OUTPUTS) -> Model:
+    """The toy that a point was trained on, by the point's id, or a toy by its own; or by how either begins.
+
+    `toy.activations(sequences [b, k], site)` are what an SAE of that site takes. UserError if there is none.
+    """
+    store = Store(output_dir)
+    if any(known.startswith(id) for known in store.ids("points")):
+        settings = store.read_record("points", find(store, "points", id))["settings"]["toy"]
+    else:
+        settings = store.read_record("toys", find(store, "toys", id))["settings"]
+    toy = Toy(**settings)
+    if toy_id(toy) not in store.ids("toys"):
+        raise UserError(f"the toy of {id} is not in {store.root}/toys: run its sweep again to train it")
+    return context.load_toy(toy, store)
+
+
+def plot_front(df: pd.DataFrame) -> go.Figure:
+    """FVU against L0, a line per penalty, width and start."""
+    return figures.front(figure_data.front(df))
+
+
+def plot_split_counts(df: pd.DataFrame) -> go.Figure:
+    """Split latents per maximum over width, start, penalty and coefficient."""
+    return figures.split_counts(figure_data.split_counts(df))
+
+
+def plot_phases(df: pd.DataFrame) -> go.Figure:
+    """What an SAE of each setting does: one latent per maximum, splits, duplicates, or neither."""
+    return figures.phases(figure_data.phases(df))
+
+
+def plot_labels(df: pd.DataFrame, untrained: pd.DataFrame) -> go.Figure:
+    """What latents stand for, beside what those of the untrained starts do (`load_sweep(name, untrained=True)`)."""
+    return figures.labels(figure_data.labels(df, untrained))
+
+
+def plot_information(df: pd.DataFrame, untrained: pd.DataFrame) -> go.Figure:
+    """How much of query, runner-up and copies the top latent tells, beside the untrained starts."""
+    return figures.information(figure_data.information(df, untrained))
+
+
+def find(store: Store, kind: str, start: str) -> str:
+    """The one finished id of a kind ("points", "toys") that begins with `start`; UserError names the nearest."""
+    known = store.ids(kind)
+    found = sorted(id for id in known if id.startswith(start)) if start else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        more = ", …" if len(found) > _NAMED else ""
+        raise UserError(f"{len(found)} {kind} begin with {start}: {', '.join(found[:_NAMED])}{more}")
+    here = nearest(start, sorted(known)) if known else f": {store.root} holds none yet"
+    raise UserError(f"there is no finished {kind.removesuffix('s')} {start!r}{here}")

@@ -1,0 +1,368 @@
+"""The command line: a face. Each command parses its arguments and calls one function elsewhere.
+
+No heavy import at the top: `sae-sweep --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sae_sweep import signals
+from sae_sweep.errors import EnvironmentProblem, UserError
+
+app = typer.Typer(
+    name="sae-sweep",
+    help="Feature-splitting sweeps: train toy models and sparse autoencoders, count splits against exact ground truth.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Overrides are Hydra's: sae.width=16,128 penalty=l1,sqrt seed=range(0,3) experiment=splitting. "
+    "Exit codes: 0 done, 2 usage or configuration, 3 finished with failed points, 4 environment, "
+    "75 interrupted (resumable), 130 Ctrl-C (resumable).",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE[,VALUE…]]…", help="Hydra overrides; none: the quickstart.")
+]
+# Of commands that look at a toy.
+OfToy = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE[,VALUE…]]…", help="Hydra overrides; none: toy=max_of_k.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the points whose id ≡ I mod N, I from 0.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Let grids of more than 100,000 combinations through.")]
+SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep under the output directory.")]
+OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.")]
+
+
+class TableFormat(StrEnum):
+    """What `results` can print."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+class Aggregate(StrEnum):
+    """How `results` can bring seeds together."""
+
+    none = "none"
+    mean = "mean"
+    best = "best"
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    shard: Shard = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed point.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Plan a grid, train what is missing, count the splits, report."""
+    from sae_sweep.cli import run as commands
+
+    if dry_run:
+        commands.plan(overrides or [], shard, yes, json, dry_run=True)
+    else:
+        raise typer.Exit(commands.run(overrides or [], shard, fail_fast, yes, json))
+
+
+@app.command()
+def plan(overrides: Overrides = None, shard: Shard = None, yes: Yes = False, json: Json = False) -> None:
+    """Axes, points, finished, packs, and an estimate of memory and time."""
+    from sae_sweep.cli import run as commands
+
+    commands.plan(overrides or [], shard, yes, json)
+
+
+@app.command()
+def submit(
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch script and the packs, and stop.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop all jobs at the first failed point.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Send what is missing of a grid to Slurm as job arrays."""
+    from sae_sweep.cli import slurm
+
+    raise typer.Exit(slurm.submit(overrides or [], dry_run, fail_fast, yes, json))
+
+
+@app.command()
+def status(
+    sweep: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Name of a sweep; none: all of them.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing is queued or running.")] = False,
+    json: Json = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """Points finished, running, pending, failed and lost; the jobs; the time left."""
+    from sae_sweep.cli import slurm
+
+    slurm.status(sweep, watch, json, output_dir)
+
+
+@app.command()
+def cancel(sweep: SweepName, output_dir: OutputDir = Path("outputs")) -> None:
+    """Cancel the Slurm jobs of a sweep; finished points are kept."""
+    from sae_sweep.cli import slurm
+
+    slurm.cancel(sweep, output_dir)
+
+
+@app.command()
+def logs(
+    sweep: SweepName,
+    point: Annotated[str | None, typer.Argument(metavar="[POINT]", help="Id of a point, or how it begins.")] = None,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """What the tasks of a sweep wrote, or the one that holds a point."""
+    from sae_sweep.cli import slurm
+
+    slurm.logs(sweep, point, output_dir)
+
+
+@app.command()
+def sync(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """Push to W&B what nodes without a network logged offline; once each, however often it is called."""
+    from sae_sweep.cli import slurm
+
+    slurm.sync(sweep, json, output_dir)
+
+
+@app.command()
+def doctor(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """GPU, output folder, Slurm, sacct, W&B: what works here, and what to do about the rest."""
+    from sae_sweep.cli import slurm
+
+    slurm.doctor(json, output_dir)
+
+
+@app.command()
+def verify(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
+    """Read every byte that is stored; what is damaged is set aside, for the next run to recompute."""
+    from sae_sweep.cli import run as commands
+
+    raise typer.Exit(commands.verify(json, output_dir))
+
+
+@app.command()
+def results(
+    sweep: SweepName,
+    format: Annotated[TableFormat, typer.Option(help="csv and json go to stdout as text, parquet as bytes.")] = (
+        TableFormat.table
+    ),
+    seeds: Annotated[Aggregate, typer.Option(help="Aggregate over seeds: their mean, or the one of lowest loss.")] = (
+        Aggregate.none
+    ),
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """The one table of a sweep."""
+    from sae_sweep.cli import show as looking
+
+    looking.results(sweep, format.value, seeds.value, output_dir)
+
+
+@app.command()
+def report(
+    sweep: SweepName,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes; none: report.html in the sweep's folder.")
+    ] = None,
+    latents: Annotated[
+        list[str] | None, typer.Option(metavar="POINT", help="A point whose latents to browse; repeat for more.")
+    ] = None,
+    images: Annotated[bool, typer.Option("--images", help="The figures as PNG and SVG too; needs Chrome.")] = False,
+    json: Json = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """Tables, front, split counts and claims of a sweep, here and as report.html."""
+    from sae_sweep.cli import show as looking
+
+    looking.report(sweep, json, output_dir, output, latents or [], images)
+
+
+@app.command()
+def inspect(
+    point: Annotated[str, typer.Argument(metavar="POINT", help="Id of a finished point, or how it begins.")],
+    latent: Annotated[int | None, typer.Option(metavar="J", help="The card of one latent, counted from 0.")] = None,
+    json: Json = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """The latents of a trained SAE; with --latent, the cells of one and what it does to the logits."""
+    from sae_sweep.cli import show as looking
+
+    looking.inspect(point, latent, json, output_dir)
+
+
+@app.command()
+def dashboard(
+    sweep: SweepName,
+    json: Annotated[bool, typer.Option("--json", help="Print the views instead: no key is needed.")] = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """Build a sweep's W&B workspace: fronts, splits, labels, phases, the grid, the run table. A saved view each."""
+    from sae_sweep.cli import show as looking
+
+    looking.dashboard(sweep, json, output_dir)
+
+
+@app.command()
+def cells(overrides: OfToy = None, json: Json = False) -> None:
+    """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
+    from sae_sweep.cli import listings
+
+    listings.cells(overrides or [], json)
+
+
+@app.command()
+def variance(overrides: OfToy = None, json: Json = False) -> None:
+    """What a latent for each class of a partition explains of a toy and, given a penalty, costs: share and loss."""
+    from sae_sweep.cli.variance import variance as show
+
+    show(overrides or [], json)
+
+
+@app.command()
+def score(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.json and sae_weights.safetensors.")],
+    overrides: OfToy = None,
+    json: Json = False,
+) -> None:
+    """Measure an SAE in SAELens's layout, trained anywhere, on a toy: the columns of the results table."""
+    from sae_sweep.cli.score import score as measure
+
+    measure(directory, overrides or [], json)
+
+
+@app.command()
+def penalties(json: Json = False) -> None:
+    """The penalties there are: formula, prior, slope at zero, ladder, source."""
+    from sae_sweep.cli import listings
+
+    listings.penalties(json)
+
+
+@app.command()
+def architectures(json: Json = False) -> None:
+    """The SAE architectures there are."""
+    from sae_sweep.cli import listings
+
+    listings.architectures(json)
+
+
+class Shell(StrEnum):
+    """Shells with completion."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
+
+
+@app.command()
+def completion(shell: Shell) -> None:
+    """Print what a shell reads to complete commands, keys, values and names: eval "$(sae-sweep completion bash)"."""
+    from sae_sweep.cli.completion import script
+
+    typer.echo(script(shell.value), nl=False)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from sae_sweep.version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+# click's UsageError; typer's versions keep click in different places.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+def main() -> None:
+    """Entry point: what the user or the machine did wrong is one line and an exit code."""
+    # Hydra users type -m out of habit; every sweep here is a multirun.
+    arguments = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
+    if (
+        len(arguments) > 2 and arguments[0] == "complete"
+    ):  # what a shell asks at each press of the tab key: no time to parse it
+        from sae_sweep.cli.completion import answer
+
+        print(answer(typer.main.get_command(app), arguments[1], arguments[2:]))
+        return
+    signals.raise_on_signals()
+    _fill_closed_streams()
+    try:
+        signals.check()  # what came while this file was imported
+        code = _run(arguments)
+        signals.ignore_signals()
+    except BaseException:
+        signals.ignore_signals()
+        stop = signals.received()
+        if stop is None:
+            raise
+        again = shlex.join(["sae-sweep", *arguments])
+        _say(f"interrupted: finished points are kept; resume with: {again}")
+        # Not sys.exit: it would wait for worker threads, whose results nobody needs any more.
+        os._exit(stop.exit_code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Parse the arguments and run the command; returns the exit code."""
+    try:
+        code = app(arguments or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
+    except UserError as error:
+        return _refuse(str(error), error.exit_code)
+    except _UsageError as error:
+        return _refuse(error.format_message(), UserError.exit_code)
+    # typer makes a SystemExit of a broken pipe: its reader has seen enough.
+    except (BrokenPipeError, SystemExit):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        return _refuse(str(error), EnvironmentProblem.exit_code)
+    # Outside packs, which are halved until they fit.
+    except MemoryError:
+        return _refuse("out of memory: finished points are kept", EnvironmentProblem.exit_code)
+    return code or 0
+
+
+def _fill_closed_streams() -> None:
+    """Where a stream was closed (`2>&-`), the next file opened would take its number, and what C libraries print."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
+def _refuse(message: str, code: int) -> int:
+    _say(f"error: {' '.join(message.split())}")
+    return code
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody listens
+        print(line, file=sys.stderr, flush=True)

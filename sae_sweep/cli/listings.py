@@ -1,0 +1,116 @@
+"""What there is to choose from: the cells of a toy, the penalties, the architectures."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from sae_sweep.config import overrides as config
+from sae_sweep.config.settings import OWN_INPUTS
+from sae_sweep.errors import UserError
+from sae_sweep.reports import layout
+
+# Where a listing's values begin.
+_INDENT = 17
+
+
+def cells(overrides: Sequence[str], json: bool) -> None:
+    """Print the ground truth of a toy."""
+    toys = {point.toy for point in config.load(overrides, ["experiment=null"]).points}
+    if len(toys) > 1:
+        raise UserError(f"cells shows one toy at a time, got {len(toys)}")
+    (toy,) = toys
+    if toy.name in OWN_INPUTS:
+        raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
+
+    from sae_sweep.config.grid import count_classes
+    from sae_sweep.config.settings import PARTITIONS
+    from sae_sweep.toys.classes import cells_per_max, count_cells
+
+    per_max = [int(cells_per_max(m, toy.k)) for m in range(toy.d_vocab)]
+    partitions = {name: count_classes(name, toy.d_vocab, toy.k) for name in PARTITIONS}
+    total = int(count_cells(toy.d_vocab, toy.k))
+    if json:
+        head = {"schema": 1, "d_vocab": toy.d_vocab, "k": toy.k, "cells": total}
+        print(json_module.dumps(head | {"per_max": per_max, "partitions": partitions}))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("partition")
+    table.add_column("cells", justify="right")
+    table.add_column("tells apart")
+    spelled = {"m": "maximum", "q": "query", "n": "runner-up", "c": "copies of the maximum"}
+    for name, count in partitions.items():
+        table.add_row(name, f"{count:,}", ", ".join(spelled[letter] for letter in name))
+    sentence = (
+        f"max of {toy.k} tokens out of {toy.d_vocab}: {toy.d_vocab**toy.k:,} inputs in {total:,} cells "
+        f"(maximum, query, runner-up, copies); from {per_max[0]} for maximum 0 to {per_max[-1]:,} for {toy.d_vocab - 1}"
+    )
+    layout.write(layout.console(sys.stdout), sentence, table)
+
+
+def penalties(json: bool) -> None:
+    """Print the penalties there are."""
+    from sae_sweep.saes.penalties import FORMULAS, spell
+
+    ladders = config.ladders()
+    rows = [
+        {
+            "name": name,
+            "formula": formula.formula,
+            "slope_at_zero": spell(formula.slope_at_zero),
+            "prior": formula.prior,
+            "keys": [f"penalty.{key}" for key in formula.keys],
+            "ladder": ladders.get(name),
+            "source": formula.source,
+        }
+        for name, formula in FORMULAS.items()
+    ]
+    _listing(
+        rows,
+        json,
+        "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000",
+    )
+
+
+def architectures(json: bool) -> None:
+    """Print the architectures there are."""
+    from sae_sweep.saes.architectures import ARCHITECTURES
+
+    rows = [
+        {
+            "name": name,
+            "description": a.description,
+            "formula": a.formula,
+            "prior": a.prior,
+            "keys": list(a.keys),
+            "trained_by": a.step,
+            "source": a.source,
+        }
+        for name, a in ARCHITECTURES.items()
+    ]
+    _listing(rows, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
+
+
+def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:
+    """A paragraph per row: its name and what follows from it."""
+    if json:
+        print(json_module.dumps(rows))
+        return
+    console = layout.console(sys.stdout)
+    parts = [Text(heading)]
+    for row in rows:
+        name, *rest = row.items()
+        parts.append(Text.assemble("\n", (str(name[1]), "bold")))
+        for key, value in rest:
+            if value not in (None, [], "-"):
+                spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+                first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
+                parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))
+                parts += [Text(" " * _INDENT + line) for line in more]
+    layout.write(console, *parts)

@@ -1,0 +1,99 @@
+"""The axes of a grid: the experiment's blocks under what the command line says, each value checked on its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_sweep.config.keys import CHOSEN, PARTS, POINT_KEYS, SWEEP_KEYS, check_axis, nearest, show
+from sae_sweep.errors import UserError
+
+# The folders of conf/. Those that are no part of a point take one option for the whole sweep.
+GROUPS = (*PARTS, "evaluation", "logger", "launcher", "experiment")
+
+# What the grid of an experiment takes beside its axes and blocks.
+CALIBRATION = [key.removeprefix("grid.") for key in SWEEP_KEYS if key.startswith("grid.")]
+
+Axes = dict[str, list[Any]]
+
+
+@functools.cache
+def conf_dir() -> Path:
+    """The folder of YAML: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(place for place in (package / "conf", package.parent / "conf") if (place / "config.yaml").exists())
+
+
+@functools.cache
+def listing(group: str) -> list[str]:
+    """The options of a config group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def is_file(group: str, option: Any) -> bool:
+    """A distribution may be named by its file of weights."""
+    return group == "distribution" and isinstance(option, str) and ("/" in option or option.endswith(".csv"))
+
+
+def is_sweep_key(key: str) -> bool:
+    """Whether the key is one for the whole sweep, and no setting of a point."""
+    part = key.partition(".")[0]
+    return part in ("evaluation", "grid", "logger", "launcher", "experiment", "device", "output_dir", "name")
+
+
+def check_values(key: str, values: list[Any]) -> list[Any]:
+    """The values of one key, converted. UserError: no such key or option, a setting out of its limits, no values."""
+    if key in GROUPS:
+        if key == "experiment" and values == [None]:
+            return values
+        _options_exist(key, values)
+    elif is_sweep_key(key):
+        if key not in SWEEP_KEYS and not key.startswith(("logger.", "launcher.")):
+            raise UserError(f"unknown key {show(key)}{nearest(key, [*POINT_KEYS, *SWEEP_KEYS])}")
+    else:
+        if key not in POINT_KEYS and key not in CHOSEN:
+            raise UserError(f"unknown key {show(key)}{nearest(key, [*POINT_KEYS, *SWEEP_KEYS, *GROUPS])}")
+        # `null` for a coefficient is the penalty's ladder, as it is when the key is not given at all.
+        return values if (key, values) == ("penalty.coefficient", [None]) else check_axis(key, values)
+    if is_sweep_key(key) and len(values) != 1:
+        raise UserError(f"{key} takes one value for the whole sweep, got {len(values)}")
+    return values
+
+
+def _options_exist(group: str, values: Sequence[Any]) -> None:
+    for value in values:
+        if value not in listing(group) and not is_file(group, value):
+            raise UserError(f"{group} cannot be {show(value)}{nearest(str(value), listing(group))}")
+    if not values:
+        raise UserError(f"{group} has no values: an empty axis makes an empty grid")
+
+
+def merge_blocks(grid: Any, axes: Axes, where: str) -> list[dict[str, list[Any]]]:
+    """The blocks of the experiment's grid, each with the axes; what the command line says replaces either."""
+    if not isinstance(grid, dict) or not set(grid) <= {"axes", "blocks", *CALIBRATION}:
+        raise UserError(f"{where}: grid takes axes and blocks, beside {', '.join(CALIBRATION)}, got {show(grid)}")
+    named_blocks = [(f"{where}: grid.axes", grid.get("axes") or {})]
+    listed = grid.get("blocks") or [{}]
+    if not isinstance(listed, list):
+        raise UserError(f"{where}: grid.blocks must be a list, got {show(listed)}")
+    named_blocks += [(f"{where}: grid.blocks[{i}]", block) for i, block in enumerate(listed)]
+    common, *blocks = (_block(block, name, axes) for name, block in named_blocks)
+    return [{**common, **block, **axes} for block in blocks]
+
+
+def _block(block: Any, where: str, axes: Axes) -> dict[str, list[Any]]:
+    if not isinstance(block, dict):
+        raise UserError(f"{where} must be a mapping of keys to values, got {show(block)}")
+    checked = {}
+    for key, value in block.items():
+        try:
+            # What the command line replaces is still checked: an experiment is right or wrong as it stands.
+            values = check_values(str(key), value if isinstance(value, list) else [value])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        if is_sweep_key(key):
+            raise UserError(f"{where}: {key} is one for the whole sweep and no axis")
+        checked[key] = axes.get(key, values)
+    return checked

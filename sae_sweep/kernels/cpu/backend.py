@@ -1,0 +1,310 @@
+"""The CPU step: a dense encoder product, then work on the active latents only (sparse.py).
+
+Parts and slices follow from shapes, sums run in a fixed order, and an SAE touches nothing of its pack-mates: so its
+bits depend neither on the stack nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_sweep.kernels.cpu.architecture_steps import TOTALS, rule_of
+from sae_sweep.kernels.cpu.batchtopk import HALF, contributions, drop_below, rank_in, tally
+from sae_sweep.kernels.cpu.dense_gradient import add_gradient
+from sae_sweep.kernels.cpu.function_pointers import address_of
+from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
+from sae_sweep.kernels.cpu.simd import LANES
+from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, ROUND_BELOW, encoder_of, refresh
+from sae_sweep.kernels.cpu.steps import (
+    CLIP,
+    DENSITY,
+    ERROR,
+    L0,
+    LIST,
+    LOSS,
+    NORM,
+    PLACE,
+    SEEN,
+    STATE,
+    STEP,
+    arrange,
+    encode_parts,
+    find_idle,
+    square_slices,
+    take_steps,
+)
+from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
+from sae_sweep.kernels.cpu.work_queue import CREW, heard, offer
+from sae_sweep.saes.penalties import FORMULAS, logπ
+from sae_sweep.saes.stack import Stack, adam_scale
+from sae_sweep.saes.train import THRESHOLD_RATE, Progress
+
+# One part for so many products of the encoder (0.2 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
+PART, MOST_PARTS = 1 << 24, 16
+# Entries that a part lists before their gradients are collected; and always room for one more input.
+ENTRIES = 1 << 17
+# Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
+DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
+# Gradients that the threads of a dense step fill.
+DENSE_PARTS = 4
+# BatchTopK looks for its threshold above this share of the last.
+GUESS = np.float32(0.9)
+
+Array = np.ndarray[Any, Any]
+Share = Callable[..., Iterable[Any]]
+
+
+class CpuBackend:
+    """Threads share the SAEs of a stack, or the parts and slices of one SAE when there are fewer SAEs than threads."""
+
+    def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
+        """`pool` must keep PyTorch to one thread each: threads of its own would fight ours and reorder sums."""
+        self.pool, self.threads = pool, threads
+
+    def advance(self, stack: Stack, batches: Tensor) -> Progress:
+        """Train every SAE of the stack on batches [steps, b, d], in place."""
+        n = len(stack.points)
+        across, within = (map, self.pool.map) if n < self.threads else (self.pool.map, map)
+        threads = self.threads if n < self.threads else 1
+
+        def train(i: int) -> Array:
+            return _Trainer(stack, i, batches.shape[1], threads, within).advance(batches)
+
+        sums = list(across(train, range(n)))
+        stack.step += len(batches)
+        columns = torch.tensor(np.array(sums), dtype=torch.float32).unbind(1)
+        return Progress(len(batches), batches.square().sum(-1).mean(1).sum(), *columns)
+
+
+class _Trainer:
+    """One SAE of the stack: views of its rows, what a step needs beside them, and the step."""
+
+    def __init__(self, stack: Stack, i: int, b: int, threads: int, share: Share) -> None:
+        self.stack, self.i = stack, i
+        self.point, self.width, self.d = stack.points[i], stack.width, stack.d
+        self.k = self.point.sae.k if stack.architecture.name == "topk" else 0
+        # BatchTopK: so many entries of a batch.
+        self.chosen = b * self.point.sae.k if stack.architecture.learns_threshold else 0
+        self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
+        self.rule = rule_of(stack.architecture.name)
+        self.own = np.array(self.rule.own(self.point), np.float64)
+        self.slopes = compile_slopes(self.point.penalty.name, self.rule.at_zero)
+        self.weighs = FORMULAS[self.point.penalty.name].largest.has(logπ)
+        self.shares = np.empty(self.width, np.float32)
+        self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
+        parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
+        self.parts = _cut(b, parts, GROUP)
+        self.slices = _cut(self.width, 1 if parts == 1 else 2 * parts, LANES)
+        # How many threads share a step, and by what means.
+        self.threads, self.share = (threads, share) if parts > 1 else (1, cast(Share, map))
+        self.guess = GUESS * np.float32(stack.threshold[i])
+        self._allocate(b)
+
+    def _allocate(self, b: int) -> None:
+        width, d, parts = self.width, self.d, len(self.parts)
+        panels = -(-width // LANES)
+        # Of extras what no latent adds to stays 0.
+        self.gradient = np.zeros(self.flat.size, np.float32)
+        # The rows as they are used. Torch's memory begins on a cache line: libraries choose kernels by that.
+        self.W_enc, self.W_dec = self.flat[: 2 * width * d].reshape(2, width, d)
+        if self.rule.unit:
+            self.W_enc = self.W_dec = torch.empty(width, d).numpy()
+        self.active, self.idle = np.zeros((2, width), np.uint8)
+        self.norms, ones = np.ones((2, panels * LANES), np.float32)
+        # What decides which latents count is their contribution, or only its sign.
+        self.weights = self.norms if self.k or self.chosen else ones
+        rounded = float(self.stack.density[self.i]) < ROUND_BELOW * width
+        self.encoder = encoder_of(self.W_enc, self.weights, rounded, self.k)
+        capacity = ENTRIES + width
+        self.codes = np.empty((parts, capacity, LISTED), np.float32)
+        self.sums = np.empty((parts * capacity, self.rule.columns), np.float32)
+        self.latents, self.rows = self.codes.view(np.int32), self.sums.view(np.int32)
+        self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
+        self.bounds, self.places = np.empty(width + 1, np.int64), np.empty((parts, width), np.int32)
+        self.residuals = np.empty((b * self.rule.levels(self.point), d), np.float32)
+        self.g_bdec = np.empty((parts, d), np.float32)
+        # The inputs of each part that are listed; what is counted of each; ‖g‖² of each slice.
+        self.begins, self.stops = np.empty((2, parts), np.int64)
+        self.totals, self.squares = np.empty((parts, TOTALS)), np.empty(len(self.slices))
+
+    def advance(self, batches: Tensor) -> Array:
+        """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps, and
+        the largest norm of their gradients."""
+        find_idle(self.first, self.second, self.width, self.d, self.idle)
+        none = np.zeros_like(self.idle)
+        self.rule.lay_out(self.flat, self.W_dec, self.encoder, self.norms, none, self.own, 0, self.width)
+        dense = self.rule.dense and not self.weighs
+        most = max(DENSE_ABOVE * self.width, DENSE_AT_LEAST) if dense else np.inf
+        totals, largest, step = np.zeros(3), 0.0, 0
+        while step < len(batches):
+            kind, ahead, floor = LIST, batches[step:], np.float32(self.rule.floor)
+            self.begins[:], self.totals[:], self.g_bdec[:] = self.parts[:, 0], 0, 0
+            if float(self.stack.density[self.i]) > most:
+                kind, ahead = CLIP, batches[step : step + 1]
+                self._dense_gradient(ahead[0], self.stack.step + step)
+            elif self.chosen:
+                ahead = batches[step : step + 1]
+                kind, floor = self._choose(ahead[0].numpy(), self.stack.step + step)
+            elif self.weighs:
+                ahead = batches[step : step + 1]
+                kind = self._weigh(ahead[0].numpy(), floor)
+            taken, seen = self._steps(ahead, self.stack.step + step, kind, floor, most)
+            totals += seen[[LOSS, ERROR, L0]]
+            largest, step = max(largest, seen[NORM]), step + taken
+        return np.append(totals, largest)
+
+    def _steps(self, batches: Tensor, first: int, kind: int, floor: np.float32, most: float) -> tuple[int, Array]:
+        """Steps from a phase of the first on, with no Python between them, until more than `most` latents fire.
+
+        floor: what a contribution has to exceed. Returns how many they were, and what they have seen.
+        """
+        schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
+        crew, state, seen = np.zeros(CREW, np.int64), np.zeros(STATE, np.int64), np.zeros(SEEN)
+        sae = self.flat, self.gradient, self.first, self.second, self.W_dec, self.k, floor
+        rule = *self.rule.addresses, self.own, self.rule.seen
+        setting = (
+            address_of(self.slopes, penalises),
+            self.shares,
+            self.point.penalty.scale,
+            self.exponent,
+            self.point.training.clip,
+            most,
+        )
+        encoder, lists = (self.encoder, self.norms), (self.codes, self.latents, self.starts)
+        entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
+        cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares
+        arrays = *sae, *rule, *setting, *encoder, *lists, *entries, *cuts
+
+        def work(_: int) -> None:
+            with heard(crew):
+                take_steps(batches.numpy(), schedule, crew, state, seen, *arrays)
+
+        offer(crew, kind, 1 if kind == CLIP else len(self.parts))
+        with heard(crew):
+            list(self.share(work, range(self.threads)))
+        self.stack.density[self.i] = seen[DENSITY]
+        return int(state[STEP]), seen
+
+    def _encode(self, x: Array, floor: np.float32) -> None:
+        """List the latents that fire; `stops` receives where each part ran out of room, or its end."""
+        lists = self.codes, self.latents, self.starts
+        rule = self.encoder, self.k, floor
+        self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *rule, *lists))
+
+    def _weigh(self, x: Array, floor: np.float32) -> int:
+        """exclusive_pi: learn the shares of a batch; the phase to go on with, as the whole of it may be listed."""
+        wins, rounds = np.zeros(self.width, np.int64), 0
+        thresholds = self.stack.parameters(self.i).thresholds.numpy()
+        thresholds = thresholds if len(thresholds) else np.zeros(self.width, np.float32)
+        while rounds == 0 or (self.stops < self.parts[:, 1]).any():
+            self.begins[:] = self.stops if rounds else self.begins
+            self._encode(x, floor)
+            for part, rows in enumerate(self.stops - self.begins):
+                lists = self.codes[part], self.latents[part], self.starts[part]
+                count_wins(self.norms, thresholds, *lists, rows, wins)
+            rounds += 1
+        self.shares[:] = log_shares(wins)
+        if rounds > 1:
+            self.begins[:] = self.parts[:, 0]
+            return LIST
+        arrange(self.begins, self.stops, self.latents, self.starts, self.places, self.bounds)
+        return PLACE
+
+    def _choose(self, x: Array, step: int) -> tuple[int, np.float32]:
+        """BatchTopK: the phase to go on with, as what is kept may be listed, and what its contributions exceed."""
+        least = self._least_listed(x)
+        listed = least is not None
+        if least is None:
+            least = self._least_counted(x)
+        # The threshold for evaluation, as the reference learns it.
+        if least > 0:
+            self.stack.threshold[self.i].lerp_(torch.tensor(least), 1.0 if step == 0 else THRESHOLD_RATE)
+        self.guess = GUESS * least
+        if listed:
+            arrange(self.begins, self.stops, self.latents, self.starts, self.places, self.bounds)
+        return PLACE if listed else LIST, np.nextafter(least, np.float32(0))
+
+    def _least_listed(self, x: Array) -> np.float32 | None:
+        """The smallest contribution to keep, if all that reach a guess can be listed and suffice; lists what stays."""
+        if not self.guess > 0:
+            return None
+        rows = self.parts[:, 1] - self.parts[:, 0]
+        self._encode(x, np.nextafter(self.guess, np.float32(0)))
+        parts = [
+            (self.norms, self.codes[part], self.latents[part], self.starts[part], rows[part])
+            for part in range(len(rows))
+        ]
+        if (self.stops < self.parts[:, 1]).any():
+            return None
+        candidates = np.concatenate([contributions(*part) for part in parts])
+        if len(candidates) < self.chosen:
+            return None
+        least: np.float32 = np.partition(candidates, len(candidates) - self.chosen)[len(candidates) - self.chosen]
+        for part in parts:
+            drop_below(least, *part)
+        return least
+
+    def _least_counted(self, x: Array) -> np.float32:
+        """The same from two counts over all contributions: of the upper halves of their bits, then of the lower."""
+        upper, rank = self._count(x, -1, self.chosen)
+        if upper < 0:
+            return np.float32(0)
+        lower, _ = self._count(x, upper, rank)
+        return np.int32(upper << HALF | lower).view(np.float32)
+
+    def _count(self, x: Array, upper: int, rank: int) -> tuple[int, int]:
+        """Which half of the bits the rank-th largest has, or the smallest, and its rank among those that have it."""
+        counts = np.zeros((len(self.parts), 1 << HALF), np.int64)
+        exact = encoder_of(self.encoder[0], self.weights, rounded=False)
+        refresh(self.flat, self.width, self.d, exact, self.norms)
+        self._over(lambda chunk: tally(x, self.parts, chunk, *exact[1:4], upper, counts))
+        total = counts.sum(0)
+        return rank_in(total, min(rank, int(total.sum())))
+
+    def _dense_gradient(self, batch: Tensor, step: int) -> None:
+        """All phases before CLIP by matrix products: for the steps in which much of the dictionary fires."""
+        shares = batch.tensor_split(min(len(self.parts), DENSE_PARTS))
+        gradients = torch.zeros(len(shares), self.flat.size)
+        of_error, of_penalty = np.float32(2 / len(batch)), np.float32(self._scheduled(step)[2] / len(batch))
+        _, _, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
+        W_enc, W_dec, norms = map(torch.from_numpy, (self.W_enc, self.W_dec, self.norms[: self.width]))
+        setting = self.slopes, self.point.penalty.scale, self.exponent
+
+        def work(part: int) -> None:
+            into = self.stack.split(gradients[part])
+            self.totals[part] = add_gradient(
+                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, setting, float(of_error), float(of_penalty)
+            )
+
+        list(self.share(work, range(len(shares))))
+        torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))
+        biases = 2 * self.width * self.d + self.width
+        self.g_bdec[0] = self.gradient[biases : biases + self.d]
+        # Nothing is listed that would add to what is summed.
+        self.active[:], self.bounds[:] = 1, 0
+        entries = self.sums, self.bounds, self.gradient, self.active, len(batch), True, of_penalty, self.own
+        self.rule.settle(self.flat, self.W_dec, self.norms, *entries, 0, self.width)
+        square_slices(self.gradient, self.width, self.d, self.active, self.slices, self.squares)
+
+    def _scheduled(self, step: int) -> tuple[float, float, float]:
+        """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
+        rate, coefficient = self.stack.schedule(self.i, step)
+        correction1, correction2 = adam_scale(step)
+        return rate / correction1, correction2, coefficient * self.rescale
+
+    def _over(self, function: Callable[[tuple[int, int]], object]) -> None:
+        """Call `function` with shares (begin, end) of the parts, one for each thread."""
+        list(self.share(function, map(tuple, _cut(len(self.parts), self.threads, 1).tolist())))
+
+
+def _cut(size: int, pieces: int, grain: int) -> Array:
+    """Begin and end of about so many equal pieces of range(size), each but the last a multiple of `grain`: [·, 2]."""
+    length = -(-size // (pieces * grain)) * grain
+    begins = np.arange(0, size, length)
+    return np.stack([begins, np.minimum(begins + length, size)], axis=1)

@@ -1,0 +1,165 @@
+"""JumpReLU: z = max(pre, 0)·H(u), u = max(pre, 0)‖d‖ − θ, whose slope passes straight through the jump.
+
+With H′ = 1/bandwidth where |u| < bandwidth/2, and g = ∂L/∂z as in relu.py, ∂L/∂H = g·max(pre, 0), and coefficient/b
+more under penalty l0, which counts H. What has H or H′ is listed. Signatures as in rules.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from sae_sweep.config.settings import Point
+from sae_sweep.kernels.cpu.architecture_steps import (
+    ENTRIES,
+    FIRED,
+    PENALTY,
+    SQUARED,
+    Rule,
+    lays_out,
+    reconstructs,
+    settles,
+)
+from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
+from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, OWN, ROW, SLOPE, lay_out, views
+
+# Numbers of the rule, and what an entry has in a column of its own: ∂L/∂u.
+BANDWIDTH, COUNTS = 0, 1
+JUMP = OWN
+# Listed is what exceeds the lower end of its window, or comes within rounding of it: the rest is decided when it is
+# reconstructed. Where the window reaches 0 that is all above 0: of a weight that bounds in screen.py can still hold.
+NEAR, MOST = np.float32(1 - 2**-20), np.float32(1e20)
+
+_jit = numba.njit(**OPTIONS)
+
+
+@_jit
+def _thresholds(flat, width, d):  # type: ignore[no-untyped-def]
+    """θ [width] of a flat array."""
+    return flat[2 * width * d + width + d :]
+
+
+@_jit
+def _counted(codes, latents, total, norms, thresholds, fired, contributions):  # type: ignore[no-untyped-def]
+    """z of each entry in `fired` [entries, 1], its contribution, and how many fire."""
+    count = 0
+    for entry in range(total):
+        latent = latents[entry, LATENT]
+        reach = codes[entry, CODE] * norms[latent]
+        fires = reach > thresholds[latent]
+        fired[entry, 0] = codes[entry, CODE] if fires else np.float32(0)
+        contributions[entry] = reach if fires else np.float32(0)
+        count += fires
+    return count
+
+
+@_jit
+def _count_penalty(latents, total, inputs, thresholds, fired):  # type: ignore[no-untyped-def]
+    """Σ H over so many inputs: of a latent whose threshold is below 0 also where its pre-activation is."""
+    penalty = 0.0
+    for threshold in thresholds:
+        penalty += inputs if threshold < 0 else 0
+    for entry in range(total):
+        penalty += fired[entry, 0] > 0 and thresholds[latents[entry, LATENT]] >= 0
+    return penalty
+
+
+@numba.njit(reconstructs, **OPTIONS)
+def reconstruct(  # type: ignore[no-untyped-def]
+    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
+    codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
+):  # fmt: skip
+    """∂L/∂pre = g·H + ∂L/∂u·‖d‖ with ∂L/∂u = ∂L/∂H·H′; ∂L/∂‖d‖ = (coefficient/b)·penalty′·z + ∂L/∂u·max(pre, 0)."""
+    width, d = W_dec.shape
+    _, _, _, b_dec = views(flat, width, d)
+    thresholds, bandwidth = _thresholds(flat, width, d), np.float32(own[BANDWIDTH])
+    total, bounds = starts[end - begin], starts[: end - begin + 1]
+    contributions, slope = np.empty(total, np.float32), np.zeros(total, np.float32)
+    fired = np.empty((total, 1), np.float32)
+    totals[FIRED] += _counted(codes, latents, total, norms, thresholds, fired, contributions)
+    counted = of_penalty if own[COUNTS] else np.float32(0)
+    if own[COUNTS]:
+        totals[PENALTY] += _count_penalty(latents, total, end - begin, thresholds, fired)
+    else:
+        totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
+    error = 0.0
+    for row in range(begin, end):
+        first, last = bounds[row - begin], bounds[row - begin + 1]
+        for entry in range(last, min(total, last + AHEAD)):
+            prefetch(W_dec, latents[entry, LATENT])
+        for i in range(d):
+            residuals[row, i] = b_dec[0, i] - x[row, i]
+        add_rows(residuals, row, fired, 0, W_dec, latents, LATENT, first, last)
+        error += dot(residuals, row, residuals, row)
+        for i in range(d):
+            residuals[row, i] *= of_error
+            g_bdec[0, i] += residuals[row, i]
+        for entry in range(first, last):
+            latent, pre, weighted = latents[entry, LATENT], codes[entry, CODE], of_penalty * slope[entry]
+            gain, jump = dot(residuals, row, W_dec, latent) + weighted * norms[latent], np.float32(0)
+            if abs(pre * norms[latent] - thresholds[latent]) < bandwidth / 2:
+                jump = (gain * pre + counted) / bandwidth
+            at = places[latent]
+            places[latent] += 1
+            sums[at, CODE] = fired[entry, 0]
+            sums[at, GAIN] = (gain if fired[entry, 0] > 0 else np.float32(0)) + jump * norms[latent]
+            sums[at, SLOPE] = weighted * fired[entry, 0] + jump * pre
+            sums[at, JUMP] = jump
+            rows[at, ROW] = row
+    totals[SQUARED] += error
+    totals[ENTRIES] += total
+
+
+@numba.njit(settles, **OPTIONS)
+def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+    """The biases', the thresholds', and what reaches a row through its norm.
+
+    Under l0 the slope of H reaches a threshold so near to 0 from the inputs, too, on which its latent is not listed.
+    """
+    width, d = W_dec.shape
+    _, g_dec, g_benc, _ = views(gradient, width, d)
+    thresholds, g_thresholds = _thresholds(flat, width, d), _thresholds(gradient, width, d)
+    bandwidth = np.float32(own[BANDWIDTH])
+    for latent in range(begin, end):
+        first, last = bounds[latent], bounds[latent + 1]
+        if own[COUNTS] and abs(thresholds[latent]) < bandwidth / 2:
+            g_thresholds[latent] -= (inputs - (last - first)) * (of_penalty / bandwidth)
+        bias, pull, jumps = np.float32(0), np.float32(0), np.float32(0)
+        for entry in range(first, last):
+            bias += sums[entry, GAIN]
+            pull += sums[entry, SLOPE]
+            jumps += sums[entry, JUMP]
+        if first < last:
+            g_benc[latent] += bias
+            g_thresholds[latent] -= jumps
+            pull = pull / norms[latent] if norms[latent] > 0 else np.float32(0)
+            for i in range(d):
+                g_dec[latent, i] += pull * W_dec[latent, i]
+
+
+@numba.njit(lays_out, **OPTIONS)
+def lay_out_thresholds(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+    """Norms and the encoder, and weights that list what reaches a window: contributions over its lower end."""
+    width, d = W_dec.shape
+    _, _, b_enc, _ = views(flat, width, d)
+    thresholds, half = _thresholds(flat, width, d), np.float32(own[BANDWIDTH] / 2)
+    weights, still = encoder[3], idle.copy()
+    for latent in range(begin, end):
+        lower = thresholds[latent] * NEAR - half / NEAR
+        norm = np.float32(math.sqrt(dot(W_dec, latent, W_dec, latent)))
+        weight = min(MOST, norm / lower) if lower > 0 else MOST
+        # A threshold may move where its latent does not.
+        still[latent] = idle[latent] and weight == weights[latent]
+        weights[latent] = weight
+    lay_out(W_dec, b_enc, encoder, norms, still, begin, end)
+
+
+def _numbers(point: Point) -> list[float]:
+    return [point.sae.bandwidth, point.penalty.name == "l0"]
+
+
+JUMPRELU = Rule(
+    reconstruct, settle, lay_out_thresholds, columns=JUMP + 1, own=_numbers, floor=float(NEAR), at_zero=True
+)  # fmt: skip

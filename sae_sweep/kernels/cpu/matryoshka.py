@@ -1,0 +1,90 @@
+"""Matryoshka: BatchTopK of which the first latents of each nested level reconstruct x too. Signatures as in rules.py.
+
+A latent adds to its own level and to all wider ones: it sees the sum of their residuals, as if that were the residual.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from sae_sweep.config.settings import Point
+from sae_sweep.kernels.cpu.architecture_steps import ENTRIES, FIRED, FURTHER, PENALTY, SQUARED, Rule, reconstructs
+from sae_sweep.kernels.cpu.relu import lay_out_all, settle
+from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
+from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, OWN, ROW, SLOPE, views
+from sae_sweep.saes.architectures import prefixes
+
+# Which residual an entry sees: there is one for each level of an input.
+SEEN = OWN
+
+_jit = numba.njit(**OPTIONS)
+
+
+@_jit
+def _reconstruct_levels(residuals, base, levels, codes, latents, W_dec, first, last):  # type: ignore[no-untyped-def]
+    """From x̂ − x of no latent in residuals[base] that of each level, the first latents [first, last) of it below its
+    end; the squared error of the last, and of the others."""
+    error, further, begin = 0.0, 0.0, first
+    for level in range(len(levels)):
+        at, end = base + level, begin
+        if level:
+            residuals[at, :] = residuals[at - 1, :]
+        while end < last and latents[end, LATENT] < levels[level]:
+            end += 1
+        add_rows(residuals, at, codes, CODE, W_dec, latents, LATENT, begin, end)
+        further, error, begin = further + error, dot(residuals, at, residuals, at), end
+    return error, further
+
+
+@numba.njit(reconstructs, **OPTIONS)
+def reconstruct(  # type: ignore[no-untyped-def]
+    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
+    codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
+):  # fmt: skip
+    """As of relu.py, with r the sum of the residuals that a latent sees. residuals [b · levels, d]; own: their ends."""
+    width, d = W_dec.shape
+    _, _, _, b_dec = views(flat, width, d)
+    total, bounds = starts[end - begin], starts[: end - begin + 1]
+    contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
+    for entry in range(total):
+        contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
+    totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
+    for row in range(begin, end):
+        first, last, base = bounds[row - begin], bounds[row - begin + 1], row * len(own)
+        for entry in range(last, min(total, last + AHEAD)):
+            prefetch(W_dec, latents[entry, LATENT])
+        for i in range(d):
+            residuals[base, i] = b_dec[0, i] - x[row, i]
+        error, further = _reconstruct_levels(residuals, base, own, codes, latents, W_dec, first, last)
+        totals[SQUARED] += error
+        totals[FURTHER] += further
+        for at in range(base + len(own) - 1, base - 1, -1):
+            for i in range(d):
+                residuals[at, i] *= of_error
+                if at < base + len(own) - 1:
+                    residuals[at, i] += residuals[at + 1, i]
+        for i in range(d):
+            g_bdec[0, i] += residuals[base, i]
+        seen = base
+        for entry in range(first, last):
+            latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
+            while latent >= own[seen - base]:
+                seen += 1
+            at = places[latent]
+            places[latent] += 1
+            sums[at, CODE] = codes[entry, CODE]
+            sums[at, GAIN] = dot(residuals, seen, W_dec, latent) + weighted * norms[latent]
+            sums[at, SLOPE] = weighted
+            rows[at, ROW], rows[at, SEEN] = row, seen
+    totals[FIRED] += total
+    totals[ENTRIES] += total
+
+
+def _ends(point: Point) -> list[float]:
+    return [float(end) for end in prefixes(point.sae)]
+
+
+MATRYOSHKA = Rule(
+    reconstruct, settle, lay_out_all, columns=SEEN + 1, seen=SEEN, own=_ends, levels=lambda point: len(_ends(point))
+)

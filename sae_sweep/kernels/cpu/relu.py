@@ -1,0 +1,91 @@
+"""Codes that are the pre-activations listed: ReLU, TopK, BatchTopK. Signatures as in rules.py."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numba
+import numpy as np
+
+from sae_sweep.kernels.cpu.architecture_steps import (
+    ENTRIES,
+    FIRED,
+    PENALTY,
+    SQUARED,
+    Rule,
+    lays_out,
+    reconstructs,
+    settles,
+)
+from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
+from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, ROW, SLOPE, lay_out, views
+
+
+@numba.njit(reconstructs, **OPTIONS)
+def reconstruct(  # type: ignore[no-untyped-def]
+    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
+    codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
+):  # fmt: skip
+    """∂L/∂z = (2/b)·r·d + (coefficient/b)·penalty′(z‖d‖)·‖d‖, and what it is by ‖d‖."""
+    width, d = W_dec.shape
+    _, _, _, b_dec = views(flat, width, d)
+    total, bounds = starts[end - begin], starts[: end - begin + 1]
+    contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
+    for entry in range(total):
+        contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
+    penalty, error = slopes(contributions, latents, bounds, shares, scale, p, slope), 0.0
+    for row in range(begin, end):
+        first, last = bounds[row - begin], bounds[row - begin + 1]
+        for entry in range(last, min(total, last + AHEAD)):
+            prefetch(W_dec, latents[entry, LATENT])
+        for i in range(d):
+            residuals[row, i] = b_dec[0, i] - x[row, i]
+        add_rows(residuals, row, codes, CODE, W_dec, latents, LATENT, first, last)
+        error += dot(residuals, row, residuals, row)
+        for i in range(d):
+            residuals[row, i] *= of_error
+            g_bdec[0, i] += residuals[row, i]
+        for entry in range(first, last):
+            latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
+            at = places[latent]
+            places[latent] += 1
+            sums[at, CODE] = codes[entry, CODE]
+            sums[at, GAIN] = dot(residuals, row, W_dec, latent) + weighted * norms[latent]
+            sums[at, SLOPE] = weighted
+            rows[at, ROW] = row
+    totals[PENALTY] += penalty
+    totals[SQUARED] += error
+    totals[FIRED] += total
+    totals[ENTRIES] += total
+
+
+@numba.njit(settles, **OPTIONS)
+def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+    """The biases', and what reaches a row through its norm."""
+    width, d = W_dec.shape
+    _, g_dec, g_benc, _ = views(gradient, width, d)
+    for latent in range(begin, end):
+        if bounds[latent] == bounds[latent + 1]:
+            continue
+        bias, pull = np.float32(0), np.float32(0)
+        for entry in range(bounds[latent], bounds[latent + 1]):
+            bias += sums[entry, GAIN]
+            pull += sums[entry, SLOPE] * sums[entry, CODE]
+        g_benc[latent] += bias
+        # d‖d‖/dd = d/‖d‖: what the penalty on a‖d‖ adds.
+        pull /= norms[latent]
+        for i in range(d):
+            g_dec[latent, i] += pull * W_dec[latent, i]
+
+
+@numba.njit(lays_out, **OPTIONS)
+def lay_out_all(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+    """Norms and the encoder."""
+    width, d = W_dec.shape
+    _, _, b_enc, _ = views(flat, width, d)
+    lay_out(W_dec, b_enc, encoder, norms, idle, begin, end)
+
+
+RELU = Rule(reconstruct, settle, lay_out_all, dense=True)
+# Sparse by construction.
+CHOSEN = dataclasses.replace(RELU, dense=False)

@@ -1,0 +1,57 @@
+"""Tied weights: ReLU whose encoder and decoder are the rows w/‖w‖ of one matrix. Signatures as in rules.py.
+
+What reaches a row of either reaches w by what of it is at right angles to w, over ‖w‖: also the pull of the penalty on
+the norm of a row, which therefore comes to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from sae_sweep.kernels.cpu.architecture_steps import Rule, lays_out, settles
+from sae_sweep.kernels.cpu.relu import reconstruct
+from sae_sweep.kernels.cpu.rows import dot
+from sae_sweep.kernels.cpu.sparse_step import GAIN, OPTIONS, lay_out, views
+
+# What F.normalize divides by at least, and then has no slope.
+LEAST = np.float32(1e-12)
+
+
+@numba.njit(settles, **OPTIONS)
+def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+    """The biases'; and once it is whole, the gradient of both rows as that of the one that is trained."""
+    width, d = W_dec.shape
+    _, rows, _, _ = views(flat, width, d)
+    g_enc, g_dec, g_benc, _ = views(gradient, width, d)
+    for latent in range(begin, end):
+        for entry in range(bounds[latent], bounds[latent + 1]):
+            g_benc[latent] += sums[entry, GAIN]
+        if not (whole and active[latent]):
+            continue
+        norm = np.float32(math.sqrt(dot(rows, latent, rows, latent)))
+        for i in range(d):
+            g_dec[latent, i] += g_enc[latent, i]
+            g_enc[latent, i] = 0
+        along = dot(g_dec, latent, W_dec, latent) if norm >= LEAST else np.float32(0)
+        for i in range(d):
+            g_dec[latent, i] = (g_dec[latent, i] - along * W_dec[latent, i]) / max(norm, LEAST)
+
+
+@numba.njit(lays_out, **OPTIONS)
+def lay_out_unit_rows(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+    """The rows of unit norm, W_dec, which are the encoder's too; norms, and the encoder."""
+    width, d = W_dec.shape
+    _, rows, b_enc, _ = views(flat, width, d)
+    for latent in range(begin, end):
+        if idle[latent]:
+            continue
+        norm = max(np.float32(math.sqrt(dot(rows, latent, rows, latent))), LEAST)
+        for i in range(d):
+            W_dec[latent, i] = rows[latent, i] / norm
+    lay_out(W_dec, b_enc, encoder, norms, idle, begin, end)
+
+
+TIED = Rule(reconstruct, settle, lay_out_unit_rows, unit=True, dense=True)

@@ -1,0 +1,68 @@
+"""The inputs of an evaluation as a pass takes them, with all of a measurement that depends on them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from sae_sweep.metrics.reconstruction import logits_of
+from sae_sweep.toys.sampling import EvaluationInputs
+
+# Up to so many numbers (64 MiB), blocks are kept for the other SAEs that are measured on the same inputs.
+KEPT_NUMBERS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Block:
+    """Inputs x [b, d], their cells, weights and the toy's own inputs as in a Chunk, in the order of their cells.
+
+    maximum [b] int64 of each; truth: `Model.truth`; logits [b, d_vocab] float32 of the toy's output, None without one.
+    """
+
+    x: Tensor
+    cell: Tensor
+    weight: Tensor
+    inputs: Tensor
+    maximum: Tensor
+    truth: Tensor | None
+    logits: Tensor | None
+
+    def part(self, at: slice) -> Block:
+        """Some of its inputs."""
+        if at.start == 0 and at.stop == len(self.x):
+            return self
+        return Block(*(None if value is None else value[at] for value in vars(self).values()))  # type: ignore[arg-type]
+
+
+_kept: WeakKeyDictionary[EvaluationInputs, list[Block]] = WeakKeyDictionary()
+_keeping = Lock()
+
+
+def blocks(inputs: EvaluationInputs, size: int) -> Iterable[Block]:
+    """All inputs, `size` at a time; kept as long as `inputs` where they are few enough."""
+    if inputs.count * (len(inputs.mean) + inputs.model.toy.d_vocab) > KEPT_NUMBERS:
+        return _made(inputs, size)
+    with _keeping:
+        if inputs not in _kept:
+            _kept[inputs] = list(_made(inputs, size))
+        return _kept[inputs]
+
+
+def _made(inputs: EvaluationInputs, size: int) -> Iterator[Block]:
+    maxima = torch.zeros(1, dtype=torch.int64, device=inputs.mean.device)
+    if inputs.cells is not None:
+        maxima = torch.from_numpy(inputs.cells.factors["m"]).long().to(maxima.device)
+    for chunk in inputs:
+        parts = (part.split(size) for part in (chunk.x, chunk.cell, chunk.weight, chunk.inputs))
+        for block in zip(*parts, strict=True):
+            x, cell, weight, drawn = block
+            if bool((cell.diff() < 0).any()):
+                order = cell.argsort(stable=True)
+                x, cell, weight, drawn = (part[order] for part in block)
+            logits = logits_of(inputs.model, inputs.site, x, inputs.mean, inputs.scale)
+            yield Block(x, cell, weight, drawn, maxima[cell], inputs.model.truth(drawn), logits)

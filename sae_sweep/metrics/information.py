@@ -1,0 +1,222 @@
+"""How much the top latent tells of query, runner-up and copies: a function of the table of top latents.
+
+A code of one latent at a time may know a factor only because it knows the maximum, or another factor that comes with
+it, or because it has so many latents that any factor would seem known. So information is taken given the maximum
+(`info`), or given the maximum and both other factors (`unique`), and corrected for what a permutation would show.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numba
+import numpy as np
+
+from sae_sweep.metrics.firing import NO_LATENT, FiringTable, Floats
+from sae_sweep.metrics.partitions import Classes, Ints, partition
+from sae_sweep.metrics.segment_sums import sum_by
+from sae_sweep.toys.classes import FACTORS, Factored
+
+COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
+# Entropies below this (nats) are zero; so is what a null leaves of 1.
+ZERO = 1e-9
+# Inputs dealt to before the mean of a null is good enough: its spread falls with the inputs of a single deal.
+DEALT = 1 << 21
+
+
+def information(table: FiringTable, cells: Factored, permutations: int) -> dict[str, float | None]:
+    """The columns info_* and unique_*: (value - null)/(1 - null), None where the factor is known without the latent.
+
+    Also None where the null is 1: every input has a top latent of its own, so that any factor would seem known.
+    """
+    metrics: dict[str, float | None] = {}
+    for column, factor in COLUMNS.items():
+        others = "".join(name for name in FACTORS if name != factor)
+        for kind, given in (("info", "m"), ("unique", others)):
+            value = share_told(table, cells, factor, given)
+            null = null_share(table, cells, factor, given, permutations)
+            metrics[f"{kind}_{column}"] = corrected(value, null)
+    return metrics
+
+
+def winner_entropy(table: FiringTable) -> float:
+    """Entropy (nats) of which latent is on top, none being one of the values: E[−log π] of `exclusive_pi`."""
+    latent = table.top_latent + 1
+    return float(np.log(table.total)) - _w_log_w(latent, table.top_weight) / table.total
+
+
+def cofiring(table: FiringTable) -> float | None:
+    """How often two latents fire together, over how often they would if each fired by itself.
+
+    Σ P(i and j)/Σ P(i)P(j) over i ≠ j: 1 for independent latents, 0 for a code of one latent at a time. None if at most
+    one latent ever fires.
+    """
+    chance = table.fired / table.total
+    expected = float(chance.sum() ** 2 - (chance**2).sum())
+    return None if expected < ZERO else table.together / table.total / expected
+
+
+def corrected(value: float | None, null: float | None) -> float | None:
+    """(value - null)/(1 - null), or None if either is, or if the null is 1."""
+    if value is None or null is None or 1 - null < ZERO:
+        return None
+    return (value - null) / (1 - null)
+
+
+def share_told(table: FiringTable, cells: Factored, factor: str, given: str) -> float | None:
+    """I(top latent; factor | given)/H(factor | given), no latent being one of the values; None if the entropy is 0.
+
+    `given`: the name of a partition without `factor`. Plug-in estimate in evaluation weights.
+    """
+    rows, groups, _ = _nested(cells, factor, given)
+    entropy = _entropy(table, rows, groups)
+    if entropy < ZERO * table.total:
+        return None
+    tops = table.top_starts, table.top_latent, table.top_weight, table.width + 1
+    joint, by_group = (
+        _class_w_log_w(classes.order, np.append(classes.starts, table.cells), *tops) for classes in (rows, groups)
+    )
+    return (joint - by_group + entropy) / entropy
+
+
+def _entropy(table: FiringTable, rows: Classes, groups: Classes) -> float:
+    """H(rows | groups), times all evaluation weight."""
+    by_group, by_row = (_log_sum(np.add.reduceat(table.cell_weight[c.order], c.starts)) for c in (groups, rows))
+    return by_group - by_row
+
+
+@lru_cache(maxsize=4 * len(COLUMNS))
+def _nested(cells: Factored, factor: str, given: str) -> tuple[Classes, Classes, Ints]:
+    """The classes of `given` and `factor` together, those of `given` alone, and the cells in the order of both.
+
+    Kept, as every SAE of a sweep needs the same.
+    """
+    both = "".join(name for name in FACTORS if name in given + factor)
+    rows, groups = partition(cells, both), partition(cells, given)
+    return rows, groups, np.lexsort((rows.of_cell, groups.of_cell))
+
+
+def _w_log_w(keys: Ints, weights: Floats) -> float:
+    """Σ w·log w over the distinct keys, w being the sum of a key's weights."""
+    return _log_sum(sum_by(keys, weights)[1])
+
+
+def _log_sum(total: Floats) -> float:
+    """Σ w·log w."""
+    return float((total * np.log(total, where=total > 0, out=np.zeros_like(total))).sum())
+
+
+def null_share(table: FiringTable, cells: Factored, factor: str, given: str, permutations: int) -> float | None:
+    """The mean of `share_told` when the top latents are dealt anew among the inputs of each class of `given`.
+
+    Inputs keep their cell and their weight (the mean of their cell), so that the factor's entropy stays what it is;
+    each keeps to its class, so that the latents of a class stay too. None if the entropy is 0. A fixed seed. Up to
+    `permutations` deals, fewer where the inputs are so many that one deal is an average in itself.
+    """
+    rows, groups, order = _nested(cells, factor, given)
+    entropy = _entropy(table, rows, groups)
+    if entropy < ZERO * table.total:
+        return None
+    counts = np.bincount(table.top_cell, table.top_count, table.cells)
+    mean_weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
+    tops = table.top_starts, table.top_latent, table.top_count
+    units, weight, row_start, group_start = _units(order, rows.of_cell, groups.of_cell, mean_weight, *tops)
+    deals = max(1, min(permutations, DEALT // len(units)))
+    told = _deal(units, weight, row_start, group_start, table.width + 1, deals)
+    return (told + entropy) / entropy
+
+
+@numba.njit(cache=True, nogil=True)
+def _class_w_log_w(order, class_starts, starts, latents, weights, width):  # type: ignore[no-untyped-def]
+    """Σ w·log w over pairs of a class and a top latent, w being the sum of a pair's weights.
+
+    `order`: the cells class by class, those of class i from class_starts[i] to class_starts[i + 1]; `starts`: where the
+    rows of a cell begin in `latents` below `width` - 1, NO_LATENT among them, and `weights`.
+    """
+    held, seen, total = np.zeros(width), np.empty(width, np.int64), 0.0
+    for each in range(len(class_starts) - 1):
+        count = 0
+        for cell in order[class_starts[each] : class_starts[each + 1]]:
+            for row in range(starts[cell], starts[cell + 1]):
+                latent = latents[row] - NO_LATENT
+                if held[latent] == 0 and weights[row] > 0:
+                    seen[count] = latent
+                    count += 1
+                held[latent] += weights[row]
+        for latent in seen[:count]:
+            total += held[latent] * np.log(held[latent])
+            held[latent] = 0
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _units(order, of_row, of_group, mean_weight, starts, latents, counts):  # type: ignore[no-untyped-def]
+    """One unit per input, cells in their `order`: latent - NO_LATENT and weight [n] of each, and where rows begin among
+    the units, and groups among the rows, with the ends of all."""
+    n = counts.sum()
+    units, weight = np.empty(n, np.int64), np.empty(n)
+    row_start, group_start = np.empty(len(order) + 1, np.int64), np.empty(len(order) + 1, np.int64)
+    unit, rows, groups, last_row, last_group = 0, 0, 0, -1, -1
+    for cell in order:
+        if starts[cell] == starts[cell + 1]:
+            continue
+        if of_group[cell] != last_group:
+            group_start[groups], last_group = rows, of_group[cell]
+            groups += 1
+        if of_row[cell] != last_row:
+            row_start[rows], last_row = unit, of_row[cell]
+            rows += 1
+        for row in range(starts[cell], starts[cell + 1]):
+            end = unit + counts[row]
+            units[unit:end], weight[unit:end] = latents[row] - NO_LATENT, mean_weight[cell]
+            unit = end
+    row_start[rows], group_start[groups] = unit, rows
+    return units, weight, row_start[: rows + 1].copy(), group_start[: groups + 1].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _deal(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, latents: int, deals: int) -> float:
+    """The mean over deals of Σ w·log w by (row, latent), less the same by (group, latent).
+
+    `units` [n]: the latent of each unit, shuffled in place within its group; `weight` [n]. Row r is the units from
+    row_start[r] to row_start[r + 1]; group g is the rows from group_start[g] to group_start[g + 1].
+    """
+    np.random.seed(0)
+    held, seen = np.zeros(latents), np.empty(latents, np.int64)
+    # What a row of one unit holds is the same in every deal.
+    alone = np.empty(len(units))
+    for unit in range(len(units)):
+        alone[unit] = weight[unit] * np.log(weight[unit])
+    told = 0.0
+    for _ in range(deals):
+        for g in range(len(group_start) - 1):
+            first, last = group_start[g], group_start[g + 1]
+            # A group of one row tells nothing: both sums are the same.
+            if last - first > 1:
+                start, end = row_start[first], row_start[last]
+                np.random.shuffle(units[start:end])
+                told -= _held_w_log_w(units, weight, start, end, held, seen)
+                for row in range(first, last):
+                    start, end = row_start[row], row_start[row + 1]
+                    if end - start == 1:
+                        told += alone[start]
+                    else:
+                        told += _held_w_log_w(units, weight, start, end, held, seen)
+    return told / deals
+
+
+@numba.njit(cache=True, nogil=True)
+def _held_w_log_w(units: Ints, weight: Floats, start: int, end: int, held: Floats, seen: Ints) -> float:
+    """Σ w·log w over the latents of the units from `start` to `end`. `held` must be zeros, and is left so."""
+    count = 0
+    for unit in range(start, end):
+        latent = units[unit]
+        if held[latent] == 0:
+            seen[count] = latent
+            count += 1
+        held[latent] += weight[unit]
+    total = 0.0
+    for i in range(count):
+        total += held[seen[i]] * np.log(held[seen[i]])
+        held[seen[i]] = 0
+    return total

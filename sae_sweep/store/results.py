@@ -1,0 +1,281 @@
+"""The one results table of a sweep, built from the records in the store and from nothing else.
+
+What compares points (the front, the oracle gap, means over seeds) is computed here and never stored in a record, so
+a point's record says the same in every sweep that holds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import pandas as pd
+
+from sae_sweep.config.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
+from sae_sweep.config.gc import no_collection
+from sae_sweep.config.settings import COUNTED, OWN_INPUTS, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
+from sae_sweep.errors import EnvironmentProblem, UserError
+from sae_sweep.store.front import front
+from sae_sweep.store.store import NotThere, Store
+
+Known = Mapping[str, dict[str, Any]]
+_FRONT_WITHIN = {
+    "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
+    "on_common_front": ("toy", "site", "distribution", "width"),
+}
+_TOY_KEYS = tuple(f"toy.{f.name}" for f in dataclasses.fields(Toy))
+_ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition"))
+
+
+def sweep_info(store: Store, name: str) -> dict[str, Any]:
+    """sweep.yaml of a sweep as a dict.
+
+    Raises UserError with the sweeps there are if there is none of that name, EnvironmentProblem if it was taken away.
+    """
+    try:
+        return store.info(name)
+    except NotThere:
+        if name in store.sweeps():
+            path = store.sweep(name) / "sweep.yaml"
+            raise EnvironmentProblem(f"{path} is gone; run the sweep again to write it anew") from None
+        there = ", ".join(store.sweeps()) or "none yet"
+        raise UserError(f"there is no sweep {name} in {store.root}; there are: {there}") from None
+
+
+def sweep_ids(store: Store, name: str) -> list[str]:
+    """The ids of a sweep's full grid, finished or not, in grid order."""
+    try:
+        return store.read_sweep_file(name, "points.txt").split()
+    except NotThere:
+        return []
+
+
+def load(store: Store, name: str) -> pd.DataFrame:
+    """The results table: a row per finished point in grid order, the columns of `columns.COLUMNS`, then every further
+    metric, then every key that the sweep varies (dotted)."""
+    return tables(store, name)[0]
+
+
+def untrained(store: Store, name: str) -> pd.DataFrame:
+    """The same table, measured on the untrained starts; what is of training or compares points is null."""
+    return tables(store, name)[1]
+
+
+def tables(store: Store, name: str, known: Known | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The results table and the untrained one, from one pass over the records. Damaged records: `store.damaged`.
+
+    known: records of points by id that this process has just read and proved.
+    """
+    info = sweep_info(store, name)
+    records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
+    with no_collection():
+        settings = _settings(records, info.get("varied") or [])
+        trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
+        start = _table(settings, [dict(record["untrained"]) for record in records])
+    trained["oracle_gap"] = _oracle_gap(trained)
+    for column, within in _FRONT_WITHIN.items():
+        trained[column] = _on_front(trained, within)
+    return trained, start
+
+
+def write(
+    store: Store, name: str, both: tuple[pd.DataFrame, pd.DataFrame] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write results.parquet and untrained.parquet of a sweep whole or not at all; returns the two tables.
+
+    `both`: what `tables` returned, if it has been asked already.
+    """
+    both = both or tables(store, name)
+    for filename, table in zip(("results.parquet", "untrained.parquet"), both, strict=True):
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, engine="pyarrow", index=False)
+        store.write_sweep_file(name, filename, buffer.getvalue())
+    return both
+
+
+def measured(
+    store: Store, ids: Iterable[str], measure_id: str | None, known: Known | None = None
+) -> list[dict[str, Any]]:
+    """The records of the finished points among `ids` under the given evaluation settings (None: as first measured).
+
+    Those in `known` are not read again.
+    """
+    found, known, ids = [], known or {}, list(ids)
+    read = store.records("points", (id for id in ids if id not in known))
+    for id in ids:
+        record = known.get(id) or read.get(id)
+        if record is None:
+            continue
+        if measure_id not in (None, record.get("measure_id")):
+            other = store.measures(id).get(str(measure_id))
+            if other is None:
+                continue
+            record = {**record, **{key: other[key] for key in ("metrics", "untrained", "per_max") if key in other}}
+        found.append(record)
+    return found
+
+
+def aggregate(frame: pd.DataFrame, how: Literal["mean", "best"]) -> pd.DataFrame:
+    """One row per setting in place of one per seed, in grid order.
+
+    "mean": over the seeds of SAE, toy and data; every metric with its standard deviation (`<metric>_std`, null for one
+    seed) and the number of points `n`; seeds and `point_id` are dropped.
+    "best": the whole row of the SAE seed with the lowest loss, for each toy and data seed apart, since losses compare
+    on one problem only; `n` counts the seeds chosen from.
+    """
+    settings = [column for column in _names(frame) if is_setting(column)]
+    if how == "best":
+        return _best(frame, [column for column in settings if column != "seed"])
+    keys = [column for column in settings if not is_seed(column)]
+    groups = frame.groupby(keys, dropna=False, sort=False)
+    metrics = [column for column in _names(frame) if column not in {*settings, "point_id", *FRONTS}]
+    parts: dict[str, pd.Series] = {"n": groups.size()}
+    for metric in metrics:
+        parts[metric] = groups[metric].mean()
+        parts[f"{metric}_std"] = groups[metric].std()
+    parts |= {column: groups[column].max() for column in FRONTS}
+    constant = [column for column in keys if column in SETTINGS]
+    swept = [column for column in keys if column not in SETTINGS]
+    # Copied into one piece: pandas warns of frames put together from many.
+    return pd.DataFrame(parts).reset_index()[[*constant, *parts, *swept]].copy()
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    return [str(column) for column in frame.columns]
+
+
+def _best(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    numbered = frame.reset_index(drop=True)
+    groups = numbered.groupby(keys, dropna=False, sort=False)
+    # A group without any measured loss has no best.
+    rows = sorted(numbered.dropna(subset=["loss"]).groupby(keys, dropna=False, sort=False)["loss"].idxmin())
+    return numbered.assign(n=groups["seed"].transform("size")).loc[rows].reset_index(drop=True)
+
+
+def _settings(records: list[dict[str, Any]], varied: Iterable[str]) -> list[dict[str, Any]]:
+    """The setting columns of each record: the constant ones, and every key that the sweep varies."""
+    before = settings_before()
+    flat = [{**before, **_flatten(record["settings"])} for record in records]
+    keys = _swept_keys(flat, varied)
+    rows = []
+    for record, setting in zip(records, flat, strict=True):
+        row = {"point_id": record["id"], **_constant(setting)}
+        row |= {key: row[COLUMN_OF[key]] if key in COLUMN_OF else setting.get(_source(key)) for key in keys}
+        rows.append(row)
+    return rows
+
+
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys: a point's settings are its parts' and its seeds."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            for name, each in value.items():
+                flat[f"{key}.{name}"] = each
+        else:
+            flat[key] = value
+    return flat
+
+
+def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """The constant setting columns; what has no effect on the point is null."""
+    row = {column: setting.get(key) for column, key in KEYS.items()}
+    toy = _toy(*map(setting.__getitem__, _TOY_KEYS))
+    row["toy"] = toy.title
+    reads = PENALTY_KEYS[setting["penalty.name"]]
+    effective = {
+        "site": toy.name not in SYNTHETIC,
+        "distribution": toy.name not in OWN_INPUTS,
+        "partition": row["init"] == "oracle",
+        "k": row["architecture"] in COUNTED,
+        "penalty_p": "p" in reads or row["penalty"] == "sqrt",
+        "penalty_scale": "scale" in reads,
+    }
+    row |= {column: None for column, has_effect in effective.items() if not has_effect}
+    if row["penalty"] == "sqrt":
+        row["penalty_p"] = 0.5
+    return row
+
+
+@functools.lru_cache(maxsize=2**10)
+def _toy(*settings: Any) -> Toy:
+    return Toy(*settings)
+
+
+def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
+    """The varied keys as dotted columns; for a swept group, those of its keys that differ between the points."""
+    keys: dict[str, None] = {}
+    for key in varied:
+        leaves = [leaf for leaf in (flat[0] if flat else ()) if leaf.startswith(f"{key}.")]
+        differing = [leaf for leaf in leaves if len({setting.get(leaf) for setting in flat}) > 1]
+        keys |= dict.fromkeys(differing if leaves else [key])
+    return [key for key in keys if key not in COLUMNS]
+
+
+def _source(key: str) -> str:
+    """A weights file is known by its content: its path says nothing about the numbers and is not kept."""
+    return "distribution.digest" if key == "distribution.file" else key
+
+
+def _table(settings: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> pd.DataFrame:
+    further = sorted({name for values in metrics for name in values} - set(METRICS))
+    swept = [column for column in (settings[0] if settings else ()) if column not in COLUMNS]
+    data = {name: [row.get(name) for row in settings] for name in ("point_id", *SETTINGS, *swept)}
+    data |= {name: [values.get(name) for values in metrics] for name in (*METRICS, *further)}
+    columns = {}
+    for name in (*COLUMNS, *further, *swept):
+        values = data.get(name, [None] * len(settings))
+        columns[name] = pd.Series(values, dtype=COLUMNS.get(name) or _swept_type(name, values))
+    return pd.DataFrame(columns)
+
+
+def _swept_type(name: str, values: list[Any]) -> str:
+    """The type of a column outside the constant ones, null where a point has no such setting."""
+    if name in COLUMN_OF:
+        return SETTINGS[COLUMN_OF[name]]
+    given = [value for value in values if value is not None]
+    if given and all(isinstance(value, bool) for value in given):
+        return "boolean"
+    if given and "." in name and all(isinstance(value, int) for value in given):
+        return "Int64"
+    return "float64" if all(isinstance(value, int | float) for value in given) else "string"
+
+
+def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """`seconds` and the columns of TRAINING, which a record may be too old to know."""
+    columns = {"seconds": record.get("seconds")}
+    norms = [row["gradient"] for row in record.get("curve") or () if row.get("gradient") is not None]
+    if norms:
+        late = norms[len(norms) // 2 :]
+        usual = statistics.median(late)
+        columns |= {"gradient_largest": max(norms), "gradient_late": usual}
+        columns["gradient_spike"] = max(late) / usual if usual else math.nan
+    return columns
+
+
+def _on_front(frame: pd.DataFrame, shared: Iterable[str]) -> pd.Series:
+    """Whether the point's setting is Pareto-optimal by its means over seeds, among those with the same `shared`."""
+    if frame.empty:
+        return pd.Series(dtype="boolean")
+    keys = [column for column in _names(frame) if is_setting(column) and not is_seed(column)]
+    means = frame.groupby(keys, dropna=False, sort=False)[["l0", "fvu"]].mean().reset_index()
+    within = [*shared, *(key for key in keys if key.startswith(("toy.", "distribution.")))]
+    optimal = pd.concat([front(group) for _, group in means.groupby(within, dropna=False, sort=False)]).sort_index()
+    setting = frame.groupby(keys, dropna=False, sort=False).ngroup()
+    return pd.Series(optimal.to_numpy()[setting.to_numpy()], index=frame.index, dtype="boolean")
+
+
+def _oracle_gap(frame: pd.DataFrame) -> pd.Series:
+    """loss − the lowest loss among the points that share every setting but the start, and start from an oracle."""
+    if frame.empty:
+        return frame["oracle_gap"]
+    prefixes = ("toy.", "distribution.", "penalty.", "sae.bandwidth", "sae.levels")
+    shared = [*_ORACLE_SHARES, *(key for key in _names(frame) if key.startswith(prefixes))]
+    same = frame.groupby(shared, dropna=False, sort=False).ngroup()
+    oracle = frame["loss"].where(frame["init"] == "oracle").groupby(same).transform("min")
+    return frame["loss"] - oracle

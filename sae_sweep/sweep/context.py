@@ -1,0 +1,198 @@
+"""What the points of a pack share: their toy, its activations, and what they are measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from sae_sweep.config.settings import Evaluation, Point, Sae, Toy, toy_id
+from sae_sweep.kernels import LISTED
+from sae_sweep.metrics.evaluate import Measurement, measure
+from sae_sweep.metrics.sparse_codes import Active
+from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.inits import start
+from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.store import provenance
+from sae_sweep.store.store import Store, StoreDamaged
+from sae_sweep.store.tensors import to_bytes
+from sae_sweep.sweep.events import Say, ToyProgress
+from sae_sweep.toys import model
+from sae_sweep.toys.classes import Factored
+from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
+
+# Codes in the largest dense tensor of a measurement.
+DENSE_NUMBERS = 1 << 22
+# The inputs that class means are taken over: all of them, or a million drawn.
+CLASS_INPUTS = Evaluation(inputs=1 << 20)
+
+
+class Ground:
+    """What the points of a pack share: the toy, its activations, its cells, and the inputs they are measured on."""
+
+    def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say) -> None:
+        toy = trained_toy(point.toy, store, device, say).to(device)
+        self.evaluation, self.device, self.distribution = evaluation, device, point.distribution
+        self.stream = Stream(
+            toy, point.site.name, point.distribution, point.data_seed, point.training.batch_size, device
+        )
+        self.inputs = EvaluationInputs(
+            toy, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
+        )
+        self.mean, self.scale = self.stream.mean.cpu(), self.stream.scale
+        self._starts: dict[tuple[Sae, int], Parameters] = {}
+
+    def start(self, point: Point) -> Parameters:
+        """The point's start; SAEs that differ in penalty and coefficient alone share one."""
+        key = (point.sae, point.seed)
+        if key not in self._starts:
+            self._starts[key] = start(point, self)
+        return self._starts[key]
+
+    def exemplars(self, count: int, seed: int) -> Tensor:
+        """Independent draws of activations [count, d]."""
+        return self.stream.exemplars(count, seed).cpu()
+
+    def covariance(self) -> Tensor:
+        """Covariance of the activations [d, d]."""
+        return self.stream.covariance()
+
+    def class_means(self, partition: str) -> tuple[Tensor, Tensor]:
+        """Mean activation [classes, d] and probability [classes] of a partition's classes, or of planted features.
+
+        Over inputs of their own: what an SAE is trained to must not depend on how it will be measured.
+        """
+        inputs = EvaluationInputs(
+            self.stream.model, self.stream.site, self.distribution, self.stream.mean, self.stream.scale, CLASS_INPUTS
+        )
+        if inputs.cells is None:
+            return feature_means(inputs)
+        if "+" in partition:
+            return self._additive_means(inputs.cells, *partition.split("+"))
+        classes = inputs.cells.partition(partition)
+        of_cell = torch.as_tensor(classes.of_cell)
+        sums = torch.zeros(classes.count, len(self.mean), dtype=torch.float64)
+        mass = torch.zeros(classes.count, dtype=torch.float64)
+        for chunk in inputs:
+            members, weight = of_cell[chunk.cell.cpu()], chunk.weight.cpu()
+            sums.index_add_(0, members, chunk.x.cpu().double() * weight[:, None])
+            mass.index_add_(0, members, weight)
+        return sums / mass.clamp_min(1e-300)[:, None], mass
+
+    def _additive_means(self, cells: Factored, first: str, second: str) -> tuple[Tensor, Tensor]:
+        """Means uᵢ of the classes of one factor and vⱼ of another such that uᵢ + vⱼ fits the mean of both best.
+
+        Least squares in the classes' probabilities, with Σ P(j)·vⱼ = 0; u above v, each with its class's probability.
+        """
+        means, mass = self.class_means(first + second)
+        of_both = cells.partition(first + second).of_cell
+        parts = [cells.partition(name) for name in (first, second)]
+        design = torch.zeros(len(mass), sum(part.count for part in parts), dtype=torch.float64)
+        for part, column in zip(parts, (0, parts[0].count), strict=True):
+            design[torch.as_tensor(of_both), torch.as_tensor(part.of_cell + column)] = 1
+        root = mass.sqrt()[:, None]
+        fitted = torch.linalg.lstsq(root * design, root * means, driver="gelsd").solution
+        chance = design.T @ mass
+        u, v = fitted.split([part.count for part in parts])
+        centre = chance[len(u) :] @ v
+        return torch.cat([u + centre, v - centre]), chance
+
+    def measure(self, point: Point, folded: Parameters, nulls: bool = True) -> Measurement:
+        """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
+        parameters = saelens_export.unfold(folded, self.mean, self.scale)
+        sae = PointSae(point, Parameters(*(getattr(parameters, f.name).to(self.device) for f in _FIELDS)))
+        penalty = point.penalty
+        return measure(
+            sae,
+            self.inputs,
+            lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.last_p),
+            self.evaluation,
+            nulls=nulls,
+        )
+
+    def measure_start(self, point: Point) -> Measurement:
+        """Measure the untrained SAE of a point: the same for every coefficient of its penalty."""
+        # What shuffled labels make of an untrained SAE nobody asks, and where much fires that takes longest.
+        return self.measure(point, saelens_export.fold(self.start(point), self.mean, self.scale), nulls=False)
+
+    def start_key(self, point: Point) -> Any:
+        """Points with the same key have the same `measure_start`."""
+        return point.sae, point.seed, dataclasses.replace(point.penalty, coefficient=0.0)
+
+
+@dataclass(frozen=True)
+class PointSae:
+    """A point's SAE as measures see it, with parameters folded or not."""
+
+    point: Point
+    parameters: Parameters
+
+    @property
+    def W_dec(self) -> Tensor:
+        return self.parameters.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        return self.parameters.b_dec
+
+    @cached_property
+    def _lister(self) -> Callable[[Tensor], Iterator[tuple[Any, ...]]]:
+        from sae_sweep.kernels.cpu.sparse_encode import Lister  # compiled: of no use on a GPU
+
+        return Lister(self.parameters, self.point.sae.architecture, self.point.sae.k)
+
+    def active(self, x: Tensor) -> Iterator[Active]:
+        """The codes as lists, some inputs at a time: no tensor that is held grows with all inputs times the width."""
+        if x.device.type == "cpu" and self.point.sae.architecture in LISTED:
+            for lists in self._lister(x):
+                yield Active(*map(torch.from_numpy, lists))
+        else:
+            for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
+                yield Active.of(self.encode(part))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return ARCHITECTURES[self.point.sae.architecture].codes(x, self.parameters, self.point.sae)
+
+
+_FIELDS = dataclasses.fields(Parameters)
+
+
+def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:
+    """Train and store the toys that are missing: those of equal shape as one stack."""
+    finished = store.ids("toys")
+    groups: dict[Any, list[Toy]] = {}
+    for toy in dict.fromkeys(toys):
+        if toy_id(toy) not in finished:
+            groups.setdefault(model.stack_key(toy), []).append(toy)
+    for group in groups.values():
+        steps = group[0].steps
+
+        def report(step: int, loss: float, toy: Toy = group[0], steps: int = steps) -> None:
+            say(ToyProgress(toy, step, steps, loss))
+
+        for toy, params in zip(group, model.train(group, device, report), strict=True):
+            record = {"schema": 1, "id": toy_id(toy), "settings": dataclasses.asdict(toy)}
+            record["provenance"] = provenance.collect(device)
+            store.commit("toys", toy_id(toy), record, {"toy.safetensors": to_bytes(params)})
+
+
+def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
+    """A toy of the store, on the CPU; trained first if it is missing or damaged."""
+    while True:
+        train_toys([toy], store, device, say)
+        with suppress(StoreDamaged):
+            return load_toy(toy, store)
+
+
+def load_toy(toy: Toy, store: Store) -> model.Model:
+    """A stored toy, on the CPU."""
+    return store.parse("toys", toy_id(toy), "toy.safetensors", lambda content: model.load(toy, load_tensors(content)))

@@ -1,0 +1,297 @@
+"""The command line: what goes to stdout and stderr, exit codes, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commandline import SEVERAL, TINY, call, fresh
+
+from sae_sweep.config import overrides
+from sae_sweep.config.settings import PARTITIONS, PENALTIES
+from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.store.store import Store
+
+SEEDS = [*TINY, "penalty.coefficient=0.1,1", "seed=0,1,2", "name=seeds"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output directory with a finished sweep `seeds`: two coefficients, three seeds."""
+    place = tmp_path_factory.mktemp("cli") / "outputs"
+    assert call("run", *SEEDS, f"output_dir={place}").code == 0
+    return place
+
+
+# What is loaded
+
+
+HEAVY = ["torch", "wandb", "pandas", "pyarrow", "hydra", "omegaconf", "numba", "sympy", "safetensors", "plotext"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"], []])
+def test_help_loads_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom sae_sweep.cli.app import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"sys.stderr.write(' '.join(sorted(set({HEAVY}) & set(sys.modules))))"
+    )
+    out = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert out.stderr == ""
+    assert out.stdout
+
+
+@pytest.mark.parametrize("words", [["plan"], ["run"]])
+def test_what_is_finished_is_known_without_pytorch(words: list[str], root: Path) -> None:
+    """Its import alone takes longer than all the rest of such a run."""
+    code = (
+        "import sys\nfrom sae_sweep.cli.app import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "sys.stderr.write(' '.join({'torch', 'sympy', 'wandb'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *words, "--json", *SEEDS, f"output_dir={root}"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert out.stderr == ""
+    assert json.loads(out.stdout).get("skipped", 6) == 6
+
+
+# Data
+
+
+def test_run_ends_with_the_json_of_the_design(root: Path) -> None:
+    end = call("run", "--json", *SEEDS, f"output_dir={root}")
+    directory = str(root / "sweeps" / "seeds")
+    expected = {"schema": 1, "sweep": "seeds", "points": 6, "ran": 0, "skipped": 6, "failed": 0}
+    assert (end.code, end.err) == (0, "")
+    assert list(json.loads(end.out).items()) == [*expected.items(), ("directory", directory)]
+    assert end.out.count("\n") == 1
+
+
+def test_progress_is_on_stderr_one_line_per_point(tmp_path: Path) -> None:
+    end = call("run", "--json", *SEEDS, "toy.seed=1", f"output_dir={tmp_path}")
+    assert len(end.out.splitlines()) == 1
+    assert json.loads(end.out)["ran"] == 6
+    lines = end.err.splitlines()
+    assert len([line for line in lines if " done " in line]) == 6
+    assert lines[0].startswith("toy max_of_k-5-2 seed 1 trained")
+    assert "[6/6]" in lines[-1]
+
+
+def test_the_report_follows_a_run(root: Path) -> None:
+    end = call("run", *SEEDS, f"output_dir={root}")
+    assert end.code == 0
+    assert end.out == call("report", "seeds", "--output-dir", str(root)).out
+    assert "l1" in end.out
+    assert "\x1b" not in end.out
+
+
+@pytest.mark.parametrize("words", [["plan"], ["run", "--dry-run"]])
+def test_a_plan(words: list[str], root: Path, tmp_path: Path) -> None:
+    end = call(*words, "--json", *SEEDS, f"output_dir={root}")
+    found = json.loads(end.out)
+    assert (end.code, end.err, end.out.count("\n")) == (0, "", 1)
+    assert list(found) == ["schema", "sweep", "points", "finished", "packs", "estimate"]
+    assert list(found.values())[:-1] == [1, "seeds", 6, 6, 0]
+    assert found["estimate"] == {"seconds": 0, "peak_memory_bytes": 0}
+
+    place = tmp_path / "new"
+    found = json.loads(call(*words, "--json", *SEVERAL, f"output_dir={place}").out)
+    assert list(found.values())[:-1] == [1, "several", 16, 0, 4]
+    assert found["estimate"]["seconds"] > 0
+    assert found["estimate"]["peak_memory_bytes"] > 2**20
+    shown = call(*words, *SEVERAL, "--shard", "0/2", f"output_dir={place}").out
+    assert "sae.width" in shown and "5, 7" in shown
+    many = call(*words, *SEVERAL, "seed=range(0,100)", f"output_dir={place}").out
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …, 99 (100 values)" in " ".join(many.split())
+    assert not place.exists()
+
+
+def test_results_in_every_format(root: Path) -> None:
+    expected = pd.read_parquet(root / "sweeps" / "seeds" / "results.parquet")
+
+    def show(*words: str) -> bytes:
+        end = call("results", "seeds", "--output-dir", str(root), *words)
+        assert (end.code, end.err) == (0, "")
+        return end.raw
+
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(show("--format", "parquet"))), expected)
+    csv = pd.read_csv(io.BytesIO(show("--format", "csv")))
+    assert list(csv) == list(expected)
+    assert csv["loss"].tolist() == expected["loss"].tolist()
+    rows = json.loads(show("--format", "json"))
+    assert [list(row) for row in rows] == [list(expected)] * 6
+    assert [row["loss"] for row in rows] == expected["loss"].tolist()
+    assert [row["point_id"] for row in rows] == expected["point_id"].tolist()
+    assert rows[0]["penalty_p"] is None and rows[0]["on_front"] in (True, False)
+    table = show().decode()
+    assert all(name in table for name in ("fvu", "splits_per_max"))
+    assert "penalty_p" not in table
+
+
+def test_results_over_seeds(root: Path) -> None:
+    each = pd.read_parquet(root / "sweeps" / "seeds" / "results.parquet")
+    where = ["results", "seeds", "--output-dir", str(root), "--format", "json"]
+    mean = json.loads(call(*where, "--seeds", "mean").out)
+    assert [row["n"] for row in mean] == [3, 3]
+    assert [row["loss"] for row in mean] == pytest.approx(each.groupby("coefficient")["loss"].mean().tolist())
+    best = json.loads(call(*where, "--seeds", "best").out)
+    assert [row["loss"] for row in best] == each.groupby("coefficient")["loss"].min().tolist()
+
+
+def test_a_report_as_json(root: Path) -> None:
+    end = call("report", "seeds", "--json", "--output-dir", str(root))
+    page = str(root / "sweeps/seeds/report.html")
+    assert json.loads(end.out) == {"schema": 1, "sweep": "seeds", "points": 6, "claims": [], "report": page}
+
+
+def test_cells() -> None:
+    found = json.loads(call("cells", "toy.d_vocab=64", "toy.k=4", "--json").out)
+    assert list(found) == ["schema", "d_vocab", "k", "cells", "per_max", "partitions"]
+    assert (found["schema"], found["d_vocab"], found["k"], found["cells"]) == (1, 64, 4, 95_488)
+    assert len(found["per_max"]) == 64 and sum(found["per_max"]) == 95_488
+    assert set(found["partitions"]) == set(PARTITIONS)
+    assert (found["partitions"]["m"], found["partitions"]["mqnc"]) == (64, 95_488)
+    assert json.loads(call("cells", "--json").out) == json.loads(call("cells", "device=cpu", "--json").out) == found
+    assert "95,488" in call("cells").out
+    assert "one toy" in call("cells", "toy.k=2,3").err
+
+
+def test_listings() -> None:
+    listed = json.loads(call("penalties", "--json").out)
+    assert [row["name"] for row in listed] == list(PENALTIES)
+    assert {row["name"]: row["ladder"] for row in listed} == overrides.ladders()
+    architectures = json.loads(call("architectures", "--json").out)
+    assert [row["name"] for row in architectures] == list(ARCHITECTURES)
+    for row in (*listed, *architectures):
+        assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
+    assert all(name in call("penalties").out for name in PENALTIES)
+    assert all(name in call("architectures").out for name in ARCHITECTURES)
+
+
+def test_python_dash_m_and_no_colour(root: Path) -> None:
+    words = ["plan", *SEEDS, f"output_dir={root}"]
+    plain = fresh(*words, cwd=root, env={"NO_COLOR": "1", "FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    assert (plain.code, plain.err) == (0, "")
+    assert plain.out == call(*words).out
+    assert "\x1b" not in plain.out
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+def test_a_reader_that_has_seen_enough(root: Path, format: str) -> None:
+    """The pipe is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "sae_sweep", "results", "seeds", "--output-dir", str(root), "--format", format]
+    with os.fdopen(writer, "wb") as pipe:
+        end = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE)
+    assert (end.returncode, end.stderr) == (0, b"")
+
+
+def test_damage_that_a_table_is_missing_is_named(root: Path, tmp_path: Path) -> None:
+    place = tmp_path / "outputs"
+    assert call("run", *TINY, "penalty.coefficient=1", "name=one", f"output_dir={place}").code == 0
+    (id,) = Store(place).ids("points")
+    (place / "points" / id / "record.json").write_bytes(b"{")
+    end = call("results", "one", "--format", "csv", "--output-dir", str(place))
+    assert end.out.count("\n") == 1
+    assert id in end.err and "run again to recompute it" in end.err
+    assert end.err.count("\n") == 1
+
+
+# Bad input
+
+WRONG = [
+    (["run", "sae.widht=3"], "did you mean 'sae.width'?"),
+    (["run", "penalti=l1"], "did you mean 'penalty'?"),
+    (["run", "penalty=sqr"], "did you mean 'sqrt'?"),
+    (["run", "experiment=splitings"], "did you mean 'splitting'?"),
+    (["run", "quickstart"], "experiment=quickstart"),
+    (["run", "sae.width=abc"], "whole number"),
+    (["run", "sae.width=0"], "at least 1"),
+    (["run", "penalty.coefficient=-1"], "at least 0"),
+    (["run", "sae.width=interval(1,9)"], "range()"),
+    (["run", "sae.width=choice()"], "empty choice"),
+    (["run", "seed=range(0,0)"], "empty"),
+    (["run", "toy.k=1"], "at least 2"),
+    (["run", "seed=range(0,1000000)"], "--yes"),
+    (["run", "seed=range(0,1000)", "data_seed=range(0,1000)"], "--yes"),
+    (["run", "seed=1", "seed=2"], "given twice"),
+    (["run", "name=../elsewhere"], "names a folder"),
+    (["run", "device=tpu"], "cpu"),
+    (["run", "--shard", "4/4"], "0/4 to 3/4"),
+    (["run", "--shard", "0/0"], "shard"),
+    (["run", "--shard", "half"], "I/N"),
+    (["run", "--shard", "1/" + "9" * 5000], "I/N"),
+    (["run", "--shards", "0/2"], "--shard"),
+    (["run", "-x=3"], "-x"),
+    (["plan", "sae.width=0"], "at least 1"),
+    (["cells", "toy.k=1"], "at least 2"),
+    (["results"], "SWEEP"),
+    (["results", "nothing"], "there is no sweep nothing"),
+    (["results", "nothing", "--format", "xls"], "csv"),
+    (["report", "nothing"], "there is no sweep nothing"),
+    (["rum"], "rum"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words)[:40] for words, _ in WRONG])
+def test_bad_input_is_one_line_and_nothing_is_written(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    end = call(*words)
+    assert (end.code, end.out) == (2, "")
+    assert end.err.startswith("error: ") and end.err.count("\n") == 1 and end.err.endswith("\n")
+    assert message in end.err
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_WEIGHTS = {
+    "no such column": ("m,wait\n0,1\n", "weights.csv:1"),
+    "no such cell": ("m,weight\n9,1\n", "weights.csv:2"),
+    "not a number": ("m,weight\n0,much\n", "weights.csv:2"),
+    "nothing": ("", "weights.csv:1"),
+    "all zero": ("m,weight\n0,0\n", "sum to 0"),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(("text", "message"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+def test_a_wrong_file_of_weights_is_found_before_anything_is_written(
+    command: str, text: str, message: str, tmp_path: Path
+) -> None:
+    file, place = tmp_path / "weights.csv", tmp_path / "outputs"
+    file.write_text(text)
+    end = call(command, *TINY, f"distribution=uniform,{file}", "penalty.coefficient=1", f"output_dir={place}")
+    assert (end.code, end.out, end.err.count("\n")) == (2, "", 1)
+    assert message in end.err
+    assert not place.exists()
+
+
+def test_an_output_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    end = call("run", *TINY, f"output_dir={tmp_path / 'file' / 'outputs'}")
+    assert (end.code, end.out, end.err.count("\n")) == (2, "", 1)
+    assert "cannot be written: Not a directory" in end.err
+
+
+def test_hydras_own_flag_for_a_sweep_changes_nothing(tmp_path: Path) -> None:
+    words = [*SEEDS, f"output_dir={tmp_path}", "--json"]
+    assert call("plan", "-m", *words).out == call("plan", *words, "--multirun").out == call("plan", *words).out
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams(closed: str, tmp_path: Path) -> None:
+    """As daemons leave them: no file of the store may become what a C library takes for stderr."""
+    script = f'exec "$@" {closed}'
+    words = [*TINY, "penalty.coefficient=1", "name=closed"]
+    command = ["sh", "-c", script, "sh", sys.executable, "-m", "sae_sweep", "plan", "--json", *words]
+    end = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (end.returncode, end.stderr) == (0, "")
+    assert (json.loads(end.stdout)["points"] == 1) if ">&- 2" not in closed else end.stdout == ""

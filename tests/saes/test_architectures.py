@@ -1,0 +1,115 @@
+"""Architectures beyond ReLU and TopK: what fires, what else their objectives hold, and that coefficients count."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from stacks import PENALTIES, batches, points, stack_of, start_of
+
+from sae_sweep.config.settings import Penalty, Point, Sae
+from sae_sweep.saes.architectures import ARCHITECTURES, jumps, pre_activations, prefixes
+from sae_sweep.saes.train import AutogradBackend
+
+X = batches(1)[0]
+
+
+def one(architecture: str, **settings: object) -> tuple[Sae, object]:
+    point = points(PENALTIES[:1], architecture)[0]
+    return dataclasses.replace(point.sae, **settings), start_of(point)
+
+
+def trained(chosen: list[Point], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """L0 and squared error of the last step of each."""
+    stack, data = stack_of(chosen), batches(steps)
+    AutogradBackend().advance(stack, data[:-1])
+    last = AutogradBackend().advance(stack, data[-1:])
+    return last.l0, last.error
+
+
+@pytest.mark.parametrize("bandwidth", [0.1, 0.5])
+def test_the_coefficient_of_l0_moves_l0(bandwidth: float) -> None:
+    coefficients = (0.1, 1.0, 10.0)
+    chosen = [
+        dataclasses.replace(
+            points([Penalty("l0", c)], "jumprelu", steps=250)[0],
+            sae=Sae("jumprelu", width=40, init="random", bandwidth=bandwidth),
+        )
+        for c in coefficients
+    ]
+    l0, error = trained(chosen, 250)
+    assert (l0[:-1] > 1.3 * l0[1:]).all(), l0
+    assert l0[0] > 3 * l0[-1]
+    assert (error[:-1] < error[1:]).all(), error
+
+
+def test_jumprelu_compares_contributions_and_the_slope_passes_the_jump() -> None:
+    settings, sae = one("jumprelu", bandwidth=0.4)
+    pre = pre_activations(X, sae)
+    contributions = pre.relu() * sae.norms()
+    codes = ARCHITECTURES["jumprelu"].codes(X, sae, settings)
+    assert torch.equal(codes > 0, contributions > sae.thresholds)
+    assert torch.equal(codes[codes > 0], pre[codes > 0])
+
+    theta = sae.thresholds.clone().requires_grad_()
+    jumps(pre, dataclasses.replace(sae, thresholds=theta), settings).sum().backward()
+    near = ((contributions - sae.thresholds).abs() < 0.2).sum(0)
+    assert near.sum() > 10
+    torch.testing.assert_close(theta.grad, -near / 0.4)
+
+
+def test_the_gate_alone_learns_from_its_reconstruction_and_the_penalty() -> None:
+    settings, sae = one("gated")
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "r_mag", "b_mag")
+    leaves = {name: getattr(sae, name).clone().requires_grad_() for name in names}
+    kind, sae = ARCHITECTURES["gated"], dataclasses.replace(sae, **leaves)
+    pre = pre_activations(X, sae)
+    codes = kind.activate(pre, sae, settings, True)
+    assert torch.equal(codes > 0, (pre > 0) & (codes > 0))
+    assert kind.auxiliary is not None
+    by_hand = (pre.relu() @ sae.W_dec + sae.b_dec - X).square().sum(1).mean()
+    auxiliary = kind.auxiliary(X, pre, codes, sae, settings)
+    torch.testing.assert_close(auxiliary, by_hand)
+    gradients = torch.autograd.grad(auxiliary, list(leaves.values()), materialize_grads=True, retain_graph=True)
+    touched = {name for name, gradient in zip(names, gradients, strict=True) if gradient.any()}
+    assert touched == {"W_enc", "b_enc"}
+    # Magnitudes would make up for a shorter decoder: the penalty must not shorten it.
+    penalised = kind.penalised(pre, codes, sae).sum()
+    (shorter,) = torch.autograd.grad(penalised, [leaves["W_dec"]], materialize_grads=True, retain_graph=True)
+    assert not shorter.any()
+    # What is reconstructed passes no slope to the gate's bias.
+    (bias,) = torch.autograd.grad((codes @ sae.W_dec).sum(), [leaves["b_enc"]])
+    assert bias.abs().max() < 1e-4 * codes.sum()
+
+
+def test_matryoshka_sums_the_errors_of_its_prefixes() -> None:
+    settings, sae = one("matryoshka", levels=3)
+    assert prefixes(settings) == [10, 20, 40]
+    assert prefixes(Sae("matryoshka", width=5, levels=9)) == [1, 2, 3, 5]
+    kind = ARCHITECTURES["matryoshka"]
+    pre = pre_activations(X, sae)
+    codes = kind.activate(pre, sae, settings, True)
+    by_hand = [(codes[:, :end] @ sae.W_dec[:end] + sae.b_dec - X).square().sum(1).mean() for end in (10, 20)]
+    assert kind.auxiliary is not None
+    torch.testing.assert_close(kind.auxiliary(X, pre, codes, sae, settings), sum(by_hand))
+    assert int((codes > 0).sum()) == settings.k * len(X)
+
+
+def test_tied_rows_are_one_matrix_of_unit_norm_throughout() -> None:
+    stack = stack_of(points(PENALTIES[:2], "tied"))
+    before = stack.parameters().W_dec
+    AutogradBackend().advance(stack, batches(5))
+    after = stack.parameters()
+    assert torch.equal(after.W_enc, after.W_dec)
+    torch.testing.assert_close(after.norms(), torch.ones(2, 40))
+    assert (after.W_dec - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["relu", "tied", "gated"])
+def test_a_larger_coefficient_leaves_fewer_latents_on(architecture: str) -> None:
+    chosen = [points([Penalty("l1", c)], architecture, steps=250)[0] for c in (0.1, 1.0, 5.0)]
+    l0, error = trained(chosen, 250)
+    assert (l0[:-1] > l0[1:]).all(), l0
+    assert l0[0] > 1.3 * l0[-1]
+    assert (error[:-1] < error[1:]).all(), error
