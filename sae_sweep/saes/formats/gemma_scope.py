@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.errors import UserError
+from sae_sweep.saes.folding import changed
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.formats.tensors import Tensors
 from sae_sweep.saes.parameters import Parameters
@@ -33,7 +33,7 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     )
     thresholds = tensors.take("threshold", width)
     tensors.nothing_left("a JumpReLU SAE")
-    return LoadedSae(NAME, "jumprelu", "jumprelu", dataclasses.replace(parameters, thresholds=thresholds))
+    return LoadedSae(NAME, "jumprelu", "jumprelu", changed(parameters, thresholds=thresholds))
 
 
 def _arrays(weights: bytes) -> dict[str, Tensor]:

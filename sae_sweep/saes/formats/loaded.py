@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.errors import UserError
-from sae_sweep.saes.folding import unfold
+from sae_sweep.saes.folding import changed, extras, unfold
 from sae_sweep.saes.parameters import Parameters
 
 # Decoder norms within this factor are one norm.
@@ -93,15 +93,15 @@ class LoadedSae:
 
     def normalised(self, mean: Tensor, scale: float) -> LoadedSae:
         """The same SAE on x = (raw − mean)·scale: the same codes, and (x̂ − mean)·scale where x̂ was reconstructed."""
-        parameters = unfold(self.parameters, mean, scale)
-        if not self.by_contribution:  # codes, and with them thresholds on them, stay
-            parameters = dataclasses.replace(parameters, thresholds=self.parameters.thresholds)
+        parameters, own = unfold(self.parameters, mean, scale), extras(self.parameters)
+        if "thresholds" in own and not self.by_contribution:  # codes, and with them thresholds on them, stay
+            parameters = changed(parameters, thresholds=own["thresholds"])
         return dataclasses.replace(self, parameters=parameters)
 
     def to(self, device: str | torch.device) -> LoadedSae:
         """The same SAE on `device`."""
         moved = {name: tensor.to(device) for name, tensor in vars(self.parameters).items()}
-        return dataclasses.replace(self, parameters=Parameters(**moved))
+        return dataclasses.replace(self, parameters=changed(self.parameters, **moved))
 
     def as_ours(self) -> tuple[str, Parameters]:
         """The architecture of this package that gives the same codes, and its parameters on raw activations.
@@ -115,9 +115,9 @@ class LoadedSae:
             return self.architecture, self.parameters
         if self.architecture == "topk" and norms.max() > norms.min() * (1 + ALIKE):
             raise UserError("this TopK SAE chooses by activations although its decoder rows differ in norm")
-        thresholds = self.parameters.thresholds
-        thresholds = thresholds * norms if thresholds.numel() else thresholds
-        return self.architecture, dataclasses.replace(self.parameters, thresholds=thresholds)
+        if "thresholds" not in extras(self.parameters):
+            return self.architecture, self.parameters
+        return self.architecture, changed(self.parameters, thresholds=self.parameters.thresholds * norms)
 
 
 def _kept(codes: Tensor, indices: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ What is read, and which default stands for what is absent, follows SAELens's own
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from sae_sweep.config.settings import Point
 from sae_sweep.errors import UserError
-from sae_sweep.saes.folding import SMALLEST_NORM, rescaled, without_centring
+from sae_sweep.saes.folding import SMALLEST_NORM, changed, extras, rescaled, without_centring
 from sae_sweep.saes.formats.loaded import ALIKE, LoadedSae
 from sae_sweep.saes.formats.tensors import Tensors, agree, count, flag
 from sae_sweep.saes.parameters import Parameters
@@ -43,6 +42,8 @@ ARCHITECTURES = {
     "matryoshka": "jumprelu",
     "tied": "standard",
 }
+# What the architecture is called of which SAELens has no like.
+OURS = "sae_sweep"
 # Metadata of the weights: what each latent's code was multiplied by, and its decoder row divided by.
 FACTORS = "codes_scaled_by"
 
@@ -50,9 +51,10 @@ FACTORS = "codes_scaled_by"
 def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
     """`sae_weights.safetensors` and `cfg.json` as SAELens's `SAE.load_from_disk` reads them; W_enc is [d, width].
 
-    UserError if SAELens has no architecture that computes the same.
+    Where SAELens has no architecture that computes the same, they hold all parameters under an architecture that
+    SAELens refuses by name.
     """
-    architecture = like(point.sae.architecture)
+    architecture = ARCHITECTURES.get(point.sae.architecture, OURS)
     unit = architecture in ("topk", "jumprelu")
     scaled_by = folded.norms().clamp_min(SMALLEST_NORM) if unit else torch.ones_like(folded.b_enc)
     scaled = rescaled(folded, scaled_by)
@@ -61,7 +63,9 @@ def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
         tensors |= {"b_gate": scaled.b_enc, "r_mag": scaled.r_mag, "b_mag": scaled.b_mag}
     else:
         tensors["b_enc"] = scaled.b_enc
-    if point.sae.architecture == "jumprelu":
+    if architecture == OURS:
+        tensors |= extras(scaled)
+    elif point.sae.architecture == "jumprelu":
         tensors["threshold"] = scaled.thresholds
     elif architecture == "jumprelu":
         # SAELens fires above the threshold, a BatchTopK SAE at it as well.
@@ -71,13 +75,6 @@ def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
     return {WEIGHTS: weights, CONFIG: json.dumps(_config(point, folded), indent=2).encode()}
 
 
-def like(architecture: str) -> str:
-    """SAELens's architecture that computes what this one does. UserError if it has none."""
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"SAELens has no architecture that computes what {architecture} does: it cannot be exported")
-    return ARCHITECTURES[architecture]
-
-
 def from_files(weights: bytes) -> Parameters:
     """The folded parameters that `to_files` wrote: to the bit, but to rounding where latents were rescaled.
 
@@ -85,16 +82,13 @@ def from_files(weights: bytes) -> Parameters:
     """
     tensors, scaled_by = load(weights), _factors(weights)
     assert scaled_by is not None, "not written by to_files"
-    extras = {ours: tensors[name] for ours, name in _OF_SAELENS.items() if name in tensors}
+    W_enc, W_dec, b_dec = tensors.pop("W_enc").T.contiguous(), tensors.pop("W_dec"), tensors.pop("b_dec")
+    b_enc = tensors.pop("b_gate" if "b_gate" in tensors else "b_enc")
     threshold = torch.zeros(())
     if "threshold" in tensors:
-        threshold = torch.nextafter(tensors["threshold"][0], torch.tensor(math.inf))
-    b_enc = tensors["b_gate"] if "b_gate" in tensors else tensors["b_enc"]
-    W_enc = tensors["W_enc"].T.contiguous()
-    return rescaled(Parameters(W_enc, tensors["W_dec"], b_enc, tensors["b_dec"], threshold, **extras), 1 / scaled_by)
-
-
-_OF_SAELENS = {"thresholds": "threshold", "r_mag": "r_mag", "b_mag": "b_mag"}
+        tensors["thresholds"] = tensors.pop("threshold")
+        threshold = torch.nextafter(tensors["thresholds"][0], torch.tensor(math.inf))
+    return rescaled(Parameters(W_enc, W_dec, b_enc, b_dec, threshold, **tensors), 1 / scaled_by)
 
 
 def _factors(weights: bytes) -> Tensor | None:
@@ -106,7 +100,7 @@ def _factors(weights: bytes) -> Tensor | None:
 
 def _config(point: Point, folded: Parameters) -> dict[str, object]:
     width, d = folded.W_dec.shape
-    architecture = ARCHITECTURES[point.sae.architecture]
+    architecture = ARCHITECTURES.get(point.sae.architecture, OURS)
     config: dict[str, object] = {
         "architecture": architecture,
         "d_in": d,
@@ -167,13 +161,15 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
         # SAELens multiplies activations by decoder norms and divides codes again: rows of unit norm do the same.
         parameters = rescaled(parameters, parameters.norms().clamp_min(SMALLEST_NORM))
     if scaling is not None:
-        parameters = dataclasses.replace(parameters, W_dec=parameters.W_dec * scaling[:, None])
+        parameters = changed(parameters, W_dec=parameters.W_dec * scaling[:, None])
     return LoadedSae(NAME, kind, KNOWN[kind], parameters, k, by_contribution=own is not None, squashed=squashed)
 
 
 def _architecture(config: Mapping[str, Any]) -> tuple[str, bool]:
     """SAELens's architecture, and whether codes are tanh of what they would be otherwise."""
     kind, activation = config.get("architecture", "standard"), config.get("activation_fn")
+    if kind == OURS:
+        raise UserError(f"{CONFIG} is of a point whose architecture no other library has: load it by its id")
     if not isinstance(kind, str) or kind not in KNOWN:
         raise UserError(f"architecture {kind!r} is not one of {', '.join(KNOWN)}")
     kwargs = _kwargs(config)

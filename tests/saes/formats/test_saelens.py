@@ -96,9 +96,20 @@ def test_what_is_written_here_is_read_with_the_codes_that_it_had(architecture: s
     torch.testing.assert_close((sae.decode(codes) - MEAN) * SCALE, reconstruction, atol=1e-5, rtol=1e-5)
 
 
-def test_what_saelens_has_no_like_for_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="no architecture that computes what spline does"):
-        saelens.like("spline")
+def test_what_saelens_has_no_like_for_is_stored_whole_and_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(saelens.ARCHITECTURES, "gated")
+    point = points(PENALTIES[:1], "gated")[0]
+    parameters = start_of(point)
+    for name, content in saelens.to_files(point, parameters).items():
+        (tmp_path / name).write_bytes(content)
+    back = saelens.from_files((tmp_path / saelens.WEIGHTS).read_bytes())
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "r_mag", "b_mag"):
+        assert torch.equal(getattr(back, name), getattr(parameters, name)), name
+    assert json.loads((tmp_path / saelens.CONFIG).read_text())["architecture"] == "sae_sweep"
+    with pytest.raises(UserError, match="whose architecture no other library has: load it by its id"):
+        read_sae(tmp_path)
 
 
 PLAIN_LAYOUT = SAELENS["new"]
