@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import cached_property
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sae_sweep.errors import UserError
+from sae_sweep.toys.max_of_k import MaxOfK, product
 
 # Parameter → the module of a TransformerLens HookedTransformer that it belongs to.
 MODULES = {
@@ -105,3 +110,42 @@ def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         "W_O": out,
         "W_U": (d_model, parameters["W_U"].shape[1]),
     }
+
+
+class Checkpoint(MaxOfK):
+    """A max-of-K transformer of any number of heads, whose parameters are those of `parameters_of`.
+
+    Attention scores and what a token adds through a head are tables over (head, query, position, token), as those of
+    one head are in MaxOfK.
+    """
+
+    def activations(self, inputs: Tensor, site: str) -> Tensor:
+        """Activations [batch, d] float32 of sequences `inputs` [batch, k] int64 below d_vocab, as those of MaxOfK."""
+        tokens = inputs.T.contiguous()
+        query, heads, size = tokens[-1], len(self.params["W_Q"]), self.toy.k * self.toy.d_vocab
+        rows = tokens + self.toy.d_vocab * torch.arange(self.toy.k, device=self.device)[:, None]
+        found, shares = [], []
+        for head in range(heads):
+            scores = self._scores[head].flatten().index_select(0, (query * size + rows).flatten()).view_as(rows)
+            weights = (scores - scores.amax(0)).exp()
+            # Added in the order of positions: softmax(0) and sum(0) round by an input's place in the batch.
+            shares.append(weights / sum(weights.unbind(0)))
+            found.append(rows + head * size)
+        # The query's own embedding reaches the residual whole.
+        every = torch.cat([*found, query[None] + heads * size]).T.contiguous()
+        share = F.pad(torch.cat(shares), (0, 0, 0, 1), value=1.0).T.contiguous()
+        return F.embedding_bag(every, self._effects[site], per_sample_weights=share, mode="sum")
+
+    @cached_property
+    def _scores(self) -> Tensor:
+        """Attention scores [heads, query token, position · d_vocab + token]."""
+        queries = product(self._embedded[-1], self.params["W_Q"])
+        keys = product(self._embedded.flatten(0, 1), self.params["W_K"])
+        return product(queries, keys.mT) / math.sqrt(self.params["W_Q"].shape[-1])
+
+    @cached_property
+    def _effects(self) -> dict[str, Tensor]:
+        """By site, what a token adds: attended to, at [(head, position, token), d]; as the query, after these."""
+        moved = product(product(self._embedded.flatten(0, 1), self.params["W_V"]), self.params["W_O"])
+        effects = torch.cat([moved.flatten(0, 1), self._embedded[-1]])
+        return {"pre_unembed": effects, "post_unembed": product(effects, self.params["W_U"])}

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sae_sweep.config.settings import Toy
 from sae_sweep.errors import UserError
-from sae_sweep.toys.checkpoint import BIASES, MODULES, parameters_of
+from sae_sweep.toys.checkpoint import BIASES, MODULES, Checkpoint, parameters_of
+from sae_sweep.toys.max_of_k import MaxOfK
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 VOCAB, CONTEXT, MODEL, HEADS, HEAD = 7, 3, 6, 2, 4
@@ -95,6 +97,37 @@ def test_what_is_no_such_transformer_is_one_line(changes: dict[str, Tensor | Non
         parameters_of(changed)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+TOY = Toy(d_vocab=VOCAB, k=CONTEXT, d_model=MODEL, d_head=HEAD)
+SEQUENCES = torch.cartesian_prod(*[torch.arange(VOCAB)] * CONTEXT)
+
+
+@pytest.mark.parametrize("heads", [1, HEADS])
+def test_activations_are_those_of_attention_written_out(heads: int) -> None:
+    found = parameters_of(state(heads))
+    x = found["W_E"][SEQUENCES] + found["W_pos"]
+    residual = x[:, -1].clone()
+    for head in range(heads):
+        query, keys = x[:, -1] @ found["W_Q"][head], x @ found["W_K"][head]
+        attention = ((keys * query[:, None]).sum(-1) / HEAD**0.5).softmax(1)
+        residual += (attention[..., None] * (x @ found["W_V"][head])).sum(1) @ found["W_O"][head]
+    model = Checkpoint(TOY, found)
+    got = model.activations(SEQUENCES, "pre_unembed")
+    torch.testing.assert_close(got, residual, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        model.activations(SEQUENCES, "post_unembed"), residual @ found["W_U"], atol=1e-4, rtol=1e-5
+    )
+    assert torch.equal(model.activations(SEQUENCES[100:101], "pre_unembed"), got[100:101])
+    correct = ((residual @ found["W_U"]).argmax(1) == SEQUENCES.amax(1)).double().mean()
+    assert model.evaluate_exact().accuracy == pytest.approx(float(correct))
+
+
+def test_one_head_is_a_max_of_k_transformer() -> None:
+    flat = {name: tensor[0] if tensor.ndim == 3 else tensor for name, tensor in parameters(1).items()}
+    expected = MaxOfK(TOY, flat).activations(SEQUENCES, "pre_unembed")
+    got = Checkpoint(TOY, parameters_of(flat)).activations(SEQUENCES, "pre_unembed")
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def convert(monkeypatch: pytest.MonkeyPatch, source: Path, target: Path) -> int:
