@@ -7,7 +7,7 @@ and its `encode`, as it is called by default, gives the codes.
 from __future__ import annotations
 
 import io
-import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,8 +39,9 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
 
 def _state(weights: bytes) -> Mapping[str, Any]:
     try:
-        state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of pickles by other protocols than torch's own
+            state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign pickle can raise whatever there is
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{WEIGHTS} is no file of tensors alone, and nothing else is unpickled: {reason}") from error
     if not isinstance(state, dict):

@@ -7,8 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from safetensors import SafetensorError
-
 from sae_sweep.errors import UserError
 from sae_sweep.saes.formats import dictionary_learning, gemma_scope, saelens, sparsify
 from sae_sweep.saes.formats.loaded import LoadedSae
@@ -33,7 +31,7 @@ def read_sae(path: Path | str) -> LoadedSae:
         return sae
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error} (an SAE is {KNOWN})") from error
-    except (SafetensorError, UserError) as error:
+    except UserError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
 
@@ -57,7 +55,7 @@ def _recognised(path: Path) -> tuple[ModuleType, Path]:
 def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path.name} holds a {type(settings).__name__}, wanted an object of settings")

@@ -143,7 +143,7 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     kind, squashed = _architecture(config)
     _refuse_other_inputs(config)
     dtype = _dtype(config.get("dtype"))
-    tensors = Tensors(WEIGHTS, load(weights))
+    tensors = Tensors.of_safetensors(WEIGHTS, weights)
     width, d = tensors.size("W_dec")
     agree(f"d_sae of {CONFIG}", config.get("d_sae"), width, "W_dec")
     agree(f"d_in of {CONFIG}", config.get("d_in"), d, "W_dec")
@@ -155,6 +155,8 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     if flag("apply_b_dec_to_input", config.get("apply_b_dec_to_input", True)):
         parameters = without_centring(parameters)
     own = _factors(weights)
+    if own is not None and (own.shape != (width,) or not (own > 0).all() or not own.isfinite().all()):
+        raise UserError(f"{WEIGHTS}: {FACTORS} of its header holds no {width} positive numbers")
     if own is not None:  # written here: its latents were rescaled, and their contributions are known
         parameters = rescaled(parameters, 1 / own)
     elif rescales:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import load
 
 from sae_sweep.errors import UserError
 from sae_sweep.saes.folding import without_centring
@@ -35,7 +34,7 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     for key in _OTHER:
         if flag(f"{key} of {CONFIG}", config.get(key, False)):
             raise UserError(f"{key} of {CONFIG} is true, which is not supported")
-    tensors = Tensors(WEIGHTS, load(weights))
+    tensors = Tensors.of_safetensors(WEIGHTS, weights)
     width, d = tensors.size("encoder.weight")
     agree(f"d_in of {CONFIG}", config.get("d_in"), d, "encoder.weight")
     said = config.get("num_latents") or d * whole(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from sae_sweep.errors import UserError
@@ -20,6 +21,14 @@ class Tensors:
         if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise UserError(f"{file} holds {', '.join(map(str, tensors))} and not an SAE's tensors by name")
         self.file, self._left = file, dict(tensors)
+
+    @classmethod
+    def of_safetensors(cls, file: str, content: bytes) -> Tensors:
+        """Those of a safetensors file. UserError if it is damaged."""
+        try:
+            return cls(file, load(content))
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{file} is no safetensors file: {error}") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -83,9 +92,11 @@ class Tensors:
 
 def whole(key: str, value: Any, least: int, most: int | None = None) -> int:
     """`value` of a settings file as a whole number between limits; UserError otherwise."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and value.is_integer()
+    )
     limits = f"a whole number from {least}" + (f" to {most}" if most is not None else "")
-    if not number or not math.isfinite(value) or value != int(value):
+    if not number:
         raise UserError(f"{key} is {value!r}, wanted {limits}")
     if value < least or (most is not None and value > most):
         raise UserError(f"{key} is {int(value)}, wanted {limits}")

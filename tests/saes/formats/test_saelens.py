@@ -154,7 +154,7 @@ def test_a_key_that_changes_the_numbers_is_refused_by_name(config: dict, message
     assert message in refused(tmp_path, PLAIN_LAYOUT, **config)
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.5, WIDTH + 1, True, None, "3", math.nan, ABSENT])
+@pytest.mark.parametrize("k", [0, -1, 2.5, WIDTH + 1, 10**400, True, None, "3", math.nan, ABSENT])
 def test_k_is_a_whole_number_up_to_the_width(k: Any, tmp_path: Path) -> None:
     message = refused(tmp_path, BY_ACTIVATION, k=k)
     assert f"k (latents kept of {WIDTH})" in message.replace("k of cfg.json", "k") or "SAELens's default" in message
@@ -170,6 +170,15 @@ def test_a_scaling_factor_asks_for_its_key(tmp_path: Path) -> None:
     layout = OF_OTHER_VERSIONS["scaling_factor"]
     message = refused(tmp_path, layout, finetuning_scaling_factor=False)
     assert "scaling_factor is not 1, but finetuning_scaling_factor of cfg.json is not true" in message
+
+
+@pytest.mark.parametrize("factors", ["[1, 2]", str([0.0] * WIDTH), "1"])
+def test_factors_that_do_not_fit_are_refused(factors: str, tmp_path: Path) -> None:
+    folder = PLAIN_LAYOUT.write(tmp_path)
+    tensors = load((folder / "sae_weights.safetensors").read_bytes())
+    (folder / "sae_weights.safetensors").write_bytes(to_bytes(tensors, {"codes_scaled_by": factors}))
+    with pytest.raises(UserError, match="codes_scaled_by of its header holds no 24 positive numbers"):
+        read_sae(folder)
 
 
 def test_a_checkpoint_of_batchtopk_must_say_how_it_chooses(tmp_path: Path) -> None:
