@@ -12,22 +12,16 @@ SMALLEST_NORM = 1e-30
 SHARED = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
-def changed(parameters: Parameters, **tensors: Tensor) -> Parameters:
-    """The same SAE with other tensors."""
-    return Parameters(**{**vars(parameters), **tensors})
-
-
 def extras(parameters: Parameters) -> dict[str, Tensor]:
     """What the architecture has of each latent beside weights and biases, by name."""
-    return {name: tensor for name, tensor in vars(parameters).items() if name not in SHARED and tensor.numel()}
+    return {name: tensor for name, tensor in parameters.tensors.items() if name not in SHARED}
 
 
 def fold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
     """The SAE that takes raw activations instead of x = (raw − mean)·scale, and gives the same codes."""
     W_enc = parameters.W_enc * scale
     shift = W_enc @ mean
-    return changed(
-        parameters,
+    return parameters.replace(
         W_enc=W_enc,
         W_dec=parameters.W_dec / scale,
         b_enc=parameters.b_enc - shift,
@@ -42,8 +36,7 @@ def fold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
 def unfold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
     """The inverse of fold."""
     shift = parameters.W_enc @ mean
-    return changed(
-        parameters,
+    return parameters.replace(
         W_enc=parameters.W_enc / scale,
         W_dec=parameters.W_dec * scale,
         b_enc=parameters.b_enc + shift,
@@ -57,7 +50,7 @@ def unfold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
 def without_centring(parameters: Parameters) -> Parameters:
     """The SAE that gives the same codes where b_dec is not subtracted from its input first."""
     shift = -(parameters.W_enc @ parameters.b_dec)
-    return changed(parameters, b_enc=parameters.b_enc + shift, **_shifted(parameters, shift))
+    return parameters.replace(b_enc=parameters.b_enc + shift, **_shifted(parameters, shift))
 
 
 def rescaled(parameters: Parameters, by: Tensor) -> Parameters:
@@ -66,7 +59,7 @@ def rescaled(parameters: Parameters, by: Tensor) -> Parameters:
     Thresholds are on contributions, which stay. Not for Gated SAEs, whose b_mag would have to grow too.
     """
     W_enc, W_dec = parameters.W_enc * by[:, None], parameters.W_dec / by[:, None]
-    return changed(parameters, W_enc=W_enc, W_dec=W_dec, b_enc=parameters.b_enc * by)
+    return parameters.replace(W_enc=W_enc, W_dec=W_dec, b_enc=parameters.b_enc * by)
 
 
 def _shifted(parameters: Parameters, by: Tensor) -> dict[str, Tensor]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from stacks import PENALTIES, points, start_of
 
 from sae_sweep.config.settings import Sae
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.saes.folding import fold, rescaled, unfold, without_centring
 from sae_sweep.saes.parameters import Parameters
 
@@ -17,16 +15,16 @@ MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
 
 
 def parameters_of(architecture: str) -> Parameters:
-    return dataclasses.replace(start_of(points(PENALTIES[:1], architecture)[0]), threshold=torch.tensor(0.8))
+    return start_of(points(PENALTIES[:1], architecture)[0]).replace(threshold=torch.tensor(0.8))
 
 
 def run(parameters: Parameters, architecture: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    kind = ARCHITECTURES[architecture]
+    kind = kinds("architecture")[architecture]
     codes = kind.codes(x, parameters, Sae(architecture, width=40, k=3))
     return codes, codes @ parameters.W_dec + parameters.b_dec
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_a_folded_sae_takes_raw_activations(architecture: str) -> None:
     parameters = parameters_of(architecture)
     raw = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * 3 + MEAN
@@ -36,15 +34,15 @@ def test_a_folded_sae_takes_raw_activations(architecture: str) -> None:
     torch.testing.assert_close(folded_reconstruction, reconstruction / SCALE + MEAN, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_unfold_is_the_inverse(architecture: str) -> None:
     parameters = parameters_of(architecture)
     back = unfold(fold(parameters, MEAN, SCALE), MEAN, SCALE)
-    for name, tensor in vars(parameters).items():
+    for name, tensor in parameters.tensors.items():
         torch.testing.assert_close(getattr(back, name), tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_without_centring_gives_the_codes_of_centred_inputs(architecture: str) -> None:
     parameters = parameters_of(architecture)
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * 3
@@ -52,7 +50,7 @@ def test_without_centring_gives_the_codes_of_centred_inputs(architecture: str) -
     torch.testing.assert_close(run(without_centring(parameters), architecture, x)[0], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"gated", "tied"}))
+@pytest.mark.parametrize("architecture", sorted(set(kinds("architecture")) - {"gated", "tied"}))
 def test_a_rescaled_sae_reconstructs_the_same(architecture: str) -> None:
     parameters, by = parameters_of(architecture), torch.logspace(-1, 1, 40)
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * 3

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sae_sweep.errors import UserError
-from sae_sweep.saes.folding import SMALLEST_NORM, changed, rescaled, without_centring
+from sae_sweep.saes.folding import SMALLEST_NORM, rescaled, without_centring
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.formats.tensors import Tensors, agree, count
 from sae_sweep.saes.parameters import Parameters
@@ -67,14 +67,14 @@ def _gated(kind: str, tensors: Tensors, trainer: Mapping[str, Any]) -> LoadedSae
     parameters = _linear(tensors, "decoder_bias", encoder_bias="gate_bias")
     width = len(parameters.W_dec)
     extras = {"r_mag": tensors.take("r_mag", width), "b_mag": tensors.take("mag_bias", width)}
-    return LoadedSae(NAME, kind, "gated", without_centring(changed(parameters, **extras)))
+    return LoadedSae(NAME, kind, "gated", without_centring(parameters.replace(**extras)))
 
 
 def _jumprelu(kind: str, tensors: Tensors, trainer: Mapping[str, Any]) -> LoadedSae:
     """JumpReluAutoEncoder: activations above a threshold of each latent's own, of the input as it is."""
     parameters = _matrices(tensors)
     thresholds = tensors.take("threshold", len(parameters.W_dec))
-    return LoadedSae(NAME, kind, "jumprelu", changed(parameters, thresholds=thresholds))
+    return LoadedSae(NAME, kind, "jumprelu", parameters.replace(thresholds=thresholds))
 
 
 def _topk(kind: str, tensors: Tensors, trainer: Mapping[str, Any]) -> LoadedSae:
@@ -96,7 +96,7 @@ def _batch_topk(kind: str, tensors: Tensors, trainer: Mapping[str, Any]) -> Load
     thresholds = tensors.take_spread("threshold", len(parameters.W_dec))
     _k(tensors, trainer, len(parameters.W_dec))
     tensors.drop("group_sizes")
-    return LoadedSae(NAME, kind, "jumprelu", changed(parameters, thresholds=thresholds))
+    return LoadedSae(NAME, kind, "jumprelu", parameters.replace(thresholds=thresholds))
 
 
 _READERS: dict[str, Callable[[str, Tensors, Mapping[str, Any]], LoadedSae]] = {

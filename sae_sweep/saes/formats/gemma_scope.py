@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sae_sweep.errors import UserError
-from sae_sweep.saes.folding import changed
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.formats.tensors import Tensors
 from sae_sweep.saes.parameters import Parameters
@@ -32,7 +31,7 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     )
     thresholds = tensors.take("threshold", width)
     tensors.nothing_left("a JumpReLU SAE")
-    return LoadedSae(NAME, "jumprelu", "jumprelu", changed(parameters, thresholds=thresholds))
+    return LoadedSae(NAME, "jumprelu", "jumprelu", parameters.replace(thresholds=thresholds))
 
 
 def _arrays(weights: bytes) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.errors import UserError
-from sae_sweep.saes.folding import changed, extras, unfold
+from sae_sweep.saes.folding import extras, unfold
 from sae_sweep.saes.parameters import Parameters
 
 # Decoder norms within this factor are one norm.
@@ -95,13 +95,12 @@ class LoadedSae:
         """The same SAE on x = (raw − mean)·scale: the same codes, and (x̂ − mean)·scale where x̂ was reconstructed."""
         parameters, own = unfold(self.parameters, mean, scale), extras(self.parameters)
         if "thresholds" in own and not self.by_contribution:  # codes, and with them thresholds on them, stay
-            parameters = changed(parameters, thresholds=own["thresholds"])
+            parameters = parameters.replace(thresholds=own["thresholds"])
         return dataclasses.replace(self, parameters=parameters)
 
     def to(self, device: str | torch.device) -> LoadedSae:
         """The same SAE on `device`."""
-        moved = {name: tensor.to(device) for name, tensor in vars(self.parameters).items()}
-        return dataclasses.replace(self, parameters=changed(self.parameters, **moved))
+        return dataclasses.replace(self, parameters=self.parameters.map(lambda tensor: tensor.to(device)))
 
     def as_ours(self) -> tuple[str, Parameters]:
         """The architecture of this package that gives the same codes, and its parameters on raw activations.
@@ -117,7 +116,7 @@ class LoadedSae:
             raise UserError("this TopK SAE chooses by activations although its decoder rows differ in norm")
         if "thresholds" not in extras(self.parameters):
             return self.architecture, self.parameters
-        return self.architecture, changed(self.parameters, thresholds=self.parameters.thresholds * norms)
+        return self.architecture, self.parameters.replace(thresholds=self.parameters.thresholds * norms)
 
 
 def _kept(codes: Tensor, indices: Tensor) -> Tensor:

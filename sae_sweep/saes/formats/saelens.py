@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sae_sweep.config.settings import Point
 from sae_sweep.errors import UserError
-from sae_sweep.saes.folding import SMALLEST_NORM, changed, extras, rescaled, without_centring
+from sae_sweep.saes.folding import SMALLEST_NORM, extras, rescaled, without_centring
 from sae_sweep.saes.formats.loaded import ALIKE, LoadedSae
 from sae_sweep.saes.formats.tensors import Tensors, agree, count, flag
 from sae_sweep.saes.parameters import Parameters
@@ -163,7 +163,7 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
         # SAELens multiplies activations by decoder norms and divides codes again: rows of unit norm do the same.
         parameters = rescaled(parameters, parameters.norms().clamp_min(SMALLEST_NORM))
     if scaling is not None:
-        parameters = changed(parameters, W_dec=parameters.W_dec * scaling[:, None])
+        parameters = parameters.replace(W_dec=parameters.W_dec * scaling[:, None])
     return LoadedSae(NAME, kind, KNOWN[kind], parameters, k, by_contribution=own is not None, squashed=squashed)
 
 

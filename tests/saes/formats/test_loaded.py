@@ -10,7 +10,7 @@ from layouts import ALL, B_DEC, SAELENS, UNIT, X
 
 from sae_sweep.config.settings import Sae
 from sae_sweep.errors import UserError
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.saes.formats.index import read_sae
 
 MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
@@ -43,7 +43,9 @@ def test_an_architecture_here_gives_the_same_codes_or_none_does(name: str, tmp_p
             sae.as_ours()
         return
     architecture, parameters = sae.as_ours()
-    codes = ARCHITECTURES[architecture].codes(X, parameters, Sae(architecture, width=len(sae.W_dec), k=sae.k or 1))
+    codes = kinds("architecture")[architecture].codes(
+        X, parameters, Sae(architecture, width=len(sae.W_dec), k=sae.k or 1)
+    )
     torch.testing.assert_close(codes, sae.encode(X), atol=1e-5, rtol=1e-5)
 
 
@@ -52,6 +54,6 @@ def test_topk_by_activation_has_a_like_where_rows_are_of_one_norm(tmp_path: Path
     layout = type(layout)(layout.config, {**layout.tensors, "W_dec": UNIT}, layout.codes, UNIT)
     sae = read_sae(layout.write(tmp_path))
     architecture, parameters = sae.as_ours()
-    codes = ARCHITECTURES[architecture].codes(X, parameters, Sae(architecture, width=len(UNIT), k=3))
+    codes = kinds("architecture")[architecture].codes(X, parameters, Sae(architecture, width=len(UNIT), k=3))
     torch.testing.assert_close(codes, layout.codes(X), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae.b_dec, B_DEC)

@@ -14,10 +14,9 @@ from layouts import OF_OTHER_VERSIONS, SAELENS, WIDTH, Layout
 from safetensors.torch import load
 from stacks import PENALTIES, points, start_of
 
-from sae_sweep.config import settings
 from sae_sweep.config.settings import Sae
 from sae_sweep.errors import UserError
-from sae_sweep.saes.architectures import ARCHITECTURES, unit_rows
+from sae_sweep.registry import kinds
 from sae_sweep.saes.folding import fold, unfold
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.formats.index import read_sae
@@ -28,20 +27,20 @@ MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
 
 
 def with_threshold(parameters: Parameters) -> Parameters:
-    return dataclasses.replace(parameters, threshold=torch.tensor(0.8))
+    return parameters.replace(threshold=torch.tensor(0.8))
 
 
 def run(parameters: Parameters, architecture: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    kind = ARCHITECTURES[architecture]
+    kind = kinds("architecture")[architecture]
     codes = kind.codes(x, parameters, Sae(architecture, width=40, k=3))
     return codes, codes @ parameters.W_dec + parameters.b_dec
 
 
 def test_every_architecture_is_covered() -> None:
-    assert set(ARCHITECTURES) == set(settings.ARCHITECTURES) == set(saelens.ARCHITECTURES)
+    assert set(kinds("architecture")) == set(saelens.ARCHITECTURES)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_files_hold_the_same_sae(architecture: str) -> None:
     point = points(PENALTIES[:1], architecture)[0]
     parameters = with_threshold(start_of(point))
@@ -54,7 +53,7 @@ def test_files_hold_the_same_sae(architecture: str) -> None:
     torch.testing.assert_close(back.norms(), parameters.norms())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_the_layout_of_the_files(architecture: str) -> None:
     point = points(PENALTIES[:1], architecture)[0]
     parameters = with_threshold(start_of(point))
@@ -80,13 +79,13 @@ def test_what_is_not_rescaled_is_read_to_the_bit() -> None:
     assert saelens.from_files(saelens.to_files(batchtopk, parameters)[saelens.WEIGHTS]).threshold == torch.tensor(0.8)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_what_is_written_here_is_read_with_the_codes_that_it_had(architecture: str, tmp_path: Path) -> None:
     point = points(PENALTIES[:1], architecture)[0]
     parameters = with_threshold(start_of(point))
-    parameters = dataclasses.replace(parameters, W_dec=parameters.W_dec * torch.logspace(-1, 1, 40)[:, None])
-    if architecture == "tied":
-        parameters = unit_rows(parameters)
+    parameters = parameters.replace(W_dec=parameters.W_dec * torch.logspace(-1, 1, 40)[:, None])
+    effective = kinds("architecture")[architecture].effective
+    parameters = effective(parameters) if effective else parameters
     for name, content in saelens.to_files(point, fold(parameters, MEAN, SCALE)).items():
         (tmp_path / name).write_bytes(content)
     x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 3
