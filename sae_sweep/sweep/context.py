@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.config.settings import Evaluation, Point, Sae, Toy, toy_id
-from sae_sweep.metrics.evaluate import Measurement, measure
+from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
+from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.folding import fold, unfold
+from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.inits import start
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import penalty_value
@@ -106,9 +107,15 @@ class Ground:
 
     def measure(self, point: Point, folded: Parameters, nulls: bool = True) -> Measurement:
         """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
-        parameters = saelens_export.unfold(folded, self.mean, self.scale)
+        parameters = unfold(folded, self.mean, self.scale)
         sae = PointSae(point, parameters.map(lambda tensor: tensor.to(self.device)))
-        penalty = point.penalty
+        return self._measured(sae, point.penalty, nulls)
+
+    def measure_loaded(self, sae: LoadedSae, penalty: Penalty) -> Measurement:
+        """Measure an SAE that a file describes."""
+        return self._measured(_Loaded(sae.normalised(self.mean, self.scale).to(self.device)), penalty, True)
+
+    def _measured(self, sae: MeasurableSAE, penalty: Penalty, nulls: bool) -> Measurement:
         return measure(
             sae,
             self.inputs,
@@ -120,7 +127,7 @@ class Ground:
     def measure_start(self, point: Point) -> Measurement:
         """Measure the untrained SAE of a point: the same for every coefficient of its penalty."""
         # What shuffled labels make of an untrained SAE nobody asks, and where much fires that takes longest.
-        return self.measure(point, saelens_export.fold(self.start(point), self.mean, self.scale), nulls=False)
+        return self.measure(point, fold(self.start(point), self.mean, self.scale), nulls=False)
 
     def start_key(self, point: Point) -> Any:
         """Points with the same key have the same `measure_start`."""
@@ -159,6 +166,25 @@ class PointSae:
 
     def encode(self, x: Tensor) -> Tensor:
         return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A loaded SAE as measures see it."""
+
+    sae: LoadedSae
+
+    @property
+    def W_dec(self) -> Tensor:
+        return self.sae.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        return self.sae.b_dec
+
+    def active(self, x: Tensor) -> Iterator[Active]:
+        for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
+            yield Active.of(self.sae.encode(part))
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:

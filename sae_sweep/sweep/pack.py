@@ -18,7 +18,8 @@ import yaml
 
 from sae_sweep.config.settings import Evaluation, Point, canonical, measure_id
 from sae_sweep.metrics.evaluate import Measurement
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.folding import fold
+from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Backend, Look, train
@@ -82,9 +83,9 @@ def run_pack(
 
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
-            folded = saelens_export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
-            stored = saelens_export.to_files(points[i], folded)
-            measured = ground.measure(points[i], saelens_export.from_files(stored[saelens_export.WEIGHTS]))
+            folded = fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
+            stored = saelens.to_files(points[i], folded)
+            measured = ground.measure(points[i], saelens.from_files(stored[saelens.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained)
             record["curve"] = list(_curve(looks, i))
@@ -122,7 +123,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()
-        trained = store.parse("points", point.id, saelens_export.WEIGHTS, saelens_export.from_files)
+        trained = store.parse("points", point.id, saelens.WEIGHTS, saelens.from_files)
         measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
