@@ -1,4 +1,7 @@
-"""Compiles every kernel that a step launches to machine code of compute capability 9.0, for which no GPU is needed."""
+"""Compiles every kernel that a step launches to machine code of compute capability 9.0, for which no GPU is needed.
+
+Prints the name of each, and how many warps run a program of it.
+"""
 
 from typing import Any
 
@@ -32,7 +35,7 @@ def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwarg
     """Instead of a launch."""
     kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
     assert kernel.asm["cubin"]
-    print(self.__name__)
+    print(self.__name__, kernel.metadata.num_warps)
     return kernel
 
 

@@ -194,7 +194,7 @@ class _Trainer:
             self.x, self.stack.flat, self.norms, members, self.settings, self.schedule, self.step, *fires,
             self.residuals, self.slopes, self.gradient, self.squares, self.b, self.n, self.width, self.stride,
             self.tiles.words, TERM_SLOPES=slopes.term_slopes, **self.shape, CHUNK=16,
-            WORDS=min(tiling.WORDS, power_of_two(self.tiles.words)), num_warps=2,
+            WORDS=min(tiling.WORDS, power_of_two(self.tiles.words)), num_warps=1,
         )  # fmt: skip
 
     def _products(self, slopes: Slopes, members: Tensor) -> None:

@@ -112,6 +112,8 @@ def gradients_of_latents(  # type: ignore[no-untyped-def]
 
     A program takes every num_programs-th of them, and their inputs in order: WORDS words of bits, of these CHUNK inputs
     at a time, whose codes it computes again. Leaves masks and hits at 0.
+    One warp alone may run this: of two, each holding a copy of the same words, the faster would clear them before the
+    slower has read them.
     """
     i = tl.load(members + tl.program_id(1))
     parameters, columns = flat + i * stride, tl.arange(0, DP)

@@ -65,6 +65,9 @@ def sum_latents(  # type: ignore[no-untyped-def]
                 pull_at = pulls + (part[:, None] * n + i) * width + latents[None, :]
                 pull += tl.sum(tl.load(pull_at, mask=flats, other=0.0), 0)
             g_dec += pull[:, None] * tl.load(flat + width * D + at, mask=tile, other=0.0)
+            # Where a tile has fewer numbers than there are threads, several warps hold the same ones: all must have
+            # read the first part before any of them writes the sum over it.
+            tl.debug_barrier()
             tl.store(gradient + at, g_enc, mask=tile)
             tl.store(gradient + width * D + at, g_dec, mask=tile)
             tl.store(gradient + bias_at, g_benc, mask=exists)
