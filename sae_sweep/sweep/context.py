@@ -14,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sae_sweep.config.settings import Evaluation, Point, Sae, Toy, toy_id
+from sae_sweep.errors import UserError
 from sae_sweep.kernels import LISTED
 from sae_sweep.metrics.evaluate import Measurement, measure
 from sae_sweep.metrics.sparse_codes import Active
@@ -186,11 +187,15 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
 
 
 def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
-    """A toy of the store, on the CPU; trained first if it is missing or damaged."""
-    while True:
-        train_toys([toy], store, device, say)
-        with suppress(StoreDamaged):
-            return load_toy(toy, store)
+    """A toy of the store, on the CPU; trained first if it is missing or damaged. UserError: it cannot be loaded."""
+    train_toys([toy], store, device, say)
+    with suppress(StoreDamaged):
+        return load_toy(toy, store)
+    train_toys([toy], store, device, say)  # the damaged one was set aside
+    try:
+        return load_toy(toy, store)
+    except StoreDamaged as error:  # training it yet again would not help
+        raise UserError(f"a toy cannot be loaded, though it was just trained anew: {error}") from None
 
 
 def load_toy(toy: Toy, store: Store) -> model.Model:

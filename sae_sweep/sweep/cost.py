@@ -97,7 +97,8 @@ def parameter_count(point: Point) -> int:
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    return not {point.sae.architecture, point.penalty.name} <= set(speed.kernels)
+    known = {point.sae.architecture, point.penalty.name} <= set(speed.kernels)
+    return not known or activation_size(point) > speed.longest
 
 
 def state_bytes(point: Point, kind: str) -> int:

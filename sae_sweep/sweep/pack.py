@@ -35,8 +35,17 @@ from sae_sweep.toys.sampling import Stream
 # Rows kept of a training curve.
 CURVE_ROWS = 40
 
-# What a RuntimeError says that is one of too little memory.
-_OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", "can't start new thread")
+# What a RuntimeError says that is one of too little memory: PyTorch's own, CUDA's and Triton's ("CUDA error: out of
+# memory", "Triton Error [CUDA]: out of memory"), and cuBLAS's, which has its workspace allocated when it is first used.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "std::bad_alloc",
+    "can't start new thread",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,8 @@ def run_pack(
     if looks:
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
-        backend = pick_backend(stack, pool, machine.threads)
-        _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)
+        # Named nowhere else: a backend's buffers are freed before the SAEs are measured.
+        _train(stack, ground.stream, pick_backend(stack, pool, machine.threads), looks, checkpoint, number, packs, say)
     for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
         stack.failed.setdefault(i, stack.step)
     failed = {i: (step, f"loss or parameters were not finite by step {step}") for i, step in stack.failed.items()}
