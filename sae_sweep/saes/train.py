@@ -67,6 +67,18 @@ class Progress:
         zeros = torch.zeros(len(stack.points), device=stack.flat.device)
         return cls(0, torch.zeros((), device=stack.flat.device), zeros, *(zeros.clone() for _ in range(3)))
 
+    @classmethod
+    def joined(cls, steps: int, parts: Sequence[Progress]) -> Progress:
+        """That of a whole stack from those of its parts over the same steps, in tensors of its own."""
+        names = ("loss", "error", "l0", "gradient")
+        return cls(steps, parts[0].variance.clone(), *(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+    def reset(self) -> None:
+        """Forget what was summed, in place."""
+        self.steps = 0
+        for sums in (self.variance, self.loss, self.error, self.l0, self.gradient):
+            sums.zero_()
+
     def add(self, x: Tensor, loss: Tensor, error: Tensor, l0: Tensor, gradient: Tensor) -> None:
         """Count one step on batch x [b, d]."""
         self.steps += 1
@@ -126,9 +138,7 @@ class AutogradBackend:
         share = self.pool.map if self.pool and not batches.is_cuda else map
         done = list(share(lambda part: self._advance(part, batches), parts))
         stack.step += len(batches)
-        names = ("loss", "error", "l0", "gradient")
-        sums = (torch.cat([getattr(progress, name) for progress in done]) for name in names)
-        return Progress(len(batches), done[0].variance, *sums)
+        return Progress.joined(len(batches), done)
 
     def _advance(self, stack: Stack, batches: Tensor) -> Progress:
         progress, step = Progress.zeros(stack), ReferenceStep(stack)
@@ -173,7 +183,7 @@ class ReferenceStep:
         self.groups = PenaltyGroup.of(stack)
 
     def __call__(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Step on batch x [b, d], with a row of `step_numbers`: loss, squared error, L0 and gradient's norm, [n] each."""
+        """Step on batch x [b, d] with a row of `step_numbers`: loss, squared error, L0, gradient's norm, [n] each."""
         stack = self.stack
         n = len(stack.points)
         rates, coefficients, (correction1, correction2, threshold_rate) = numbers.split([n, n, 3])
@@ -194,7 +204,7 @@ class ReferenceStep:
         gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
         with torch.no_grad():
             if kind.learns_threshold:
-                smallest = torch.where(contributions > 0, contributions, torch.inf).amin((-2, -1))
+                smallest = contributions.masked_fill(~(contributions > 0), torch.inf).amin((-2, -1))
                 stack.threshold.lerp_(torch.where(smallest.isinf(), stack.threshold, smallest), threshold_rate)
             norms = gradient.norm(dim=1)
             adam(stack, clipped(gradient, norms, self.limits), rates, correction1, correction2)
@@ -240,11 +250,11 @@ def clipped(gradient: Tensor, norms: Tensor, limits: Tensor) -> Tensor:
     NaN where that norm is not finite: an SAE that stood still would look trained.
     """
     factors = (limits / norms.clamp_min(1e-30)).clamp_max(1.0)
-    return gradient * torch.where(norms.isfinite(), factors, torch.nan)[:, None]
+    return gradient * factors.masked_fill(~norms.isfinite(), torch.nan)[:, None]
 
 
 def adam(stack: Stack, gradient: Tensor, rates: Tensor, correction1: Tensor, correction2: Tensor) -> None:
-    """torch.optim.Adam's update for every SAE, with a learning rate of its own [n] and the step's bias corrections []."""
+    """torch.optim.Adam's update for every SAE: learning rates [n], and the step's two bias corrections []."""
     stack.first.lerp_(gradient, 1 - BETA1)
     stack.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
     denominator = (stack.second / correction2).sqrt_().add_(ADAM_EPS)

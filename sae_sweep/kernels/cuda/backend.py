@@ -16,43 +16,45 @@ import triton
 from torch import Tensor
 
 from sae_sweep.kernels.cuda import dense, encode, sparse, tiling, update
+from sae_sweep.kernels.cuda.captured import Capture, CapturedStep, addresses, cuda_graph, uncaptured
 from sae_sweep.kernels.cuda.penalty_gradients import Slopes, triton_slopes
 from sae_sweep.kernels.cuda.tiling import TILE, Tiles, power_of_two
 from sae_sweep.saes.stack import Stack, adam_scale
 from sae_sweep.saes.train import Progress
 
-# float32 products on tensor cores: three of TF32, which lose nothing that float32 would keep.
+# float32 products on tensor cores: three of TF32, with a relative error of about 1e-6 where one has 3e-4 to 1e-3.
+# Triton's "ieee" products run on no tensor core, and their tiles spill 16 KB a thread from registers.
 PRECISION = "tf32x3"
 
 
 class CudaBackend:
     """Holds the buffers of the stack it trains: beside the gradient, a bit per input and latent is the largest."""
 
-    def __init__(self, precision: str = PRECISION) -> None:
-        """`precision`: Triton's input_precision of float32 products, "tf32", "tf32x3" or "ieee"."""
+    def __init__(self, precision: str = PRECISION, capture: Capture | None = None) -> None:
+        """`precision`: Triton's input_precision of float32 products, "tf32x3" or "tf32"."""
         self.precision = precision
+        self._capture = capture or (cuda_graph if torch.cuda.is_available() else uncaptured)
         self._trainer: _Trainer | None = None
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         trainer = self._trainer
         if trainer is None or not trainer.fits(stack, batches):
-            trainer = self._trainer = _Trainer(stack, batches.shape[1], self.precision)
+            trainer = self._trainer = _Trainer(stack, batches.shape[1], self.precision, self._capture)
         return trainer.advance(batches)
 
 
 class _Trainer:
     """One stack: its buffers, and the launches of a step."""
 
-    def __init__(self, stack: Stack, b: int, precision: str) -> None:
+    def __init__(self, stack: Stack, b: int, precision: str, capture: Capture = uncaptured) -> None:
         self.stack, self.b, self.precision = stack, b, precision
         self.n, self.width, self.d, self.stride = len(stack.points), stack.width, stack.d, stack.flat.stride(0)
         self.tiles = Tiles.of(stack.points[0].sae, self.d, b)
         self.k, self.sparse = self.tiles.k, self.tiles.sparse
         self.shape = {"D": self.d, "DP": self.tiles.padded}
-        self.addresses = _addresses(stack)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.launched = False
+        self.addresses = addresses(stack)
+        self.captured = CapturedStep(self._launch, capture)
 
         self.groups = [(triton_slopes(name), self._ints(members)) for name, members in _by_penalty(stack).items()]
         settings = [(point.penalty.scale, point.penalty.p, point.training.clip) for point in stack.points]
@@ -99,7 +101,7 @@ class _Trainer:
 
     def fits(self, stack: Stack, batches: Tensor) -> bool:
         """Whether the captured addresses are still those of this stack, and the batches of this size."""
-        return stack is self.stack and _addresses(stack) == self.addresses and batches.shape[1:] == self.x.shape
+        return stack is self.stack and addresses(stack) == self.addresses and batches.shape[1:] == self.x.shape
 
     def advance(self, batches: Tensor) -> Progress:
         """Steps through batches [steps, b, d]."""
@@ -111,15 +113,7 @@ class _Trainer:
             self.schedule[:, :, 2] = self.coefficients * self.stack.rescale.to(self.coefficients)
         for x in batches:
             self.x.copy_(x)
-            if self.graph is None and self.launched and self.x.is_cuda:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self._launch()
-            if self.graph is None:
-                self._launch()  # the first step compiles the kernels
-                self.launched = True
-            else:
-                self.graph.replay()
+            self.captured()
         self.stack.step += len(batches)
         variance = batches.square().sum(-1).mean(1).sum()
         return Progress(len(batches), variance, *self.metrics.clone().unbind(1))
@@ -210,10 +204,6 @@ class _Trainer:
             self.width, self.stride, self.tiles.share, TERM_SLOPES=slopes.term_slopes, **tile,
             ROWS=self.tiles.rows // 2,
         )  # fmt: skip
-
-
-def _addresses(stack: Stack) -> list[int]:
-    return [t.data_ptr() for t in (stack.flat, stack.first, stack.second)]
 
 
 def _by_penalty(stack: Stack) -> dict[str, list[int]]:
