@@ -169,6 +169,6 @@ SPEEDS = {
         spilled=0.0,
         pack_bytes=32 * 2**30,
         base_bytes=2**30,
-        shared_bytes=1 << 28,
+        shared_bytes=1 << 32,
     ),
 }

@@ -7,26 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import sympy as sp
 import torch
-from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
+from stacks import PENALTIES, batches, points, stack_of
 
 # Read when a kernel is defined.
 os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from sae_sweep.config.settings import Penalty, Site, Toy
-from sae_sweep.kernels import LONGEST
 from sae_sweep.kernels.cuda import tiling
 from sae_sweep.kernels.cuda.backend import PRECISION, CudaBackend, _Trainer
 from sae_sweep.kernels.cuda.penalty_gradients import triton_slopes
 from sae_sweep.saes import penalties
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
-from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.cost import state_bytes
 
 # The interpreter's numpy warns of 0·inf and the like, which the kernels mask.
@@ -204,19 +201,6 @@ def test_a_new_penalty_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(penalties.FORMULAS, "strange", strange)
     with pytest.raises(NotImplementedError, match="besselj"):
         triton_slopes("strange")
-
-
-def test_the_backend_for_a_stack_on_a_gpu() -> None:
-    def picked(architecture: str, d: int = 32, penalty: Penalty = PENALTIES[0]) -> object:
-        lies = SimpleNamespace(device=torch.device("cuda"))
-        kind, chosen = SimpleNamespace(name=architecture), points([penalty])
-        return pick_backend(SimpleNamespace(flat=lies, d=d, architecture=kind, points=chosen), None, 2)  # type: ignore[arg-type]
-
-    assert isinstance(picked("relu"), CudaBackend)
-    assert isinstance(picked("topk"), CudaBackend)
-    assert isinstance(picked("relu", LONGEST + 1), AutogradBackend)
-    assert isinstance(picked("batchtopk"), AutogradBackend)
-    assert isinstance(picked("relu", penalty=EXCLUSIVE), AutogradBackend)
 
 
 @pytest.mark.parametrize(
