@@ -2,8 +2,9 @@
 
 The first stack of a kind (architecture, penalties, length of an activation, and on which side of the widths at which
 the kernels change) has a small stack of the same kind trained by both. What the kernels made is compared after each of
-two calls of two steps, so that the captured graph is compared too, and with what they make of it a second time. This
-happens in a process of its own: a kernel that reads where it must not would take the CUDA context of the run with it.
+two calls of two steps, so that the captured graph is compared too; and with what they make of it a second time, and of
+one SAE alone. This happens in a process of its own: a kernel that reads where it must not would take the CUDA context
+of the run with it.
 
 Answers are files in `$XDG_CACHE_HOME/sae-sweep/kernels` (by default `~/.cache/sae-sweep/kernels`), named by a hash of
 the GPU, its driver, PyTorch, Triton, our kernels' sources and the kind of stack. Where nothing can be written there,
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from sae_sweep.config.settings import Point, Training
 from sae_sweep.kernels.cuda.tiling import NARROW, WIDE
+from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import FORMULAS
 from sae_sweep.saes.stack import Stack
@@ -55,6 +57,8 @@ class Check:
     d: int
     b: int
     device: str = "cuda"
+    # Of each of its CALLS.
+    steps: int = STEPS
 
     @classmethod
     def of(cls, stack: Stack) -> Check:
@@ -80,8 +84,11 @@ class Check:
         formulas = ", ".join(f"{name}: {FORMULAS[name].numeric_terms} {FORMULAS[name].numeric_outer}" for name in names)
         return f"{sae.architecture}, width {sae.width}, k {sae.k}, d {self.d}, batch {self.b}; {formulas}"
 
-    def stack(self) -> Stack:
-        """The stack at step 0: in its last SAE half of the latents fire, in the others few, so both steps are taken."""
+    def stack(self, members: slice = slice(None)) -> Stack:
+        """These SAEs of the stack at step 0.
+
+        In its last SAE half of the latents fire, in the others few: so steps are taken by entries and by products.
+        """
         width, starts = self.points[0].sae.width, []
         for i in range(len(self.points)):
             generator = torch.Generator().manual_seed(i)
@@ -90,12 +97,12 @@ class Check:
             b_enc = torch.full((width,), 0.0 if i == len(self.points) - 1 else -few)
             b_dec = torch.randn(self.d, generator=generator) / 10
             starts.append(Parameters(W_enc, 1.5 * W_dec, b_enc, b_dec, torch.zeros(())))
-        return Stack.start(self.points, starts, self.device)
+        return Stack.start(self.points[members], starts[members], self.device)
 
     def batches(self) -> Tensor:
-        """Inputs of all calls [CALLS, STEPS, b, d]."""
+        """Inputs of all calls [CALLS, steps, b, d]."""
         generator = torch.Generator().manual_seed(99)
-        return torch.randn(CALLS, STEPS, self.b, self.d, generator=generator).to(self.device)
+        return torch.randn(CALLS, self.steps, self.b, self.d, generator=generator).to(self.device)
 
 
 def compare(check: Check, make: Callable[[], Backend]) -> str:
@@ -107,11 +114,13 @@ def compare(check: Check, make: Callable[[], Backend]) -> str:
 
 
 def _difference(check: Check, make: Callable[[], Backend]) -> str:
-    expected, once, again = (check.stack() for _ in range(3))
-    reference, backend, other = AutogradBackend(), make(), make()
+    stacks = [check.stack(), check.stack(), check.stack(), check.stack(slice(-1, None))]
+    expected, once, again, alone = stacks
+    backends = [AutogradBackend(), make(), make(), make()]
     for number, batches in enumerate(check.batches()):
-        by_reference, by_kernels = reference.advance(expected, batches), backend.advance(once, batches)
-        other.advance(again, batches)
+        for stack in stacks:
+            anneal(stack, batches[0])
+        by_reference, by_kernels, *_ = (b.advance(s, batches) for b, s in zip(backends, stacks, strict=True))
         for name in ("loss", "error", "l0"):
             want, got = getattr(by_reference, name), getattr(by_kernels, name)
             apart = float(((got - want).abs() / want.abs().clamp_min(1e-6)).max())
@@ -124,6 +133,8 @@ def _difference(check: Check, make: Callable[[], Backend]) -> str:
                 return f"{name} apart from the reference's by {apart:.1e} of it, in call {number + 1}"
         if not torch.equal(once.flat, again.flat):
             return f"two runs differ, in call {number + 1}"
+        if not torch.equal(once.flat[-1], alone.flat[0]):
+            return f"an SAE alone and in a stack differ, in call {number + 1}"
     return ""
 
 
