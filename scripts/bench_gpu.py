@@ -92,6 +92,7 @@ class Row:
     width: int
     n: int
     seconds: float
+    batch: int = BATCH
     floor: float | None = None
     peak_bytes: int = 0
     fvu: float | None = None
@@ -118,10 +119,10 @@ class Data:
         x = x - x.mean(0)
         self.ring = (x * (D / x.square().sum(1).mean()).sqrt()).view(RING, BATCH, D)
 
-    def blocks(self, start: int, steps: int) -> Iterator[Tensor]:
+    def blocks(self, start: int, steps: int, batch: int = BATCH) -> Iterator[Tensor]:
         """Batches of steps start … start + steps − 1, BLOCK at a time."""
         for first in range(start, start + steps, BLOCK):
-            yield self.ring[torch.arange(first, min(first + BLOCK, start + steps), device=DEVICE) % RING]
+            yield self.ring[torch.arange(first, min(first + BLOCK, start + steps), device=DEVICE) % RING, :batch]
 
 
 def stack_of(data: Data, sae: Sae, n: int, steps: int) -> Stack:
@@ -188,32 +189,41 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def encoder_product(data: Data, width: int, n: int) -> float:
-    """Seconds of the encoder product alone: [n, batch, width] in float32, a few thousand latents at a time."""
+def encoder_product(x: Tensor, width: int, n: int) -> float:
+    """Seconds of the encoder product alone on x [b, D]: [n, b, width] in float32, a few thousand latents at a time."""
     most = min(width, 2**18 // n)
-    weights, out = torch.randn(n, D, most, device=DEVICE), torch.empty(n, BATCH, most, device=DEVICE)
+    weights, out = torch.randn(n, D, most, device=DEVICE), torch.empty(n, len(x), most, device=DEVICE)
     repeats = 1 if DRY else 20
     for timed in (False, True):
         wait()
         started = time.perf_counter()
         for _ in range(repeats if timed else 2):
             for _ in range(0, width, most):
-                torch.matmul(data.ring[0], weights, out=out)
+                torch.matmul(x, weights, out=out)
         wait()
     return (time.perf_counter() - started) / repeats
 
 
-def time_steps(name: str, make: Callable[[Stack], Backend], sae: Sae, n: int, warm: int, timed: int) -> None:
+@dataclass(frozen=True)
+class Steps:
+    """How many steps are taken before the clock starts and while it runs, on how large batches."""
+
+    warm: int = WARM
+    timed: int = TIMED
+    batch: int = BATCH
+
+
+def time_steps(name: str, make: Callable[[Stack], Backend], sae: Sae, n: int, steps: Steps = Steps()) -> None:
     """Print a row: `n` SAEs trained by what `make` makes."""
-    data = Data()
-    floor = encoder_product(data, sae.width, n)
+    data, warm, timed, batch = Data(), steps.warm, steps.timed, steps.batch
+    floor = encoder_product(data.ring[0, :batch], sae.width, n)
     stack = stack_of(data, sae, n, warm + timed + BLOCK)
     backend = make(stack)
-    for batches in data.blocks(0, warm):
+    for batches in data.blocks(0, warm, batch):
         backend.advance(stack, batches)
     wait()
     started = time.perf_counter()
-    sums = [backend.advance(stack, batches) for batches in data.blocks(warm, timed)]
+    sums = [backend.advance(stack, batches) for batches in data.blocks(warm, timed, batch)]
     wait()
     seconds = (time.perf_counter() - started) / timed
     error, l0 = (torch.stack([getattr(s, key) for s in sums]).sum(0).mean() for key in ("error", "l0"))
@@ -221,8 +231,9 @@ def time_steps(name: str, make: Callable[[Stack], Backend], sae: Sae, n: int, wa
     peak = 0 if DRY else torch.cuda.max_memory_allocated()
     work = f"{n} × {sae.architecture}, width {sae.width:,}"
     fvu, l0_seen = float(error / variance), float(l0 / timed)
-    show(Row(work, name, sae.width, n, seconds, floor, peak, fvu, l0_seen))
-    if name.startswith("kernels"):
+    work += "" if batch == BATCH else f", batch {batch:,}"
+    show(Row(work, name, sae.width, n, seconds, batch, floor, peak, fvu, l0_seen))
+    if name.startswith("kernels") and batch == BATCH:
         print_profile(backend, stack, data)
 
 
@@ -299,31 +310,31 @@ def jobs() -> dict[str, tuple[float, Job]]:
     for b in BATCHES:
         made[f"smoke relu {b}"] = 60, lambda b=b: check("relu", ["l1"], b)
         made[f"smoke topk {b}"] = 60, lambda b=b: check("topk", ["none"], b)
-    relu = Sae("relu", k=3)
+    relu, few = Sae("relu", k=3), Steps(1, 1) if DRY else Steps(20, 20)
+
+    def rows(job: str, name: str, make: Callable[[Stack], Backend], sae: Sae, n: int, steps: Steps) -> None:
+        made[job] = 90, lambda: time_steps(name, make, sae, n, steps)
+
+    ours, tf32, full, middle = kernels("tf32x3"), kernels("tf32"), replace(relu, width=FULL), WIDTHS[1]
     for width in WIDTHS:
-        sae = replace(relu, width=width)
-        made[f"kernels {width}"] = 60, lambda sae=sae: time_steps("kernels", kernels("tf32x3"), sae, STACK, WARM, TIMED)
+        rows(f"kernels {width}", "kernels", ours, replace(relu, width=width), STACK, Steps())
+    rows("kernels small batches", "kernels", ours, replace(relu, width=middle), STACK, Steps(batch=BATCH // 8))
     for width in WIDTHS:
-        sae, few = replace(relu, width=width), 1 if DRY else 20
-        made[f"autograd {width}"] = 60, lambda sae=sae, few=few: time_steps("autograd", Autograd, sae, STACK, few, few)
+        rows(f"autograd {width}", "autograd", Autograd, replace(relu, width=width), STACK, few)
     for penalty in known_penalties():
         made[f"penalties {penalty}"] = 60, lambda penalty=penalty: check("relu", ["l1", penalty], BATCHES[1])
+    captured = "reference, captured"
     for architecture in ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "tied"):
-        for width in WIDTHS[:2] if architecture == "relu" else WIDTHS[1:2]:
+        for width in WIDTHS[:2] if architecture == "relu" else [middle]:
             sae = replace(relu, architecture=architecture, width=width)
-            made[f"reference {architecture} {width}"] = (
-                60,
-                lambda sae=sae: time_steps(
-                    "reference, captured", reference, sae, STACK, 50 if not DRY else 1, 50 if not DRY else 1
-                ),
-            )
-    full = replace(relu, width=FULL)
-    made["wide"] = 90, lambda: time_steps("kernels", kernels("tf32x3"), full, 1, WARM, TIMED)
-    middle = replace(relu, width=WIDTHS[1])
-    made["tf32"] = 60, lambda: time_steps("kernels, tf32", kernels("tf32"), middle, STACK, WARM, TIMED)
+            rows(f"reference {architecture} {width}", captured, reference, sae, STACK, few)
+    small = replace(few, batch=BATCH // 8)
+    rows("reference small batches", captured, reference, replace(relu, width=middle), STACK, small)
+    rows("wide", "kernels", ours, full, 1, Steps())
+    rows("tf32", "kernels, tf32", tf32, replace(relu, width=middle), STACK, Steps())
     for name in RUNS:
         made[name] = 150, lambda name=name: run_sweep(name)
-    made["long"] = 150, lambda: time_steps("kernels, whole training", kernels("tf32x3"), full, 1, 0, LONG)
+    rows("long", "kernels, whole training", ours, full, 1, Steps(0, LONG))
     return made
 
 
@@ -373,7 +384,8 @@ def planner_constants(rows: list[Row]) -> dict[str, float]:
         chosen = [row for row in rows if row.backend == backend]
         if len(chosen) < 2:
             continue
-        work = [[1.0, 2.0 * row.n * BATCH * row.width * D, row.n * (2.0 * D + 2) * row.width] for row in chosen]
+        # One step, FLOP of the encoder product, and parameters.
+        work = [[1.0, 2.0 * row.n * row.batch * row.width * D, row.n * (2.0 * D + 2) * row.width] for row in chosen]
         found = positive_fit(np.array(work), np.array([row.seconds for row in chosen]))
         for key, value in zip(names, found, strict=True):
             if value > 0 and key not in constants:
@@ -397,7 +409,7 @@ def write(path: Path | None, rows: list[Row], wrong: list[str]) -> None:
     """Write what is known so far: whole or not at all."""
     if path is None:
         return
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "interpreter"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
     known = {"device": device, "torch": torch.__version__, "rows": [asdict(row) for row in rows], "wrong": wrong}
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps({**known, "constants": planner_constants(rows)}, indent=1))

@@ -22,11 +22,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_constants_are_those_that_rows_were_made_with(bench: Any) -> None:
-    def row(width: int, n: int) -> Any:
-        work = 2.0 * n * bench.BATCH * width * bench.D / 3e13, n * (2 * bench.D + 2) * width * 2e-12
-        return bench.Row("", "kernels", width, n, 1e-4 + sum(work))
+    def row(width: int, n: int, batch: int = 4096) -> Any:
+        work = 2.0 * n * batch * width * bench.D / 3e13, n * (2 * bench.D + 2) * width * 2e-12
+        return bench.Row("", "kernels", width, n, 1e-4 + sum(work), batch)
 
-    found = bench.planner_constants([row(*shape) for shape in ((64, 16), (1024, 16), (16384, 16), (2**20, 1))])
+    shapes = (64, 16), (1024, 16), (1024, 16, 512), (16384, 16), (2**20, 1)
+    found = bench.planner_constants([row(*shape) for shape in shapes])
     assert found["step"] == pytest.approx(1e-4) and found["product_flops"] == pytest.approx(3e13)
     assert found["parameter"] == pytest.approx(2e-12, rel=1e-3)
     assert bench.planner_constants([]) == {}
