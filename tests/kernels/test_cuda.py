@@ -96,7 +96,7 @@ def test_topk_keeps_the_lower_of_equal_latents() -> None:
     backend = CudaBackend()
     backend.advance(stack, batches(1, BATCH))
     assert backend._trainer is not None
-    assert backend._trainer.slots.sort(-1).values.unique(dim=1).tolist() == [[[[3, 99]]]]
+    assert backend._trainer.candidates.sort(-1).values.unique(dim=1).tolist() == [[[3, 99]]]
 
 
 def test_many_segments_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +123,8 @@ def test_an_sae_without_room_for_its_entries_takes_the_step_by_products() -> Non
     data = batches(3, BATCH)
     backend = CudaBackend()
     assert agree(stack, data[:1], backend) == [False, True, False]
-    # One input for which more fires than its slots hold, while all together fit.
-    data[1, 5] *= 30
+    # A few inputs on which half of all fires.
+    data[1, 3:6] *= 30
     assert agree(stack, data[1:2], backend) == [True, True, True]
     # The next step is by entries again.
     assert agree(stack, data[2:], backend) == [False, True, False]

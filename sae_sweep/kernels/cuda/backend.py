@@ -86,9 +86,9 @@ class _Trainer:
         self.slopes = self._zeros(self.n, self.b, 2)
 
     def _room_for_entries(self) -> None:
-        cells = (self.n, self.b, self.tiles.segments)
-        self.slots = self._zeros(*cells, self.tiles.capacity, dtype=torch.int32)
-        self.counts = self._zeros(*cells, dtype=torch.int32)
+        # Latents that may fire on each input: a bit each, or the k that were chosen.
+        self.candidates = self._zeros(self.n, self.b, self.k or self.tiles.latent_words, dtype=torch.int32)
+        self.counts = self._zeros(self.n, self.tiles.cells, dtype=torch.int32)
         self.reach, self.squares = self._zeros(self.n, self.width), self._zeros(self.n, self.width)
         self.packed = self._zeros(self.n, self.width, self.shape["DP"], dtype=torch.float16)
         # The inputs that a latent fires on, a bit each; how many so far; and the latents that fire on any.
@@ -153,36 +153,34 @@ class _Trainer:
         self.step.add_(1)
 
     def _screen(self) -> None:
-        """Slots of the latents that may fire, and which SAEs have no room for them."""
-        rows, n, width = 2 * TILE if self.tiles.wide else TILE, self.n, self.width
+        """The latents that may fire, and in which SAEs these are too many to be taken one by one."""
+        n, width = self.n, self.width
         before = (self.x, self.stack.flat)
-        after = (self.reach, self.packed, self.slots, self.counts, self.b, width, self.stride)
         if self.k:
-            places = power_of_two(self.k)
-            rows = min(rows, 16)
-            encode.choose[(triton.cdiv(self.b, rows), n)](
-                *before, self.norms, *after, K=self.k, KP=places, **self.shape, ROWS=rows, LATENTS=TILE,
-                PRECISION=self.precision,
+            encode.choose[(triton.cdiv(self.b, 16), n)](
+                *before, self.norms, self.reach, self.packed, self.candidates, self.counts, self.b, width, self.stride,
+                K=self.k, KP=power_of_two(self.k), **self.shape, ROWS=16, LATENTS=TILE, PRECISION=self.precision,
             )  # fmt: skip
         else:
             segment = triton.cdiv(triton.cdiv(width, self.tiles.segments), TILE) * TILE
-            encode.screen[(triton.cdiv(self.b, rows), self.tiles.segments, n)](
-                *before, *after, segment, **self.shape, ROWS=rows, LATENTS=TILE, CAPACITY=self.tiles.capacity,
-                num_warps=rows // 16,
+            words = self.candidates.view(torch.int64)  # one to a tile
+            encode.screen[(triton.cdiv(self.b, TILE), self.tiles.segments, n)](
+                *before, self.reach, self.packed, words, self.counts, self.b, width, self.stride, words.shape[2],
+                segment, **self.shape, ROWS=TILE, LATENTS=TILE, num_warps=4,
             )  # fmt: skip
         sparse.check_room[(n,)](
-            self.counts, self.dense, self.fired_count, self.b * self.tiles.segments, self.b * self.tiles.most,
-            CAPACITY=self.tiles.capacity, BLOCK=1024,
+            self.counts, self.dense, self.fired_count, self.tiles.cells, self.b * self.tiles.most, BLOCK=1024
         )  # fmt: skip
         self.squares.zero_()
 
     def _entries(self, slopes: Slopes, members: Tensor) -> None:
         fires = self.masks, self.hits, self.fired, self.fired_count
         sparse.decode[(self.b, len(members))](
-            self.x, self.stack.flat, self.norms, self.slots, self.counts, self.dense, members, self.settings, *fires,
-            self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride, self.tiles.words,
-            TERMS=slopes.terms, OUTER=slopes.outer, **self.shape, SEGMENTS=self.tiles.segments,
-            CAPACITY=self.tiles.capacity, CHUNK=16, num_warps=1,
+            self.x, self.stack.flat, self.norms, self.candidates, self.counts, self.dense, members, self.settings,
+            *fires, self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride,
+            1 if self.k else self.tiles.latent_words, self.tiles.words,
+            TERMS=slopes.terms, OUTER=slopes.outer, **self.shape, K=self.k,
+            WORDS=min(tiling.LATENT_WORDS, power_of_two(self.tiles.latent_words)), CHUNK=16, num_warps=1,
         )  # fmt: skip
         sparse.gradients_of_latents[(self.programs, len(members))](
             self.x, self.stack.flat, self.norms, members, self.settings, self.schedule, self.step, *fires,

@@ -37,7 +37,7 @@ def sum_latents(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Square of the gradient's norm over LATENTS latents: sums [n, blocks].
 
-    Where the gradient came in parts (triton_dense.py), adds them up in the first with the penalty's pull: PARTS at a
+    Where the gradient came in parts (dense.py), adds them up in the first with the penalty's pull: PARTS at a
     time, of TILE latents.
     """
     i, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
