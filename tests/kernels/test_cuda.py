@@ -20,7 +20,9 @@ pytest.importorskip("triton")
 from sae_sweep.config.settings import Penalty, Site, Toy
 from sae_sweep.kernels.cuda import tiling
 from sae_sweep.kernels.cuda.backend import PRECISION, CudaBackend, _Trainer
+from sae_sweep.kernels.cuda.captured import Step
 from sae_sweep.kernels.cuda.penalty_gradients import triton_slopes
+from sae_sweep.kernels.cuda.self_check import Check, compare
 from sae_sweep.saes import penalties
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
@@ -225,6 +227,30 @@ def test_an_annealed_stack() -> None:
     agree(stack, batches(1, BATCH), backend)
     stack.exponent[0], stack.rescale[0] = 0.4, 1.7  # as annealing leaves them between two blocks
     agree(stack, batches(1, BATCH), backend)
+
+
+SLOW = pytest.mark.slow
+# Every batch that the kernels cut differently; larger ones take minutes here, and seconds on a GPU (bench_gpu --check).
+SEVERAL_STEPS = [("relu", 24, 8)]
+SEVERAL_STEPS += [pytest.param(*case, marks=SLOW) for case in (("relu", ENTRIES, 8), ("topk", 24, 8))]
+SEVERAL_STEPS += [pytest.param("relu", 24, b, marks=SLOW) for b in (64, 512, 1024, 4096)]
+SEVERAL_STEPS += [pytest.param("relu", ENTRIES, b, marks=SLOW) for b in (64, 512)]
+
+
+@pytest.mark.parametrize(("architecture", "width", "b"), SEVERAL_STEPS)
+def test_four_steps_and_four_more_with_annealing_between(architecture: str, width: int, b: int) -> None:
+    """Launched, captured, replayed: against the reference, a second time, and one SAE alone."""
+    captured: list[int] = []
+
+    def capture(step: Step) -> Step:
+        captured.append(1)
+        return step
+
+    penalties_of = [Penalty("none", 0.0)] * 2 if architecture == "topk" else [PENALTIES[0], Penalty("lp_annealed", 0.1)]
+    chosen = points(penalties_of, architecture, width, steps=100, lr=1e-4, batch_size=b)
+    check = Check(tuple(chosen), 16, b, "cpu", steps=4)
+    assert compare(check, lambda: CudaBackend(capture=capture)) == ""
+    assert len(captured) == 3  # of each of the three stacks once: annealing captures nothing anew
 
 
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
