@@ -31,8 +31,8 @@ from sae_sweep.toys import model
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
 
-# Codes in the largest dense tensor of a measurement.
-DENSE_NUMBERS = 1 << 22
+# Codes in the largest dense tensor of a measurement, and on a GPU, which a few inputs at a time would leave idle.
+DENSE_NUMBERS, GPU_DENSE_NUMBERS = 1 << 22, 1 << 27
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
@@ -157,7 +157,8 @@ class PointSae:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
+            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+            for part in x.split(max(1, most // len(self.W_dec))):
                 yield Active.of(self.encode(part))
 
     def encode(self, x: Tensor) -> Tensor:

@@ -140,6 +140,11 @@ def test_what_becomes_of_the_process_that_compares(small: Check, code: str, said
     assert in_own_process(small, [sys.executable, "-c", code], patience) == said
 
 
+@pytest.mark.slow
+def test_the_process_that_compares_is_ours(small: Check) -> None:
+    assert in_own_process(small) == ""
+
+
 def test_an_answer_is_asked_for_once(small: Check, a_cache_of_its_own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -31,16 +31,17 @@ class CudaBackend:
     """Holds the buffers of the stack it trains: beside the gradient, a bit per input and latent is the largest."""
 
     def __init__(self, precision: str = PRECISION, capture: Capture | None = None) -> None:
-        """`precision`: Triton's input_precision of float32 products, "tf32x3" or "tf32"."""
+        """`precision` of float32 products by Triton's names: "tf32x3", "tf32". `capture`: by default CUDA's."""
         self.precision = precision
-        self._capture = capture or (cuda_graph if torch.cuda.is_available() else uncaptured)
+        self._capture = capture
         self._trainer: _Trainer | None = None
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         trainer = self._trainer
         if trainer is None or not trainer.fits(stack, batches):
-            trainer = self._trainer = _Trainer(stack, batches.shape[1], self.precision, self._capture)
+            capture = self._capture or (cuda_graph if stack.flat.is_cuda else uncaptured)
+            trainer = self._trainer = _Trainer(stack, batches.shape[1], self.precision, capture)
         return trainer.advance(batches)
 
 
