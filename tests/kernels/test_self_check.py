@@ -104,7 +104,7 @@ def test_a_kernel_that_does_not_compile(tmp_path: Path) -> None:
     ("alter", "said"),
     [
         (lambda stack, progress: stack.first.mul_(1.05), "gradient apart"),
-        (lambda stack, progress: stack.flat[1].mul_(torch.nan), "parameters apart"),
+        (lambda stack, progress: stack.flat[-1].mul_(torch.nan), "parameters apart"),
         (lambda stack, progress: progress.loss.mul_(1.001), "loss apart"),
         (lambda stack, progress: stack.flat.add_(torch.rand(()) * 1e-6), "two runs differ"),
         (lambda stack, progress: stack.flat.mul_(1 + 1e-6 * len(stack.points)), "an SAE alone and in a stack differ"),
