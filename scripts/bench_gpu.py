@@ -50,13 +50,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweep.config.settings import COMPETING, PENALTIES, Penalty, Point, Sae, Training
+from sae_sweep.config.settings import Penalty, Point, Sae, Training
 from sae_sweep.kernels.cuda.backend import CudaBackend
 from sae_sweep.kernels.cuda.captured import CapturedReference, cuda_graph, uncaptured
 from sae_sweep.kernels.cuda.self_check import Check, compare
+from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, Backend, Progress
+
+COMPETING = tuple(name for name, kind in kinds("penalty").items() if kind.largest)
+PENALTIES = tuple(kinds("penalty"))
 
 DEVICE = "cpu" if DRY else "cuda"
 D, BATCH, STACK = (16, 16, 2) if DRY else (64, 4096, 16)
@@ -258,8 +262,8 @@ def check(architecture: str, penalties: list[str], b: int) -> None:
     for width in CHECKED:
         points = [
             Point(
-                sae=Sae(architecture, width, 3),
-                penalty=Penalty(penalty, 0.05, 0.5),
+                sae=Sae(architecture, width=width, k=3),
+                penalty=Penalty(penalty, 0.05, p=0.5),
                 training=Training(steps=100, batch_size=b, lr=1e-4),
             )
             for penalty in penalties * (1 if len(penalties) > 1 else 2)
@@ -310,28 +314,28 @@ def jobs() -> dict[str, tuple[float, Job]]:
     for b in BATCHES:
         made[f"smoke relu {b}"] = 60, lambda b=b: check("relu", ["l1"], b)
         made[f"smoke topk {b}"] = 60, lambda b=b: check("topk", ["none"], b)
-    relu, few = Sae("relu", k=3), Steps(1, 1) if DRY else Steps(20, 20)
+    relu, few = Sae("relu"), Steps(1, 1) if DRY else Steps(20, 20)
 
     def rows(job: str, name: str, make: Callable[[Stack], Backend], sae: Sae, n: int, steps: Steps) -> None:
         made[job] = 90, lambda: time_steps(name, make, sae, n, steps)
 
-    ours, tf32, full, middle = kernels("tf32x3"), kernels("tf32"), replace(relu, width=FULL), WIDTHS[1]
+    ours, tf32, full, middle = kernels("tf32x3"), kernels("tf32"), relu.replace(width=FULL), WIDTHS[1]
     for width in WIDTHS:
-        rows(f"kernels {width}", "kernels", ours, replace(relu, width=width), STACK, Steps())
-    rows("kernels small batches", "kernels", ours, replace(relu, width=middle), STACK, Steps(batch=BATCH // 8))
+        rows(f"kernels {width}", "kernels", ours, relu.replace(width=width), STACK, Steps())
+    rows("kernels small batches", "kernels", ours, relu.replace(width=middle), STACK, Steps(batch=BATCH // 8))
     for width in WIDTHS:
-        rows(f"autograd {width}", "autograd", Autograd, replace(relu, width=width), STACK, few)
+        rows(f"autograd {width}", "autograd", Autograd, relu.replace(width=width), STACK, few)
     for penalty in known_penalties():
         made[f"penalties {penalty}"] = 60, lambda penalty=penalty: check("relu", ["l1", penalty], BATCHES[1])
     captured = "reference, captured"
     for architecture in ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "tied"):
         for width in WIDTHS[:2] if architecture == "relu" else [middle]:
-            sae = replace(relu, architecture=architecture, width=width)
+            sae = Sae(architecture, width=width, k=3)
             rows(f"reference {architecture} {width}", captured, reference, sae, STACK, few)
     small = replace(few, batch=BATCH // 8)
-    rows("reference small batches", captured, reference, replace(relu, width=middle), STACK, small)
+    rows("reference small batches", captured, reference, relu.replace(width=middle), STACK, small)
     rows("wide", "kernels", ours, full, 1, Steps())
-    rows("tf32", "kernels, tf32", tf32, replace(relu, width=middle), STACK, Steps())
+    rows("tf32", "kernels, tf32", tf32, relu.replace(width=middle), STACK, Steps())
     for name in RUNS:
         made[name] = 150, lambda name=name: run_sweep(name)
     rows("long", "kernels, whole training", ours, full, 1, Steps(0, LONG))

@@ -18,11 +18,12 @@ from sae_sweep.saes.stack import Stack
 NUMBERS = 1 << 22
 
 
-def exponent(point: Point, step: int) -> float:
+def exponent_at(point: Point, step: int) -> float:
     """p at a step: from penalty.p linearly down to penalty.p_end, which it reaches as the learning rate starts to."""
     penalty, training = point.penalty, point.training
-    if penalty.name != "lp_annealed":
-        return penalty.p
+    if "p_end" not in penalty.to_dict():
+        exponent: float = penalty.get("p", 1.0)
+        return exponent
     share = min(1.0, step / max(1.0, (1 - training.lr_decay) * training.steps))
     return penalty.p + share * (penalty.p_end - penalty.p)
 
@@ -33,7 +34,7 @@ def anneal(stack: Stack, x: Tensor) -> None:
     changes = [
         (i, before, now)
         for i, (point, before) in enumerate(zip(stack.points, stack.exponent.tolist(), strict=True))
-        if (now := exponent(point, stack.step)) != before
+        if (now := exponent_at(point, stack.step)) != before
     ]
     if not changes:
         return

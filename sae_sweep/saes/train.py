@@ -225,7 +225,7 @@ class PenaltyGroup:
         """The groups of a stack, with its exponents as they are now."""
         groups = defaultdict(list)
         for i, (point, exponent) in enumerate(zip(stack.points, stack.exponent.tolist(), strict=True)):
-            groups[point.penalty.name, point.penalty.scale, exponent].append(i)
+            groups[point.penalty.name, point.penalty.get("scale", 1.0), exponent].append(i)
         device = stack.flat.device
         return [cls(*key, torch.tensor(members, device=device)) for key, members in groups.items()]
 

@@ -8,9 +8,8 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-from sae_sweep.config.settings import KERNELS
 from sae_sweep.kernels import LONGEST
-from sae_sweep.saes.penalties import FORMULAS
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend, Progress
 from sae_sweep.sweep.events import Note, Say
@@ -27,7 +26,7 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int, say: Say 
     `say` hears once where they are not.
     """
     device = stack.flat.device.type
-    known = stack.architecture.name in KERNELS.get(device, ())
+    known = device in stack.architecture.compiled
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
     if device == "cpu" and known:
         from sae_sweep.kernels.cpu.backend import CpuBackend
@@ -42,7 +41,7 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int, say: Say 
         ("the reference step", AutogradBackend),
     ]
     # All SAEs of a stack have a largest term, or none (plan.stack_key).
-    known = known and not FORMULAS[stack.points[0].penalty.name].largest
+    known = known and not formula_of(stack.points[0].penalty.name).largest
     if known and stack.d <= LONGEST and find_spec("triton"):
         from sae_sweep.kernels.cuda import self_check
         from sae_sweep.kernels.cuda.backend import CudaBackend

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from sae_sweep.config.settings import COMPETING, KERNELS, PENALTIES
 from sae_sweep.kernels import LONGEST
 
 
@@ -28,7 +27,7 @@ class Speed:
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
     dense_flops, dense_code: the same products, and numbers, of a step in which much of the dictionary fires
-    kernels: architectures and penalties that steps of our own train, where an activation has at most `longest` numbers
+    device: cpu or cuda; longest: numbers of an activation up to which steps of our own train there
     autograd_step, autograd_flops, autograd_code: where autograd trains; spilled: more, where it leaves the cache
 
     Measuring: measured_input, measured_entry: per input, and per active latent of one; measured_row: each pair of a
@@ -62,7 +61,7 @@ class Speed:
     parameter: float
     dense_flops: float
     dense_code: float
-    kernels: tuple[str, ...]
+    device: str
     longest: float
     autograd_step: float
     autograd_flops: float
@@ -109,7 +108,7 @@ XEON = Speed(
     parameter=3.8e-9,
     dense_flops=1e11,
     dense_code=1.3e-8,
-    kernels=(*KERNELS["cpu"], *PENALTIES),
+    device="cpu",
     longest=math.inf,
     autograd_step=6e-4,
     autograd_flops=4e10,
@@ -162,8 +161,8 @@ SPEEDS = {
         parameter=1e-11,
         dense_flops=2e13,
         dense_code=1e-11,
-        kernels=(*KERNELS["cuda"], *(penalty for penalty in PENALTIES if penalty not in COMPETING)) if _TRITON else (),
-        longest=LONGEST,
+        device="cuda",
+        longest=LONGEST if _TRITON else 0,
         autograd_step=1e-4,
         autograd_flops=2e13,
         autograd_code=1e-11,

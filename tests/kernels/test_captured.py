@@ -12,15 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_sweep.config.settings import Penalty
 from sae_sweep.kernels.cuda.captured import CapturedReference, Step, uncaptured
+from sae_sweep.registry import kinds
 from sae_sweep.saes import train
-from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
 
 # On a GPU each of these waits for the device or copies a number from the host: neither can be captured.
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique", "masked_select")
 PENALTIES_OF = {"jumprelu": [Penalty("l0", 0.1), *PENALTIES[:2]], "gated": PENALTIES[:4], "tied": PENALTIES[:4]}
-CASES = [(name, PENALTIES_OF.get(name, PENALTIES[-1:] * 3)) for name in ARCHITECTURES if name != "relu"]
+CASES = [(name, PENALTIES_OF.get(name, PENALTIES[-1:] * 3)) for name in kinds("architecture") if name != "relu"]
 CASES += [("relu", PENALTIES), ("relu", [EXCLUSIVE] * 2), ("relu", [EXCLUSIVE_PI] * 2)]
 
 

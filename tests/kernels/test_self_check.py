@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def small() -> Check:
     """A check of L1 SAEs, as small as an interpreter wants it."""
     check = Check.of(stack_of(points(PENALTIES[:1], batch_size=16)))
-    narrow = [dataclasses.replace(p, sae=dataclasses.replace(p.sae, width=24)) for p in check.points]
+    narrow = [dataclasses.replace(p, sae=p.sae.replace(width=24)) for p in check.points]
     return dataclasses.replace(check, points=tuple(narrow), device="cpu")
 
 
@@ -183,7 +183,7 @@ def test_without_a_home_that_can_be_written_a_process_asks_once(
 def test_a_check_is_of_the_kind_of_its_stack() -> None:
     one = Check.of(stack_of(points([PENALTIES[1], PENALTIES[0]], width=64)))
     # Another coefficient, seed or width of the same tiles runs the same code.
-    same = [dataclasses.replace(p, coefficient=9.0) for p in PENALTIES[:2]]
+    same = [p.replace(coefficient=9.0) for p in PENALTIES[:2]]
     assert Check.of(stack_of(points(same, width=80))).kind == one.kind
     kinds = {one.kind}
     for other in (

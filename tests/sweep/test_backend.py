@@ -18,6 +18,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from sae_sweep.config.settings import Penalty
 from sae_sweep.kernels import LONGEST
+from sae_sweep.registry import kinds
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend, Progress
 from sae_sweep.sweep import backend
@@ -115,7 +116,7 @@ def on_gpu(architecture: str, d: int = 32, penalty: Penalty = PENALTIES[0]) -> A
     """As much of a stack on a GPU as a choice asks for."""
     lies = SimpleNamespace(device=torch.device("cuda"))
     return SimpleNamespace(
-        flat=lies, d=d, architecture=SimpleNamespace(name=architecture), points=points([penalty], architecture)
+        flat=lies, d=d, architecture=kinds("architecture")[architecture], points=points([penalty], architecture)
     )
 
 

@@ -14,7 +14,6 @@ every process asks anew.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -30,10 +29,11 @@ import torch
 from torch import Tensor
 
 from sae_sweep.config.settings import Point, Training
+from sae_sweep.errors import UserError
 from sae_sweep.kernels.cuda.tiling import NARROW, WIDE
 from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.parameters import Parameters
-from sae_sweep.saes.penalties import FORMULAS
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend
 
@@ -66,13 +66,13 @@ class Check:
         sae = stack.points[0].sae
         least = 96 if stack.width <= NARROW else NARROW + 128 if stack.width < WIDE else WIDE
         # Triton compiles other code where lengths are no multiples of 16.
-        width = max(least if stack.width % 16 == 0 else least + 8, sae.k)
+        width = max(least if stack.width % 16 == 0 else least + 8, sae.get("k", 1))
         batch = max(16, min(stack.points[0].training.batch_size, CODES // width))
         training = Training(steps=100, lr=1e-4, batch_size=batch)
         by_name = {point.penalty.name: point.penalty for point in stack.points}
-        penalties = [dataclasses.replace(by_name[name], coefficient=0.05) for name in sorted(by_name)]
+        penalties = [by_name[name].replace(coefficient=0.05) for name in sorted(by_name)]
         points = (
-            Point(sae=dataclasses.replace(sae, width=width), penalty=penalty, training=training)
+            Point(sae=sae.replace(width=width), penalty=penalty, training=training)
             for penalty in penalties * (1 if len(penalties) > 1 else 2)
         )
         return cls(tuple(points), stack.d, batch, stack.flat.device.type)
@@ -81,8 +81,8 @@ class Check:
     def kind(self) -> str:
         """What tells the code of its kernels from that of others: no setting that is a number at run time."""
         sae, names = self.points[0].sae, sorted({point.penalty.name for point in self.points})
-        formulas = ", ".join(f"{name}: {FORMULAS[name].numeric_terms} {FORMULAS[name].numeric_outer}" for name in names)
-        return f"{sae.architecture}, width {sae.width}, k {sae.k}, d {self.d}, batch {self.b}; {formulas}"
+        formulas = ", ".join(f"{f.name}: {f.numeric_terms} {f.numeric_outer}" for f in map(formula_of, names))
+        return f"{sae.architecture}, width {sae.width}, k {sae.get('k', 0)}, d {self.d}, batch {self.b}; {formulas}"
 
     def stack(self, members: slice = slice(None)) -> Stack:
         """These SAEs of the stack at step 0.
@@ -236,13 +236,13 @@ def main() -> None:
     """Answer the check that comes pickled on stdin from the process that started this one."""
     from sae_sweep.kernels.cuda.backend import CudaBackend
 
-    check: Check = pickle.load(sys.stdin.buffer)
     try:
+        check: Check = pickle.load(sys.stdin.buffer)
         torch.zeros(1, device=check.device)
-        known = all(point.penalty.name in FORMULAS for point in check.points)
-    except RuntimeError:  # a GPU that takes one process at a time
-        known = False
-    print(ANSWER + (compare(check, CudaBackend) if known else UNABLE), flush=True)
+    except (UserError, RuntimeError):  # a penalty that the other process alone knows; a GPU that takes one process
+        print(ANSWER + UNABLE, flush=True)
+        return
+    print(ANSWER + compare(check, CudaBackend), flush=True)
 
 
 if __name__ == "__main__":
