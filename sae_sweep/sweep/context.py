@@ -13,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
+from sae_sweep.errors import UserError
 from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
@@ -29,8 +30,8 @@ from sae_sweep.toys import model
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
 
-# Codes in the largest dense tensor of a measurement.
-DENSE_NUMBERS = 1 << 22
+# Codes in the largest dense tensor of a measurement, and on a GPU, which a few inputs at a time would leave idle.
+DENSE_NUMBERS, GPU_DENSE_NUMBERS = 1 << 22, 1 << 27
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
@@ -161,7 +162,8 @@ class PointSae:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
+            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+            for part in x.split(max(1, most // len(self.W_dec))):
                 yield Active.of(self.encode(part))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -207,11 +209,15 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
 
 
 def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
-    """A toy of the store, on the CPU; trained first if it is missing or damaged."""
-    while True:
-        train_toys([toy], store, device, say)
-        with suppress(StoreDamaged):
-            return load_toy(toy, store)
+    """A toy of the store, on the CPU; trained first if it is missing or damaged. UserError: it cannot be loaded."""
+    train_toys([toy], store, device, say)
+    with suppress(StoreDamaged):
+        return load_toy(toy, store)
+    train_toys([toy], store, device, say)  # the damaged one was set aside
+    try:
+        return load_toy(toy, store)
+    except StoreDamaged as error:  # training it yet again would not help
+        raise UserError(f"a toy cannot be loaded, though it was just trained anew: {error}") from None
 
 
 def load_toy(toy: Toy, store: Store) -> model.Model:

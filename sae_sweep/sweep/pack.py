@@ -30,13 +30,11 @@ from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.context import Ground
 from sae_sweep.sweep.events import Note, PointDone, PointFailed, Say, TrainProgress
+from sae_sweep.sweep.memory import out_of_memory
 from sae_sweep.toys.sampling import Stream
 
 # Rows kept of a training curve.
 CURVE_ROWS = 40
-
-# What a RuntimeError says that is one of too little memory.
-_OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", "can't start new thread")
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,9 @@ def run_pack(
     if looks:
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
-        backend = pick_backend(stack, pool, machine.threads)
+        backend = pick_backend(stack, pool, machine.threads, say)
         _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)
+        del backend  # its buffers are not needed to measure
     for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
         stack.failed.setdefault(i, stack.step)
     failed = {i: (step, f"loss or parameters were not finite by step {step}") for i, step in stack.failed.items()}
@@ -130,12 +129,6 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
         files = {"latents.parquet": _parquet(measured)}
         store.commit_measure(point.id, measure_id(evaluation), record, files)
         say(PointDone(point, record))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch, numpy or a thread to be started found too little memory, on the device or on the CPU."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _train(
