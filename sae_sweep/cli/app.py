@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_sweep import signals
+from sae_sweep import environment, signals
 from sae_sweep.errors import EnvironmentProblem, UserError
 
 app = typer.Typer(
@@ -40,7 +40,16 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the points whose id ≡ I mod N, I from 0.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Let grids of more than 100,000 combinations through.")]
 SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep under the output directory.")]
-OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.")]
+
+
+def _no_link_to_nothing(path: Path) -> Path:
+    link = environment.dangling(path)
+    if link is not None:
+        raise UserError(f"--output-dir {path}: {link} is a link to nothing")
+    return path
+
+
+OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.", callback=_no_link_to_nothing)]
 
 
 class TableFormat(StrEnum):
@@ -333,6 +342,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Parse the arguments and run the command; returns the exit code."""
     try:
+        environment.check_current_folder()
         code = app(arguments or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except UserError as error:

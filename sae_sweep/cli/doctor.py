@@ -122,7 +122,7 @@ def accounting() -> Finding:
 
 def wandb() -> Finding:
     """Whether runs can be logged online."""
-    from sae_sweep.tracking.wandb_client import set_up
+    from sae_sweep.tracking.process import set_up
 
     offline = "runs are logged offline into the sweep's folder: `sae-sweep sync SWEEP` pushes them from elsewhere"
     client = set_up("auto")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sae_sweep.sweep.events import Event
     from sae_sweep.sweep.plan import Work
     from sae_sweep.sweep.run import Outcome
-    from sae_sweep.tracking.wandb import WandbLog
+    from sae_sweep.tracking.logging import WandbLog
 
 OK, FAILED_POINTS = 0, 3
 
@@ -89,7 +89,7 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> tuple[Outc
     from sae_sweep.store.results import sweep_info
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.events import Note
-    from sae_sweep.tracking.observers import watch
+    from sae_sweep.tracking.logging import watch
 
     with watch(sweep, work, store) as seen:
         outcome = runner.run(sweep, work, store, seen.handle, fail_fast)
@@ -146,16 +146,17 @@ def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:
         log_rest(store, name, logger)
 
 
-def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> None:
-    """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run."""
+def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> bool:
+    """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run; whether all are."""
     from sae_sweep.reports.live import LiveView
     from sae_sweep.store import results as frame
-    from sae_sweep.tracking.observers import open_log
+    from sae_sweep.tracking.logging import open_log
 
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
     with LiveView(len(results), len(results), 0.0) as view, open_log(store, name, logger, view.handle) as log:
         _log_the_sweep(log, info, store, results, untrained)
+    return log.complete
 
 
 def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry_run: bool = False) -> None:

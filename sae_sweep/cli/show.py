@@ -61,8 +61,8 @@ def report(
     warn_of_damage(store)
     if not json:
         show_report(store, sweep, results, untrained, verdicts)
-    look = files.look(store, sweep, results, untrained, verdicts)
-    page, notes = files.write(store, look, output, chosen, images)
+    material = files.gather(store, sweep, results, untrained, verdicts)
+    page, notes = files.write(store, material, output, chosen, images)
     if output is None:
         frame.write(store, sweep, both)
     for note in notes:
@@ -76,6 +76,7 @@ def report(
 
 def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
     """Save a sweep's views in W&B, or print them."""
+    from sae_sweep.config.logger import Logger
     from sae_sweep.store import results as frame
 
     store = Store(output_dir)
@@ -86,21 +87,22 @@ def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
         raise UserError(f"{sweep} was run with logger=none: run it again with logger=wandb to log its points")
     if table.empty:
         raise UserError(f"{sweep} has no finished point yet: there is nothing to look at")
+    place = Logger.of(logger)
     if json:
-        from sae_sweep.tracking.wandb_views import views
+        from sae_sweep.tracking.workspace import views
 
-        found = views(sweep, table, info["varied"], logger["entity"] or "", logger["project"])
+        found = views(sweep, table, info["varied"], place.entity or "", place.project)
         specs = [{"name": view.name, "spec": view._spec["spec"]} for view in found]
         print(json_module.dumps({"schema": 1, "sweep": sweep, "views": specs}))
         return
-    from sae_sweep.tracking.wandb_dashboard import save
-    from sae_sweep.tracking.wandb_sync import unsynced
+    from sae_sweep.tracking.logging import files_folder, unsynced
+    from sae_sweep.tracking.workspace import save
 
-    folder = store.sweep(sweep).absolute() / "wandb"
-    waiting = len(unsynced(folder))
+    waiting = len(unsynced(files_folder(store.sweep(sweep), place)))
     if waiting:
         print(f"{waiting:,} runs are logged offline: `sae-sweep sync {sweep}` pushes them", file=sys.stderr)
-    for name, url in save(folder, sweep, table, info["varied"], logger["project"], logger["entity"]).items():
+    saved = save(store.sweep(sweep).absolute() / "wandb", sweep, table, info["varied"], place)
+    for name, url in saved.items():
         print(f"{name}: {url}")
 
 
@@ -121,18 +123,18 @@ def inspect(point: str, latent: int | None, json: bool, output_dir: Path) -> Non
         else:
             layout.write(console, latents.overview(sae.point, sae.metrics, sae.latents, console.width))
         return
-    from sae_sweep.reports.latent_dashboard import Dealer
+    from sae_sweep.reports.latent_dashboard import DashboardBuilder
 
-    cards = Dealer(Store(output_dir)).cards(sae.id)
+    found = DashboardBuilder(Store(output_dir)).build(sae.id)
     if json:
         row = json_module.loads(sae.latents.iloc[[latent]].to_json(orient="records", double_precision=15))[0]
-        tables = (None if each is None else each[each["latent"] == latent] for each in (cards.cells, cards.features))
+        tables = (None if each is None else each[each["latent"] == latent] for each in (found.cells, found.features))
         cells, features = (None if each is None else each.drop(columns="latent").to_dict("records") for each in tables)
-        logits = None if cards.logits is None else cards.logits[latent].tolist()
+        logits = None if found.logits is None else found.logits[latent].tolist()
         card = {**row, "cells": cells, "features": features, "logits": logits}
         print(json_module.dumps({"schema": 1, "point": sae.id, **card}))
     else:
-        layout.write(console, latents.card(cards, latent, console.width))
+        layout.write(console, latents.latent_dashboard(found, latent, console.width))
 
 
 def print_report(store: Store, name: str) -> None:

@@ -22,8 +22,8 @@ from sae_sweep.signals import Interrupted
 from sae_sweep.store.store import NotThere, Store, StoreDamaged
 
 if TYPE_CHECKING:
-    from sae_sweep.slurm.prepare import Prepared
     from sae_sweep.slurm.status import Status
+    from sae_sweep.slurm.submit import Prepared
     from sae_sweep.slurm.tasks import Task
 
 SLURM = ["launcher=slurm"]
@@ -44,7 +44,7 @@ class Sent:
 def submit(overrides: Sequence[str], dry_run: bool, fail_fast: bool, yes: bool, json: bool) -> int:
     """Plan, cut into tasks, submit what is missing and not on its way. Returns the exit code."""
     from sae_sweep.cli.slurm_status import submitted
-    from sae_sweep.slurm.prepare import prepare
+    from sae_sweep.slurm.submit import prepare
 
     asked = config.load(overrides, SLURM, yes=yes)
     if asked.launcher["name"] != "slurm":
@@ -89,7 +89,7 @@ def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
 
 def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
     """`run launcher=slurm`: submit, wait for the end, report as a local run does. Ctrl-C leaves the jobs at work."""
-    from sae_sweep.slurm.prepare import prepare
+    from sae_sweep.slurm.submit import prepare
 
     prepared = prepare(_with_coefficients(sweep, dry_run))
     if dry_run:
@@ -184,15 +184,19 @@ def logs(sweep: str, point: str | None, output_dir: Path) -> None:
 
 def sync(sweep: str, json: bool, output_dir: Path) -> None:
     """Push to W&B what was logged offline; log first what was finished but never logged."""
+    from sae_sweep.config.logger import Logger
     from sae_sweep.store.results import sweep_info
-    from sae_sweep.tracking import wandb_sync
+    from sae_sweep.tracking import logging
 
     store = Store(output_dir)
     logger = sweep_info(store, sweep).get("logger") or {}
     if logger.get("name") != "wandb":
         raise UserError(f"{sweep} was run with logger=none: run it again with logger=wandb to log its points")
-    commands.log_rest(store, sweep, {**logger, "mode": "offline"})
-    pushed = wandb_sync.push(store.sweep(sweep).absolute() / "wandb", lambda line: print(line, file=sys.stderr))
+    complete = commands.log_rest(store, sweep, {**logger, "mode": "offline"})
+    folder = logging.files_folder(store.sweep(sweep), Logger.of(logger))
+    pushed = logging.push(folder, lambda line: print(line, file=sys.stderr))
+    if not complete:
+        raise EnvironmentProblem(f"pushed {pushed:,} runs, but not every point could be logged first: sync again")
     if json:
         print(json_module.dumps({"schema": 1, "sweep": sweep, "pushed": pushed}))
     else:
@@ -235,7 +239,7 @@ def _send(prepared: Prepared, fail_fast: bool) -> Sent:
 
     store, name, tasks = prepared.store, prepared.sweep.name, prepared.tasks
     if tasks:
-        tasks = prepared.fitted(slurm.room(prepared.sweep, len(tasks)))
+        tasks = prepared.fitted(slurm.capacity(prepared.sweep, len(tasks)))
     runner.freeze(prepared.sweep, store)
     if not tasks:
         return Sent()

@@ -16,8 +16,8 @@ from sae_sweep.reports.layout import bar, duration, plural
 
 if TYPE_CHECKING:
     from sae_sweep.cli.doctor import Finding
-    from sae_sweep.slurm.prepare import Prepared
     from sae_sweep.slurm.status import Status, TaskStatus
+    from sae_sweep.slurm.submit import Prepared
     from sae_sweep.slurm.tasks import Task
     from sae_sweep.sweep.heartbeat import Note
     from sae_sweep.sweep.plan import Pack

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import operator
+import os
 import re
 import tempfile
 import warnings
@@ -54,7 +55,9 @@ from sae_sweep.config.keys import (
     show,
 )
 from sae_sweep.config.launcher import Launcher
+from sae_sweep.config.logger import resolved
 from sae_sweep.config.settings import TOY_KEYS, Evaluation, Point, Toy, measure_id
+from sae_sweep.environment import dangling
 from sae_sweep.errors import UserError
 
 # Overrides of these alone leave the grid as it is.
@@ -114,7 +117,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         varied=varied(points),
         evaluation=evaluation,
         claims=check_claims(counted(tree["claims"], points), where),
-        logger=_free(tree["logger"], "logger", one),
+        logger=resolved(_free(tree["logger"], "logger", one), os.environ),
         launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],
         output_dir=Path(values["output_dir"]),
@@ -124,6 +127,9 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
 
 def check_writable(path: Path) -> None:
     """UserError if no file can be made in `path`, or, where it does not exist yet, in its nearest parent that does."""
+    link = dangling(path)
+    if link is not None:
+        raise UserError(f"output_dir={show(str(path))} cannot be written: {link} is a link to nothing (choose another)")
     try:
         place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=place):

@@ -11,9 +11,8 @@ from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sae_sweep.reports.results_table import context, context_words, penalty_name, start_name
-from sae_sweep.store.front import front
-from sae_sweep.store.results import aggregate
+from sae_sweep.reports import figure_data
+from sae_sweep.reports.figure_data import NAMES
 
 # Every penalty has a mark and a colour of its own, the same in each chart.
 _MARKS = "ox+*#@%&svdw"
@@ -29,25 +28,24 @@ def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
 
     A mark is one setting (mean over seeds); the line joins what no other setting of its penalty beats.
     """
-    means = aggregate(frame, "mean")
-    means = means[(means["l0"] > 0) & (means["fvu"] > 0)]
-    if means.empty:
+    table = figure_data.front(frame)
+    table = table[(table["l0"] > 0) & (table["fvu"] > 0)]
+    # Of a setting with several seeds there is a row for their mean, then one for each.
+    table = table.drop_duplicates([*NAMES, "coefficient"])
+    if table.empty:
         return None
-    means = means.assign(series=means.apply(penalty_name, axis=1))
-    keys = [*context(frame), "init", "partition"]
-    settings = means.groupby([*keys, "width", "series"], dropna=False)["l0"].transform("size")
+    settings = table.groupby(NAMES[:-1], dropna=False)["l0"].transform("size")
     if settings.max() < 2:
         return None
-    means = means[means["width"] == means.loc[settings > 1, "width"].max()]
-    names = list(dict.fromkeys(means["series"]))
-    limits = [_limits(means["l0"]), _limits(means["fvu"])]
+    table = table[table["width"] == table.loc[settings > 1, "width"].max()]
+    names = list(dict.fromkeys(table["penalty_name"]))
+    limits = [_limits(table["l0"]), _limits(table["fvu"])]
     charts: list[RenderableType] = []
-    groups = list(means.groupby(keys, dropna=False, sort=False))
+    groups = list(table.groupby(["given", "start"], dropna=False, sort=False))
     beside = width >= _SIDE_BY_SIDE and len(groups) > 1
     size = (width // 2 - 2 if beside else width, _HEIGHT if len(groups) <= 2 else _LOW)
-    for _, group in groups[:_MOST_CHARTS]:
-        row = group.iloc[0]
-        title = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, context(frame))])
+    for (given, start), group in groups[:_MOST_CHARTS]:
+        title = " · ".join(filter(None, [f"width {group['width'].iloc[0]}", f"{start} start", given]))
         charts.append(_chart(group, names, limits, title, size))
     left_out = len(groups) - len(charts)
     more = (
@@ -80,9 +78,9 @@ def _chart(
     plotext.theme("clear")
     plotext.limit_size(False, False)
     plotext.plotsize(*size)
-    series = [(names.index(str(name)), points) for name, points in group.groupby("series", sort=False)]
+    series = [(names.index(str(name)), points) for name, points in group.groupby("penalty_name", sort=False)]
     for i, points in series:
-        best = points[front(points)].sort_values(["l0", "fvu"])
+        best = points[points["on_front"]].sort_values(["l0", "fvu"])
         if len(best) > 1:
             plotext.plot(_log(best["l0"]), _log(best["fvu"]), marker="braille", color=_colour(i))
     for i, points in series:  # after every line, so that no line hides a mark

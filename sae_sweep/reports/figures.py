@@ -1,4 +1,6 @@
-"""The figures of a sweep: a function each from the tables of `figure_data` to a Plotly figure.
+"""The figures of a sweep: FIGURES describes each once, and the page, image files and W&B all draw from that.
+
+A figure is a function here from a table of `figure_data` to a Plotly figure:
 
     figures.front(figure_data.front(df)).show()
 
@@ -7,7 +9,9 @@ What the report's switches turn on and off is in `trace.meta`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sae_sweep.config.settings import point_from
+from sae_sweep.metrics.extra import theory
+from sae_sweep.reports import figure_data
 from sae_sweep.reports.figure_data import NAMES, PHASES
 from sae_sweep.reports.figure_rows import information as information
 from sae_sweep.reports.figure_rows import labels as labels
@@ -308,3 +315,118 @@ def _shown(data: pd.DataFrame) -> set[Any]:
 
 def _size(widths: Sequence[Any], width: Any) -> float:
     return 7 + 5 * sorted(widths).index(width) / max(len(widths) - 1, 1)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What figures are drawn from: a sweep's two results tables, and its records by point id, where they are known."""
+
+    results: pd.DataFrame
+    untrained: pd.DataFrame
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def per_max(self) -> dict[str, Any]:
+        """Counts of each maximum, of the points whose record has them."""
+        return {id: record["per_max"] for id, record in self.records.items() if record.get("per_max")}
+
+    @cached_property
+    def costs(self) -> dict[str, theory.Costs]:
+        """What the split and the shared code cost in theory, of the points of which there is a theory."""
+        return theory.compare(point_from(record["settings"]) for record in self.records.values())
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: `short` names it in a menu, `note` says how to read it; `draw` makes it of what `table` returns."""
+
+    key: str
+    short: str
+    title: str
+    note: str
+    table: Callable[[Finished], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], go.Figure]
+
+
+FIGURES = (
+    Figure(
+        "front",
+        "Front",
+        "Reconstruction against sparsity",
+        "FVU against L0: lower left is better. Colour is the penalty, the symbol the start, the size the width. A mark "
+        "is a setting; where it has several seeds, their mean with bars from the lowest to the highest. Lines join "
+        "what no setting of the same penalty, start and width beats; the others are pale.",
+        lambda sweep: figure_data.front(sweep.results),
+        front,
+    ),
+    Figure(
+        "split_counts",
+        "Splits",
+        "Split latents per maximum",
+        "Live latents with a label finer than their maximum, over the number of maxima, mean over seeds. Distinct: "
+        "those of one class counted once, since a class may be held many times.",
+        lambda sweep: figure_data.split_counts(sweep.results),
+        split_counts,
+    ),
+    Figure(
+        "distribution",
+        "By maximum",
+        "Which maxima are split",
+        "Split latents of each maximum, mean over seeds, at the coefficient of each penalty that has the lowest FVU × "
+        "max(L0, 1).",
+        lambda sweep: figure_data.distribution(sweep.results, sweep.per_max),
+        distribution,
+    ),
+    Figure(
+        "labels",
+        "Labels",
+        "What latents stand for",
+        "Mean number of latents by label, of the trained SAEs and of their untrained starts.",
+        lambda sweep: figure_data.labels(sweep.results, sweep.untrained),
+        labels,
+    ),
+    Figure(
+        "information",
+        "Factors",
+        "Which factor latents split by",
+        "How much of the query, the runner-up and the copies the top latent explains, given the maximum and beyond "
+        "what a permutation would show. Bars span the points; hollow marks are the untrained starts.",
+        lambda sweep: figure_data.information(sweep.results, sweep.untrained),
+        information,
+    ),
+    Figure(
+        "structure",
+        "Structure",
+        "What split latents are made of",
+        "Of what the split latents of most frequent kind add: the shares of variance that the parent explains, the "
+        "modifier beyond it, and neither; whether a modifier points the same way under two parents; what semi-NMF and "
+        "a meta-SAE explain. Bars span the points; hollow marks are nulls: the same with modifiers, parents or entries "
+        "permuted.",
+        lambda sweep: figure_data.structure(sweep.results),
+        structure,
+    ),
+    Figure(
+        "phases",
+        "Phases",
+        "Phase diagram",
+        "What at least half of the maxima have. Split: two latents or more with a finer label. Found: a latent for the "
+        "whole maximum; duplicated: as many copies again; absorbed: those are parents, and no modifier has a latent of "
+        "its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
+        "activations, the least loss with a latent for each combination is below that with one for each parent and "
+        "each modifier.",
+        lambda sweep: figure_data.phases(sweep.results, sweep.costs),
+        phases,
+    ),
+    Figure(
+        "curves",
+        "Training",
+        "Training curves",
+        "FVU and L0 on the training batches, and the gradient's norm before it is clipped (the largest since the step "
+        "before), at the coefficient of each penalty that has the lowest FVU × max(L0, 1), median over seeds. Colour "
+        "is the penalty, the dash the start.",
+        lambda sweep: figure_data.curves(
+            sweep.results, {id: record.get("curve") or () for id, record in sweep.records.items()}
+        ),
+        curves,
+    ),
+)

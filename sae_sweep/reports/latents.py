@@ -14,7 +14,7 @@ from sae_sweep.reports.layout import Block, Row, bar, columns, fraction, plural
 from sae_sweep.reports.live import describe
 
 if TYPE_CHECKING:
-    from sae_sweep.reports.latent_dashboard import Cards
+    from sae_sweep.reports.latent_dashboard import Dashboard
 
 # Latents of an overview; tokens of a card whose toy has more than twice as many.
 _LISTED, _TOKENS = 30, 8
@@ -59,41 +59,41 @@ def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, wi
     return Group(*parts, Text(f"sae-sweep inspect {point.id} --latent J   one of them", style="dim"))
 
 
-def card(cards: Cards, latent: int, width: int) -> RenderableType:
+def latent_dashboard(dashboard: Dashboard, latent: int, width: int) -> RenderableType:
     """One latent: its label, the cells that it fires on, what it does to the toy's answer."""
-    row = cards.latents.iloc[latent]
+    row = dashboard.latents.iloc[latent]
     state = "" if row["live"] else "dead: it fires on too few inputs"
-    head = Text(f"latent {latent} of {cards.point.id}  {describe(cards.point)}", style="bold")
+    head = Text(f"latent {latent} of {dashboard.point.id}  {describe(dashboard.point)}", style="bold")
     f1, owner = _shown(row["f1"], "{:.2f}".format), _shown(row["owner"], str)
     facts = [
         f"label {_shown(row['label_class'], str, 'none')}",
         f"F1 {f1}",
         f"owner {owner} with {_shown(row['purity'], '{:.0%}'.format)} of its activation",
     ]
-    if cards.cells is None:
+    if dashboard.cells is None:
         facts = [f"detects feature {owner} best", f"F1 {f1}", f"precision {_shown(row['purity'], '{:.2f}'.format)}"]
     facts += [
         f"fires on {row['density']:.2%} ({plural(row['inputs'], 'input')})",
         f"decoder norm {row['decoder_norm']:.3g}",
     ]
     parts: list[RenderableType] = [head, *(Text(fact) for fact in _lines(facts, width)), Text(state)]
-    features = cards.features[cards.features["latent"] == latent]
+    features = dashboard.features[dashboard.features["latent"] == latent]
     if len(features):
         heads = ["feature", "cosine of the\ndecoder row", "F1 as its\ndetector"]
         nearest = features[["feature", "cosine", "f1"]].to_numpy().tolist()
         rows = [Row([f"{feature:.0f}", f"{cosine:+.2f}", f"{f1:.2f}"]) for feature, cosine, f1 in nearest]
         parts += [_heading("Nearest planted features"), columns(heads, [Block("", rows)], width), Text()]
-    if cards.cells is None:
+    if dashboard.cells is None:
         parts.append(Text("The features of this toy come and go by themselves: it has no cells.", style="dim"))
-    elif len(fires := cards.cells[cards.cells["latent"] == latent]):
+    elif len(fires := dashboard.cells[dashboard.cells["latent"] == latent]):
         parts += [
             _heading("Where it is active: maximum m, query q, runner-up n, copies c"),
             _cells(fires, width),
             Text(),
         ]
-        if cards.logits is not None:
+        if dashboard.logits is not None:
             heading = _heading("What it adds to the toy's logits, at its mean activation")
-            parts += [heading, *_logits(cards.logits[latent].tolist(), width)]
+            parts += [heading, *_logits(dashboard.logits[latent].tolist(), width)]
     else:
         parts.append(Text("It never fires."))
     return Group(*parts)
