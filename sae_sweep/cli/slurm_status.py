@@ -163,11 +163,11 @@ def checkup(findings: Sequence[Finding]) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for each in findings:
-        mark = Text("✓", style="green") if each.usable else Text("✗", style="yellow")
+        mark, style = ("✓", "green") if each.usable else ("–", "dim") if each.absent else ("✗", "yellow")
         text = Text(each.found)
         if each.advice:
-            text.append(f"\n→ {each.advice}", style="" if each.usable else "yellow")
-        table.add_row(mark, each.name, text)
+            text.append(f"\n→ {each.advice}", style="" if each.usable else style)
+        table.add_row(Text(mark, style), each.name, text)
     return table
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sae_sweep.reports import figure_data
 from sae_sweep.reports.figure_data import NAMES
+from sae_sweep.reports.layout import log_ticks
 
 # Every penalty has a mark and a colour of its own, the same in each chart.
 _MARKS = "ox+*#@%&svdw"
@@ -89,7 +90,7 @@ def _chart(
         (plotext.xticks, plotext.xlim, limits[0]),
         (plotext.yticks, plotext.ylim, limits[1]),
     ):
-        at = _ticks(low, high)
+        at = log_ticks(low, high)
         ticks([math.log10(value) for value in at], [f"{value:g}" for value in at])
         limit(math.log10(low), math.log10(high))
     drawn = Text.from_ansi(plotext.build(), no_wrap=True, overflow="crop")
@@ -107,12 +108,3 @@ def _limits(values: pd.Series) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     margin = max((high / low) ** 0.04, 1.05)
     return low / margin, high * margin
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round values within the limits: 1, 2, 5 of each power of ten, or the powers alone over a wide range."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    leading = (1,) if len(decades) > 4 else (1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    found = [digit * 10.0**decade for decade in decades for digit in leading]
-    inside = [value for value in found if low <= value <= high]
-    return inside if len(inside) > 1 else [low, high]

@@ -141,10 +141,10 @@ def phases(frame: pd.DataFrame, costs: Mapping[str, Costs] = {}) -> pd.DataFrame
 
 
 def distribution(frame: pd.DataFrame, per_max: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
-    """A row per maximum of each width, start and penalty at its middle coefficient (`middle`): `splits` and
+    """A row per maximum of each width, start and penalty at its knee (`knees`): `splits` and
     `duplicates`, means over seeds. `per_max`: of each point id, the counts [d_vocab] of its record."""
     rows = []
-    for names, group in middle(frame).groupby(NAMES, dropna=False, sort=False):
+    for names, group in knees(frame).groupby(NAMES, dropna=False, sort=False):
         found = [per_max[id] for id in group["point_id"] if id in per_max]
         if not found:
             continue
@@ -213,9 +213,9 @@ def structure(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
-    """A row per step that was kept of the training of each point at its penalty's middle coefficient (`middle`): NAMES,
+    """A row per step that was kept of the training of each point at its penalty's knee (`knees`): NAMES,
     `repeat`, `point_id`, `step`, `loss`, `fvu`, `l0`, `gradient`. `curves_of`: the `curve` of each id's record."""
-    chosen = middle(frame)[[*NAMES, "repeat", "point_id"]]
+    chosen = knees(frame)[[*NAMES, "repeat", "point_id"]]
     rows = [
         {**names, **{key: row.get(key) for key in ("step", "loss", "fvu", "l0", "gradient")}}
         for names in chosen.to_dict("records")
@@ -225,7 +225,7 @@ def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, An
     return found.astype({"gradient": "float64"})
 
 
-def middle(frame: pd.DataFrame) -> pd.DataFrame:
+def knees(frame: pd.DataFrame) -> pd.DataFrame:
     """The named points of one setting per width, start and penalty: the lowest FVU × max(L0, 1) by means over seeds,
     which neither pays for many active latents nor gives reconstruction up."""
     table = named(frame)

@@ -35,7 +35,7 @@ def within(frame: pd.DataFrame) -> list[str]:
 
 def lines(frame: pd.DataFrame) -> list[str]:
     """LINE, and the keys swept beside it that change the SAE or its penalty."""
-    return [*LINE, *_swept(frame, ("sae.", "penalty."))]
+    return [*LINE, *_swept(frame, ("sae.", "penalty.")), *(["sweep"] if "sweep" in frame else [])]
 
 
 def _swept(frame: pd.DataFrame, prefixes: tuple[str, ...]) -> list[str]:

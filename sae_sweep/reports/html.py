@@ -17,11 +17,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from sae_sweep.config.calibration import chosen
-from sae_sweep.reports import figures
+from sae_sweep.reports import figures, summary
 from sae_sweep.reports.claims import Verdict, number, subject
-from sae_sweep.reports.figures import FIGURES, Figure, Finished
+from sae_sweep.reports.figures import FIGURES, Figure
 from sae_sweep.reports.fronts import unmoved
 from sae_sweep.reports.latent_dashboard import Dashboard
+from sae_sweep.reports.material import Material
 from sae_sweep.reports.results_table import (
     MOST_ROWS,
     coefficient,
@@ -49,6 +50,7 @@ _SHOWN_IN = {
 }
 # Letters of a row's name beside which a phone has no room for the chart: it is then scrolled.
 LONG_NAME = 12
+_GRIDS = ("split_counts", "distribution", "phases")
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}
 # The latents of an SAE too large to fit are left out, so that the page stays easy to send: bytes before base64.
 MOST_CARD_BYTES = 1_400_000
@@ -59,17 +61,12 @@ class Contents:
     """What a page shows.
 
     Attributes:
-        info: sweep.yaml.
-        failures: what is known of failed points, by id.
         tables, drawn: the figures' tables and the figures, by key.
         dashboards: of the SAEs to browse, by point id.
         notes: why other SAEs that were asked for are left out.
     """
 
-    info: Mapping[str, Any]
-    finished: Finished
-    verdicts: Sequence[Verdict]
-    failures: Mapping[str, Mapping[str, Any]]
+    material: Material
     tables: Mapping[str, pd.DataFrame]
     drawn: Mapping[str, go.Figure]
     dashboards: Mapping[str, Dashboard]
@@ -78,9 +75,10 @@ class Contents:
 
 def page(contents: Contents, folder: str = "figures") -> str:
     """The page as a string. `folder`: where the tables of its figures lie, beside the page."""
-    info, verdicts, failures = contents.info, contents.verdicts, contents.failures
+    material = contents.material
+    info, verdicts, failures = material.info, material.verdicts, material.failures
     data, drawn, cards, notes = contents.tables, contents.drawn, contents.dashboards, contents.notes
-    frame = telling(contents.finished.results)
+    frame = telling(material.finished.results)
     browsed, left_out = _fitting({id: _card(card, frame) for id, card in cards.items()})
     shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
     shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
@@ -91,6 +89,10 @@ def page(contents: Contents, folder: str = "figures") -> str:
     )
     return environment.get_template("report.html").render(
         sweep=str(info.get("name", "sweep")),
+        question=summary.question(info),
+        answer=summary.answer(material, frame),
+        ran=summary.ran(material, frame),
+        words=summary.WORDS,
         finished=len(frame),
         total=info.get("points", len(frame)),
         context=_shared(frame),
@@ -105,7 +107,6 @@ def page(contents: Contents, folder: str = "figures") -> str:
         table=rows,
         more_rows=more,
         version=__version__,
-        provenance=[f"overrides: {' '.join(info['overrides'])}"] if info.get("overrides") else [],
         css=_asset("report.css"),
         script=_asset("report.js"),
         plotly=_packed(get_plotlyjs()),
@@ -136,11 +137,18 @@ def _section(
         "short": figure.short,
         "title": figure.title,
         "note": figure.note,
-        "wide": key in ("split_counts", "distribution", "phases") or _longest_name(data[key]) > LONG_NAME,
+        "wide": key in ("split_counts", "distribution", "phases")
+        or _panels(drawn[key]) > 1
+        or _longest_name(data[key]) > LONG_NAME,
         "height": drawn[key].layout.height,
         "rows": f"{len(data[key]):,}",
         "data": f"{folder}/{key}.csv",
     }
+
+
+def _panels(figure: go.Figure) -> int:
+    """Axes beside each other."""
+    return sum(name.startswith("xaxis") for name in figure.layout.to_plotly_json())
 
 
 def _longest_name(table: pd.DataFrame) -> int:
@@ -210,8 +218,7 @@ def _card(card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
     words += [f"seed {row['seed']}", *context_words(row, context(frame)), card.point.id[:8]]
     latents = card.latents
     cells: list[list[Any]] = [[] for _ in range(len(latents))]
-    assert card.cells is not None  # report.py leaves out those without
-    for latent, cell, share, fires in card.cells.itertuples(index=False):
+    for latent, cell, share, fires in () if card.cells is None else card.cells.itertuples(index=False):
         cells[latent].append([cell, _short(share), _short(fires)])
     nearest: list[list[Any]] = [[] for _ in range(len(latents))]
     for latent, other, cosine, name in card.nearest.itertuples(index=False):
@@ -225,6 +232,8 @@ def _card(card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
         "owner": [None if pd.isna(value) else int(value) for value in latents["owner"]],
         "live": [int(value) for value in latents["live"]],
         **{key: [_short(value) for value in latents[name]] for key, name in _NUMBERS.items()},
+        # Of most SAEs only what their latents stand for is in the page.
+        "whole": card.cells is not None,
         "cells": cells,
         "nearest": nearest,
         "logits": [] if card.logits is None else [[_short(value) for value in row] for row in card.logits.tolist()],
@@ -239,12 +248,13 @@ def _short(value: float) -> float | None:
 
 
 def _fitting(cards: Mapping[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Those that fit into MOST_CARD_BYTES together, and a line for each that does not."""
+    """Those that fit into MOST_CARD_BYTES together, and a line for each whole one that does not."""
     found, left_out, size = [], [], 0
     for id, card in cards.items():
         more = len(gzip.compress(json.dumps(card).encode()))
         if size + more > MOST_CARD_BYTES:
-            left_out.append(f"{card['words']} is left out for its size: --latents {id[:8]} shows it alone.")
+            if card["whole"]:
+                left_out.append(f"{card['words']} is left out for its size: --latents {id[:8]} shows it alone.")
             continue
         size += more
         found.append(card)

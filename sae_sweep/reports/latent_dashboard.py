@@ -86,6 +86,12 @@ class DashboardBuilder:
             nearest["name"] = self._latents(narrower)["label_class"].to_numpy()[nearest["other"]]
         return Dashboard(point, self._latents(id), top, features, logits, narrower, nearest)
 
+    def labels(self, id: str) -> Dashboard:
+        """What is stored of a finished point's latents, without opening its toy."""
+        point = point_from(self.store.read_record("points", id)["settings"])
+        none = pd.DataFrame(columns=["latent", "other", "cosine", "name"])
+        return Dashboard(point, self._latents(id), None, pd.DataFrame(), None, None, none)
+
     def _latents(self, id: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(self.store.read("points", id, "latents.parquet")))
 

@@ -20,11 +20,19 @@ if TYPE_CHECKING:
 _LISTED, _TOKENS = 30, 8
 
 
-def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, width: int) -> RenderableType:
-    """An SAE in two lines, and its latents in the order of what they stand for: the coarse ones first."""
+def overview(
+    point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, width: int, coarse_first: bool, whole: bool
+) -> RenderableType:
+    """An SAE in two lines, and its live latents: in the order given, or by what they stand for, the coarse ones first.
+
+    Without `whole` the first _LISTED of them.
+    """
     live = latents[latents["live"]]
     length = [len(label) if isinstance(label, str) else len("mqnc") + 1 for label in live["label"]]
-    ordered = live.assign(length=length).sort_values(["length", "owner", "density"], ascending=[True, True, False])
+    ordered = live.assign(length=length)
+    if coarse_first:
+        ordered = ordered.sort_values(["length", "owner", "density"], ascending=[True, True, False])
+    listed = len(ordered) if whole else _LISTED
     most = float(ordered["density"].max()) if len(ordered) else 0.0
     cells = max(8, min(60, width - 58))
     rows = [
@@ -39,14 +47,14 @@ def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, wi
                 bar(density, most, cells),
             ]
         )
-        for row, density in zip(ordered.head(_LISTED).itertuples(), ordered["density"].tolist(), strict=False)
+        for row, density in zip(ordered.head(listed).itertuples(), ordered["density"].tolist(), strict=False)
     ]
     heads = ["latent", "label", "F1", "owner", "purity", "fires\non", "share of inputs"]
     if _without_cells(metrics):
         rows = [Row([row.cells[0], row.cells[3], row.cells[2], *row.cells[4:]]) for row in rows]
         heads = ["latent", "feature", "F1", "precision", "fires\non", "share of inputs"]
     dead = len(latents) - len(live)
-    more = [f"… and {len(live) - _LISTED:,} more"] if len(live) > _LISTED else []
+    more = [f"… and {len(live) - listed:,} more: --all"] if len(live) > listed else []
     more += [f"{dead:,} dead"] if dead else []
     parts: list[RenderableType] = [
         Text(f"{point.id}  {describe(point)}", style="bold"),

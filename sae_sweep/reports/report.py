@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ import plotly.graph_objects as go
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import html
 from sae_sweep.reports.claims import Verdict
-from sae_sweep.reports.figures import FIGURES, Finished
+from sae_sweep.reports.figures import FIGURES
 from sae_sweep.reports.latent_dashboard import Dashboard, DashboardBuilder, choose, narrower
+from sae_sweep.reports.material import Finished, Material
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
 
 PAGE, FOLDER = "report.html", "figures"
+# SAEs of which a page shows what their latents stand for, as far as they fit.
+MOST_LABELLED = 200
+# SAEs up to this width are shown latent by latent at the end of a run.
+QUICK_WIDTH = 1024
 PICTURE_WIDTH = 1000  # pixels, before PICTURE_SCALE
 PICTURE_SCALE = 2
 FORMATS = ("png", "svg")
@@ -27,15 +32,6 @@ NO_CHROME = (
     "PNG and SVG are drawn by Chrome or Chromium, and none was found: install one (`apt install chromium`, or "
     "`plotly_get_chrome`), or leave --images out"
 )
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a sweep's report is made of: sweep.yaml, its results, the verdicts on its claims."""
-
-    info: Mapping[str, Any]
-    finished: Finished
-    verdicts: Sequence[Verdict]
 
 
 def check(results: pd.DataFrame, latents: Sequence[str], images: bool) -> list[str]:
@@ -72,12 +68,7 @@ def write(
     drawn = {figure.key: figure.draw(data[figure.key]) for figure in FIGURES if figure.key in data}
     dashboards, notes = _dashboards(store, material.finished.results, chosen)
     folder = FOLDER if output is None else f"{output.stem}-{FOLDER}"
-    page = html.page(
-        html.Contents(
-            material.info, material.finished, material.verdicts, store.failures(name), data, drawn, dashboards, notes
-        ),
-        folder,
-    )
+    page = html.page(html.Contents(material, data, drawn, dashboards, notes), folder)
     files = {PAGE if output is None else output.name: page.encode()}
     files |= {f"{folder}/{key}.csv": table.to_csv(index=False).encode() for key, table in data.items()}
     files |= {f"{folder}/{key}.parquet": _parquet(table) for key, table in data.items()}
@@ -118,12 +109,28 @@ def pictures(drawn: Mapping[str, go.Figure]) -> dict[str, bytes]:
 
 
 def gather(
-    store: Store, name: str, results: pd.DataFrame, untrained: pd.DataFrame, verdicts: Sequence[Verdict]
+    store: Store,
+    sweeps: Sequence[str],
+    info: Mapping[str, Any],
+    both: tuple[pd.DataFrame, pd.DataFrame],
+    verdicts: Sequence[Verdict],
 ) -> Material:
-    """All that the report of a sweep needs from the store, beside its tables and verdicts."""
-    info = frame.sweep_info(store, name)
-    records = frame.measured(store, frame.sweep_ids(store, name), info.get("measure_id"))
-    return Material(info, Finished(results, untrained, {record["id"]: record for record in records}), verdicts)
+    """All that the report of a sweep, or of several, needs from the store beside its two tables and its verdicts."""
+    records: dict[str, Mapping[str, Any]] = {}
+    failures: dict[str, Mapping[str, Any]] = {}
+    for name in sweeps:
+        measure_id = frame.sweep_info(store, name).get("measure_id")
+        records |= {each["id"]: each for each in frame.measured(store, frame.sweep_ids(store, name), measure_id)}
+        failures |= store.failures(name)
+    if len(sweeps) == 1:
+        info = {**info, "written": (store.sweep(sweeps[0]) / "sweep.yaml").stat().st_mtime}
+    return Material(info, Finished(*both, records), verdicts, failures)
+
+
+def choose_few(results: pd.DataFrame) -> list[str]:
+    """The points whose latents a run shows at its end: as many as take a moment."""
+    narrow = results[results["width"] <= QUICK_WIDTH]
+    return choose(narrow) if len(narrow) else []
 
 
 def _browser() -> bool:
@@ -142,7 +149,7 @@ def _point(results: pd.DataFrame, start: str) -> str:
 
 
 def _dashboards(store: Store, results: pd.DataFrame, chosen: Sequence[str]) -> tuple[dict[str, Dashboard], list[str]]:
-    """The dashboards of points, and a line for each that cannot be opened here."""
+    """The dashboards of the chosen points, and a line for each that cannot be opened here; of others the labels."""
     builder, dashboards, notes = DashboardBuilder(store), {}, []
     for id in dict.fromkeys(chosen):
         try:
@@ -152,6 +159,10 @@ def _dashboards(store: Store, results: pd.DataFrame, chosen: Sequence[str]) -> t
             dashboards[id] = found
         except Exception as error:  # a stranger's files may hold anything: the page goes without them
             notes.append(f"The latents of {id} are not shown: {' '.join(str(error).split())}.")
+    for id in results["point_id"].head(MOST_LABELLED):
+        if id not in dashboards:
+            with suppress(UserError, OSError, ValueError):
+                dashboards[id] = builder.labels(id)
     return dashboards, notes
 
 

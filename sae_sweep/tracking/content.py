@@ -138,7 +138,8 @@ def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
 
 def _figures(frame: pd.DataFrame, untrained: pd.DataFrame) -> dict[str, Any]:
     """The figures of the report page, but for those that need records."""
-    from sae_sweep.reports.figures import FIGURES, Finished
+    from sae_sweep.reports.figures import FIGURES
+    from sae_sweep.reports.material import Finished
 
     finished = Finished(frame, untrained)
     tables = {figure: figure.table(finished) for figure in FIGURES} if len(frame) else {}

@@ -475,7 +475,10 @@ def test_the_doctor_says_what_to_do(fake: Fake) -> None:
     fake("sinfo", 'echo "gpu* 12 nodes gpu:8"')
     fake("sacct", "exit 0")
     findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}
-    assert set(findings) == {"GPU", "output folder", "shared filesystem", "Slurm", "sacct", "W&B"}
+    machine = {"current folder", "home", "user", "text", "compiled code"}
+    assert set(findings) == {"GPU", "output folder", "shared filesystem", "Slurm", "sacct", "W&B", *machine}
+    # What is merely not there is no fault.
+    assert findings["W&B"]["absent"] and not findings["Slurm"]["absent"]
     assert findings["Slurm"]["usable"]
     assert "gpu:8" in findings["Slurm"]["found"]
     assert findings["sacct"]["usable"]

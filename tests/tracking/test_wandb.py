@@ -208,7 +208,7 @@ def test_the_sweeps_run_carries_table_and_charts(open_log, notes, tmp_path):
     assert {row[tables["results"]["columns"].index("kl")] for row in tables["results"]["data"]} == {None}
     assert {row[tables["untrained"]["columns"].index("fvu")] for row in tables["untrained"]["data"]} == {0.7}
     # The figures of the report page.
-    for name in ("front", "split_counts", "labels", "phases"):
+    for name in ("front", "split_counts", "labels"):
         assert tables[f"figure/{name}"]["data"]
     assert {tables["figure/front"]["layout"][axis]["type"] for axis in ("xaxis", "yaxis")} == {"log"}
     assert tables["claims"]["data"] == [[*VERDICTS[0].values()]]
