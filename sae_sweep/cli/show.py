@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import layout
 from sae_sweep.store.store import Store
@@ -90,11 +92,10 @@ def _print_table(table: pd.DataFrame, format: str, seeds: str, choice: Choice) -
         console = layout.console(sys.stdout)
         chosen = table if choice.columns is not None else table[telling]
         text, without = selection.as_text(chosen, console.width)
-        layout.write(console, text)
         hint = f"{len(chosen.columns) - len(without)} of {len(table.columns)} columns" if choice.columns is None else ""
         hint = f"no room for {', '.join(without)}" if without and choice.columns is not None else hint
-        if hint:
-            print(f"{hint}: --columns A,B names others, --format csv has all", file=sys.stderr)
+        hint = f"{hint}: --columns A,B names others, --format csv has all" if hint else ""
+        layout.write(console, text, *([Text(hint, "dim")] if hint else []))
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

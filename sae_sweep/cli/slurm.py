@@ -148,13 +148,11 @@ def cancel(sweep: str, output_dir: Path) -> None:
 
     store = Store(output_dir)
     sweep_info(store, sweep)
-    alive = {task.job: None for task in tasks_of(store, sweep, set()) if task.state.phase in LIVE}
-    problem = queue.cancel(alive)
+    live = {task.job: None for task in tasks_of(store, sweep, set()) if task.state.phase in LIVE}
+    problem = queue.cancel(live)
     if problem:
         raise EnvironmentProblem(f"not everything was cancelled: {problem}")
-    print(
-        f"{sweep}: cancelled {layout.plural(len(alive), 'job')}" if alive else f"{sweep}: no job is queued or running"
-    )
+    print(f"{sweep}: cancelled {layout.plural(len(live), 'job')}" if live else f"{sweep}: no job is queued or running")
 
 
 def logs(sweep: str, point: str | None, output_dir: Path) -> None:

@@ -19,7 +19,7 @@ from sae_sweep.store.front import front as optimal
 if TYPE_CHECKING:
     from sae_sweep.metrics.extra.theory import Costs
 
-# Setting columns that run along a line, are in the name of a penalty or a start, or are told by another column.
+# Setting columns that run along a line, are in the name of a penalty or a start, or are said by another column.
 NAMED = frozenset(
     (
         *("width", "coefficient", "k", "architecture", "penalty", "penalty_p", "penalty_scale", "init", "partition"),
@@ -176,26 +176,29 @@ def labels(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
 
 
 def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
-    """A row per width, start, factor and state: what the top latent tells of the factor given the maximum (`told`),
-    and given the other factors too (`alone`), beyond chance, as means over points with `told_low` and `told_high`."""
+    """A row per width, start, factor and state, beyond chance and as means over points.
+
+    `explained`: how much of the factor the top latent explains given the maximum, with `explained_low` and
+    `explained_high`; `alone`: given the other factors too.
+    """
     parts = []
     for state, table in (("trained", frame), ("untrained", untrained)):
         for column, factor in FACTORS.items():
-            told, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
-            parts.append(named(table).assign(told=told, alone=alone, factor=factor, state=state))
+            explained, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
+            parts.append(named(table).assign(explained=explained, alone=alone, factor=factor, state=state))
     groups = pd.concat(parts, ignore_index=True).groupby(
         ["given", "start", "width", "state", "factor"], dropna=False, sort=False
     )
     return (
         groups.agg(
-            points=("told", "count"),
-            told=("told", "mean"),
-            told_low=("told", "min"),
-            told_high=("told", "max"),
+            points=("explained", "count"),
+            explained=("explained", "mean"),
+            explained_low=("explained", "min"),
+            explained_high=("explained", "max"),
             alone=("alone", "mean"),
         )
         .reset_index()
-        .dropna(subset=["told"])
+        .dropna(subset=["explained"])
     )
 
 

@@ -32,7 +32,7 @@ WORDS = {
     "Labels shuffled (null)": "The same number if the inputs' labels are shuffled: what chance alone gives.",
     "Predicted": "The bound of the claim, set before anything ran.",
 }
-# Versions that are told.
+# Packages whose versions are said.
 _PACKAGES = ("sae-sweep", "torch", "numpy", "numba", "python")
 
 
@@ -98,12 +98,12 @@ def ran(material: Material, frame: pd.DataFrame) -> list[tuple[str, str]]:
     provenance = [record.get("provenance") or {} for record in material.finished.records.values()]
     commits = Counter(_commit(each) for each in provenance if each.get("git_sha"))
     versions = {name: {each.get("versions", {}).get(name) for each in provenance} - {None} for name in _PACKAGES}
-    told = [f"{name} {', '.join(sorted(found))}" for name, found in versions.items() if found]
+    versions_of = [f"{name} {', '.join(sorted(found))}" for name, found in versions.items() if found]
     devices = sorted({str(each["device"]) for each in provenance if each.get("device")})
     if "written" in info:
         rows.append(("last run", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(info["written"]))))
     rows += [("commit", ", ".join(commits))] if commits else []
-    rows += [("versions", ", ".join(told))] if told else []
+    rows += [("versions", ", ".join(versions_of))] if versions_of else []
     rows += [("device", ", ".join(devices))] if devices else []
     if info.get("overrides"):
         rows.append(("command", shlex.join(["sae-sweep", "run", *map(str, info["overrides"])])))

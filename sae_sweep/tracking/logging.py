@@ -249,10 +249,10 @@ class WandbLog:
             self._last_word = time.monotonic()
             if not line.startswith(b"{"):  # what W&B or Python print
                 last = line.decode(errors="replace").strip() or last
-            elif "logged" in (told := json.loads(line)):
+            elif "logged" in (message := json.loads(line)):
                 self._done += 1
             else:
-                self._tell(told["note"])
+                self._tell(message["note"])
         if process.wait():
             self._tell(stopped(last[:200] or f"its process ended with {process.returncode}"))
         self._over.set()

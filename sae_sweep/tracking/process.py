@@ -106,9 +106,9 @@ class Writer:
     def receive(self) -> None:
         """Take the runs as they come; after the last there is nothing any more to rest for."""
         for line in sys.stdin.buffer:
-            told = json.loads(line)
-            self._runs.put(Run(**told) if told else None)
-            if told is None:
+            message = json.loads(line)
+            self._runs.put(Run(**message) if message else None)
+            if message is None:
                 self._hurry.set()
                 return
         os._exit(1)

@@ -162,7 +162,7 @@ def test_labels_add_up_to_the_width(tables: Tables) -> None:
 def test_information_spans_the_points(tables: Tables) -> None:
     data = figure_data.information(*tables)
     row = data[(data["factor"] == "query") & (data["state"] == "trained")].iloc[0]
-    assert (row["told"], row["told_low"], row["told_high"], row["points"]) == pytest.approx((0.6, 0.5, 0.7, 18))
+    assert tuple(row[["explained", "explained_low", "explained_high", "points"]]) == pytest.approx((0.6, 0.5, 0.7, 18))
     assert len(figures.information(data).data) == 6
 
 

@@ -160,6 +160,9 @@
     if (["ArrowRight", "ArrowLeft", "Home", "End"].includes(event.key)) {
       event.preventDefault();
       step(chart, event.key);
+    } else if (event.key === "Enter" && chart.dataset.key === "front" && chart.at !== undefined) {
+      const { curveNumber, pointNumber } = marks(chart)[chart.at];
+      open(chart.data[curveNumber].customdata[pointNumber].at(-1));
     } else if (event.key === "Escape") Plotly.Fx.unhover(chart);
   });
 
@@ -270,7 +273,8 @@
   for (const chart of document.querySelectorAll(".chart[data-key]")) {
     await draw(chart, figures[chart.dataset.key]);
     switches(chart);
-    if (chart.dataset.key === "front") chart.on("plotly_click", ({ points: [point] }) => open(point.customdata?.at(-1)));
+    // A finger that taps asks for the label.
+    if (chart.dataset.key === "front" && mouse) chart.on("plotly_click", ({ points: [point] }) => open(point.customdata?.at(-1)));
   }
   if (cards.length) await showSae(0);
   document.body.dataset.ready = "yes";
