@@ -22,6 +22,7 @@ from sae_sweep.config import overrides as config
 from sae_sweep.config.axes import GROUPS, conf_dir, listing
 from sae_sweep.config.claims import check_claims
 from sae_sweep.config.keys import PARTS, POINT_KEYS, SWEEP_KEYS
+from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import ARCHITECTURES, PENALTIES, Evaluation, Point
 from sae_sweep.errors import UserError
 
@@ -375,7 +376,7 @@ def test_what_is_one_for_the_whole_sweep(tmp_path: Path) -> None:
     sweep = config.load(["seed=1", "evaluation.inputs=99", "device=cpu", f"output_dir={tmp_path}", "logger.project=x"])
     assert sweep.evaluation == Evaluation(inputs=99)
     assert (sweep.device, sweep.output_dir) == ("cpu", tmp_path)
-    assert sweep.logger == {"name": "wandb", "project": "x", "entity": None, "mode": "auto", "artifacts": False}
+    assert sweep.logger == {"name": "wandb", **vars(Logger(project="x"))}
     assert sweep.launcher["name"] == "local"
     assert sweep.overrides[0] == "seed=1"
     assert config.load(["logger=none"], ["logger=wandb"]).logger == {"name": "none"}
