@@ -95,7 +95,7 @@ def telling(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that vary and matter, MOST at the most: the point, settings that vary, then metrics."""
     varying = [str(name) for name in table if table[name].nunique(dropna=False) > 1] if len(table) > 1 else [*table]
     # A dotted key that has a column of its own would be there twice.
-    settings = [name for name in varying if is_setting(name) and name not in COLUMN_OF]
+    settings = [name for name in varying if is_setting(name) and (name in SETTINGS or name not in COLUMN_OF)]
     settings = [name for name in (*SETTINGS, *settings) if name in settings]
     metrics = [name for name in _METRICS if name in varying and table[name].notna().any()]
     first = [name for name in ("sweep", "point_id") if name in table]

@@ -349,7 +349,7 @@ def test_a_table_for_people_has_what_varies_and_fits(root: Path, monkeypatch: py
     monkeypatch.setenv("COLUMNS", "80")
     end = call("results", "seeds", "--output-dir", str(root))
     lines = end.out.splitlines()
-    assert max(map(len, lines)) <= 80 and len(lines) <= 10
+    assert max(map(len, lines)) <= 80 and len(lines) <= 12
     assert {"coefficient", "seed", "l0", "fvu"} <= set(lines[-8].split())
     assert "width" not in end.out and lines[-1].endswith("--format csv has all")
 
