@@ -19,7 +19,7 @@ import wandb_workspaces.workspaces as ws
 
 from sae_sweep.config.columns import LABELS, is_seed
 from sae_sweep.config.logger import Logger
-from sae_sweep.config.settings import COUNTED
+from sae_sweep.config.settings import counts
 from sae_sweep.errors import EnvironmentProblem
 from sae_sweep.tracking.content import FIGURE, front_key, run_id
 from sae_sweep.tracking.process import own_environment, set_up
@@ -187,7 +187,7 @@ def _gradient() -> list[wr.GradientPoint]:
 
 def _penalties(frame: pd.DataFrame) -> list[str]:
     """What makes codes sparse, in the order of the table: penalties, and architectures that count."""
-    counted = frame["architecture"].isin(COUNTED)
+    counted = frame["architecture"].map(counts)
     return [str(name) for name in frame["penalty"].mask(counted, frame["architecture"]).unique()]
 
 
@@ -196,7 +196,7 @@ def _colours(frame: pd.DataFrame, sweep: str) -> dict[str, ws.RunSettings]:
     if len(frame) > _MOST_COLOURED:
         return {}
     names = _penalties(frame)
-    counted = frame["architecture"].isin(COUNTED)
+    counted = frame["architecture"].map(counts)
     of_point = zip(frame["point_id"], frame["penalty"].mask(counted, frame["architecture"]), strict=True)
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     return {run_id(str(id), sweep): ws.RunSettings(color=colour[str(name)]) for id, name in of_point}

@@ -17,9 +17,11 @@ from commandline import SEVERAL, TINY, call, fresh
 
 from sae_sweep.cli import app
 from sae_sweep.config import overrides
-from sae_sweep.config.settings import PARTITIONS, PENALTIES
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.config.settings import PARTITIONS
+from sae_sweep.registry import kinds
 from sae_sweep.store.store import Store
+
+PENALTIES = tuple(kinds("penalty"))
 
 SEEDS = [*TINY, "penalty.coefficient=0.1,1", "seed=0,1,2", "name=seeds"]
 
@@ -184,10 +186,10 @@ def test_listings() -> None:
     assert [row["name"] for row in listed] == list(PENALTIES)
     assert {row["name"]: row["ladder"] for row in listed} == overrides.ladders()
     architectures = json.loads(call("architectures", "--json").out)
-    assert [row["name"] for row in architectures] == list(ARCHITECTURES)
+    assert [row["name"] for row in architectures] == list(kinds("architecture"))
     for row in (*listed, *architectures):
         assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
-    for kind, names in (("penalties", PENALTIES), ("architectures", ARCHITECTURES)):
+    for kind, names in (("penalties", PENALTIES), ("architectures", kinds("architecture"))):
         lines = call(kind).out.splitlines()
         assert [line.split()[0] for line in lines[lines.index("") + 1 :]] == list(names)
     assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
