@@ -120,6 +120,9 @@ def folder(output_dir: Path) -> Finding:
         check_writable(output_dir)
     except UserError as error:
         return Finding("output folder", False, str(error), "choose another with output_dir=…")
+    if any(number in str(output_dir.absolute()) for number in queue.NUMBERS):
+        found = f"{output_dir.absolute()}: {', '.join(queue.NUMBERS)} stand for numbers of jobs on Slurm"
+        return Finding("output folder", False, found, "fine without Slurm; else choose another with output_dir=…")
     free = shutil.disk_usage(_existing(output_dir)).free
     found = f"{output_dir.absolute()}, {free / 2**30:.0f} GiB free"
     return Finding("output folder", free >= SPACE, found, "" if free >= SPACE else "make room, or choose output_dir=…")

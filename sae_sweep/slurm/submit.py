@@ -36,6 +36,7 @@ from sae_sweep.config.launcher import Launcher
 from sae_sweep.config.settings import toy_id
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.slurm import task as node
+from sae_sweep.slurm.queue import NUMBERS
 from sae_sweep.slurm.status import live_points
 from sae_sweep.slurm.tasks import Submission, Task, make_tasks, to_json
 from sae_sweep.store.store import Store
@@ -57,8 +58,6 @@ STAY = "trap : TERM USR2"
 GUARD = ["bash", "-c", 'trap "" USR2 TERM; exec "$@"', "guard"]
 # Slurm's own default, for where the cluster does not say.
 ARRAY_SIZE = 1001
-# What submitit replaces in a path by the number of a job or task.
-_NUMBERS = ("%j", "%t", "%A", "%a")
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ def prepare(sweep: Sweep) -> Prepared:
         raise UserError("device=cuda needs launcher.gpus=1")
     overrides.check_writable(sweep.output_dir)
     place = str(sweep.output_dir.absolute())
-    if any(number in place for number in _NUMBERS):
-        raise UserError(f"output_dir={place} cannot be used on Slurm: {', '.join(_NUMBERS)} stand for numbers of jobs")
+    if any(number in place for number in NUMBERS):
+        raise UserError(f"output_dir={place} cannot be used on Slurm: {', '.join(NUMBERS)} stand for numbers of jobs")
     runner.check_weights(sweep)
     store = Store(sweep.output_dir)
     work = runner.look(sweep, store)
