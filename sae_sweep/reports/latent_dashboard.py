@@ -1,4 +1,4 @@
-"""Latent by latent: what a trained SAE's latents stand for, fire on and do, as cards to look through."""
+"""What each latent of a trained SAE stands for, fires on and does: a dashboard for each latent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOP_CELLS, NEAREST, MOST_SAES = 5, 3, 6
 
 
 @dataclass(frozen=True)
-class Cards:
+class Dashboard:
     """One SAE's latents.
 
     latents: latents.parquet, a row per latent (label, label_class, f1, owner, purity, density, live, …).
@@ -55,16 +55,16 @@ class Cards:
     nearest: pd.DataFrame
 
 
-class Dealer:
-    """Makes cards of points in a store; SAEs with the same data share their evaluation inputs."""
+class DashboardBuilder:
+    """Builds the dashboards of points in a store; SAEs with the same data share their evaluation inputs."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._grounds: dict[Any, Ground] = {}
 
     @torch.no_grad()
-    def cards(self, id: str, narrower: str | None = None) -> Cards:
-        """The cards of a finished point, beside those of a `narrower` one.
+    def build(self, id: str, narrower: str | None = None) -> Dashboard:
+        """The dashboard of a finished point, beside that of a `narrower` one.
 
         UserError if there is no such point, or its toy or the file of its distribution's weights is not there.
         """
@@ -85,7 +85,13 @@ class Dealer:
         if narrower is not None:
             nearest = _nearest(sae.W_dec, self._folded(narrower).W_dec)
             nearest["name"] = self._latents(narrower)["label_class"].to_numpy()[nearest["other"]]
-        return Cards(point, self._latents(id), top, features, logits, narrower, nearest)
+        return Dashboard(point, self._latents(id), top, features, logits, narrower, nearest)
+
+    def labels(self, id: str) -> Dashboard:
+        """What is stored of a finished point's latents, without opening its toy."""
+        point = point_from(self.store.read_record("points", id)["settings"])
+        none = pd.DataFrame(columns=["latent", "other", "cosine", "name"])
+        return Dashboard(point, self._latents(id), None, pd.DataFrame(), None, None, none)
 
     def _latents(self, id: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(self.store.read("points", id, "latents.parquet")))

@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -64,16 +64,32 @@ def untrained(store: Store, name: str) -> pd.DataFrame:
     return tables(store, name)[1]
 
 
-def tables(store: Store, name: str, known: Known | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def together(store: Store, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of several sweeps under each other, with a first column `sweep`; a point of two sweeps is in both."""
+    varied = list(dict.fromkeys(key for name in names for key in sweep_info(store, name).get("varied") or []))
+    both = {name: tables(store, name, varied=varied) for name in names}
+    trained, start = (pd.concat({name: each[i] for name, each in both.items()}, names=["sweep"]) for i in (0, 1))
+    return _with_sweep(trained), _with_sweep(start)
+
+
+def _with_sweep(table: pd.DataFrame) -> pd.DataFrame:
+    # Copied into one piece: pandas warns of frames put together from many.
+    return table.reset_index(level="sweep").reset_index(drop=True).astype({"sweep": "string"}).copy()
+
+
+def tables(
+    store: Store, name: str, known: Known | None = None, varied: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The results table and the untrained one, from one pass over the records. Damaged records: `store.damaged`.
 
     known: records of points by id that this process has just read and proved.
+    varied: the keys that have a column; None: those that the sweep varies.
     """
     info = sweep_info(store, name)
     check_plugins(info.get("plugins", {}))
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
-        settings = _settings(records, info.get("varied") or [])
+        settings = _settings(records, info.get("varied") or [] if varied is None else varied)
         trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
         start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)

@@ -22,6 +22,7 @@ from sae_sweep.config import overrides as config
 from sae_sweep.config.axes import GROUPS, conf_dir, listing
 from sae_sweep.config.claims import check_claims
 from sae_sweep.config.keys import point_keys, sweep_keys
+from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import PARTS, Evaluation, Point
 from sae_sweep.errors import UserError
 from sae_sweep.registry import kinds
@@ -386,7 +387,7 @@ def test_what_is_one_for_the_whole_sweep(tmp_path: Path) -> None:
     sweep = config.load(["seed=1", "evaluation.inputs=99", "device=cpu", f"output_dir={tmp_path}", "logger.project=x"])
     assert sweep.evaluation == Evaluation(inputs=99)
     assert (sweep.device, sweep.output_dir) == ("cpu", tmp_path)
-    assert sweep.logger == {"name": "wandb", "project": "x", "entity": None, "mode": "auto", "artifacts": False}
+    assert sweep.logger == {"name": "wandb", **vars(Logger(project="x"))}
     assert sweep.launcher["name"] == "local"
     assert sweep.overrides[0] == "seed=1"
     assert config.load(["logger=none"], ["logger=wandb"]).logger == {"name": "none"}
