@@ -4,10 +4,10 @@ An example: after 6,000 steps the loss is 3.05, and its curve foretells 2.97 aft
 is still moving.
 
 The curve is taken for the sum of two parts. One falls with the training done so far, τ, in steps at the full learning
-rate: a step at half the rate counts for half. The other is the noise of the steps, in proportion to the rate; it is gone
-where the schedule has taken the rate to zero, in a longer run as in this. So loss = a + b·g(τ) + d·rate with d ≥ 0, and
-twice the steps gain b·(g(τ) − g(2τ)). It is fitted by least squares to the last one and a half octaves of τ, where
-only steps at the final coefficient count. For g there are three families:
+rate: a step at half the rate counts for half. The other is the noise of the steps, in proportion to the rate; it is
+gone where the schedule has taken the rate to zero, in a longer run as in this. So loss = a + b·g(τ) + d·rate with
+d ≥ 0, and twice the steps gain b·(g(τ) − g(2τ)). It is fitted by least squares to the last one and a half octaves of τ,
+where only steps at the final coefficient count. For g there are three families:
 
 - a power, τ^−c (−ln τ for c = 0): ever slower, without an end in sight;
 - an exponential, e^(−τ/τ₀): slowing down to an end;
@@ -16,13 +16,16 @@ only steps at the final coefficient count. For g there are three families:
 What each foretells counts by its likelihood, so that no one law is believed where the curve is full of noise. A fall
 that has not begun, such as a latent that splits for the first time, no curve foretells.
 
-Held against what twice the steps did (L1 and √, from clusters and random directions; small toy, width 136; 1,500, 3,000
-and 6,000 steps): eleven of twelve SAEs still moved, gaining .031 to .323, and were foretold .025 to .593; the twelfth, in
-the last bend of a steep fall, gained .008 and was foretold .117. At 12,000 steps √ had settled: .001 and .000.
+Held against what twice the steps did (L1 and √, from clusters and random directions; small toy, width 136; 1,500,
+3,000 and 6,000 steps): eleven of twelve SAEs still moved, gaining .031 to .323, and were foretold .025 to .593; the
+twelfth, in the last bend of a steep fall, gained .008 and was foretold .117. At 12,000 steps √ had settled: .001 and
+.000.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -80,12 +83,23 @@ def laws() -> Iterator[Law]:
     """Shapes that a loss may fall along."""
     yield lambda time: -np.log(time)
     for c in np.arange(1, 33) / 8:
-        yield lambda time, c=c: time**-c
+        yield functools.partial(_power, c)
     for start in 2 ** (np.arange(-16, 5) / 4):
-        yield lambda time, start=start: np.exp(-time / start)
-    for middle in 2 ** (np.arange(-8, 1) / 4):
-        for p in (2, 3, 4, 6, 8):
-            yield lambda time, middle=middle, p=p: 1 / (1 + (time / middle) ** p)
+        yield functools.partial(_exponential, start)
+    for middle, p in itertools.product(2 ** (np.arange(-8, 1) / 4), (2, 3, 4, 6, 8)):
+        yield functools.partial(_hill, middle, p)
+
+
+def _power(c: float, time: Array) -> Array:
+    return time**-c
+
+
+def _exponential(start: float, time: Array) -> Array:
+    return np.exp(-time / start)
+
+
+def _hill(middle: float, p: int, time: Array) -> Array:
+    return 1 / (1 + (time / middle) ** p)
 
 
 def _fit(shape: Array, loss: Array, rate: Array) -> tuple[float, float]:

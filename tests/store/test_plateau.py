@@ -15,8 +15,8 @@ STEPS = 6000
 
 
 def curve(law: Callable[[float], float], noise: float = 0.0, steps: int = STEPS, **constant: Any) -> list[dict]:
-    """Rows as sweep/pack.py keeps them: at a rate that falls to zero over the last fifth, as the default schedule has it,
-    the loss is what the law says of the training done, and what the steps shake it by, a tenth of it at the full rate."""
+    """Rows as sweep/pack.py keeps them. The rate falls to zero over the last fifth, as the default schedule has it; the
+    loss is what the law says of the training done, and what the steps shake it by, a tenth of it at the full rate."""
     generator = np.random.default_rng(0)
     ends = sorted({max(25, round(steps * 2 ** (-k / 16) / 25) * 25) for k in range(130)})
     step = np.arange(1, steps + 1)
