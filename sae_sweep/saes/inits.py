@@ -1,4 +1,4 @@
-"""Where an SAE starts from. On toys whose splits are worth little variance, the start decides what is found.
+"""Where an SAE starts from. Where splits are worth little variance, the start decides what a short run finds.
 
 An exemplar start gives latent j an exemplar xⱼ: decoder xⱼ/‖xⱼ‖, encoder such that the pre-activation is ‖xⱼ‖ at
 xⱼ itself and crosses zero where the projection on it (in the encoder's metric S) has fallen to `margin` of that:
