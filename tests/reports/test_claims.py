@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def verdict(tmp_path: Path, owned: Numbers, more: Mapping[str, Any] = {}, **clai
 
 
 def toy_of(seed: int) -> Any:
-    return dataclasses.replace(SMALL, seed=seed)
+    return SMALL.replace(seed=seed)
 
 
 def six(*numbers: float, width: int = 16) -> Numbers:
