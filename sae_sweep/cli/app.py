@@ -369,11 +369,11 @@ def variance(overrides: OfToy = None, json: Json = False) -> None:
     )
 )
 def score(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.json and sae_weights.safetensors.")],
+    directory: Annotated[Path, typer.Argument(metavar="PATH", help="Folder or file of weights of an SAE.")],
     overrides: OfToy = None,
     json: Json = False,
 ) -> None:
-    """Measure an SAE in SAELens's layout, trained anywhere, on a toy: the columns of the results table."""
+    """Measure an SAE on a toy: one of SAELens, dictionary_learning, sparsify or Gemma Scope, or one trained here."""
     from sae_sweep.cli.score import score as measure
 
     measure(directory, overrides or [], json)

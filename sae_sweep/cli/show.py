@@ -186,10 +186,10 @@ class Order:
 
 def inspect(point: str, latent: int | None, order: Order, json: bool, output_dir: Path) -> None:
     """Show the latents of a trained SAE, or the card of one of them."""
-    from sae_sweep.api import load_sae
+    from sae_sweep.api import load_trained
     from sae_sweep.reports import latents
 
-    sae = load_sae(point, output_dir)
+    sae = load_trained(point, output_dir)
     width = len(sae.latents)
     if latent is not None and not 0 <= latent < width:
         raise UserError(f"--latent {latent}: {sae.id} has latents 0 to {width - 1}")

@@ -20,7 +20,8 @@ from sae_sweep.metrics.firing import FiringCounter, FiringTable
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter
 from sae_sweep.metrics.labels import class_name
 from sae_sweep.reports.figure_data import named
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.folding import unfold
+from sae_sweep.saes.formats import saelens
 from sae_sweep.store.store import Store
 from sae_sweep.sweep.context import Ground, PointSae, load_toy
 from sae_sweep.toys.classes import Factored
@@ -71,7 +72,7 @@ class DashboardBuilder:
         point, evaluation = point_from(record["settings"]), Evaluation(**record["evaluation"])
         ground = self._ground(point, evaluation)
         cells = ground.inputs.cells
-        parameters = saelens_export.unfold(self._folded(id), ground.mean, ground.scale)
+        parameters = unfold(self._folded(id), ground.mean, ground.scale)
         sae = PointSae(point, parameters)
         table, detection = _fire(sae, ground, evaluation)
         features = pd.DataFrame(columns=["latent", "feature", "cosine", "f1"])
@@ -96,7 +97,7 @@ class DashboardBuilder:
         return pd.read_parquet(io.BytesIO(self.store.read("points", id, "latents.parquet")))
 
     def _folded(self, id: str) -> Any:
-        return saelens_export.from_files(self.store.read("points", id, saelens_export.WEIGHTS))
+        return saelens.from_files(self.store.read("points", id, saelens.WEIGHTS))
 
     def _ground(self, point: Point, evaluation: Evaluation) -> Ground:
         key = (point.toy, point.site, point.distribution, point.data_seed, point.training.batch_size, evaluation)

@@ -11,7 +11,7 @@ from stacks import PENALTIES, batches, cpu_backend, points, stack_of
 
 from sae_sweep.config.settings import Point
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import BLOCK, AutogradBackend, Look, penalties
+from sae_sweep.saes.train import BLOCK, AutogradBackend, Look, PenaltyGroup, penalties
 from sae_sweep.sweep.pack import CURVE_ROWS, _curve
 
 
@@ -22,7 +22,7 @@ def by_autograd(stack: Stack, x: torch.Tensor) -> torch.Tensor:
     codes = (x @ W_enc.mT + b_enc[:, None]).relu()
     error = (codes @ W_dec + b_dec[:, None] - x).square().sum(-1).mean(-1)
     coefficients = torch.tensor([stack.schedule(i, stack.step)[1] for i in range(len(stack.points))])
-    loss = error + coefficients * penalties(stack, codes * W_dec.norm(dim=-1)[:, None], None)
+    loss = error + coefficients * penalties(PenaltyGroup.of(stack), codes * W_dec.norm(dim=-1)[:, None], None)
     (gradient,) = torch.autograd.grad(loss.sum(), flat)
     return gradient.norm(dim=1)
 
