@@ -220,7 +220,9 @@ class Penalty(Part):
         """Its name and the settings that are its own: "lp p=0.3"."""
         own = registry.get("penalty", self.name).settings
         values = {key: self.get(key) for key in own}
-        spelled = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
+        spelled = (
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+        )
         return " ".join([self.name, *spelled])
 
     @property
