@@ -249,11 +249,35 @@ def score(
 
 
 @app.command()
-def penalties(json: Json = False) -> None:
+def penalties(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, with its prior.")] = None,
+    json: Json = False,
+) -> None:
     """The penalties there are: formula, prior, slope at zero, ladder, source."""
     from sae_sweep.cli import listings
 
-    listings.penalties(json)
+    listings.penalties(name, json)
+
+
+@app.command()
+def prior(
+    penalty: Annotated[str, typer.Argument(metavar="PENALTY", help="A penalty's name, or a formula: 'a/(a+s)'.")],
+    coefficients: Annotated[
+        list[float] | None, typer.Argument(metavar="[COEFFICIENT]…", help="None: the penalty's ladder; a formula's: 1.")
+    ] = None,
+    outer: Annotated[str | None, typer.Option(help="What a formula's sum T enters: 'exp(T) - 1'.")] = None,
+    scale: Annotated[float, typer.Option(help="penalty.scale, s in formulas.")] = 1.0,
+    p: Annotated[float | None, typer.Option("--p", help="penalty.p, p in formulas.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Noise σ in each number: λ = coefficient/(2σ²). None: √½, so λ = coefficient.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The prior that a penalty implies: density, normalisation, mean, tail and slope at zero, with a chart."""
+    from sae_sweep.cli import prior as priors
+
+    asked = priors.ask(penalty, coefficients or [], outer, scale, p, priors.SIGMA if sigma is None else sigma)
+    priors.prior(asked, json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_sweep.config import overrides as config
+from sae_sweep.config.keys import nearest, show
 from sae_sweep.config.settings import OWN_INPUTS
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
@@ -54,9 +56,13 @@ def cells(overrides: Sequence[str], json: bool) -> None:
     layout.write(layout.console(sys.stdout), sentence, table)
 
 
-def penalties(json: bool) -> None:
-    """Print the penalties there are."""
+def penalties(name: str | None, json: bool) -> None:
+    """Print the penalties there are, or one of them with the prior that it implies."""
+    from sae_sweep.cli import prior
     from sae_sweep.saes.penalties import FORMULAS, spell
+
+    if name is not None and name not in FORMULAS:
+        raise UserError(f"there is no penalty {show(name)}{nearest(name, FORMULAS)}")
 
     ladders = config.ladders()
     rows = [
@@ -71,11 +77,21 @@ def penalties(json: bool) -> None:
         }
         for name, formula in FORMULAS.items()
     ]
-    _listing(
-        rows,
-        json,
-        "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000",
-    )
+    heading = "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000"
+    if name is None:
+        _listing(rows, json, heading, prior.QUESTIONS)
+        return
+    (row,) = (row for row in rows if row["name"] == name)
+    question = prior.ask(name) if name != "none" else None
+    if json:
+        print(json_module.dumps(row | {"implied_prior": question and prior.as_json(question)}))
+        return
+    _listing([row], json, heading)
+    if question:
+        console = layout.console(sys.stdout)
+        # Its closed form stands in the listing already.
+        shown = dataclasses.replace(question, closed_form=None)
+        layout.write(console, Text(""), *prior.paragraphs(shown, console.width))
 
 
 def architectures(json: bool) -> None:
@@ -97,8 +113,8 @@ def architectures(json: bool) -> None:
     _listing(rows, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 
 
-def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:
-    """A paragraph per row: its name and what follows from it."""
+def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str, remarks: Sequence[str] = ()) -> None:
+    """A paragraph per row: its name and what follows from it; then, for people, the remarks."""
     if json:
         print(json_module.dumps(rows))
         return
@@ -113,4 +129,5 @@ def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> Non
                 first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))
                 parts += [Text(" " * _INDENT + line) for line in more]
+    parts += [Text("\n" + "\n".join(wrap(remark, console.width))) for remark in remarks]
     layout.write(console, *parts)

@@ -139,13 +139,15 @@ def axes_of(sweep: Sweep) -> list[tuple[str, list[Any]]]:
     return [(key, list(dict.fromkeys(map(value, sweep.points)))) for key, value in pick.items()]
 
 
+def ladder(penalty: str) -> list[float]:
+    """The coefficients that a penalty takes where none is given."""
+    tree, _ = _compose({"penalty": penalty})
+    return check_axis("penalty.coefficient", tree["penalty"]["ladder"])
+
+
 def ladders() -> dict[str, list[float]]:
-    """The coefficients that each penalty takes where none is given."""
-    found = {}
-    for name in listing("penalty"):
-        tree, _ = _compose({"penalty": name})
-        found[name] = check_axis("penalty.coefficient", tree["penalty"]["ladder"])
-    return found
+    """The ladder of each penalty."""
+    return {name: ladder(name) for name in listing("penalty")}
 
 
 def _parse(words: Sequence[str], largest: int | None) -> Axes:

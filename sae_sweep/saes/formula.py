@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -102,27 +102,49 @@ class Formula:
         return tuple(_expression(term, symbols) for term in terms), _expression(self.outer, symbols | sums), largest
 
     def value(
-        self, activations: np.ndarray, scale: float, p: float, alike: int = 1, log_share: float = 0.0
+        self,
+        activations: np.ndarray,
+        scale: float,
+        p: float,
+        alike: int = 1,
+        beside: Sequence[float] = (),
+        log_share: float = 0.0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The cost of an input on which `alike` latents have the activation a each, and its derivative in that a.
 
-        activations [...]: a · log_share: log π of these latents · both results have the shape of the activations
+        activations [...]: a · beside: activations of further latents, which do not change with a · log_share: log π
+        both results have the shape of the activations
         """
         import numpy as np
 
         a = np.asarray(activations, float)
-        known: dict[Node, _Dual] = {
-            _A: (a, np.ones_like(a)),
-            _SHARE: _constant(log_share, a),
-            **{Node("name", (name,)): _constant(size, a) for name, size in (("s", scale), ("p", p), ("ε", EPSILON))},
-        }
+        latents = [(a, np.ones_like(a))] * alike + [_constant(each) for each in beside]
+        value, slope = self._cost(latents, scale, p, log_share)
+        return value + np.zeros_like(a), slope + np.zeros_like(a)
+
+    def joint_value(self, activations: Sequence[np.ndarray], scale: float, p: float) -> np.ndarray:
+        """The cost of inputs on which each latent has its own activation: arrays that broadcast together."""
+        import numpy as np
+
+        latents = [(np.asarray(each, float), np.float64(0)) for each in activations]
+        return np.asarray(self._cost(latents, scale, p, 0.0)[0])
+
+    def _cost(self, latents: Sequence[_Dual], scale: float, p: float, log_share: float) -> _Dual:
+        import numpy as np
+
+        settings = (("s", scale), ("p", p), ("ε", EPSILON), ("logπ", log_share))
+        known = {Node("name", (name,)): _constant(size) for name, size in settings}
+
+        def over_latents(term: Node) -> list[_Dual]:
+            return [_dual(term, {**known, _A: latent}) for latent in latents]
+
         with np.errstate(all="ignore"):
-            known[_T] = _times(alike, _dual(self.term, known))
+            sums = {_T: _sum(over_latents(self.term))}
             if self.second is not None:
-                known[Node("sum", (self.second,))] = _times(alike, _dual(self.second, known))
+                sums[Node("sum", (self.second,))] = _sum(over_latents(self.second))
             if self.largest is not None:
-                known[Node("largest", (self.largest,))] = _dual(self.largest, known)
-            return _dual(self.outer, known)
+                sums[Node("largest", (self.largest,))] = _largest(over_latents(self.largest))
+            return _dual(self.outer, known | sums)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -260,14 +282,23 @@ def _expression(node: Node, symbols: Mapping[Node, sp.Expr]) -> sp.Expr:
 _Dual = tuple[Any, Any]
 
 
-def _constant(size: float | Fraction, like: np.ndarray) -> _Dual:
+def _constant(size: float | Fraction) -> _Dual:
     import numpy as np
 
-    return np.full_like(like, float(size)), np.zeros_like(like)
+    return np.float64(size), np.float64(0)
 
 
-def _times(factor: int, dual: _Dual) -> _Dual:
-    return factor * dual[0], factor * dual[1]
+def _sum(duals: Sequence[_Dual]) -> _Dual:
+    return sum(value for value, _ in duals), sum(slope for _, slope in duals)
+
+
+def _largest(duals: Sequence[_Dual]) -> _Dual:
+    import numpy as np
+
+    value, slope = duals[0]
+    for other, other_slope in duals[1:]:
+        value, slope = np.maximum(value, other), np.where(other > value, other_slope, slope)
+    return value, slope
 
 
 @functools.cache
@@ -289,13 +320,13 @@ def _dual(node: Node, known: Mapping[Node, _Dual]) -> _Dual:
     if node in known:
         return known[node]
     if node.kind == "number":
-        return _constant(node.args[0], known[_A][0])
+        return _constant(node.args[0])
     if node.kind == "where":
         return _dual_where(node, known)
     parts = [_dual(part, known) for part in node.args]
     value, slope = parts[0]
     if node.kind == "+":
-        return sum(part[0] for part in parts), sum(part[1] for part in parts)
+        return _sum(parts)
     if node.kind == "*":
         for other, other_slope in parts[1:]:
             value, slope = value * other, slope * other + value * other_slope

@@ -132,7 +132,8 @@ FORMULAS = {
         PenaltyFormula(
             "pair",
             (a, a**2),
-            "not factorised: Σ_{i<j} aᵢ·aⱼ, zero iff at most one latent fires; improper",
+            "not factorised: aᵢ given the rest is exponential with rate λ·Σ_{j≠i} aⱼ; improper for two latents alone, "
+            "proper from three on; zero iff at most one latent fires",
             "LessWrong comment EkibeZomncsPxfYwu (P6)",
             outer=(T[0] ** 2 - T[1]) / 2,
         ),
