@@ -12,9 +12,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from sae_sweep import registry
 from sae_sweep.config import overrides as config
 from sae_sweep.config.keys import nearest, show
-from sae_sweep.config.settings import OWN_INPUTS
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -28,12 +28,11 @@ def cells(overrides: Sequence[str], json: bool) -> None:
     if len(toys) > 1:
         raise UserError(f"cells shows one toy at a time, got {len(toys)}")
     (toy,) = toys
-    if toy.name in OWN_INPUTS:
+    if not toy.kind.distributions:
         raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
 
-    from sae_sweep.config.grid import count_classes
     from sae_sweep.config.settings import PARTITIONS
-    from sae_sweep.toys.classes import cells_per_max, count_cells
+    from sae_sweep.toys.classes import cells_per_max, count_cells, count_classes
 
     per_max = [int(cells_per_max(m, toy.k)) for m in range(toy.d_vocab)]
     partitions = {name: count_classes(name, toy.d_vocab, toy.k) for name in PARTITIONS}
@@ -59,29 +58,28 @@ def cells(overrides: Sequence[str], json: bool) -> None:
 def penalties(name: str | None, json: bool) -> None:
     """Print the penalties there are, or one of them with the prior that it implies."""
     from sae_sweep.cli import prior
-    from sae_sweep.saes.penalties import FORMULAS, spell
 
-    if name is not None and name not in FORMULAS:
-        raise UserError(f"there is no penalty {show(name)}{nearest(name, FORMULAS)}")
-
-    ladders = config.ladders()
+    known = registry.kinds("penalty")
+    if name is not None and name not in known:
+        raise UserError(f"there is no penalty {show(name)}{nearest(name, known)}")
     rows = [
         {
-            "name": name,
-            "formula": formula.formula,
-            "slope_at_zero": spell(formula.slope_at_zero),
-            "prior": formula.prior,
-            "keys": [f"penalty.{key}" for key in formula.keys],
-            "ladder": ladders.get(name),
-            "source": formula.source,
+            "name": kind.name,
+            "formula": kind.parsed.whole,
+            "slope_at_zero": kind.parsed.slope_at_zero,
+            "prior": kind.prior,
+            "keys": [f"penalty.{key}" for key in kind.settings],
+            "ladder": config.ladder(kind.name),
+            "source": kind.source,
         }
-        for name, formula in FORMULAS.items()
+        for kind in known.values()
+        if name in (None, kind.name)
     ]
     heading = "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000"
     if name is None:
         _listing(rows, json, heading, prior.QUESTIONS)
         return
-    (row,) = (row for row in rows if row["name"] == name)
+    (row,) = rows
     question = prior.ask(name) if name != "none" else None
     if json:
         print(json_module.dumps(row | {"implied_prior": question and prior.as_json(question)}))
@@ -96,8 +94,6 @@ def penalties(name: str | None, json: bool) -> None:
 
 def architectures(json: bool) -> None:
     """Print the architectures there are."""
-    from sae_sweep.saes.architectures import ARCHITECTURES
-
     rows = [
         {
             "name": name,
@@ -108,7 +104,7 @@ def architectures(json: bool) -> None:
             "trained_by": a.step,
             "source": a.source,
         }
-        for name, a in ARCHITECTURES.items()
+        for name, a in registry.kinds("architecture").items()
     ]
     _listing(rows, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sae_sweep import registry
 from sae_sweep.config import overrides as config
 from sae_sweep.config.keys import nearest, show
 from sae_sweep.errors import UserError
@@ -99,21 +100,16 @@ def ask(
             raise UserError(f"{name} must be above 0 and finite, got {size:g}")
     if penalty == "none":
         raise UserError("penalty none has no prior: every code is as likely")
-    if penalty in BUILT_IN:
-        text, own_outer = BUILT_IN[penalty]
+    kinds = registry.kinds("penalty")
+    if penalty in kinds:
         if outer is not None:
             raise UserError(f"--outer is for a formula as typed: penalty {penalty} has its own")
-        from sae_sweep.saes.penalties import FORMULAS
-
-        closed_form = FORMULAS[penalty].prior
-        formula = formulas.parse(text, own_outer)
-        p = p or (0.5 if "p" in formula.reads else 1.0)
+        kind = kinds[penalty]
+        p = p or (kind.settings["p"].default if "p" in kind.settings else 1.0)
         coefficients = coefficients or config.ladder(penalty)
-        return Question(penalty, formula, scale, p, sigma, tuple(coefficients), closed_form)
+        return Question(penalty, kind.parsed, scale, p, sigma, tuple(coefficients), kind.prior)
     if penalty.isidentifier() and penalty not in ("a", "T"):
-        raise UserError(
-            f"there is no penalty {show(penalty)}{nearest(penalty, BUILT_IN)}; a formula is one of a: a/(a+s)"
-        )
+        raise UserError(f"there is no penalty {show(penalty)}{nearest(penalty, kinds)}; a formula is one of a: a/(a+s)")
     formula = formulas.parse(penalty, outer)
     p = p or 1.0
     formulas.check(formula, scale, p)
@@ -303,23 +299,3 @@ def _reach(question: Question, reading: ImpliedPrior) -> float:
     a = np.geomspace(1e-2, 10, 200) * question.scale
     high = np.exp(-min(question.rates) * reading.cost(a)[0]) > 0.02
     return float(min(max(a[high][-1], question.scale), 10 * question.scale)) if high.any() else question.scale
-
-
-# Every penalty of the package as (formula, outer).
-BUILT_IN: dict[str, tuple[str, str | None]] = {
-    "none": ("0", None),
-    "l1": ("a", None),
-    "lp": ("(a+ε)^p - ε^p", None),
-    "sqrt": ("sqrt(a+ε) - sqrt(ε)", None),
-    "log1p": ("log(1 + a/s)", None),
-    "log1p_sq": ("log(1 + a^2/s^2)", None),
-    "tanh": ("tanh(a/s)", None),
-    "prod1p": ("log(1 + a/s)", "where(T <= 8, exp(T) - 1, exp(8)*(T - 7) - 1)"),
-    "pair": ("a", "(T^2 - sum(a^2))/2"),
-    "lp_annealed": ("(a+ε)^p - ε^p", None),
-    "hoyer": ("a", "T^2/(sum(a^2) + ε)"),
-    "mcp": ("where(a <= s, a - a^2/(2*s), s/2)", None),
-    "l0": ("where(a <= ε, 0, 1)", None),
-    "exclusive": ("a", "(T - max(a))/(s/10) + max(a)/s"),
-    "exclusive_pi": ("a", "T/(s/10) - max(9*a/s + logπ)"),
-}

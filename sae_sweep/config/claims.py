@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sae_sweep.config.columns import COLUMNS, METRICS
-from sae_sweep.config.keys import CHOSEN, POINT_KEYS, Rule, coerce, nearest, show
+from sae_sweep.config.keys import CHOSEN, coerce, nearest, point_keys, show
 from sae_sweep.errors import UserError
+from sae_sweep.registry import Setting
 
 AGGREGATES = ("median", "mean", "min", "max", "share")
-_WORDS = {"name": Rule("str"), "prediction": Rule("str"), "measure": Rule("str")}
-_NUMBERS = {"at_least": Rule("float"), "at_most": Rule("float"), "threshold": Rule("float")}
-_AGGREGATE = Rule("str", limits={"choices": AGGREGATES})
+_WORDS = {"name": Setting(""), "prediction": Setting(""), "measure": Setting("")}
+_NUMBERS = {"at_least": Setting(0.0), "at_most": Setting(0.0), "threshold": Setting(0.0)}
+_AGGREGATE = Setting("", choices=AGGREGATES)
 _KEYS = (*_WORDS, "aggregate", "where", "at", *_NUMBERS, "versus", "best_of_seeds")
 
 
@@ -72,7 +73,7 @@ def _mapping(value: Any, where: str) -> None:
 def _condition(value: Any, where: str) -> None:
     _mapping(value, where)
     for key in value:
-        _known(key, (*COLUMNS, *POINT_KEYS, *CHOSEN), where)
+        _known(key, (*COLUMNS, *point_keys(), *CHOSEN), where)
 
 
 def _level(value: Any, where: str) -> None:
@@ -81,7 +82,7 @@ def _level(value: Any, where: str) -> None:
         raise UserError(f"{where} takes one column and its value, got {show(value)}")
     ((column, level),) = value.items()
     _known(column, METRICS, where)
-    coerce(f"{where}.{column}", Rule("float"), level)
+    coerce(f"{where}.{column}", Setting(0.0), level)
 
 
 def _known(word: str, valid: Collection[str], where: str) -> None:

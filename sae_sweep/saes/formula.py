@@ -13,7 +13,6 @@ Nothing heavy is imported at the top: SymPy is imported where an expression is a
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sae_sweep.config.keys import show
 from sae_sweep.errors import UserError
-from sae_sweep.saes.formula_text import ZERO, Node, add, multiply, number, read, split_at_commas, substitute
+from sae_sweep.saes.formula_text import ZERO, Node, add, derivative, multiply, number, read, substitute
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +39,20 @@ FIRING_ALIKE = (1, 2, 8)
 _NOISE = 1e-12
 
 _A, _T, _SHARE = (Node("name", (name,)) for name in ("a", "T", "logπ"))
+
+
+class _Symbols:
+    """SymPy's symbols of formulas: a, s, p, ε, the sums T0 and T1 over latents, M the largest among them, and logπ."""
+
+    def __getattr__(self, name: str) -> sp.Symbol:
+        import sympy as sp
+
+        made = sp.Symbol(name, real=True) if name in ("M", "logπ") else sp.Symbol(name, positive=True)
+        self.__dict__[name] = made
+        return made
+
+
+symbols: Any = _Symbols()
 
 
 @dataclass(frozen=True)
@@ -86,20 +99,49 @@ class Formula:
         names = self.term.names() | self.outer.names()
         return tuple(setting for name, setting in SETTINGS.items() if name in names)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether it names logπ, which takes a pass over the batch first."""
+        return self.largest is not None and "logπ" in self.largest.names()
+
+    @property
+    def whole(self) -> str:
+        """The penalty of an input in one line: Σ[…] is a sum over latents, max[…] the largest among them."""
+        text = str(substitute(self.outer, _T, Node("name", (f"Σ[{self.text}]",))))
+        for kind, inner in (("sum", self.second), ("max", self.largest)):
+            text = text.replace(f"{kind}({inner})", f"{'Σ' if kind == 'sum' else 'max'}[{inner}]")
+        return text
+
+    @property
+    def slope_at_zero(self) -> str:
+        """The slope for a latent about to fire on an input where nothing else does, as text."""
+        alone = substitute(self.outer, _T, self.term)
+        for kind, inner in (("sum", self.second), ("largest", self.largest)):
+            alone = substitute(alone, Node(kind, (inner,)), inner) if inner else alone
+        return str(substitute(derivative(alone, _A), _A, ZERO))
+
     def expressions(self) -> tuple[tuple[sp.Expr, ...], sp.Expr, sp.Expr]:
-        """SymPy's (terms, outer, largest), in the symbols of `saes/penalties.py`: a s p ε, T0 T1 M, logπ."""
+        """SymPy's (terms, outer, largest) in `symbols`: terms of a, s, p and ε; outer of their sums T0 and T1 and of
+        M, the largest over latents; largest of a and logπ too, 0 where the formula has none."""
         import sympy as sp
 
-        symbols = {Node("name", (name,)): sp.Symbol(name, positive=True) for name in ("a", "s", "p", "ε")}
-        symbols[_SHARE] = sp.Symbol("logπ", real=True)
+        known = {Node("name", (name,)): getattr(symbols, name) for name in ("a", "s", "p", "ε", "logπ")}
         terms = [self.term] if self.second is None else [self.term, self.second]
-        largest = sp.S.Zero if self.largest is None else _expression(self.largest, symbols)
-        sums = {_T: sp.Symbol("T0", positive=True)}
+        largest = sp.S.Zero if self.largest is None else _expression(self.largest, known)
+        sums = {_T: symbols.T0}
         if self.second is not None:
-            sums[Node("sum", (self.second,))] = sp.Symbol("T1", positive=True)
+            sums[Node("sum", (self.second,))] = symbols.T1
         if self.largest is not None:
-            sums[Node("largest", (self.largest,))] = sp.Symbol("M", real=True)
-        return tuple(_expression(term, symbols) for term in terms), _expression(self.outer, symbols | sums), largest
+            sums[Node("largest", (self.largest,))] = symbols.M
+        return tuple(_expression(term, known) for term in terms), _expression(self.outer, known | sums), largest
+
+    def numeric_expressions(self) -> tuple[sp.Tuple, sp.Expr, sp.Expr]:
+        """The same with ε put in: what is computed."""
+        import sympy as sp
+
+        terms, outer, largest = self.expressions()
+        size = {symbols.ε: sp.Rational(EPSILON.numerator, EPSILON.denominator)}
+        return sp.Tuple(*(term.subs(size) for term in terms)), outer.subs(size), largest.subs(size)
 
     def value(
         self,
@@ -166,6 +208,7 @@ def parse(text: str, outer: str | None = None) -> Formula:
     return formula
 
 
+@functools.lru_cache(maxsize=1024)
 def check(formula: Formula, scale: float, p: float) -> None:
     """UserError, one line, unless the penalty is 0 at a = 0, finite with a finite slope, and never falls.
 
@@ -174,6 +217,8 @@ def check(formula: Formula, scale: float, p: float) -> None:
     import numpy as np
 
     a = np.concatenate([[0.0], np.geomspace(SMALLEST, LARGEST, SAMPLES)])
+    if formula.weighs:
+        raise UserError(f"{OUTER_KEY}={show(formula.outer_text)}: logπ is known to penalty=exclusive_pi alone")
     if formula.largest is not None:
         _check_largest(formula.largest, a, scale, p)
     highest = 0.0
@@ -191,19 +236,6 @@ def check(formula: Formula, scale: float, p: float) -> None:
         highest = max(highest, float(value.max()))
     if highest <= 0:
         _refuse(formula, "is 0 for every activation: it penalises nothing (did you mean penalty=none?)")
-
-
-def split_formulas(text: str) -> list[str]:
-    """The formulas of an axis as typed, `a/(a+s),tanh(a/s)`: they are separated by commas that stand in no bracket.
-
-    Quotes around the whole or around each are taken off; nothing else is read as Hydra's grammar.
-    """
-    return [_unquoted(part.strip()) for part in split_at_commas(_unquoted(text.strip()))]
-
-
-def _unquoted(text: str) -> str:
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]
-    return text[1:-1] if quoted else text
 
 
 def _refuse(formula: Formula, problem: str) -> NoReturn:
@@ -248,14 +280,12 @@ def _mended_at_zero(formula: Formula) -> str:
 
 
 def _check_largest(largest: Node, a: np.ndarray, scale: float, p: float) -> None:
-    """UserError unless max(…) is as kernels take it to be: latents that are off reach 0 in it, or by log π alone."""
+    """UserError unless max(…) is as kernels take it to be: latents that are off reach 0 in it, and others more."""
     import numpy as np
 
-    by_share = [Formula(largest).value(a, scale, p, log_share=share)[0] for share in (-4.0, -1.0, 0.0)]
-    if abs(by_share[-1][0]) > 1e-9 or any((np.diff(values) < 0).any() for values in by_share):
+    values, _ = Formula(largest).value(a, scale, p)
+    if abs(values[0]) > _NOISE or (np.diff(values) < 0).any():
         raise UserError(f"{OUTER_KEY}: max({largest}) must be 0 at a = 0 and never fall with a")
-    if any((later < sooner).any() for sooner, later in itertools.pairwise(by_share)):
-        raise UserError(f"{OUTER_KEY}: max({largest}) must not fall with logπ")
 
 
 # --- SymPy

@@ -4,9 +4,9 @@
 the names and functions below exist, so no text is ever run as code. Reading needs neither SymPy nor PyTorch.
 
 Texts that differ in spaces, redundant brackets, `**` or `^`, `eps` or `ε`, the order of summands and factors, or the
-arithmetic of plain numbers (0.5 or 1/2, sqrt(x) or x^0.5, log1p(x) or log(1+x)) become the same text. Algebra beyond
-that is not done: a + a and 2*a, or (a+1)*s and a*s + s, remain two texts, and so two settings. The canonical text is
-part of the identity of trained SAEs: it must never change for a formula that could be written before.
+arithmetic of plain numbers (0.5 or 1/2, a + a or 2*a, sqrt(x) or x^0.5, log1p(x) or log(1+x)) become the same text.
+Algebra beyond that is not done: (a+1)*s and a*s + s remain two texts, and so two settings. The canonical text is part
+of the identity of trained SAEs: it must never change for a formula that could be written before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NoReturn
 
-from sae_sweep.config.keys import nearest, show
+from sae_sweep.config.keys import nearest, show, split_at_commas
 from sae_sweep.errors import UserError
 
 LONGEST, DEEPEST = 300, 30
@@ -134,6 +134,11 @@ class _Reader:
             self.fail(f"a sign is missing before {self.here()} (a product is written 2*a)")
         if self.kind != "end":
             self.fail(f"{self.here()} is out of place")
+        for part in node.parts():
+            if part.kind == "number" and not _sensible(part.args[0]):
+                self.fail(f"the number {part} is out of bounds")
+            if part.kind == "^" and part.args[1].kind == "number" and abs(part.args[1].args[0]) > LARGEST_EXPONENT:
+                self.fail(f"the exponent {part.args[1]} is above {LARGEST_EXPONENT}")
         return node
 
     def sum(self) -> Node:
@@ -227,10 +232,10 @@ class _Reader:
         if name == "sqrt":
             return raise_to(argument, number(Fraction(1, 2)))
         if name == "log1p":
-            return Node("log", (add([ONE, argument]),))
+            return apply("log", add([ONE, argument]))
         if name == "expm1":
-            return add([Node("exp", (argument,)), number(-1)])
-        return Node(name, (argument,))
+            return add([apply("exp", argument), number(-1)])
+        return apply(name, argument)
 
     def over(self, name: str) -> Node:
         """sum(…) or max(…) over latents, whose argument is of one latent; max(…, …) is the larger of two numbers."""
@@ -289,50 +294,49 @@ class _Reader:
             self.fail(f"{name}() compares {variables} with numbers and settings (s, p, ε), got {left} and {right}")
 
 
-def split_at_commas(text: str, closing: bool = False) -> list[str]:
-    """The parts of a text between the commas that stand in no bracket.
-
-    closing: end where a bracket closes that was not opened in the text
-    """
-    parts: list[str] = []
-    depth, begin = 0, 0
-    for at, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-            if depth < 0 and closing:
-                return [*parts, text[begin:at]]
-        elif character == "," and depth == 0:
-            parts.append(text[begin:at])
-            begin = at + 1
-    return [*parts, text[begin:]]
-
-
 def _sensible(value: Fraction) -> bool:
     return value == 0 or Fraction(1, LARGEST_NUMBER) <= abs(value) <= LARGEST_NUMBER
 
 
 def add(summands: Iterable[Node]) -> Node:
-    """The canonical sum: flat, its numbers added up, in a fixed order."""
+    """The canonical sum: flat, like summands and numbers added up, in a fixed order."""
     flat = [each for node in summands for each in (node.args if node.kind == "+" else (node,))]
-    constant = sum((node.args[0] for node in flat if node.kind == "number"), Fraction(0))
-    kept = [node for node in flat if node.kind != "number"]
-    if constant or not kept:
-        kept.append(number(constant))
+    coefficients: dict[Node, Fraction] = {}
+    for node in flat:
+        size, rest = _coefficient(node)
+        coefficients[rest] = coefficients.get(rest, Fraction(0)) + size
+    kept = [multiply([number(size), rest]) for rest, size in coefficients.items() if size]
     kept.sort(key=lambda node: (_sign(node) < 0, node.kind != "number", str(node)))
-    return kept[0] if len(kept) == 1 else Node("+", tuple(kept))
+    return Node("+", tuple(kept)) if len(kept) > 1 else kept[0] if kept else ZERO
+
+
+def _coefficient(node: Node) -> tuple[Fraction, Node]:
+    """A summand as a number times the rest of it."""
+    if node.kind == "number":
+        return node.args[0], ONE
+    if node.kind == "*" and node.args[0].kind == "number":
+        return node.args[0].args[0], multiply(node.args[1:])
+    return Fraction(1), node
 
 
 def multiply(factors: Iterable[Node]) -> Node:
-    """The canonical product: flat, its numbers multiplied out in front, in a fixed order."""
+    """The canonical product: flat, numbers multiplied out in front, like factors as one power, in a fixed order."""
     flat = [each for node in factors for each in (node.args if node.kind == "*" else (node,))]
     coefficient = Fraction(1)
+    exponents: dict[Node, Fraction] = {}
     for node in flat:
-        coefficient *= node.args[0] if node.kind == "number" else 1
+        if node.kind == "number":
+            coefficient *= node.args[0]
+            continue
+        power = node.kind == "^" and node.args[1].kind == "number"
+        base, exponent = (node.args[0], node.args[1].args[0]) if power else (node, Fraction(1))
+        exponents[base] = exponents.get(base, Fraction(0)) + exponent
     if coefficient == 0:
         return ZERO
-    kept = sorted((node for node in flat if node.kind != "number"), key=lambda node: (node.kind == "+", str(node)))
+    kept = [raise_to(base, number(exponent)) for base, exponent in exponents.items() if exponent]
+    if any(node.kind in ("*", "number") for node in kept):  # roots that have come together
+        return multiply([number(coefficient), *kept])
+    kept.sort(key=lambda node: (node.kind == "+", str(node)))
     if coefficient != 1 or not kept:
         kept.insert(0, number(coefficient))
     return kept[0] if len(kept) == 1 else Node("*", tuple(kept))
@@ -356,11 +360,64 @@ def substitute(node: Node, old: Node, new: Node) -> Node:
     """The canonical form of a formula with a part of it put in another's place."""
     if node == old:
         return new
-    args: list[Any] = [substitute(each, old, new) if isinstance(each, Node) else each for each in node.args]
-    made = {"+": add, "*": multiply}.get(node.kind)
-    if made:
-        return made(args)
-    return raise_to(*args) if node.kind == "^" else Node(node.kind, tuple(args))
+    args = [substitute(each, old, new) if isinstance(each, Node) else each for each in node.args]
+    if node.kind in ("+", "*"):
+        return add(args) if node.kind == "+" else multiply(args)
+    if node.kind == "^":
+        return raise_to(*args)
+    if node.kind == "where":
+        _, left, right, holds, _ = args
+        # Settings are above 0.
+        return holds if left == ZERO and _is_positive(right) else Node("where", tuple(args))
+    return apply(node.kind, args[0]) if node.kind in FUNCTIONS else Node(node.kind, tuple(args))
+
+
+def _is_positive(node: Node) -> bool:
+    return all(part.kind in ("name", "+", "*", "^", "number") and _sign(part) > 0 for part in node.parts())
+
+
+def apply(function: str, argument: Node) -> Node:
+    """The canonical function of an argument: worked out where the result is a whole number."""
+    known = _AT.get((function, argument))
+    return Node(function, (argument,)) if known is None else known
+
+
+_AT = {("log", ONE): ZERO, ("exp", ZERO): ONE} | {(name, ZERO): ZERO for name in ("tanh", "atan", "erf")}
+
+
+def derivative(node: Node, by: Node) -> Node:
+    """The derivative of a formula by one of its names; of where(), case by case."""
+    if node == by:
+        return ONE
+    if node.kind in ("number", "name"):
+        return ZERO
+    if node.kind == "where":
+        *condition, holds, otherwise = node.args
+        return Node("where", (*condition, derivative(holds, by), derivative(otherwise, by)))
+    slopes = [derivative(each, by) for each in node.args]
+    if node.kind == "+":
+        return add(slopes)
+    if node.kind == "*":
+        return add(
+            multiply([slope, *node.args[:i], *node.args[i + 1 :]]) for i, slope in enumerate(slopes) if slope != ZERO
+        )
+    if node.kind == "^":
+        base, exponent = node.args
+        of_base = multiply([exponent, raise_to(base, add([exponent, number(-1)])), slopes[0]])
+        return of_base if slopes[1] == ZERO else add([of_base, multiply([node, apply("log", base), slopes[1]])])
+    (argument,) = node.args
+    square = raise_to(argument, number(2))
+    factor = {
+        "exp": lambda: node,
+        "log": lambda: raise_to(argument, number(-1)),
+        "tanh": lambda: add([ONE, multiply([number(-1), raise_to(node, number(2))])]),
+        "atan": lambda: raise_to(add([ONE, square]), number(-1)),
+        "erf": lambda: multiply([number(2), Node("exp", (multiply([number(-1), square]),)), _ONE_OVER_ROOT_PI]),
+    }[node.kind]()
+    return multiply([factor, slopes[0]])
+
+
+_ONE_OVER_ROOT_PI = number(Fraction("0.564189583548"))
 
 
 def _sign(node: Node) -> int:

@@ -1,7 +1,7 @@
-"""The sparsity penalties, each one formula, from which value, slope, listing and compiled kernels all follow.
+"""The sparsity penalties, each one formula in text, from which value, slope, listing and compiled kernels all follow.
 
-A penalty maps the contributions aᵢ‖dᵢ‖ ≥ 0 of one input to a number: `outer(T₀, T₁, M)` with Tᵢ = Σⱼ termᵢ(aⱼ) and
-M = maxⱼ largest(aⱼ). Every term is 0 at a = 0, so latents that are off cost nothing and kernels may skip them.
+A penalty maps the contributions a = activation · decoder norm ≥ 0 of an input's latents to a number (saes/formula.py
+says how a formula is written). It is 0 where all are off, so that kernels may skip latents that do not fire.
 Contributions, not activations: otherwise growing the decoder and shrinking the code would evade the penalty.
 Priors are read as in maximum a posteriori estimation: penalty = −log p up to constants, λ the coefficient over 2σ².
 """
@@ -9,192 +9,307 @@ Priors are read as in maximum a posteriori estimation: penalty = −log p up to 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import sympy as sp
-import torch
-from sympy.printing.str import StrPrinter
+from sae_sweep.lazy import lazy
+from sae_sweep.registry import Kind, Setting, get, register
+from sae_sweep.saes.formula import Formula, check, parse, symbols
 
-from sae_sweep.config.settings import PENALTY_KEYS
+if TYPE_CHECKING:
+    import sympy as sp
+    import torch
 
-a, s, p, ε = sp.symbols("a s p ε", positive=True)
-T = sp.symbols("T0 T1", positive=True)
-# The largest over latents, and log π: the logarithm of the share of inputs on which a latent is the largest.
-M, logπ = sp.symbols("M logπ", real=True)
+    from sae_sweep.config.settings import Penalty
+else:
+    sp, torch = lazy("sympy"), lazy("torch")
 
-# L_p's slope p(a+ε)^(p-1) stays finite at 0: with ε = 1e-3 and activations of norm √d it is at most 16 for p = 1/2.
-EPSILON = sp.Rational(1, 1000)
 # prod1p continues linearly above T = 8, where a dense start would overflow exp and drown the reconstruction.
 PRODUCT_CAP = 8
-# Under `exclusive` all but the largest have a scale of their own: this fraction of s.
-REST = sp.Rational(1, 10)
 
 
-@dataclass(frozen=True)
-class PenaltyFormula:
-    """`outer` of the sums of `terms` and the maximum of `largest`; `prior`: the density it is −log of, or why none."""
+def _as_it_is(penalty: Penalty) -> Penalty:
+    return penalty
 
-    name: str
-    terms: tuple[sp.Expr, ...]
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyFormula(Kind):
+    """A penalty: the sum over latents of `formula`, or what `outer` makes of that sum.
+
+    prior: the density it is −log of, or why none; ladder: coefficients where none is given, a geometric series
+    canonical: the penalty that has the same value under another name, if there is one
+    counts: it has no slope in what fires, so that only an architecture that gives firing a slope learns from it
+    """
+
+    family = "penalty"
+    formula: str
+    outer: str | None = None
     prior: str
-    source: str
-    outer: sp.Expr = T[0]
-    largest: sp.Expr = sp.S.Zero
+    ladder: tuple[float, ...] = ()
+    canonical: Callable[[Penalty], Penalty] = _as_it_is
+    counts: bool = False
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """The settings it reads beside the coefficient."""
-        return PENALTY_KEYS[self.name]
+    def parsed(self) -> Formula:
+        """What the formula says."""
+        return parse(self.formula, self.outer)
 
-    @property
-    def numeric_terms(self) -> tuple[sp.Expr, ...]:
-        """The terms with ε put in: what is computed."""
-        return tuple(term.subs(ε, EPSILON) for term in self.terms)
+    def title(self, penalty: Penalty) -> str:
+        """How tables and figures name a penalty of this kind."""
+        return self.name
 
-    @property
-    def numeric_outer(self) -> sp.Expr:
-        """`outer` with ε put in."""
-        return self.outer.subs(ε, EPSILON)
-
-    @property
-    def formula(self) -> str:
-        """The whole penalty in one line, for people."""
-        sums = {symbol: sp.Symbol(f"Σ[{spell(term)}]") for symbol, term in zip(T, self.terms, strict=False)}
-        sums[M] = sp.Symbol(f"max[{spell(self.largest)}]")
-        outer = self.outer.args[0].expr if isinstance(self.outer, sp.Piecewise) else self.outer
-        return spell(outer.subs(sums))
-
-    @property
-    def slope_at_zero(self) -> sp.Expr:
-        """The slope for a latent about to fire on an input where nothing else does."""
-        alone = {**dict(zip(T, self.terms, strict=False)), M: self.largest}
-        return sp.diff(self.outer.subs(alone), a).subs(a, 0)
+    def reads(self, penalty: Penalty) -> Iterable[str]:
+        """The settings that change what it computes, beside the coefficient and those that its title tells."""
+        return self.settings
 
 
-class _Speller(StrPrinter):
-    """Formulas as people write them."""
+class OwnFormula(PenaltyFormula):
+    """The kind whose formula is a setting: each formula is a penalty of its own."""
 
-    def _print_Piecewise(self, piecewise: sp.Piecewise) -> str:
-        (below, condition), (above, _) = piecewise.args
-        return f"{self._print(below)} where {self._print(condition)}, else {self._print(above)}"
+    def title(self, penalty: Penalty) -> str:
+        """The formula in its canonical text."""
+        formula = formula_of(penalty)
+        return formula.whole if formula.coupled else formula.text
+
+    def reads(self, penalty: Penalty) -> Iterable[str]:
+        """What the formula names."""
+        return formula_of(penalty).reads
 
 
-def spell(expression: sp.Expr) -> str:
-    """An expression as people write it."""
-    return str(_Speller().doprint(expression)).replace("**", "^").replace("*", "·").replace("<=", "≤")
+def formula_of(penalty: Penalty | str) -> Formula:
+    """The formula of a penalty, or of the kind of that name: the user's own where the kind is `formula`."""
+    if not isinstance(penalty, str) and "formula" in penalty.to_dict():
+        return parse(penalty.formula, penalty.outer)
+    kind: PenaltyFormula = get("penalty", penalty if isinstance(penalty, str) else penalty.name)
+    return kind.parsed
 
 
-_product = sp.Piecewise(
-    (sp.exp(T[0]) - 1, T[0] <= PRODUCT_CAP),
-    (sp.exp(PRODUCT_CAP) * (1 + T[0] - PRODUCT_CAP) - 1, True),
+def _named(penalty: Penalty) -> Penalty:
+    """L_p by the names that it has at p = 1/2 and p = 1."""
+    if penalty.p not in (0.5, 1.0):
+        return penalty
+    return type(penalty)("sqrt" if penalty.p == 0.5 else "l1", penalty.coefficient)
+
+
+def _canonical_formula(penalty: Penalty) -> Penalty:
+    """A formula of one's own in its canonical text, with settings that it does not name at their defaults."""
+    formula = formula_of(penalty)
+    unread = {setting: 1.0 for setting in ("scale", "p") if setting not in formula.reads}
+    return penalty.replace(formula=formula.text, outer=formula.outer_text or "T", **unread)
+
+
+def _check_formula(penalty: Penalty) -> None:
+    """UserError unless a formula of one's own is a penalty at its settings."""
+    check(formula_of(penalty), penalty.scale, penalty.p)
+
+
+_SCALE = {"scale": Setting(1.0, "s, in activations of E‖x‖² = d", gt=0)}
+_GROSS = "LessWrong comment EkibeZomncsPxfYwu"
+
+register(
+    PenaltyFormula(
+        name="none",
+        description="no penalty",
+        formula="0",
+        prior="none: flat, every code as likely",
+        source="no penalty",
+        ladder=(0.0,),
+    )
+)
+register(
+    PenaltyFormula(
+        name="l1",
+        description="the sum of contributions",
+        formula="a",
+        prior="exponential (one-sided Laplace), rate λ",
+        source="Tibshirani 1996; arXiv 2309.08600",
+        ladder=(0.25, 0.5, 1.0, 2.0),
+    )
+)
+register(
+    PenaltyFormula(
+        name="lp",
+        description="their p-th powers",
+        formula="(a + ε)^p - ε^p",
+        prior="exponential power, Z = Γ(1/p)/(p·λ^(1/p)) as ε → 0",
+        source=f"{_GROSS} (P7)",
+        settings={"p": Setting(0.5, "the exponent", gt=0)},
+        ladder=(0.25, 0.5, 1.0, 2.0),
+        canonical=_named,
+    )
+)
+register(
+    PenaltyFormula(
+        name="sqrt",
+        description="their square roots: L_p at p = 1/2",
+        formula="sqrt(a + ε) - sqrt(ε)",
+        prior="exponential power with p = 1/2: Z = 2/λ² as ε → 0",
+        source=f"{_GROSS} (P7)",
+        ladder=(0.25, 0.5, 1.0, 2.0),
+    )
+)
+register(
+    PenaltyFormula(
+        name="log1p",
+        description="concave, with a slope that falls as 1/a",
+        formula="log(1 + a/s)",
+        prior="Lomax (Pareto II), shape λ-1, scale s; improper for λ ≤ 1",
+        source=f"{_GROSS} (P6)",
+        settings=_SCALE,
+        ladder=(0.3, 0.6, 1.2, 2.4),
+    )
+)
+register(
+    PenaltyFormula(
+        name="log1p_sq",
+        description="quadratic near zero, logarithmic far out",
+        formula="log(1 + a^2/s^2)",
+        prior="Student-t, ν = 2λ-1 (Cauchy at λ = 1; improper for λ ≤ 1/2)",
+        source=f"Olshausen & Field 1996; {_GROSS} (P6)",
+        settings=_SCALE,
+        ladder=(0.2, 0.4, 0.8, 1.6),
+    )
+)
+register(
+    PenaltyFormula(
+        name="tanh",
+        description="a smooth count of what fires",
+        formula="tanh(a/s)",
+        prior="improper: a spike and a flat slab",
+        source="transformer-circuits.pub/2024/feb-update",
+        settings=_SCALE,
+        ladder=(0.15, 0.3, 0.6, 1.2),
+    )
+)
+register(
+    PenaltyFormula(
+        name="prod1p",
+        description="the product of 1 + a/s over latents, less 1",
+        formula="log(1 + a/s)",
+        outer=f"where(T <= {PRODUCT_CAP}, exp(T) - 1, exp({PRODUCT_CAP})*(1 + T - {PRODUCT_CAP}) - 1)",
+        prior="proper, not factorised: aᵢ given the rest is exponential with rate λ·∏_{j≠i}(1+aⱼ/s)/s",
+        source=f"{_GROSS} (P6)",
+        settings=_SCALE,
+        ladder=(0.003, 0.01, 0.03, 0.1),
+    )
+)
+register(
+    PenaltyFormula(
+        name="pair",
+        description="the sum of products of two",
+        formula="a",
+        outer="(T^2 - sum(a^2))/2",
+        prior="not factorised: Σ_{i<j} aᵢ·aⱼ, zero iff at most one latent fires; improper for two latents alone, "
+        "proper from three on",
+        source=f"{_GROSS} (P6)",
+        ladder=(0.03, 0.1, 0.3, 1.0),
+    )
+)
+register(
+    PenaltyFormula(
+        name="lp_annealed",
+        description="L_p whose exponent falls while an SAE trains",
+        formula="(a + ε)^p - ε^p",
+        prior="none: p falls from penalty.p to penalty.p_end while it trains, and the objective with it",
+        source="Karvonen et al. 2024, arXiv 2408.00113 (p-annealing)",
+        settings={"p": Setting(1.0, "the exponent at first", gt=0), "p_end": Setting(0.2, "and at the end", gt=0)},
+        ladder=(0.25, 0.5, 1.0, 2.0),
+    )
+)
+register(
+    PenaltyFormula(
+        name="hoyer",
+        description="the square of the sum over the sum of squares",
+        formula="a",
+        outer="T^2/(sum(a^2) + ε)",
+        prior="improper: constant along every ray, so no density; 1 for one latent, L0 for equal ones",
+        source="Hoyer 2004; Yang et al. 2020, arXiv 1908.09979 (Hoyer-square)",
+        ladder=(0.1, 0.3, 1.0, 3.0),
+    )
+)
+register(
+    PenaltyFormula(
+        name="mcp",
+        description="concave up to s, then flat",
+        formula="where(a <= s, a - a^2/(2*s), s/2)",
+        prior="improper: a truncated bump on a flat slab, the tail never falls",
+        source="Zhang 2010, Annals of Statistics 38 (MCP, γλ = s)",
+        settings=_SCALE,
+        ladder=(0.25, 0.5, 1.0, 2.0),
+    )
+)
+register(
+    PenaltyFormula(
+        name="l0",
+        description="how many fire",
+        formula="where(a <= ε, 0, 1)",
+        prior="improper: a spike and a flat slab; sae=jumprelu alone gives it a slope",
+        source="Rajamanoharan et al. 2024, arXiv 2407.14435",
+        ladder=(0.01, 0.1, 1.0, 10.0),
+        counts=True,
+    )
+)
+register(
+    PenaltyFormula(
+        name="exclusive",
+        description="one latent may fire at scale s, the others at a tenth of it",
+        formula="a",
+        outer="(T - max(a))/(s/10) + max(a)/s",
+        prior="one winner, any latent alike: exponential with mean s; the others exponential with mean s/10 (at λ = 1)",
+        source=f"{_GROSS} (P6): the mixture over winners, its largest component",
+        settings=_SCALE,
+        ladder=(0.01, 0.03, 0.1, 0.3),
+    )
+)
+register(
+    PenaltyFormula(
+        name="exclusive_pi",
+        description="the same, and the winner pays for how seldom it wins",
+        formula="a",
+        outer="T/(s/10) - max(9*a/s + logπ)",
+        prior="the same with winner j drawn with probability πⱼ, its share of the inputs: −log π is what "
+        "splitting costs",
+        source=f"{_GROSS} (P6): the mixture over winners, its largest component",
+        settings=_SCALE,
+        ladder=(0.01, 0.03, 0.1, 0.3),
+    )
 )
 
-FORMULAS = {
-    formula.name: formula
-    for formula in (
-        PenaltyFormula("none", (sp.Integer(0),), "none: flat, every code as likely", "no penalty"),
-        PenaltyFormula("l1", (a,), "exponential (one-sided Laplace), rate λ", "Tibshirani 1996; arXiv 2309.08600"),
-        PenaltyFormula(
-            "lp",
-            ((a + ε) ** p - ε**p,),
-            "exponential power, Z = Γ(1/p)/(p·λ^(1/p)) as ε → 0",
-            "LessWrong comment EkibeZomncsPxfYwu (P7)",
-        ),
-        PenaltyFormula(
-            "sqrt",
-            (sp.sqrt(a + ε) - sp.sqrt(ε),),
-            "exponential power with p = 1/2: Z = 2/λ² as ε → 0",
-            "LessWrong comment EkibeZomncsPxfYwu (P7)",
-        ),
-        PenaltyFormula(
-            "log1p",
-            (sp.log(1 + a / s),),
-            "Lomax (Pareto II), shape λ-1, scale s; improper for λ ≤ 1",
-            "LessWrong comment EkibeZomncsPxfYwu (P6)",
-        ),
-        PenaltyFormula(
-            "log1p_sq",
-            (sp.log(1 + a**2 / s**2),),
-            "Student-t, ν = 2λ-1 (Cauchy at λ = 1; improper for λ ≤ 1/2)",
-            "Olshausen & Field 1996; LessWrong comment EkibeZomncsPxfYwu (P6)",
-        ),
-        PenaltyFormula(
-            "tanh", (sp.tanh(a / s),), "improper: a spike and a flat slab", "transformer-circuits.pub/2024/feb-update"
-        ),
-        PenaltyFormula(
-            "prod1p",
-            (sp.log(1 + a / s),),
-            "proper, not factorised: aᵢ given the rest is exponential with rate λ·∏_{j≠i}(1+aⱼ/s)/s",
-            "LessWrong comment EkibeZomncsPxfYwu (P6)",
-            outer=_product,
-        ),
-        PenaltyFormula(
-            "pair",
-            (a, a**2),
-            "not factorised: aᵢ given the rest is exponential with rate λ·Σ_{j≠i} aⱼ; improper for two latents alone, "
-            "proper from three on; zero iff at most one latent fires",
-            "LessWrong comment EkibeZomncsPxfYwu (P6)",
-            outer=(T[0] ** 2 - T[1]) / 2,
-        ),
-        PenaltyFormula(
-            "lp_annealed",
-            ((a + ε) ** p - ε**p,),
-            "none: p falls from penalty.p to penalty.p_end while it trains, and the objective with it",
-            "Karvonen et al. 2024, arXiv 2408.00113 (p-annealing)",
-        ),
-        PenaltyFormula(
-            "hoyer",
-            (a, a**2),
-            "improper: constant along every ray, so no density; 1 for one latent, L0 for equal ones",
-            "Hoyer 2004; Yang et al. 2020, arXiv 1908.09979 (Hoyer-square)",
-            outer=T[0] ** 2 / (T[1] + ε),
-        ),
-        PenaltyFormula(
-            "mcp",
-            (sp.Piecewise((a - a**2 / (2 * s), a <= s), (s / 2, True)),),
-            "improper: a truncated bump on a flat slab, the tail never falls",
-            "Zhang 2010, Annals of Statistics 38 (MCP, γλ = s)",
-        ),
-        PenaltyFormula(
-            "l0",
-            (sp.Piecewise((0, a <= ε), (1, True)),),
-            "improper: a spike and a flat slab; sae=jumprelu alone gives it a slope",
-            "Rajamanoharan et al. 2024, arXiv 2407.14435",
-        ),
-        PenaltyFormula(
-            "exclusive",
-            (a,),
-            "one winner, any latent alike: exponential with mean s; the others exponential with mean s/10 (at λ = 1)",
-            "LessWrong comment EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
-            outer=(T[0] - M) / (REST * s) + M / s,
-            largest=a,
-        ),
-        PenaltyFormula(
-            "exclusive_pi",
-            (a,),
-            "the same with winner j drawn with probability πⱼ, its share of the inputs: −log π is what splitting costs",
-            "LessWrong comment EkibeZomncsPxfYwu (P6): the mixture over winners, its largest component",
-            outer=T[0] / (REST * s) - M,
-            largest=a * (1 / REST - 1) / s + logπ,
-        ),
+
+register(
+    OwnFormula(
+        name="formula",
+        description="a formula of your own",
+        formula="a/(a + s)",
+        prior="that of the formula: sae-sweep prior FORMULA",
+        source="yours; by default one that saturates",
+        settings={
+            "formula": Setting("a/(a + s)", "what a latent of contribution a costs", verbatim=True),
+            "outer": Setting("T", "what an input costs: T is the sum of the formula over latents", verbatim=True),
+            "scale": Setting(1.0, "s in the formula", gt=0),
+            "p": Setting(1.0, "p in the formula", gt=0),
+        },
+        ladder=(0.3, 0.6, 1.2, 2.4),
+        canonical=_canonical_formula,
+        check=_check_formula,
     )
-}
+)
 
 
 def penalty_value(
-    name: str,
+    penalty: str | Formula,
     contributions: torch.Tensor,
     scale: float = 1.0,
     exponent: float = 1.0,
     log_shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Penalty per input: contributions a‖d‖ [..., width], non-negative -> [...]; differentiable.
+    """Penalty per input, by name or formula: contributions a‖d‖ [..., width], non-negative -> [...]; differentiable.
 
-    log_shares [width]: log π of `exclusive_pi`; None stands for 0, which leaves −log π out.
-    Above a product of e⁸ prod1p continues linearly (PRODUCT_CAP); L_p is Σ(a+ε)ᵖ − εᵖ with EPSILON.
+    log_shares [width]: log π where the formula names it; None stands for 0, which leaves −log π out.
     """
-    terms, largest, outer = _torch_functions(name, scale, exponent)
+    formula = formula_of(penalty) if isinstance(penalty, str) else penalty
+    terms, largest, outer = _torch_functions(formula, scale, exponent)
     sums = [term(contributions).sum(-1) for term in terms]
     if largest is None:
         return outer(*sums)
@@ -214,26 +329,56 @@ def log_shares(contributions: torch.Tensor) -> torch.Tensor:
     return (counts / counts.sum(-1, keepdim=True)).log()
 
 
+_OnTensors = Callable[..., Any]
+
+
 @functools.cache
 def _torch_functions(
-    name: str, scale: float, exponent: float
-) -> tuple[list[Callable[..., torch.Tensor]], Callable[..., torch.Tensor] | None, Callable[..., torch.Tensor]]:
-    formula = FORMULAS[name]
-    numbers = {s: scale, p: exponent}
-    terms = [_on_tensors((a,), term.subs(numbers)) for term in formula.numeric_terms]
-    arguments, outer = T[: len(terms)], formula.numeric_outer.subs(numbers)
-    if not formula.largest:
-        return terms, None, _on_tensors(arguments, outer)
-    return terms, _on_tensors((a, logπ), formula.largest.subs(numbers)), _on_tensors((*arguments, M), outer)
+    formula: Formula, scale: float, exponent: float
+) -> tuple[list[_OnTensors], _OnTensors | None, _OnTensors]:
+    terms, outer, largest = (
+        sp.sympify(each).subs({symbols.s: scale, symbols.p: exponent}) for each in formula.numeric_expressions()
+    )
+    arguments = (symbols.T0, symbols.T1)[: len(terms)]
+    sums = [_on_tensors((symbols.a,), term) for term in terms]
+    if formula.largest is None:
+        return sums, None, _on_tensors(arguments, outer)
+    return sums, _on_tensors((symbols.a, symbols.logπ), largest), _on_tensors((*arguments, symbols.M), outer)
 
 
-def _on_tensors(arguments: tuple[sp.Symbol, ...], expression: sp.Expr) -> Callable[..., torch.Tensor]:
+def _on_tensors(arguments: tuple[Any, ...], expression: Any) -> _OnTensors:
     if expression.is_number:  # a constant would not take its argument's shape
         return lambda first, *_: first * 0 + float(expression)
-    # where() evaluates both branches: an overflowing exp in the branch not taken would turn its gradient into NaN.
     if isinstance(expression, sp.Piecewise):
-        (below, condition), (above, _) = expression.args
-        cap = float(condition.rhs)
-        low, high = _on_tensors(arguments, below), _on_tensors(arguments, above)
-        return lambda t: torch.where(t <= cap, low(t.clamp(max=cap)), high(t))
-    return sp.lambdify(arguments, expression.evalf(), modules=[torch])
+        return _cases(arguments, expression)
+    cases = [each for each in _outermost(expression) if each.has(*arguments)]
+    names = sp.symbols(f"case:{len(cases)}") if cases else ()
+    whole = expression.subs(dict(zip(cases, names, strict=True)))
+    functions = [_on_tensors(arguments, case) for case in cases]
+    combined = sp.lambdify((*arguments, *names), whole.evalf(), modules=[torch])
+    if not cases:
+        return combined
+    return lambda *values: combined(*values, *(function(*values) for function in functions))
+
+
+def _outermost(expression: Any) -> list[Any]:
+    """The where() in an expression that stand in no other."""
+    if isinstance(expression, sp.Piecewise):
+        return [expression]
+    return [each for part in expression.args for each in _outermost(part)]
+
+
+def _cases(arguments: tuple[Any, ...], piecewise: Any) -> _OnTensors:
+    """torch.where evaluates both cases, and what overflows in the one not taken would turn its gradient into NaN: each
+    is evaluated on its own side of the bound."""
+    (below, condition), *rest = piecewise.args
+    variable, bound = arguments.index(condition.lhs), float(condition.rhs)
+    low, high = _on_tensors(arguments, below), _on_tensors(arguments, sp.Piecewise(*rest))
+    strict = isinstance(condition, sp.StrictLessThan)
+
+    def either(*values: torch.Tensor) -> torch.Tensor:
+        at = values[variable]
+        small, large = ((*values[:variable], each, *values[variable + 1 :]) for each in (at.clamp(max=bound), at))
+        return torch.where(at < bound if strict else at <= bound, low(*small), high(*large))
+
+    return either

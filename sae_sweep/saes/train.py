@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.architectures import pre_activations
-from sae_sweep.saes.penalties import log_shares, penalty_value
+from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2, Stack, adam_scale
 
 # Steps between two looks at the metrics: each look waits for the device.
@@ -176,15 +176,17 @@ def penalties(stack: Stack, contributions: Tensor, fires: Tensor | None) -> Tens
     """Mean penalty of each SAE over the batch: contributions, and whether each fires, [n, b, width] -> [n]."""
     groups = defaultdict(list)
     for i, point in enumerate(stack.points):
-        groups[point.penalty.name, point.penalty.scale, float(stack.exponent[i])].append(i)
+        groups[
+            point.penalty.name, formula_of(point.penalty), point.penalty.get("scale", 1.0), float(stack.exponent[i])
+        ].append(i)
     result = contributions.new_zeros(len(stack.points))
-    for (name, scale, exponent), members in groups.items():
+    for (name, formula, scale, exponent), members in groups.items():
         of_members = contributions[members]
-        shares = log_shares(of_members)[..., None, :] if name == "exclusive_pi" else None
+        shares = log_shares(of_members)[..., None, :] if formula.weighs else None
         if name == "l0" and fires is not None:  # a count has no slope but the one that goes straight through
             values = fires[members].sum(-1).mean(-1)
         else:
-            values = penalty_value(name, of_members, scale, exponent, shares).mean(-1)
+            values = penalty_value(formula, of_members, scale, exponent, shares).mean(-1)
         result = result.index_put((torch.tensor(members, device=result.device),), values)
     return result
 

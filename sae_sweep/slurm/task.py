@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,4 +167,4 @@ def _execute(
                 try:
                     say(PointFailed(point, None, reason))
                 finally:
-                    store.fail(sweep, point.id, {"reason": reason, "traceback": trace, "settings": asdict(point)})
+                    store.fail(sweep, point.id, {"reason": reason, "traceback": trace, "settings": point.to_dict()})

@@ -6,7 +6,6 @@ a point's record says the same in every sweep that holds it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import math
@@ -16,9 +15,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from sae_sweep import registry
 from sae_sweep.config.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.config.gc import no_collection
-from sae_sweep.config.settings import COUNTED, OWN_INPUTS, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
+from sae_sweep.config.settings import Penalty, Toy
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
 from sae_sweep.store.store import NotThere, Store
@@ -28,7 +28,6 @@ _FRONT_WITHIN = {
     "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
     "on_common_front": ("toy", "site", "distribution", "width"),
 }
-_TOY_KEYS = tuple(f"toy.{f.name}" for f in dataclasses.fields(Toy))
 _ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition"))
 
 
@@ -159,8 +158,7 @@ def _best(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def _settings(records: list[dict[str, Any]], varied: Iterable[str]) -> list[dict[str, Any]]:
     """The setting columns of each record: the constant ones, and every key that the sweep varies."""
-    before = settings_before()
-    flat = [{**before, **_flatten(record["settings"])} for record in records]
+    flat = [_flatten(record["settings"]) for record in records]
     keys = _swept_keys(flat, varied)
     rows = []
     for record, setting in zip(records, flat, strict=True):
@@ -185,26 +183,36 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
 def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
     """The constant setting columns; what has no effect on the point is null."""
     row = {column: setting.get(key) for column, key in KEYS.items()}
-    toy = _toy(*map(setting.__getitem__, _TOY_KEYS))
+    toy = _toy(tuple((key.partition(".")[2], value) for key, value in setting.items() if key.startswith("toy.")))
     row["toy"] = toy.title
-    reads = PENALTY_KEYS[setting["penalty.name"]]
-    effective = {
-        "site": toy.name not in SYNTHETIC,
-        "distribution": toy.name not in OWN_INPUTS,
-        "partition": row["init"] == "oracle",
-        "k": row["architecture"] in COUNTED,
-        "penalty_p": "p" in reads or row["penalty"] == "sqrt",
-        "penalty_scale": "scale" in reads,
-    }
-    row |= {column: None for column, has_effect in effective.items() if not has_effect}
+    if not toy.kind.sites:
+        row["site"] = None
+    if not toy.kind.distributions:
+        row["distribution"] = None
     if row["penalty"] == "sqrt":
         row["penalty_p"] = 0.5
+    if setting.get("penalty.formula") is not None:
+        row |= _of_formula(tuple((key, value) for key, value in setting.items() if key.startswith("penalty.")))
     return row
 
 
 @functools.lru_cache(maxsize=2**10)
-def _toy(*settings: Any) -> Toy:
-    return Toy(*settings)
+def _of_formula(settings: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
+    """A formula of the user's own stands for the penalty's name; settings that it does not name are null."""
+    penalty = Penalty(**{key.partition(".")[2]: value for key, value in settings})
+    kind = registry.get("penalty", penalty.name)
+    columns = {"penalty_p": "p", "penalty_scale": "scale"}
+    unread = {column: None for column, key in columns.items() if key not in kind.reads(penalty)}
+    return {"penalty": kind.title(penalty), **unread}
+
+
+@functools.lru_cache(maxsize=2**10)
+def _toy(settings: tuple[tuple[str, Any], ...]) -> Toy:
+    return Toy(**dict(settings))
+
+
+# The column `penalty` holds a formula of one's own.
+_IN_PENALTY = ("penalty.formula", "penalty.outer")
 
 
 def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
@@ -214,7 +222,7 @@ def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
         leaves = [leaf for leaf in (flat[0] if flat else ()) if leaf.startswith(f"{key}.")]
         differing = [leaf for leaf in leaves if len({setting.get(leaf) for setting in flat}) > 1]
         keys |= dict.fromkeys(differing if leaves else [key])
-    return [key for key in keys if key not in COLUMNS]
+    return [key for key in keys if key not in COLUMNS and key not in _IN_PENALTY]
 
 
 def _source(key: str) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from commandline import call
+from sae_sweep.toys.synthetic import QUANTILES, Synthetic
 
 from sae_sweep.config.columns import COLUMNS
 from sae_sweep.config.grid import toy_classes
@@ -31,7 +32,6 @@ from sae_sweep.config.settings import (
 from sae_sweep.toys import model
 from sae_sweep.toys import sampling as stream
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
-from sae_sweep.toys.synthetic import QUANTILES, Synthetic
 
 COUNT = 40_000
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from sae_sweep.kernels.cuda import dense, encode, sparse, tiling, update
 from sae_sweep.kernels.cuda.penalty_gradients import Slopes, triton_slopes
 from sae_sweep.kernels.cuda.tiling import TILE, Tiles, power_of_two
+from sae_sweep.saes.formula import Formula
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack, adam_scale
 from sae_sweep.saes.train import Progress
 
@@ -54,8 +56,11 @@ class _Trainer:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.launched = False
 
-        self.groups = [(triton_slopes(name), self._ints(members)) for name, members in _by_penalty(stack).items()]
-        settings = [(point.penalty.scale, point.penalty.p, point.training.clip) for point in stack.points]
+        self.groups = [(triton_slopes(formula), self._ints(members)) for formula, members in _by_penalty(stack).items()]
+        settings = [
+            (point.penalty.get("scale", 1.0), point.penalty.get("p", 1.0), point.training.clip)
+            for point in stack.points
+        ]
         self.settings = torch.tensor(settings, dtype=torch.float32, device=stack.flat.device)
         self.schedule = _schedule(stack).to(stack.flat.device)
         self.coefficients = self.schedule[:, :, 2].clone()
@@ -216,11 +221,11 @@ def _addresses(stack: Stack) -> list[int]:
     return [t.data_ptr() for t in (stack.flat, stack.first, stack.second)]
 
 
-def _by_penalty(stack: Stack) -> dict[str, list[int]]:
+def _by_penalty(stack: Stack) -> dict[Formula, list[int]]:
     """SAEs of the stack by the penalty whose slopes they need."""
     groups = defaultdict(list)
     for i, point in enumerate(stack.points):
-        groups[point.penalty.name].append(i)
+        groups[formula_of(point.penalty)].append(i)
     return groups
 
 
