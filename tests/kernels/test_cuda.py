@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import sympy as sp
 import torch
 from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
 
@@ -18,12 +17,14 @@ from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
 os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
+from sae_sweep import registry
 from sae_sweep.config.settings import Penalty, Site, Toy
-from sae_sweep.kernels import LONGEST
+from sae_sweep.kernels import LONGEST, gpu_knows
 from sae_sweep.kernels.cuda import tiling
 from sae_sweep.kernels.cuda.backend import PRECISION, CudaBackend, _Trainer
-from sae_sweep.kernels.cuda.penalty_gradients import triton_slopes
+from sae_sweep.registry import Setting, kinds
 from sae_sweep.saes import penalties
+from sae_sweep.saes.formula import parse
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
 from sae_sweep.sweep.backend import pick_backend
@@ -79,7 +80,7 @@ def test_the_step_is_the_reference_step_for_every_penalty(by_entries: bool, monk
         monkeypatch.setattr(tiling, "NARROW", 0)
     chosen = points(PENALTIES, clip=2.0, coefficient_warmup=0.5)
     # A stack holds different learning rates too.
-    chosen[0] = dataclasses.replace(chosen[0], training=dataclasses.replace(chosen[0].training, lr=1e-3))
+    chosen[0] = dataclasses.replace(chosen[0], training=chosen[0].training.replace(lr=1e-3))
     assert agree(stack_of(chosen), batches(2, BATCH)) == [not by_entries] * len(chosen)
 
 
@@ -172,7 +173,7 @@ def test_company_changes_no_bit(architecture: str, width: int) -> None:
 @pytest.mark.parametrize(("width", "architecture"), [(40, "relu"), (ENTRIES, "relu"), (40, "topk")])
 def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> None:
     chosen = points(PENALTIES[:2], architecture, width)
-    broken = dataclasses.replace(chosen[1], training=dataclasses.replace(chosen[1].training, lr=1e30))
+    broken = dataclasses.replace(chosen[1], training=chosen[1].training.replace(lr=1e30))
     data = batches(3, BATCH)
     whole, mixed = quiet(stack_of(chosen)), quiet(stack_of([chosen[0], broken]))
     CudaBackend().advance(whole, data)
@@ -195,21 +196,30 @@ def test_a_latent_without_entries_still_moves() -> None:
 
 def test_a_new_penalty_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     formula = penalties.PenaltyFormula(
-        "new", (1 - sp.exp(-penalties.a / penalties.s), sp.sqrt(penalties.a + 1) - 1), "", ""
+        name="new",
+        description="",
+        prior="",
+        formula="1 - exp(-a/s)",
+        outer="T*log(1 + sum(sqrt(a + 1) - 1))",
+        settings={"scale": Setting(1.0)},
     )
-    formula = dataclasses.replace(formula, outer=penalties.T[0] * sp.log(1 + penalties.T[1]))
-    monkeypatch.setitem(penalties.FORMULAS, "new", formula)
+    monkeypatch.setitem(registry._kinds["penalty"], "new", formula)
+    for clear in registry._derived:
+        clear()
     assert agree(stack_of(points([Penalty("new", 0.5, scale=2.0)])), batches(1, BATCH)) == [True]
-    strange = dataclasses.replace(formula, name="strange", terms=(sp.besselj(0, penalties.a),))
-    monkeypatch.setitem(penalties.FORMULAS, "strange", strange)
-    with pytest.raises(NotImplementedError, match="besselj"):
-        triton_slopes("strange")
+    own = Penalty("formula", 0.5, formula="where(a <= s, a, where(a <= 2*s, s, 2*s))", outer="T + T^2/9", scale=0.5)
+    assert agree(stack_of(points([own])), batches(1, BATCH)) == [True]
+
+
+@pytest.mark.parametrize(("text", "outer"), [("erf(a)", None), ("a", "T + max(a)"), ("a", "T/s")])
+def test_formulas_that_the_kernels_do_not_know_are_left_to_autograd(text: str, outer: str | None) -> None:
+    assert not gpu_knows(parse(text, outer))
 
 
 def test_the_backend_for_a_stack_on_a_gpu() -> None:
     def picked(architecture: str, d: int = 32, penalty: Penalty = PENALTIES[0]) -> object:
         lies = SimpleNamespace(device=torch.device("cuda"))
-        kind, chosen = SimpleNamespace(name=architecture), points([penalty])
+        kind, chosen = kinds("architecture")[architecture], points([penalty])
         return pick_backend(SimpleNamespace(flat=lies, d=d, architecture=kind, points=chosen), None, 2)  # type: ignore[arg-type]
 
     assert isinstance(picked("relu"), CudaBackend)
