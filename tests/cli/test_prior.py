@@ -7,7 +7,7 @@ import json
 import pytest
 from commandline import call
 
-from sae_sweep.config.settings import PENALTIES
+from sae_sweep.registry import kinds
 
 
 def test_prior_of_a_penalty_in_words_and_numbers() -> None:
@@ -52,12 +52,12 @@ def test_pair_is_said_to_be_proper_from_three_latents_on() -> None:
     assert "three" in found["closed_form"]
 
 
-@pytest.mark.parametrize("name", [name for name in PENALTIES if name != "none"])
+@pytest.mark.parametrize("name", [name for name in kinds("penalty") if name != "none"])
 def test_every_penalty_has_a_prior_or_is_said_to_have_none(name: str) -> None:
     found = json.loads(call("prior", name, "1", "--json").out)
     assert found["penalty"] == name and found["closed_form"]
     improper = not found["one_latent"][0]["priors"][0]["proper"]
-    assert improper == (name in ("log1p", "tanh", "pair", "hoyer", "mcp", "l0"))
+    assert improper == (name in ("log1p", "tanh", "pair", "hoyer", "mcp", "l0", "formula"))
 
 
 @pytest.mark.parametrize(
