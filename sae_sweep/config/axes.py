@@ -40,6 +40,14 @@ def listing(group: str) -> list[str]:
     return sorted({*files, *kinds, *(["default"] if group in PLAIN else [])})
 
 
+@registry.derived
+def fileless(group: str) -> list[str]:
+    """The options of a group that are kinds without a YAML file."""
+    if group not in FAMILIES:
+        return []
+    return [name for name in registry.kinds(FAMILIES[group]) if not (conf_dir() / group / f"{name}.yaml").exists()]
+
+
 def is_file(group: str, option: Any) -> bool:
     """A distribution may be named by its file of weights."""
     return group == "distribution" and isinstance(option, str) and ("/" in option or option.endswith(".csv"))
@@ -70,10 +78,18 @@ def check_values(key: str, values: list[Any]) -> list[Any]:
     return values
 
 
+class UnknownOption(UserError):
+    """A config group has no such option."""
+
+    def __init__(self, group: str, option: Any) -> None:
+        super().__init__(f"{group} cannot be {show(option)}{nearest(str(option), listing(group))}")
+        self.group, self.option = group, option
+
+
 def _options_exist(group: str, values: Sequence[Any]) -> None:
     for value in values:
         if value not in listing(group) and not is_file(group, value):
-            raise UserError(f"{group} cannot be {show(value)}{nearest(str(value), listing(group))}")
+            raise UnknownOption(group, value)
     if not values:
         raise UserError(f"{group} has no values: an empty axis makes an empty grid")
 

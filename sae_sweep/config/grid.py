@@ -99,7 +99,8 @@ def varied(points: Sequence[Point]) -> list[str]:
     for part in PARTS:
         seen = list({getattr(point, part) for point in points})
         for name, setting in PARTS[part].all_settings().items():
-            if setting.told and len({each.get(name) for each in seen}) > 1:
+            # Parts whose kinds have no such setting differ in their kinds.
+            if setting.told and len({each.get(name) for each in seen if name in each.to_dict()}) > 1:
                 keys.append(f"{part}.{name}")
     return keys + [name for name in SEEDS if len({getattr(point, name) for point in points}) > 1]
 

@@ -6,6 +6,8 @@ plain dictionaries (config/grid.py), since composing costs about 0.1 s a time.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import decimal
 import hashlib
 import math
@@ -31,8 +33,10 @@ from sae_sweep.config.axes import (
     GROUPS,
     PLAIN,
     Axes,
+    UnknownOption,
     check_values,
     conf_dir,
+    fileless,
     is_file,
     is_sweep_key,
     listing,
@@ -76,7 +80,10 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
     """
     words = [word for word in overrides if word not in ("-m", "--multirun")]
     largest = None if yes else LARGEST_GRID
-    asked = {**_parse(command_defaults, largest), **_parse(words, largest)}
+    try:
+        asked = {**_parse(command_defaults, largest), **_parse(words, largest)}
+    except UnknownOption as error:
+        raise _with_its_package(error, words) from error
     experiment, alone = _experiment(asked)
     one = {key: values[0] for key, values in asked.items() if is_sweep_key(key)}
     axes = {key: values for key, values in asked.items() if key not in one}
@@ -103,7 +110,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
     for key in ("penalty.formula", "penalty.outer"):
         if key in axes and not any(point.penalty.get("formula") for point in points):
             raise UserError(f"{key} is read by penalty=formula alone: give that too")
-    if "distribution.file" in axes and not any(point.distribution.file for point in points):
+    if "distribution.file" in axes and not any(point.distribution.get("file") for point in points):
         raise UserError("distribution.file is read by distribution=weights alone (did you mean distribution=FILE?)")
 
     evaluation = Evaluation(**{name: values[f"evaluation.{name}"] for name in Evaluation.all_settings()})
@@ -125,6 +132,18 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         output_dir=Path(values["output_dir"]),
         calibration=calibration,
     )
+
+
+def _with_its_package(error: UnknownOption, words: Sequence[str]) -> UserError:
+    """The error; if a sweep of the output folder used that option from another package, what that package was."""
+    place = next((word.partition("=")[2] for word in words if word.startswith("output_dir=")), "outputs")
+    line = re.compile(rf"^  {FAMILIES.get(error.group, '')} {re.escape(str(error.option))}: (.+)$", re.MULTILINE)
+    for path in sorted(Path(place).glob("sweeps/*/sweep.yaml")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if found := line.search(path.read_text(encoding="utf-8")):
+                package = f"{error.group}={error.option} comes from the package {found[1]}, which is not installed here"
+                return UserError(f"{package} (sweep {path.parent.name} used it)")
+    return error
 
 
 def check_writable(path: Path) -> None:
@@ -275,8 +294,14 @@ def _options(
 
 def _compose(asked: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, str]]:
     """The composed configuration and the option that each group ended up with; references are left unresolved."""
-    named = ((group, "weights" if is_file(group, option) else option) for group, option in asked.items() if option)
-    return _composed(tuple(f"{group}={option}" for group, option in named))
+    named = {group: "weights" if is_file(group, option) else option for group, option in asked.items() if option}
+    # Options without a file differ in nothing but their name: one composition serves them all.
+    alike = {group: fileless(group) for group in named if named[group] in fileless(group)}
+    words = (f"{group}={alike[group][0] if group in alike else option}" for group, option in named.items())
+    tree, chosen = copy.deepcopy(_composed(tuple(words)))
+    for group in alike:
+        tree[group][next(iter(PARTS[group].choices))] = chosen[group] = named[group]
+    return {**tree, **{part: _with_defaults(part, tree[part]) for part in PARTS}}, chosen
 
 
 @registry.derived
@@ -294,7 +319,7 @@ def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())[:300]}") from error
     _check_tree(tree, " ".join(overrides))
-    return {**tree, **{part: _with_defaults(part, tree[part]) for part in PARTS}}, chosen
+    return tree, chosen
 
 
 @registry.derived

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self
@@ -49,7 +49,10 @@ class Part:
 
     def __init__(self, *leading: Any, **settings: Any) -> None:
         """The first settings may be given by place. TypeError: a setting that no kind of the family has."""
-        given = {**dict(zip((*self.choices, *self.shared), leading, strict=False)), **settings}
+        names = (*self.choices, *self.shared)
+        if len(leading) > len(names):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(names)} by place, and the rest by name")
+        given = {**dict(zip(names, leading, strict=False)), **settings}
         values = self.__dict__
         for key, (_, default) in self.choices.items():
             values[key] = given.pop(key, default)
@@ -318,14 +321,27 @@ class Point:
     def to_dict(self) -> dict[str, Any]:
         """The settings of every part, the seeds, and which packages brought kinds that are not ours."""
         settings: dict[str, Any] = {name: getattr(self, name).to_dict() for name in PARTS}
-        plugins = {f"{family} {name}": f"{package} {version}" for family, name, package, version in self._plugins()}
-        return {**settings, "seed": self.seed, "data_seed": self.data_seed, **({"plugins": plugins} if plugins else {})}
+        return {**settings, "seed": self.seed, "data_seed": self.data_seed, **_named(self.plugins)}
 
-    def _plugins(self) -> Iterator[tuple[str, str, str, str]]:
-        for part in PARTS:
-            for family, kind in ((k.family, k) for k in getattr(self, part).chosen.values()):
-                if origin := registry.origin(family, kind.name):
-                    yield (family, kind.name, *origin)
+    @property
+    def plugins(self) -> dict[str, str]:
+        """The kinds that are not ours, as `penalty NAME`, with name and version of the package that brought each."""
+        kinds = [kind for part in PARTS for kind in getattr(self, part).chosen.values()]
+        origins = {f"{kind.family} {kind.name}": registry.origin(kind.family, kind.name) for kind in kinds}
+        return {what: " ".join(origin).strip() for what, origin in origins.items() if origin}
+
+
+def _named(plugins: Mapping[str, str]) -> dict[str, Any]:
+    """The key of a record that says which packages it takes to read it; none where it takes none."""
+    return {"plugins": dict(plugins)} if plugins else {}
+
+
+def check_plugins(plugins: Mapping[str, str]) -> None:
+    """UserError if a record asks for a kind that is not registered here, with the package that had it."""
+    for what, package in plugins.items():
+        family, _, name = what.partition(" ")
+        if name not in registry.kinds(family):
+            raise UserError(f"{family}={name} comes from the package {package}, which is not installed here")
 
 
 def point_from(settings: Mapping[str, Any]) -> Point:
@@ -334,10 +350,7 @@ def point_from(settings: Mapping[str, Any]) -> Point:
     UserError if they name a kind that is not registered, with the package that had it; TypeError if they hold a key
     that this code lacks.
     """
-    for what, package in settings.get("plugins", {}).items():
-        family, _, name = what.partition(" ")
-        if name not in registry.kinds(family):
-            raise UserError(f"{family}={name} comes from the package {package}, which is not installed here")
+    check_plugins(settings.get("plugins", {}))
     parts = {name: _part_from(kind, settings[name]) for name, kind in PARTS.items()}
     return Point(**parts, seed=settings["seed"], data_seed=settings["data_seed"])  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ import pandas as pd
 from sae_sweep import registry
 from sae_sweep.config.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.config.gc import no_collection
-from sae_sweep.config.settings import Penalty, Toy
+from sae_sweep.config.settings import Penalty, Toy, check_plugins
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
 from sae_sweep.store.store import NotThere, Store
@@ -71,6 +71,7 @@ def tables(store: Store, name: str, known: Known | None = None) -> tuple[pd.Data
     known: records of points by id that this process has just read and proved.
     """
     info = sweep_info(store, name)
+    check_plugins(info.get("plugins", {}))
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
         settings = _settings(records, info.get("varied") or [])
@@ -163,7 +164,7 @@ def _settings(records: list[dict[str, Any]], varied: Iterable[str]) -> list[dict
     rows = []
     for record, setting in zip(records, flat, strict=True):
         row = {"point_id": record["id"], **_constant(setting)}
-        row |= {key: row[COLUMN_OF[key]] if key in COLUMN_OF else setting.get(_source(key)) for key in keys}
+        row |= {key: setting.get(_source(key)) for key in keys}
         rows.append(row)
     return rows
 
@@ -222,7 +223,8 @@ def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
         leaves = [leaf for leaf in (flat[0] if flat else ()) if leaf.startswith(f"{key}.")]
         differing = [leaf for leaf in leaves if len({setting.get(leaf) for setting in flat}) > 1]
         keys |= dict.fromkeys(differing if leaves else [key])
-    return [key for key in keys if key not in COLUMNS and key not in _IN_PENALTY]
+    # A setting with a column of its own stands in the table once.
+    return [key for key in keys if key not in COLUMNS and key not in COLUMN_OF and key not in _IN_PENALTY]
 
 
 def _source(key: str) -> str:

@@ -175,7 +175,7 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
             say(ToyProgress(toy, step, steps, loss))
 
         for toy, params in zip(group, model.train(group, device, report), strict=True):
-            record = {"schema": 1, "id": toy_id(toy), "settings": toy.to_dict()}
+            record = {"id": toy_id(toy), "settings": toy.to_dict()}
             record["provenance"] = provenance.collect(device)
             store.commit("toys", toy_id(toy), record, {"toy.safetensors": to_bytes(params)})
 

@@ -145,6 +145,7 @@ SPEEDS = {
         code=0.0,
         chosen=0.0,
         rounded_flops=2e13,
+        rounded_code=0.0,
         settled=0.0,
         input=0.0,
         entry=1e-10,

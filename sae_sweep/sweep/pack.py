@@ -181,7 +181,6 @@ def _record(
     point: Point, evaluation: Evaluation, machine: Machine, measured: Measurement, untrained: Measurement
 ) -> dict[str, Any]:
     return {
-        "schema": 1,
         "id": point.id,
         "settings": canonical(point).to_dict(),
         "measure_id": measure_id(evaluation),

@@ -183,7 +183,7 @@ def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> N
 
 
 def test_a_gradient_too_long_to_be_a_number_breaks_an_sae_and_does_not_freeze_it() -> None:
-    stack = quiet(stack_of(points([PENALTIES[0], dataclasses.replace(PENALTIES[1], coefficient=1e30)])))
+    stack = quiet(stack_of(points([PENALTIES[0], PENALTIES[1].replace(coefficient=1e30)])))
     assert CudaBackend().advance(stack, batches(3, BATCH)).loss.isfinite().tolist() == [True, False]
 
 

@@ -68,7 +68,9 @@ def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
         error = (codes @ sae.W_dec + sae.b_dec - x).square().sum(1).mean()
         contributions = kind.penalised(pre, codes, sae)
         shares = log_shares(contributions) if penalty.name == "exclusive_pi" else None
-        sparsity = penalty_value(penalty.name, contributions, penalty.scale, penalty.p, shares).mean()
+        sparsity = penalty_value(
+            penalty.name, contributions, penalty.get("scale", 1.0), penalty.get("p", 1.0), shares
+        ).mean()
         if penalty.name == "l0":
             sparsity = kind.fires(pre, sae, settings).sum(1).mean()
         further = kind.auxiliary(x, pre, codes, sae, settings) if kind.auxiliary else 0
@@ -410,9 +412,9 @@ def test_batchtopk_keeps_k_per_input_on_average_and_learns_its_threshold() -> No
     pre = torch.tensor([[5.0, 4.0, 0.5], [1.0, -3.0, 0.2]])
     norms = torch.tensor([1.0, 1.0, 10.0])
     sae = Parameters(torch.empty(0), torch.diag(norms), torch.zeros(3), torch.zeros(3), torch.tensor(2.0))
-    codes = kinds("architecture")["batchtopk"].activate(pre, sae, Sae(k=1), True)
+    codes = kinds("architecture")["batchtopk"].activate(pre, sae, Sae("batchtopk", k=1), True)
     assert codes.tolist() == [[5.0, 0.0, 0.5], [0.0, 0.0, 0.0]]  # contributions 5, 4, 5 | 1, 0, 2
-    reached = kinds("architecture")["batchtopk"].activate(pre, sae, Sae(k=1), False)
+    reached = kinds("architecture")["batchtopk"].activate(pre, sae, Sae("batchtopk", k=1), False)
     assert (reached > 0).tolist() == [[True, True, True], [False, False, True]]
     stack = stack_of(points(PENALTIES[-1:], "batchtopk"))
     AutogradBackend().advance(stack, batches(40))
@@ -423,7 +425,7 @@ def test_topk_chooses_by_contribution() -> None:
     pre = torch.tensor([[5.0, 4.0, 0.6, -1.0]])
     W_dec = torch.diag(torch.tensor([1.0, 1.0, 10.0, 99.0]))
     sae = Parameters(torch.empty(0), W_dec, torch.zeros(4), torch.zeros(4), torch.zeros(()))
-    codes = kinds("architecture")["topk"].activate(pre, sae, Sae(k=2), True)
+    codes = kinds("architecture")["topk"].activate(pre, sae, Sae("topk", k=2), True)
     assert codes.tolist() == [[5.0, 0.0, pytest.approx(0.6), 0.0]]
 
 

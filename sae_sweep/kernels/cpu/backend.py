@@ -200,8 +200,8 @@ class _Trainer:
     def _weigh(self, x: Array, floor: np.float32) -> int:
         """exclusive_pi: learn the shares of a batch; the phase to go on with, as the whole of it may be listed."""
         wins, rounds = np.zeros(self.width, np.int64), 0
-        thresholds = self.stack.parameters(self.i).thresholds.numpy()
-        thresholds = thresholds if len(thresholds) else np.zeros(self.width, np.float32)
+        own = self.stack.parameters(self.i).tensors.get("thresholds")
+        thresholds = np.zeros(self.width, np.float32) if own is None else own.numpy()
         while rounds == 0 or (self.stops < self.parts[:, 1]).any():
             self.begins[:] = self.stops if rounds else self.begins
             self._encode(x, floor)
