@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from sae_sweep import registry
 from sae_sweep.config import overrides as config
-from sae_sweep.config.keys import nearest
+from sae_sweep.config.keys import nearest, show
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -55,29 +56,37 @@ def cells(overrides: Sequence[str], json: bool) -> None:
 
 
 def penalties(name: str | None, json: bool) -> None:
-    """Print the penalties there are, or all about one."""
-    from sae_sweep.saes.penalties import spell
+    """Print the penalties there are, or one of them with the prior that it implies."""
+    from sae_sweep.cli import prior
 
-    ladders = config.ladders()
+    known = registry.kinds("penalty")
+    if name is not None and name not in known:
+        raise UserError(f"there is no penalty {show(name)}{nearest(name, known)}")
     rows = [
         {
             "name": each,
-            "formula": formula.formula,
-            "slope_at_zero": spell(formula.slope_at_zero),
-            "prior": formula.prior,
-            "keys": [f"penalty.{key}" for key in formula.settings],
-            "ladder": ladders.get(each),
-            "source": formula.source,
+            "description": kind.description,
+            "formula": kind.parsed.whole,
+            "slope_at_zero": kind.parsed.slope_at_zero,
+            "prior": kind.prior,
+            "keys": [f"penalty.{key}" for key in kind.settings],
+            "ladder": config.ladder(each),
+            "source": kind.source,
         }
-        for each, formula in registry.kinds("penalty").items()
+        for each, kind in known.items()
+        if name in (None, each)
     ]
-    _listing(
-        "penalty",
-        rows,
-        name,
-        json,
-        "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000",
-    )
+    question = prior.ask(name) if name not in (None, "none") else None
+    if json and name is not None:
+        print(json_module.dumps(rows[0] | {"implied_prior": question and prior.as_json(question)}))
+        return
+    heading = "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000"
+    _listing("penalty", rows, name, json, heading, () if name else prior.QUESTIONS)
+    if question:
+        console = layout.console(sys.stdout)
+        # Its closed form stands in the listing already.
+        shown = dataclasses.replace(question, closed_form=None)
+        layout.write(console, Text(""), *prior.paragraphs(shown, console.width))
 
 
 def architectures(name: str | None, json: bool) -> None:
@@ -97,8 +106,15 @@ def architectures(name: str | None, json: bool) -> None:
     _listing("architecture", rows, name, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 
 
-def _listing(kind: str, rows: Sequence[Mapping[str, Any]], name: str | None, json: bool, heading: str) -> None:
-    """A line per row, its name and what says most of it; or of the one that is named, everything."""
+def _listing(
+    kind: str,
+    rows: Sequence[Mapping[str, Any]],
+    name: str | None,
+    json: bool,
+    heading: str,
+    remarks: Sequence[str] = (),
+) -> None:
+    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remarks."""
     named = [row for row in rows if row["name"] == name]
     if name is not None and not named:
         raise UserError(f"there is no {kind} {name}{nearest(name, [row['name'] for row in rows])}")
@@ -121,4 +137,5 @@ def _listing(kind: str, rows: Sequence[Mapping[str, Any]], name: str | None, jso
                 first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))
                 parts += [Text(" " * _INDENT + line) for line in more]
+    parts += [Text("\n" + "\n".join(wrap(remark, console.width))) for remark in remarks]
     layout.write(console, *parts)

@@ -90,6 +90,26 @@ def check_axis(key: str, values: Sequence[Any]) -> list[Any]:
     return [value if isinstance(value, str) and "${" in value else coerce(key, rule, value) for value in values]
 
 
+def split_at_commas(text: str, closing: bool = False) -> list[str]:
+    """The parts of a text between the commas that stand in no bracket.
+
+    closing: end where a bracket closes that was not opened in the text
+    """
+    parts: list[str] = []
+    depth, begin = 0, 0
+    for at, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth < 0 and closing:
+                return [*parts, text[begin:at]]
+        elif character == "," and depth == 0:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [*parts, text[begin:]]
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """The end of an error message: the valid word nearest to a wrong one, and all of them where they are few.
 

@@ -216,14 +216,17 @@ class Penalty(Part):
     shared: ClassVar = {"coefficient": Setting(1.0, "multiplies it; null: every value of its ladder", ge=0)}
 
     @property
+    def title(self) -> str:
+        """Its name, or the formula that is a penalty of one's own."""
+        name: str = registry.get("penalty", self.name).title(self)
+        return name
+
+    @property
     def words(self) -> str:
-        """Its name and the settings that are its own: "lp p=0.3"."""
-        own = registry.get("penalty", self.name).settings
-        values = {key: self.get(key) for key in own}
-        spelled = (
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
-        )
-        return " ".join([self.name, *spelled])
+        """Its title and the settings that are its own: "lp p=0.3"."""
+        values = {key: self.get(key) for key in registry.get("penalty", self.name).reads(self)}
+        short = {key: f"{value:g}" if isinstance(value, float) else value for key, value in values.items()}
+        return " ".join([self.title, *(f"{key}={value}" for key, value in short.items())])
 
     @property
     def last_p(self) -> float:

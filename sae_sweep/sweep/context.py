@@ -21,7 +21,7 @@ from sae_sweep.saes.folding import fold, unfold
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.inits import start
 from sae_sweep.saes.parameters import Parameters
-from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store, StoreDamaged
 from sae_sweep.store.tensors import to_bytes
@@ -117,10 +117,11 @@ class Ground:
         return self._measured(_Loaded(sae.normalised(self.mean, self.scale).to(self.device)), penalty, True)
 
     def _measured(self, sae: MeasurableSAE, penalty: Penalty, nulls: bool) -> Measurement:
+        formula = formula_of(penalty)
         return measure(
             sae,
             self.inputs,
-            lambda contributions: penalty_value(penalty.name, contributions, penalty.get("scale", 1.0), penalty.last_p),
+            lambda contributions: penalty_value(formula, contributions, penalty.get("scale", 1.0), penalty.last_p),
             self.evaluation,
             nulls=nulls,
         )

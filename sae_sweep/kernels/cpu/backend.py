@@ -94,8 +94,8 @@ class _Trainer:
         self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         self.rule = rule_of(stack.architecture.name)
         self.own = np.array(self.rule.own(self.point), np.float64)
-        self.slopes = compile_slopes(self.point.penalty.name, self.rule.at_zero)
-        self.weighs = formula_of(self.point.penalty.name).weighs
+        self.slopes = compile_slopes(formula_of(self.point.penalty), self.rule.at_zero)
+        self.weighs = formula_of(self.point.penalty).weighs
         self.shares = np.empty(self.width, np.float32)
         self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))

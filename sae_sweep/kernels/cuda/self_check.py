@@ -69,8 +69,8 @@ class Check:
         width = max(least if stack.width % 16 == 0 else least + 8, sae.get("k", 1))
         batch = max(16, min(stack.points[0].training.batch_size, CODES // width))
         training = Training(steps=100, lr=1e-4, batch_size=batch)
-        by_name = {point.penalty.name: point.penalty for point in stack.points}
-        penalties = [by_name[name].replace(coefficient=0.05) for name in sorted(by_name)]
+        by_title = {point.penalty.title: point.penalty for point in stack.points}
+        penalties = [by_title[title].replace(coefficient=0.05) for title in sorted(by_title)]
         points = (
             Point(sae=sae.replace(width=width), penalty=penalty, training=training)
             for penalty in penalties * (1 if len(penalties) > 1 else 2)
@@ -80,8 +80,8 @@ class Check:
     @property
     def kind(self) -> str:
         """What tells the code of its kernels from that of others: no setting that is a number at run time."""
-        sae, names = self.points[0].sae, sorted({point.penalty.name for point in self.points})
-        formulas = ", ".join(f"{f.name}: {f.numeric_terms} {f.numeric_outer}" for f in map(formula_of, names))
+        sae, found = self.points[0].sae, {formula_of(point.penalty) for point in self.points}
+        formulas = ", ".join(sorted(f"{formula.text} {formula.outer_text}" for formula in found))
         return f"{sae.architecture}, width {sae.width}, k {sae.get('k', 0)}, d {self.d}, batch {self.b}; {formulas}"
 
     def stack(self, members: slice = slice(None)) -> Stack:
