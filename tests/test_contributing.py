@@ -57,4 +57,4 @@ def test_the_experiment_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     finally:
         monkeypatch.undo()
         listing.cache_clear()
-    assert len(sweep.points) == 2 * 2 * 2 and [claim["name"] for claim in sweep.claims] == ["wider_splits_more"]
+    assert len(sweep.points) == 5 * 2 * 2 * 2 and [claim["name"] for claim in sweep.claims] == ["wider_splits_more"]

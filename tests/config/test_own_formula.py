@@ -42,7 +42,7 @@ def test_scale_and_p_are_axes_where_the_formula_reads_them() -> None:
     ]
     assert [each.p for each in penalties("penalty.formula=(a+eps)**p - eps**p", "penalty.p=0.3,0.5")] == [0.3, 0.5]
     (coupled,) = penalties("penalty.formula=log(1+a/s)", "penalty.outer='exp(T) - 1'", "penalty.scale=2")
-    assert (coupled.title, coupled.words) == ("exp(Σ[log(1 + a/s)]) - 1", "exp(Σ[log(1 + a/s)]) - 1 scale=2.0")
+    assert (coupled.title, coupled.words) == ("exp(Σ[log(1 + a/s)]) - 1", "exp(Σ[log(1 + a/s)]) - 1 scale=2")
 
 
 def test_the_canonical_formula_is_the_identity() -> None:
@@ -56,8 +56,7 @@ def test_the_canonical_formula_is_the_identity() -> None:
         == identity("a/(a+s)", outer="(T)")
     )
     assert (
-        len({identity("a/(a+s)"), identity("tanh(a)"), identity("a/(a+s)", scale=2.0), identity("a", outer="T+T^2")})
-        == 4
+        len({identity("a/(a+s)"), identity("tanh(a)"), identity("a/(a+s)", scale=2), identity("a", outer="T+T^2")}) == 4
     )
     point = canonical(Point(penalty=Penalty("formula", 1.0, formula="(a+eps)**p-eps**p", p=0.5, scale=9.0)))
     assert point.penalty.to_dict() == {
