@@ -18,7 +18,7 @@ TRAIN_VERSION = 2
 # Raise that of an architecture or a penalty when only its SAEs would. A 1 need not be written down.
 STEP_VERSIONS = {"jumprelu": 2, "gated": 2, "matryoshka": 2, "tied": 2, "exclusive_pi": 2}
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 6
+MEASURE_VERSION = 7
 
 # Which settings each kind of toy reads.
 TOY_KEYS: dict[str, tuple[str, ...]] = {

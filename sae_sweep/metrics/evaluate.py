@@ -11,25 +11,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sae_sweep.config.columns import INFORMATION
 from sae_sweep.config.settings import PARTITIONS, Evaluation
-from sae_sweep.metrics.evaluation_batches import blocks
+from sae_sweep.metrics.ceilings import beside_ceilings
+from sae_sweep.metrics.evaluation_batches import blocks, classes_of
+from sae_sweep.metrics.evaluation_classes import LIVE_INPUTS, NOTHING
 from sae_sweep.metrics.extra.priors import priors
 from sae_sweep.metrics.extra.probing import INPUTS, probing
 from sae_sweep.metrics.extra.structure import structure
 from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold, fold_dense
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter, planted_metrics
 from sae_sweep.metrics.information import cofiring, information, winner_entropy
-from sae_sweep.metrics.labels import (
-    LIVE_INPUTS,
-    NOTHING,
-    Latents,
-    class_name,
-    count_splits,
-    describe,
-    detectors,
-    lightest,
-    live_floor,
-)
+from sae_sweep.metrics.labels import Latents, class_name, count, describe, detectors, least_inputs, only_one
 from sae_sweep.metrics.nulls import shuffled_cells, shuffled_features
 from sae_sweep.metrics.reconstruction import Reconstruction
 from sae_sweep.metrics.sparse_codes import Active
@@ -80,28 +73,33 @@ def measure(
     Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
-    fold = None if inputs.cells is None else fold_dense(inputs.cells, inputs.chance, evaluation.f1)
+    classes = classes_of(inputs, evaluation)
+    fold = None if classes is None else fold_dense(classes.cells, classes.chance, evaluation.f1)
     table, detection = _one_pass(sae, inputs, reconstruction, evaluation.fires_above, fold)
     metrics: dict[str, float | int | None] = {**reconstruction.metrics, "winner_entropy": winner_entropy(table)}
     metrics["cofiring"] = cofiring(table)
     per_max: dict[str, list[int]] = {}
-    if inputs.cells is not None and fold is not None:
-        latents = describe(table, inputs.cells, evaluation)
-        splitting = count_splits(latents, inputs.cells, evaluation)
-        metrics |= splitting.metrics | information(table, inputs.cells, evaluation.permutations)
-        metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": live_floor(table)}
+    if classes is not None:
+        latents = describe(table, classes)
+        counts = count(latents, classes)
+        metrics |= {"live_latents": int(latents.live.sum()), "dead_latents": int((~latents.live).sum())}
+        metrics |= only_one(counts.metrics) | beside_ceilings(counts.metrics, classes, table.width)
+        metrics |= {"live_floor_inputs": classes.live_inputs, "live_floor_mass": classes.live_mass}
+        found = information(table, classes.cells, evaluation.permutations)
+        metrics |= found if nulls else {name: found[name] for name in INFORMATION}
         if nulls:
-            metrics |= shuffled_cells(table, inputs.cells, evaluation, fold)
-        per_max = {"splits": splitting.splits.tolist(), "duplicates": splitting.duplicates.tolist()}
+            metrics |= shuffled_cells(table, classes)
+        per_max = {"splits": counts.splits[0].tolist(), "duplicates": counts.duplicates[0].tolist()}
     if detection is not None and inputs.model.planted is not None:
-        if inputs.cells is None:
+        if classes is None:
             latents = detectors(detection)
             metrics |= {"live_latents": int(latents.live.sum()), "dead_latents": int((~latents.live).sum())}
-            metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": lightest(detection) / detection.total}
-            metrics["fvu_above_ceiling"] = None
+            least = least_inputs(detection) / detection.total
+            metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": least, "fvu_above_ceiling": None}
         directions = inputs.model.planted.directions
-        for columns in (planted_metrics, shuffled_features) if nulls else (planted_metrics,):
-            metrics |= columns(detection, sae.W_dec, directions, latents.live, evaluation.f1)
+        metrics |= planted_metrics(detection, sae.W_dec, directions, latents.live, evaluation.f1)
+        if nulls:
+            metrics |= shuffled_features(detection, sae.W_dec, directions, latents.live, evaluation)
     norms = sae.W_dec.norm(dim=1)
     described = _frame(latents, inputs.cells, norms)
     if evaluation.probing:

@@ -45,8 +45,8 @@ def check_weights(sweep: Sweep) -> None:
     """UserError if a file of weights is not one for the toy that it is to be used on."""
     used = {(p.toy.d_vocab, p.toy.k, p.distribution) for p in sweep.points if p.distribution.name == "weights"}
     if used:
+        from sae_sweep.toys.cell_weights import cell_weights
         from sae_sweep.toys.classes import Cells
-        from sae_sweep.toys.sampler import cell_weights
 
         for d_vocab, k, distribution in used:
             cell_weights(Cells(d_vocab, k), distribution)

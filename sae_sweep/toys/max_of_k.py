@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_sweep.config.settings import Distribution, Toy
+from sae_sweep.toys.cell_weights import cell_weights
 from sae_sweep.toys.classes import Cells
-from sae_sweep.toys.sampler import Sampler, cell_weights
+from sae_sweep.toys.sampler import Sampler
 from sae_sweep.toys.sequences import Sequences, spelled
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8

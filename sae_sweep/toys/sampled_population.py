@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_sweep.toys.sampler import mix
@@ -23,6 +25,11 @@ class Endless(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Where inputs and activations live."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> NDArray[np.float64]:
+        """The probability of each cell [T], empty without cells."""
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -42,3 +49,7 @@ class Endless(ABC):
     def count(self, limit: int) -> int:
         """How many inputs `weighted` gives."""
         return limit
+
+    def inputs_of_cells(self, limit: int) -> NDArray[np.float64]:
+        """How many of the inputs that `weighted` gives are of each cell [T], as may be expected."""
+        return limit * self.chance

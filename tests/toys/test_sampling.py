@@ -15,9 +15,10 @@ from sae_sweep.config.settings import Distribution, Evaluation, Toy
 from sae_sweep.errors import UserError
 from sae_sweep.toys import sampling
 from sae_sweep.toys import sequences as sequences_module
+from sae_sweep.toys.cell_weights import cell_weights
 from sae_sweep.toys.classes import Cells
 from sae_sweep.toys.max_of_k import MaxOfK, train
-from sae_sweep.toys.sampler import Sampler, cell_weights, mix
+from sae_sweep.toys.sampler import Sampler, mix
 from sae_sweep.toys.sampling import Chunk, EvaluationInputs, Stream
 from sae_sweep.toys.sequences import weighted_inputs
 
