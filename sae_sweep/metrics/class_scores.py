@@ -33,14 +33,19 @@ class Layout(NamedTuple):
     of_cell: NDArray[np.int32]
     first: Ints
     coarser: NDArray[np.bool_]
+    singles: int
     cells: int
 
 
 class Limits(NamedTuple):
-    """Below which F1, and which share of mass, a latent's fit to a class need not be known."""
+    """Below which F1, and which share of mass, a latent's fit to a class need not be known.
+
+    best_f1: whether its best F1 with any class is asked for, even if that is below.
+    """
 
     f1: float
     purity: float
+    best_f1: bool
 
 
 class Fits(NamedTuple):
@@ -73,20 +78,22 @@ class Fits(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Room for the sums of one latent: weight and mass of each class, which are zeros between latents; the classes
-    touched; and the largest share of weight and of mass in a class of each partition."""
+    """Room for the sums of one latent: weight and mass of each class [classes, 2], which are zeros between latents; the
+    classes touched [partitions by one factor, ·] and how many of each; and the largest share of weight and of mass in a
+    class of each partition."""
 
-    weight: Floats
-    mass: Floats
-    seen: Ints
+    of_class: Floats
+    touched: Ints
+    count: Ints
     weight_share: Floats
     mass_share: Floats
 
     @classmethod
     def room(cls, layout: Layout) -> Sums:
         """Room for the classes of a layout."""
-        classes, partitions = int(layout.first[-1]), len(layout.coarser)
-        return cls(np.zeros(classes), np.zeros(classes), np.empty(classes, np.int64), *np.zeros((2, partitions)))
+        most, partitions = int(np.diff(layout.first).max()), len(layout.coarser)
+        touched, count = np.empty((layout.singles, most), np.int64), np.zeros(layout.singles, np.int64)
+        return cls(np.zeros((layout.first[-1], 2)), touched, count, np.zeros(partitions), np.zeros(partitions))
 
 
 @lru_cache(maxsize=4)
@@ -98,7 +105,7 @@ def layout(classes: EvaluationClasses) -> Layout:
         of_cell[:, i] = classes.classes(name).of_cell + first[i]
         first[i + 1] = first[i] + classes.classes(name).count
     coarser = np.array([[set(other) < set(name) for other in PARTITIONS] for name in PARTITIONS])
-    return Layout(of_cell, first, coarser, PARTITIONS.index("mqnc"))
+    return Layout(of_cell, first, coarser, sum(len(name) == 1 for name in PARTITIONS), PARTITIONS.index("mqnc"))
 
 
 def class_weights(classes: EvaluationClasses, cell_weight: Floats) -> Floats:
@@ -120,67 +127,75 @@ def fit_all(rows, starts, layout, weights, limits, sums, fits):  # type: ignore[
 @numba.njit(cache=True, nogil=True)
 def fit_one(rows, layout, weights, limits, sums, fits, latent):  # type: ignore[no-untyped-def]
     """Fit one latent from its rows: the cells on which it fires, the weight and the mass there. Written to `fits`."""
-    cells, weight, mass = rows
     fired, total, best = 0.0, 0.0, 0.0
-    for row in range(len(cells)):
+    _, weight, mass = rows
+    for row in range(len(weight)):
         fired += weight[row]
         total += mass[row]
     fits.fired[latent] = fired
+    if len(weight) == 0:
+        return
+    _add(rows, layout.of_cell, 0, layout.singles, sums)
     for p in range(len(layout.coarser)):
-        weight_share = mass_share = 1.0
-        for other in range(p):
-            if layout.coarser[p, other]:
-                weight_share = min(weight_share, sums.weight_share[other])
-                mass_share = min(mass_share, sums.mass_share[other])
-        sums.weight_share[p], sums.mass_share[p] = weight_share, mass_share
-        # The class weighs at least what the latent has of it, hence F1 ≤ 2·share/(1 + share).
-        scores = 2 * weight_share / (1 + weight_share) >= min(limits.f1, best) - ROUNDING
-        if len(cells) == 0 or not (scores or mass_share >= limits.purity - ROUNDING):
-            continue
-        seen = _add(cells, weight, mass, layout.of_cell, p, sums)
-        _fit_partition(seen, p, layout, weights, (fired, total), sums, fits, latent)
+        single = p < layout.singles
+        if not single:
+            weight_share = mass_share = 1.0
+            for other in range(p):
+                if layout.coarser[p, other]:
+                    weight_share = min(weight_share, sums.weight_share[other])
+                    mass_share = min(mass_share, sums.mass_share[other])
+            sums.weight_share[p], sums.mass_share[p] = weight_share, mass_share
+            # The class weighs at least what the latent has of it, hence F1 ≤ 2·share/(1 + share).
+            least = min(limits.f1, best) if limits.best_f1 else limits.f1
+            if 2 * weight_share / (1 + weight_share) < least - ROUNDING and mass_share < limits.purity - ROUNDING:
+                continue
+            _add(rows, layout.of_cell, p, 1, sums)
+        _fit_partition(p, p if single else 0, (fired, total), layout, weights, limits, sums, fits, latent)
         best = max(best, fits.f1[p, latent])
 
 
 @numba.njit(cache=True, nogil=True)
-def _add(cells, weight, mass, of_cell, p, sums):  # type: ignore[no-untyped-def]
-    """Add up rows by the classes of partition p; returns how many classes are touched, the first of `sums.seen`."""
-    seen = 0
+def _add(rows, of_cell, p, partitions, sums):  # type: ignore[no-untyped-def]
+    """Add up rows by the classes of so many partitions from p on, the first in the first row of `sums.touched`."""
+    cells, weight, mass = rows
+    sums.count[:partitions] = 0
     for row in range(len(cells)):
-        each = of_cell[cells[row], p]
-        if sums.weight[each] == 0:
-            sums.seen[seen] = each
-            seen += 1
-        sums.weight[each] += weight[row]
-        sums.mass[each] += mass[row]
-    return seen
+        for i in range(partitions):
+            each = of_cell[cells[row], p + i]
+            if sums.of_class[each, 0] == 0:
+                sums.touched[i, sums.count[i]] = each
+                sums.count[i] += 1
+            sums.of_class[each, 0] += weight[row]
+            sums.of_class[each, 1] += mass[row]
 
 
 @numba.njit(cache=True, nogil=True)
-def _fit_partition(seen, p, layout, weights, totals, sums, fits, latent):  # type: ignore[no-untyped-def]
-    """The best F1 and share of mass among the classes touched, whose sums are set to zero again."""
+def _fit_partition(p, place, totals, layout, weights, limits, sums, fits, latent):  # type: ignore[no-untyped-def]
+    """The best F1 and share of mass among the classes touched, those at `place`, whose sums are set to zero again."""
     fired, total = totals
     first, says_nothing = layout.first[p], layout.first[p + 1] - layout.first[p] == 1
     score, score_class, share, share_class, largest = 0.0, NOTHING, 0.0, NOTHING, 0.0
-    for i in range(seen):
-        each = sums.seen[i]
-        held, mass = sums.weight[each], sums.mass[each]
-        sums.weight[each] = sums.mass[each] = 0
+    if not limits.best_f1:
+        score = limits.f1 - ROUNDING
+    for i in range(sums.count[place]):
+        each = sums.touched[place, i]
+        held, mass, whole = sums.of_class[each, 0], sums.of_class[each, 1], weights[each]
+        sums.of_class[each, 0] = sums.of_class[each, 1] = 0
         largest = max(largest, held)
         # More than the class weighs can only come from the merged rows of a dense latent, see `fold_dense`.
-        f1 = 2 * min(held, weights[each]) / (fired + weights[each])
-        if f1 >= score - ROUNDING and not says_nothing:
-            f1 = _rounded(f1)
+        twice = 2 * min(held, whole)
+        if twice >= (score - ROUNDING) * (fired + whole) and not says_nothing:
+            f1 = _rounded(twice / (fired + whole))
             if f1 > score or (f1 == score and each - first < score_class):
                 score, score_class = f1, each - first
-        of_mass = mass / total
-        if of_mass >= share - ROUNDING:
-            of_mass = _rounded(of_mass)
+        if mass >= (share - ROUNDING) * total:
+            of_mass = _rounded(mass / total)
             if of_mass > share or (of_mass == share and each - first < share_class):
                 share, share_class = of_mass, each - first
                 if p == layout.cells:
-                    fits.held[latent] = held / weights[each]
-    fits.f1[p, latent], fits.f1_class[p, latent] = score, score_class
+                    fits.held[latent] = held / whole
+    if score_class != NOTHING:
+        fits.f1[p, latent], fits.f1_class[p, latent] = score, score_class
     fits.share[p, latent], fits.share_class[p, latent] = share, share_class
     sums.weight_share[p], sums.mass_share[p] = largest / fired, share
 

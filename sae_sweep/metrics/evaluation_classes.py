@@ -146,10 +146,10 @@ class EvaluationClasses:
 
         `extent`: of those latents that are not `whole` maxima.
         """
-        trials = int(trial.max(initial=0)) + 1
-        distinct = np.unique(np.stack([trial[~whole], extent]), axis=1)
-        can_name = self._class_of[:, distinct[1]] != NOTHING
-        votes = np.stack([np.bincount(distinct[0][row], minlength=trials) for row in can_name])
+        trials, extents = int(trial.max(initial=0)) + 1, self._class_of.shape[1]
+        of_trial, distinct = np.divmod(np.unique(trial[~whole] * extents + extent), max(extents, 1))
+        can_name = self._class_of[:, distinct] != NOTHING
+        votes = np.stack([np.bincount(of_trial[row], minlength=trials) for row in can_name])
         return votes[:, trial]
 
     def _admitted(self, scores: Floats, best: Ints) -> NDArray[np.bool_]:

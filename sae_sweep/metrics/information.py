@@ -23,7 +23,7 @@ COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
 # Entropies below this (nats) are zero; so is what a null leaves of 1.
 ZERO = 1e-9
 # Inputs permuted before the mean of a null is good enough: its spread falls with the inputs of one permutation.
-PERMUTED_INPUTS = 1 << 21
+PERMUTED_INPUTS = 1 << 19
 
 
 def information(table: FiringTable, cells: Factored, permutations: int) -> dict[str, float | None]:

@@ -59,7 +59,7 @@ def describe(table: FiringTable, classes: EvaluationClasses) -> Latents:
     """Owner, purity, life, label and density of every latent."""
     evaluation, arranged = classes.evaluation, layout(classes)
     fits = Fits.room(table.width)
-    limits, weights = Limits(evaluation.f1, evaluation.purity), class_weights(classes, table.cell_weight)
+    limits, weights = Limits(evaluation.f1, evaluation.purity, best_f1=True), class_weights(classes, table.cell_weight)
     rows = table.cell, table.weight, table.mass
     fit_all(rows, table.starts, arranged, weights, limits, Sums.room(arranged), fits)
     return described(fits, table.inputs, table.folded, table.total, classes)
@@ -146,8 +146,9 @@ def count(latents: Latents, classes: EvaluationClasses, trial: Ints | None = Non
     finer, whole = np.isin(label, FINER_THAN_M), label == M
     by_maximum = trial * maxima + np.where(label == NOTHING, 0, factor[latents.example])
     splits, wholes = (np.bincount(by_maximum[which], minlength=trials * maxima) for which in (finer, whole))
-    named = _distinct(trial[finer], by_maximum[finer], label[finer], latents.label_class[finer])
-    distinct = np.bincount(named[1], minlength=trials * maxima)
+    most = classes.cells.count * len(PARTITIONS)
+    named = np.unique(by_maximum[finer] * most + latents.label_class[finer] * len(PARTITIONS) + label[finer])
+    distinct = np.bincount(named // most, minlength=trials * maxima)
     duplicates = np.maximum(wholes - 1, 0)
     metrics: dict[str, NDArray[Any] | None] = {
         "pure_latents": np.bincount(trial[owned_by != NOTHING], minlength=trials),
@@ -170,13 +171,8 @@ def count(latents: Latents, classes: EvaluationClasses, trial: Ints | None = Non
 
 def _found(trial: Ints, of_class: Ints, trials: int) -> Ints:
     """How many distinct classes the latents of each SAE have [trials]; NOTHING is none."""
-    known = of_class != NOTHING
-    return np.bincount(_distinct(trial[known], of_class[known])[0], minlength=trials)
-
-
-def _distinct(*columns: Ints) -> Ints:
-    """The distinct rows of columns [n]: as columns [·, rows]."""
-    return np.unique(np.stack(columns), axis=1)
+    known, most = of_class != NOTHING, int(of_class.max(initial=0)) + 1
+    return np.bincount(np.unique(trial[known] * most + of_class[known]) // most, minlength=trials)
 
 
 def only_one(metrics: dict[str, NDArray[Any] | None]) -> dict[str, float | int | None]:

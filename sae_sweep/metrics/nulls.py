@@ -38,7 +38,7 @@ from sae_sweep.metrics.segment_sums import sum_by
 
 # A latent that fires on many inputs is permuted fewer times, as then a permutation is an average in itself: so often
 # that so many of its inputs are drawn, at least once. Each permutation then stands for several.
-DRAWN_INPUTS = 1 << 11
+DRAWN_INPUTS = 1 << 9
 # Permutations of latents that are fitted at a time; and how many there are at most in all: of very wide SAEs, each of
 # which has latents enough for an average, there are fewer than `evaluation.permutations`.
 FITTED, PERMUTED_LATENTS = 1 << 17, 1 << 19
@@ -106,7 +106,11 @@ def permuted_counts(
     trials = min(classes.evaluation.permutations, max(1, PERMUTED_LATENTS // table.width))
     units, draws = _units(table, group), _draws(table, group, trials)
     evaluation, arranged = classes.evaluation, layout(classes)
-    scales = arranged, class_weights(classes, table.cell_weight), Limits(evaluation.f1, evaluation.purity)
+    scales = (
+        arranged,
+        class_weights(classes, table.cell_weight),
+        Limits(evaluation.f1, evaluation.purity, best_f1=False),
+    )
     room = units.cell.copy(), Drawn.room(draws), Sums.room(arranged)
     parts = []
     for part in np.array_split(np.arange(table.width), 1 + trials * table.width // FITTED):

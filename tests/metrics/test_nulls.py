@@ -122,7 +122,7 @@ def test_a_latent_of_many_inputs_is_permuted_less_often(monkeypatch: pytest.Monk
     """Its permutations stand for several, so that every trial has all latents."""
     table = TOY.table(TOY.one_per("mq"))
     draws = nulls._draws(table, MAXIMA, 20)
-    assert draws.times.tolist() == np.clip(2048 // table.inputs, 1, 20).tolist()
+    assert draws.times.tolist() == np.clip(512 // table.inputs, 1, 20).tolist()
     assert set(draws.times) > {20} and min(draws.times) < 20
     fits = Fits.room(3)
     fits.fired[:] = [1, 2, 3]
