@@ -98,6 +98,13 @@ CEILINGS: dict[str, str] = {
     **dict.fromkeys(("owned_share", "splits_share", "distinct_splits_share"), "float64"),
     **{f"countable_{label}": "Int64" for label in LABELS},
 }
+# Measured on request (evaluation.inference), of the best codes for the SAE's dictionary: as `inferred_<measure>`.
+INFERRED: dict[str, str] = {
+    **dict.fromkeys(("loss", "fvu", "l0"), "float64"),
+    **dict.fromkeys(("live_latents", "owned_maxes", "split_maxes"), "Int64"),
+    **dict.fromkeys(("splits_per_max", "distinct_splits_per_max"), "float64"),
+    **{f"found_{label}": "float64" for label in PURE if label.startswith("m")},
+}
 # Of training, from its curve: the largest norm of a gradient, over all parameters of an SAE and before it is clipped;
 # of the second half of training, the median of the largest in each stretch of the curve, and the largest over that.
 TRAINING = dict.fromkeys(("gradient_largest", "gradient_late", "gradient_spike"), "float64")
@@ -140,6 +147,10 @@ METRICS: dict[str, str] = {
     **dict.fromkeys((f"found_{label}" for label in PURE), "float64"),
     "below_cell": "Int64",
     **CEILINGS,
+    **{f"inferred_{name}": kind for name, kind in INFERRED.items()},
+    "encoder_gap": "float64",
+    # Of points with other seeds: see `store/results.py`.
+    "seed_agreement": "float64",
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
 FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}

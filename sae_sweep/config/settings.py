@@ -230,6 +230,8 @@ class Evaluation:
     # Which prior activations follow where they fire; structure of the decoder rows of split latents.
     priors: bool = _key(False, as_before=False)
     structure: bool = _key(False, as_before=False)
+    # The best codes for the SAE's dictionary, whatever its encoder finds: minutes for a wide SAE.
+    inference: bool = _key(False, as_before=False)
 
 
 @dataclass(frozen=True)

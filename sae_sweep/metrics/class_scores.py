@@ -84,7 +84,7 @@ class Sums(NamedTuple):
 
     of_class: Floats
     touched: Ints
-    count: Ints
+    touches: Ints
     weight_share: Floats
     mass_share: Floats
 
@@ -92,8 +92,8 @@ class Sums(NamedTuple):
     def room(cls, layout: Layout) -> Sums:
         """Room for the classes of a layout."""
         most, partitions = int(np.diff(layout.first).max()), len(layout.coarser)
-        touched, count = np.empty((layout.singles, most), np.int64), np.zeros(layout.singles, np.int64)
-        return cls(np.zeros((layout.first[-1], 2)), touched, count, np.zeros(partitions), np.zeros(partitions))
+        touched, touches = np.empty((layout.singles, most), np.int64), np.zeros(layout.singles, np.int64)
+        return cls(np.zeros((layout.first[-1], 2)), touched, touches, np.zeros(partitions), np.zeros(partitions))
 
 
 @lru_cache(maxsize=4)
@@ -158,13 +158,13 @@ def fit_one(rows, layout, weights, limits, sums, fits, latent):  # type: ignore[
 def _add(rows, of_cell, p, partitions, sums):  # type: ignore[no-untyped-def]
     """Add up rows by the classes of so many partitions from p on, the first in the first row of `sums.touched`."""
     cells, weight, mass = rows
-    sums.count[:partitions] = 0
+    sums.touches[:partitions] = 0
     for row in range(len(cells)):
         for i in range(partitions):
             each = of_cell[cells[row], p + i]
             if sums.of_class[each, 0] == 0:
-                sums.touched[i, sums.count[i]] = each
-                sums.count[i] += 1
+                sums.touched[i, sums.touches[i]] = each
+                sums.touches[i] += 1
             sums.of_class[each, 0] += weight[row]
             sums.of_class[each, 1] += mass[row]
 
@@ -177,7 +177,7 @@ def _fit_partition(p, place, totals, layout, weights, limits, sums, fits, latent
     score, score_class, share, share_class, largest = 0.0, NOTHING, 0.0, NOTHING, 0.0
     if not limits.best_f1:
         score = limits.f1 - ROUNDING
-    for i in range(sums.count[place]):
+    for i in range(sums.touches[place]):
         each = sums.touched[place, i]
         held, mass, whole = sums.of_class[each, 0], sums.of_class[each, 1], weights[each]
         sums.of_class[each, 0] = sums.of_class[each, 1] = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sae_sweep.config.columns import INFORMATION
+from sae_sweep.config.columns import INFERRED, INFORMATION
 from sae_sweep.config.settings import PARTITIONS, Evaluation
 from sae_sweep.metrics.ceilings import beside_ceilings
 from sae_sweep.metrics.evaluation_batches import blocks, classes_of
 from sae_sweep.metrics.evaluation_classes import LIVE_INPUTS, NOTHING
+from sae_sweep.metrics.extra.inference import Objective, PerfectEncoder
 from sae_sweep.metrics.extra.priors import priors
 from sae_sweep.metrics.extra.probing import INPUTS, probing
 from sae_sweep.metrics.extra.structure import structure
@@ -66,10 +67,12 @@ def measure(
     evaluation: Evaluation,
     *,
     nulls: bool = True,
+    objective: Objective | None = None,
 ) -> Measurement:
     """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
 
     `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b]. `nulls`: with the columns shuffled_*.
+    `objective`: with the columns inferred_*, if `evaluation.inference` asks for them.
     Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
@@ -102,6 +105,8 @@ def measure(
             metrics |= shuffled_features(detection, sae.W_dec, directions, latents.live, evaluation)
     norms = sae.W_dec.norm(dim=1)
     described = _frame(latents, inputs.cells, norms)
+    if evaluation.inference and objective is not None:
+        metrics |= inferred(sae, inputs, objective, evaluation, metrics)
     if evaluation.probing:
         metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(INPUTS))
     if evaluation.priors:
@@ -112,6 +117,36 @@ def measure(
         mean_code = table.mean_mass / norms.cpu().numpy()
         metrics |= structure(sae.W_dec.double().cpu().numpy(), mean_code, latents, inputs.cells)
     return Measurement(metrics, described, per_max)
+
+
+def inferred(
+    sae: MeasurableSAE,
+    inputs: EvaluationInputs,
+    objective: Objective,
+    evaluation: Evaluation,
+    own: Mapping[str, float | int | None],
+) -> dict[str, float | int | None]:
+    """The columns inferred_* of an SAE's dictionary with the best codes for it, and what they save of its `own` loss."""
+    reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, objective.penalty_value)
+    classes = classes_of(inputs, evaluation)
+    fold = None if classes is None else fold_dense(classes.cells, classes.chance, evaluation.f1)
+    table, _ = _one_pass(PerfectEncoder(sae, objective), inputs, reconstruction, evaluation.fires_above, fold)
+    found = {**reconstruction.metrics, "winner_entropy": winner_entropy(table)}
+    loss = _loss(found, objective)
+    counts: dict[str, float | int | None] = {}
+    if classes is not None:
+        latents = describe(table, classes)
+        counts = {"live_latents": int(latents.live.sum()), **only_one(count(latents, classes).metrics)}
+    columns = {f"inferred_{name}": {**found, **counts, "loss": loss}.get(name) for name in INFERRED}
+    return columns | {"encoder_gap": _loss(own, objective) - loss}
+
+
+def _loss(columns: Mapping[str, float | int | None], objective: Objective) -> float:
+    """E‖r‖² + coefficient · E penalty, from columns."""
+    error, penalty, entropy = (columns[name] for name in ("squared_error", "penalty_mean", "winner_entropy"))
+    assert error is not None and penalty is not None and entropy is not None
+    # A penalty that overflows must not turn a coefficient of 0 into nan.
+    return error + (objective.coefficient * (penalty + entropy * objective.shares) if objective.coefficient else 0.0)
 
 
 def _one_pass(

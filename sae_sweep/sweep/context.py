@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.config.settings import Evaluation, Point, Sae, Toy, toy_id
+from sae_sweep.config.settings import COUNTED, Evaluation, Point, Sae, Toy, toy_id
 from sae_sweep.kernels import LISTED
 from sae_sweep.metrics.evaluate import Measurement, measure
+from sae_sweep.metrics.extra.inference import Objective
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import ARCHITECTURES
 from sae_sweep.saes.formats import saelens_export
@@ -110,14 +111,9 @@ class Ground:
         """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
         parameters = saelens_export.unfold(folded, self.mean, self.scale)
         sae = PointSae(point, Parameters(*(getattr(parameters, f.name).to(self.device) for f in _FIELDS)))
-        penalty = point.penalty
-        return measure(
-            sae,
-            self.inputs,
-            lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.last_p),
-            self.evaluation,
-            nulls=nulls,
-        )
+        objective = _objective(point)
+        values = objective.penalty_value, self.evaluation
+        return measure(sae, self.inputs, *values, nulls=nulls, objective=objective if nulls else None)
 
     def measure_start(self, point: Point) -> Measurement:
         """Measure the untrained SAE of a point: the same for every coefficient of its penalty."""
@@ -127,6 +123,18 @@ class Ground:
     def start_key(self, point: Point) -> Any:
         """Points with the same key have the same `measure_start`."""
         return point.sae, point.seed, dataclasses.replace(point.penalty, coefficient=0.0)
+
+
+def _objective(point: Point) -> Objective:
+    """What the point's codes are to minimise."""
+    penalty, counted = point.penalty, point.sae.architecture in COUNTED
+    return Objective(
+        lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.last_p),
+        penalty.coefficient,
+        k=max(1, round(point.sae.k)) if counted else None,
+        hard=penalty.name == "l0",
+        shares=penalty.name == "exclusive_pi",
+    )
 
 
 @dataclass(frozen=True)
