@@ -126,7 +126,7 @@ def inferred(
     evaluation: Evaluation,
     own: Mapping[str, float | int | None],
 ) -> dict[str, float | int | None]:
-    """The columns inferred_* of an SAE's dictionary with the best codes for it, and what they save of its `own` loss."""
+    """The columns inferred_* of an SAE's dictionary with the best codes for it, and what they save of its loss."""
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, objective.penalty_value)
     classes = classes_of(inputs, evaluation)
     fold = None if classes is None else fold_dense(classes.cells, classes.chance, evaluation.f1)
