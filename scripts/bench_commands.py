@@ -8,7 +8,6 @@ Also rows of scripts/bench_peers.py.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import statistics
 import subprocess
@@ -42,7 +41,7 @@ def finished_store(root: Path, points: int) -> list[str]:
     overrides.append(f"seed=range(0,{points})")
     with patch("os.fsync"):  # ten thousand flushes would take longer than everything that is timed
         for point in config.load(overrides, yes=True).points:
-            own = {"id": point.id, "settings": dataclasses.asdict(canonical(point))}
+            own = {"id": point.id, "settings": canonical(point).to_dict()}
             store.commit("points", point.id, record | own, files)
     return overrides
 

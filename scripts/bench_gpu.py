@@ -34,11 +34,15 @@ if DRY:
 import torch
 from torch import Tensor
 
-from sae_sweep.config.settings import COMPETING, PENALTIES, Penalty, Point, Sae, Training
+from sae_sweep.config.settings import Penalty, Point, Sae, Training
 from sae_sweep.kernels.cuda.backend import CudaBackend
+from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Progress
+
+COMPETING = tuple(name for name, kind in kinds("penalty").items() if kind.largest)
+PENALTIES = tuple(kinds("penalty"))
 
 DEVICE = "cpu" if DRY else "cuda"
 D, BATCH, STACK = (16, 20, 2) if DRY else (64, 4096, 16)

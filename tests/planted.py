@@ -15,9 +15,9 @@ from sae_sweep.config.settings import Distribution, Evaluation, Toy
 from sae_sweep.metrics.evaluation_classes import EvaluationClasses
 from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold
 from sae_sweep.metrics.sparse_codes import Active
-from sae_sweep.toys.cell_weights import cell_weights
 from sae_sweep.toys.classes import Cells
 from sae_sweep.toys.max_of_k import MaxOfK, shapes
+from sae_sweep.toys.sampler import cell_weights
 
 CUT = 0.01
 

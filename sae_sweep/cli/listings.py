@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from sae_sweep import registry
 from sae_sweep.config import overrides as config
-from sae_sweep.config.settings import OWN_INPUTS
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -28,13 +28,12 @@ def cells(overrides: Sequence[str], json: bool) -> None:
     if len(settings) > 1:
         raise UserError(f"cells shows one toy under one distribution at a time, got {len(settings)}")
     ((toy, distribution),) = settings
-    if toy.name in OWN_INPUTS:
+    if not toy.kind.distributions:
         raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
 
-    from sae_sweep.config.grid import count_classes
     from sae_sweep.config.settings import PARTITIONS
     from sae_sweep.metrics.ceilings import ceilings_of
-    from sae_sweep.toys.classes import cells_per_max, count_cells
+    from sae_sweep.toys.classes import cells_per_max, count_cells, count_classes
 
     per_max = [int(cells_per_max(m, toy.k)) for m in range(toy.d_vocab)]
     partitions = {name: count_classes(name, toy.d_vocab, toy.k) for name in PARTITIONS}
@@ -75,7 +74,7 @@ def cells(overrides: Sequence[str], json: bool) -> None:
 
 def penalties(json: bool) -> None:
     """Print the penalties there are."""
-    from sae_sweep.saes.penalties import FORMULAS, spell
+    from sae_sweep.saes.penalties import spell
 
     ladders = config.ladders()
     rows = [
@@ -84,11 +83,11 @@ def penalties(json: bool) -> None:
             "formula": formula.formula,
             "slope_at_zero": spell(formula.slope_at_zero),
             "prior": formula.prior,
-            "keys": [f"penalty.{key}" for key in formula.keys],
+            "keys": [f"penalty.{key}" for key in formula.settings],
             "ladder": ladders.get(name),
             "source": formula.source,
         }
-        for name, formula in FORMULAS.items()
+        for name, formula in registry.kinds("penalty").items()
     ]
     _listing(
         rows,
@@ -99,8 +98,6 @@ def penalties(json: bool) -> None:
 
 def architectures(json: bool) -> None:
     """Print the architectures there are."""
-    from sae_sweep.saes.architectures import ARCHITECTURES
-
     rows = [
         {
             "name": name,
@@ -111,7 +108,7 @@ def architectures(json: bool) -> None:
             "trained_by": a.step,
             "source": a.source,
         }
-        for name, a in ARCHITECTURES.items()
+        for name, a in registry.kinds("architecture").items()
     ]
     _listing(rows, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sae_sweep.config import overrides as config
 from sae_sweep.config.columns import METRICS
-from sae_sweep.config.settings import Point
+from sae_sweep.config.settings import Point, Sae, Training
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 from sae_sweep.store.store import Store
@@ -29,7 +29,7 @@ def score(directory: Path, overrides: Sequence[str], json: bool) -> None:
     """
     sweep = config.load(overrides, DEFAULTS)
     # The SAE is what it is: settings of sae and training, and seeds of SAEs, say nothing here.
-    points = {dataclasses.replace(point, sae=Point.sae, training=Point.training, seed=0) for point in sweep.points}
+    points = {dataclasses.replace(point, sae=Sae(), training=Training(), seed=0) for point in sweep.points}
     if len(points) > 1:
         raise UserError(f"score measures in one setting at a time, got {len(points)} (a penalty needs its coefficient)")
     (point,) = points
@@ -80,7 +80,7 @@ def _show(directory: Path, architecture: str, point: Point, metrics: dict[str, A
     about = {"architecture": architecture, "width": point.sae.width, "site": point.site.name}
     about |= {"distribution": point.distribution.name}
     if json:
-        head = {"schema": 1, "directory": str(directory), "toy": dataclasses.asdict(point.toy), **about}
+        head = {"schema": 1, "directory": str(directory), "toy": point.toy.to_dict(), **about}
         print(json_module.dumps(head | {"metrics": ordered}))
         return
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -26,6 +26,11 @@ def results(sweep: str, format: str, seeds: str, output_dir: Path) -> None:
     store = Store(output_dir)
     table = frame.load(store, sweep)
     warn_of_damage(store)
+    if seeds == "mean":
+        from sae_sweep.store.seed_agreement import seed_agreement
+
+        # From the weights of every point, so only where it is asked for.
+        table["seed_agreement"] = seed_agreement(store, table)
     if seeds != "none":
         table = frame.aggregate(table, seeds)  # type: ignore[arg-type]
     if format == "csv":

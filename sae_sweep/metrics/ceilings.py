@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sae_sweep.config.settings import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.metrics.evaluation_classes import FINER_THAN_M, ROUNDING, EvaluationClasses
 from sae_sweep.metrics.partitions import Floats, Ints
-from sae_sweep.toys.cell_weights import cell_weights, inputs_of_cells
 from sae_sweep.toys.classes import FACTORS, Cells
+from sae_sweep.toys.sampler import cell_weights, inputs_of_cells
 
 # The counts that have a ceiling, by what its column is called.
 COUNTED = {"owned": "owned_maxes", "splits": "splits_per_max", "distinct_splits": "distinct_splits_per_max"}

@@ -24,9 +24,11 @@ from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold, fold_dens
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter, planted_metrics
 from sae_sweep.metrics.information import cofiring, information, winner_entropy
 from sae_sweep.metrics.labels import Latents, class_name, count, describe, detectors, least_inputs, only_one
+from sae_sweep.metrics.metric import Measured
 from sae_sweep.metrics.nulls import shuffled_cells, shuffled_features
 from sae_sweep.metrics.reconstruction import Reconstruction
 from sae_sweep.metrics.sparse_codes import Active
+from sae_sweep.registry import kinds
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs
 
@@ -116,6 +118,8 @@ def measure(
     if evaluation.structure:
         mean_code = table.mean_mass / norms.cpu().numpy()
         metrics |= structure(sae.W_dec.double().cpu().numpy(), mean_code, latents, inputs.cells)
+    for metric in kinds("metric").values():
+        metrics |= metric.measure(Measured(sae, inputs, evaluation, table, latents, metrics))
     return Measurement(metrics, described, per_max)
 
 

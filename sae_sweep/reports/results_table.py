@@ -10,7 +10,7 @@ import pandas as pd
 from rich.text import Text
 
 from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS
-from sae_sweep.config.settings import COUNTED
+from sae_sweep.config.settings import counts
 from sae_sweep.reports.layout import Block, Row, columns, count, fraction
 from sae_sweep.store.results import aggregate
 
@@ -97,7 +97,7 @@ def start_name(row: pd.Series) -> str:
 
 def penalty_name(row: pd.Series) -> str:
     """What makes the code sparse, in one word or two: "l1", "lp p=.3", "log1p s=2", "topk"."""
-    if row["architecture"] in COUNTED:
+    if counts(row["architecture"]):
         return str(row["architecture"])
     name = str(row["penalty"]) if row["architecture"] == "relu" else f"{row['architecture']} {row['penalty']}"
     if row["penalty"] == "lp":
@@ -109,7 +109,7 @@ def penalty_name(row: pd.Series) -> str:
 
 def coefficient(row: pd.Series) -> str:
     """The coefficient, or the number of active latents where that is what is set."""
-    return f"k={row['k']:.0f}" if row["architecture"] in COUNTED else f"{row['coefficient']:g}"
+    return f"k={row['k']:.0f}" if counts(row["architecture"]) else f"{row['coefficient']:g}"
 
 
 @dataclass(frozen=True)

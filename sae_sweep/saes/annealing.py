@@ -18,11 +18,12 @@ from sae_sweep.saes.stack import Stack
 NUMBERS = 1 << 22
 
 
-def exponent(point: Point, step: int) -> float:
+def exponent_at(point: Point, step: int) -> float:
     """p at a step: from penalty.p linearly down to penalty.p_end, which it reaches as the learning rate starts to."""
     penalty, training = point.penalty, point.training
-    if penalty.name != "lp_annealed":
-        return penalty.p
+    if "p_end" not in penalty.to_dict():
+        exponent: float = penalty.get("p", 1.0)
+        return exponent
     share = min(1.0, step / max(1.0, (1 - training.lr_decay) * training.steps))
     return penalty.p + share * (penalty.p_end - penalty.p)
 
@@ -31,7 +32,7 @@ def exponent(point: Point, step: int) -> float:
 def anneal(stack: Stack, x: Tensor) -> None:
     """Take the exponents of the stack's step, and rescale coefficients by the penalty on inputs x [b, d]."""
     for i, point in enumerate(stack.points):
-        before, now = float(stack.exponent[i]), exponent(point, stack.step)
+        before, now = float(stack.exponent[i]), exponent_at(point, stack.step)
         if now != before:
             old, new = (_penalty(stack, i, x, p) for p in (before, now))
             # Where nothing fires neither says anything.

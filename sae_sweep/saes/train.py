@@ -176,7 +176,7 @@ def penalties(stack: Stack, contributions: Tensor, fires: Tensor | None) -> Tens
     """Mean penalty of each SAE over the batch: contributions, and whether each fires, [n, b, width] -> [n]."""
     groups = defaultdict(list)
     for i, point in enumerate(stack.points):
-        groups[point.penalty.name, point.penalty.scale, float(stack.exponent[i])].append(i)
+        groups[point.penalty.name, point.penalty.get("scale", 1.0), float(stack.exponent[i])].append(i)
     result = contributions.new_zeros(len(stack.points))
     for (name, scale, exponent), members in groups.items():
         of_members = contributions[members]

@@ -140,7 +140,7 @@ def _content(sweep: Sweep, task: Task, job_name: str, fail_fast: bool) -> dict[s
         "job_name": job_name,
         "output_dir": str(sweep.output_dir.absolute()),
         "device": sweep.device,
-        "evaluation": asdict(sweep.evaluation),
+        "evaluation": sweep.evaluation.to_dict(),
         "logger": sweep.logger,
         "checkpoint_seconds": sweep.launcher["checkpoint_seconds"],
         "fail_fast": fail_fast,

@@ -16,12 +16,12 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep import signals
-from sae_sweep.errors import EnvironmentProblem
+from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(paths: list[str]) -> None:
         print(f"{stop}: what was begun is kept and goes on when the job starts again", file=sys.stderr, flush=True)
         # Not sys.exit: it would wait for worker threads, whose results nobody needs any more.
         os._exit(INTERRUPTED)
-    except EnvironmentProblem as problem:
+    except UserError as problem:
         note(path, state="failed", reason=str(problem))
         print(f"error: {problem}", file=sys.stderr, flush=True)
         os._exit(problem.exit_code)
@@ -167,4 +167,4 @@ def _execute(
                 try:
                     say(PointFailed(point, None, reason))
                 finally:
-                    store.fail(sweep, point.id, {"reason": reason, "traceback": trace, "settings": asdict(point)})
+                    store.fail(sweep, point.id, {"reason": reason, "traceback": trace, "settings": point.to_dict()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ def _split(pack: Pack, evaluation: Evaluation, kind: str, target: float, workers
 
 def to_json(points: Iterable[Point]) -> list[dict[str, Any]]:
     """The settings of points with their ids."""
-    return [{"id": point.id, **dataclasses.asdict(point)} for point in points]
+    return [{"id": point.id, **point.to_dict()} for point in points]
 
 
 def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Point]:

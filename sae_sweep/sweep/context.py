@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.config.settings import COUNTED, Evaluation, Point, Sae, Toy, toy_id
-from sae_sweep.kernels import LISTED
+from sae_sweep.config.settings import Evaluation, Point, Sae, Toy, toy_id
 from sae_sweep.metrics.evaluate import Measurement, measure
 from sae_sweep.metrics.extra.inference import Objective
 from sae_sweep.metrics.sparse_codes import Active
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.saes.architectures import architecture_of
 from sae_sweep.saes.formats import saelens_export
 from sae_sweep.saes.inits import start
 from sae_sweep.saes.parameters import Parameters
@@ -110,7 +108,7 @@ class Ground:
     def measure(self, point: Point, folded: Parameters, nulls: bool = True) -> Measurement:
         """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
         parameters = saelens_export.unfold(folded, self.mean, self.scale)
-        sae = PointSae(point, Parameters(*(getattr(parameters, f.name).to(self.device) for f in _FIELDS)))
+        sae = PointSae(point, parameters.map(lambda tensor: tensor.to(self.device)))
         objective = _objective(point)
         values = objective.penalty_value, self.evaluation
         return measure(sae, self.inputs, *values, nulls=nulls, objective=objective if nulls else None)
@@ -122,16 +120,16 @@ class Ground:
 
     def start_key(self, point: Point) -> Any:
         """Points with the same key have the same `measure_start`."""
-        return point.sae, point.seed, dataclasses.replace(point.penalty, coefficient=0.0)
+        return point.sae, point.seed, point.penalty.replace(coefficient=0.0)
 
 
 def _objective(point: Point) -> Objective:
     """What the point's codes are to minimise."""
-    penalty, counted = point.penalty, point.sae.architecture in COUNTED
+    penalty, counts = point.penalty, architecture_of(point.sae.architecture).counts
     return Objective(
-        lambda contributions: penalty_value(penalty.name, contributions, penalty.scale, penalty.last_p),
+        lambda contributions: penalty_value(penalty.name, contributions, penalty.get("scale", 1.0), penalty.last_p),
         penalty.coefficient,
-        k=max(1, round(point.sae.k)) if counted else None,
+        k=max(1, round(point.sae.k)) if counts else None,
         hard=penalty.name == "l0",
         shares=penalty.name == "exclusive_pi",
     )
@@ -156,11 +154,11 @@ class PointSae:
     def _lister(self) -> Callable[[Tensor], Iterator[tuple[Any, ...]]]:
         from sae_sweep.kernels.cpu.sparse_encode import Lister  # compiled: of no use on a GPU
 
-        return Lister(self.parameters, self.point.sae.architecture, self.point.sae.k)
+        return Lister(self.parameters, self.point.sae.architecture, self.point.sae.get("k", 1))
 
     def active(self, x: Tensor) -> Iterator[Active]:
         """The codes as lists, some inputs at a time: no tensor that is held grows with all inputs times the width."""
-        if x.device.type == "cpu" and self.point.sae.architecture in LISTED:
+        if x.device.type == "cpu" and architecture_of(self.point.sae.architecture).listed:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
@@ -168,10 +166,7 @@ class PointSae:
                 yield Active.of(self.encode(part))
 
     def encode(self, x: Tensor) -> Tensor:
-        return ARCHITECTURES[self.point.sae.architecture].codes(x, self.parameters, self.point.sae)
-
-
-_FIELDS = dataclasses.fields(Parameters)
+        return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:
@@ -182,13 +177,13 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
         if toy_id(toy) not in finished:
             groups.setdefault(model.stack_key(toy), []).append(toy)
     for group in groups.values():
-        steps = group[0].steps
+        steps, _ = group[0].kind.trains(group[0])
 
         def report(step: int, loss: float, toy: Toy = group[0], steps: int = steps) -> None:
             say(ToyProgress(toy, step, steps, loss))
 
         for toy, params in zip(group, model.train(group, device, report), strict=True):
-            record = {"schema": 1, "id": toy_id(toy), "settings": dataclasses.asdict(toy)}
+            record = {"id": toy_id(toy), "settings": toy.to_dict()}
             record["provenance"] = provenance.collect(device)
             store.commit("toys", toy_id(toy), record, {"toy.safetensors": to_bytes(params)})
 

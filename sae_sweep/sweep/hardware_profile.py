@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sae_sweep.config.settings import COMPETING, KERNELS, PENALTIES
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -25,7 +23,7 @@ class Speed:
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
     dense_flops, dense_code: the same products, and numbers, of a step in which much of the dictionary fires
-    kernels: architectures and penalties that steps of our own train
+    device: cpu or cuda
     autograd_step, autograd_flops, autograd_code: where autograd trains; spilled: more, where it leaves the cache
 
     Measuring: measured_input, measured_entry: per input, and per active latent of one; measured_row: each pair of a
@@ -59,7 +57,7 @@ class Speed:
     parameter: float
     dense_flops: float
     dense_code: float
-    kernels: tuple[str, ...]
+    device: str
     autograd_step: float
     autograd_flops: float
     autograd_code: float
@@ -105,7 +103,7 @@ XEON = Speed(
     parameter=3.8e-9,
     dense_flops=1e11,
     dense_code=1.3e-8,
-    kernels=(*KERNELS["cpu"], *PENALTIES),
+    device="cpu",
     autograd_step=6e-4,
     autograd_flops=4e10,
     autograd_code=2e-8,
@@ -154,7 +152,7 @@ SPEEDS = {
         parameter=1e-11,
         dense_flops=2e13,
         dense_code=1e-11,
-        kernels=(*KERNELS["cuda"], *(penalty for penalty in PENALTIES if penalty not in COMPETING)),
+        device="cuda",
         autograd_step=1e-4,
         autograd_flops=2e13,
         autograd_code=1e-11,

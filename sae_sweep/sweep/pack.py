@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -175,18 +174,17 @@ def _curve(looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
 
 
 def _on_cpu(parameters: Parameters) -> Parameters:
-    return Parameters(*(getattr(parameters, f.name).detach().cpu() for f in dataclasses.fields(Parameters)))
+    return parameters.map(lambda tensor: tensor.detach().cpu())
 
 
 def _record(
     point: Point, evaluation: Evaluation, machine: Machine, measured: Measurement, untrained: Measurement
 ) -> dict[str, Any]:
     return {
-        "schema": 1,
         "id": point.id,
-        "settings": dataclasses.asdict(canonical(point)),
+        "settings": canonical(point).to_dict(),
         "measure_id": measure_id(evaluation),
-        "evaluation": dataclasses.asdict(evaluation),
+        "evaluation": evaluation.to_dict(),
         "metrics": with_loss(measured, point),
         "untrained": with_loss(untrained, point),
         "per_max": measured.per_max,
@@ -207,7 +205,7 @@ def with_loss(measured: Measurement, point: Point) -> dict[str, float | int | No
 
 
 def _files(point: Point, stored: dict[str, bytes], measured: Measurement) -> dict[str, bytes]:
-    settings = json.loads(json.dumps(dataclasses.asdict(canonical(point))))
+    settings = json.loads(json.dumps(canonical(point).to_dict()))
     return {
         "config.yaml": yaml.safe_dump(settings, sort_keys=False).encode(),
         "latents.parquet": _parquet(measured),

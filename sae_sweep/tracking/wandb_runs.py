@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.config.settings import COUNTED, Sae, Site
+from sae_sweep.config.settings import Sae, Site, counts
 from sae_sweep.tracking.wandb_charts import sweep_charts
 from sae_sweep.tracking.wandb_client import Run
 
@@ -42,7 +42,7 @@ def point_run(record: Mapping[str, Any], sweep: str, folder: str | None = None) 
     summary |= {f"untrained/{key}": _plain(value) for key, value in record["untrained"].items()}
     # W&B cannot draw some of the runs in one panel and others in the next: each penalty's FVU has a name of its own.
     sae = settings["sae"]
-    counted = sae["architecture"] in COUNTED
+    counted = counts(sae["architecture"])
     summary[front_key(sae["architecture"] if counted else settings["penalty"]["name"])] = summary.get("fvu")
     return Run(
         id=record["id"],
@@ -77,16 +77,16 @@ def point_name(settings: Mapping[str, Any]) -> str:
     """A name for people, such as `width136-l1-0.5-s0`; a start or a site other than the default is in it too."""
     sae, penalty = settings["sae"], settings["penalty"]
     parts = [f"width{sae['width']}"]
-    if sae["architecture"] != Sae.architecture:
+    if sae["architecture"] != Sae().architecture:
         parts.append(sae["architecture"])
-    if sae["architecture"] in COUNTED:
+    if counts(sae["architecture"]):
         parts.append(f"k{sae['k']}")
     else:
         parts.append(f"{penalty['name']}{penalty['p']:g}" if penalty["name"] == "lp" else penalty["name"])
         parts.append(f"{penalty['coefficient']:g}")
-    if sae["init"] != Sae.init:
+    if sae["init"] != Sae().init:
         parts.append(f"oracle-{sae['partition']}" if sae["init"] == "oracle" else sae["init"])
-    if settings["site"]["name"] != Site.name:
+    if settings["site"]["name"] != Site().name:
         parts.append(settings["site"]["name"])
     return "-".join([*parts, f"s{settings['seed']}"])
 

@@ -15,7 +15,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from sae_sweep.config.columns import LABELS, is_seed
-from sae_sweep.config.settings import COUNTED
+from sae_sweep.config.settings import counts
 from sae_sweep.tracking.wandb_runs import front_key
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too: one for each penalty, in the order of the table.
@@ -175,7 +175,7 @@ def _gradient() -> list[wr.GradientPoint]:
 
 def _penalties(frame: pd.DataFrame) -> list[str]:
     """What makes codes sparse, in the order of the table: penalties, and architectures that count."""
-    counted = frame["architecture"].isin(COUNTED)
+    counted = frame["architecture"].map(counts)
     return [str(name) for name in frame["penalty"].mask(counted, frame["architecture"]).unique()]
 
 
@@ -184,7 +184,7 @@ def _colours(frame: pd.DataFrame) -> dict[str, ws.RunSettings]:
     if len(frame) > _MOST_COLOURED:
         return {}
     names = _penalties(frame)
-    counted = frame["architecture"].isin(COUNTED)
+    counted = frame["architecture"].map(counts)
     of_point = zip(frame["point_id"], frame["penalty"].mask(counted, frame["architecture"]), strict=True)
     return {str(id): ws.RunSettings(color=COLOURS[names.index(str(name)) % len(COLOURS)]) for id, name in of_point}
 

@@ -14,9 +14,11 @@ import pytest
 from commandline import SEVERAL, TINY, call, fresh
 
 from sae_sweep.config import overrides
-from sae_sweep.config.settings import PARTITIONS, PENALTIES
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.config.settings import PARTITIONS
+from sae_sweep.registry import kinds
 from sae_sweep.store.store import Store
+
+PENALTIES = tuple(kinds("penalty"))
 
 SEEDS = [*TINY, "penalty.coefficient=0.1,1", "seed=0,1,2", "name=seeds"]
 
@@ -172,11 +174,11 @@ def test_listings() -> None:
     assert [row["name"] for row in listed] == list(PENALTIES)
     assert {row["name"]: row["ladder"] for row in listed} == overrides.ladders()
     architectures = json.loads(call("architectures", "--json").out)
-    assert [row["name"] for row in architectures] == list(ARCHITECTURES)
+    assert [row["name"] for row in architectures] == list(kinds("architecture"))
     for row in (*listed, *architectures):
         assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
     assert all(name in call("penalties").out for name in PENALTIES)
-    assert all(name in call("architectures").out for name in ARCHITECTURES)
+    assert all(name in call("architectures").out for name in kinds("architecture"))
 
 
 def test_python_dash_m_and_no_colour(root: Path) -> None:

@@ -18,8 +18,11 @@ from commandline import call
 from sae_sweep.cli import app
 from sae_sweep.cli.completion import candidates
 from sae_sweep.config import overrides
-from sae_sweep.config.keys import POINT_KEYS, SWEEP_KEYS
-from sae_sweep.config.settings import INITS, PENALTIES
+from sae_sweep.config.keys import point_keys, sweep_keys
+from sae_sweep.registry import kinds
+
+INITS = tuple(kinds("init"))
+PENALTIES = tuple(kinds("penalty"))
 
 PROGRAM = typer.main.get_command(app.app)
 SECONDS = 30
@@ -62,7 +65,7 @@ def test_every_key_is_offered_and_every_offered_key_exists() -> None:
     top = offered("run", "")
     found = {key for start in top if start.endswith(".") for key in offered("run", start)}
     keys = {key.removesuffix("=") for key in (*found, *top) if key.endswith("=")}
-    assert {*POINT_KEYS, *SWEEP_KEYS} <= keys
+    assert {*point_keys(), *sweep_keys()} <= keys
     assert {"launcher.partition", "logger.mode", "experiment", "penalty", "toy"} <= keys
     for key in sorted(keys):
         for value in offered("run", f"{key}=")[:1]:

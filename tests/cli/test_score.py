@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,7 +14,7 @@ from stacks import PENALTIES, points, start_of
 
 from sae_sweep.config.settings import Sae
 from sae_sweep.errors import UserError
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.saes.formats.saelens_import import from_saelens
 from sae_sweep.store.store import Store
 
@@ -61,7 +60,7 @@ def some(architecture: str) -> dict[str, torch.Tensor]:
 
 def encoded(folder: Path, x: torch.Tensor) -> torch.Tensor:
     settings, parameters = read(folder)
-    return ARCHITECTURES[settings.architecture].codes(x, parameters, settings)
+    return kinds("architecture")[settings.architecture].codes(x, parameters, settings)
 
 
 X = torch.randn(300, 16, generator=torch.Generator().manual_seed(1)) * 2
@@ -126,5 +125,5 @@ def test_a_gated_sae_keeps_its_gate_and_magnitude(tmp_path: Path) -> None:
     gate = seen @ tensors["W_enc"] + tensors["b_gate"] > 0
     magnitude = (seen @ (tensors["W_enc"] * tensors["r_mag"].exp()) + tensors["b_mag"]).relu()
     torch.testing.assert_close(encoded(folder, X), gate * magnitude, atol=1e-5, rtol=1e-5)
-    assert read(folder)[0] == dataclasses.replace(Sae("gated"), width=40)
+    assert read(folder)[0] == Sae("gated").replace(width=40)
     assert not math.isnan(float(read(folder)[1].b_mag.sum()))

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import sympy as sp
 import torch
 from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
 
@@ -18,11 +17,13 @@ from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
 os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
+from sae_sweep import registry
 from sae_sweep.config.settings import Penalty, Site, Toy
 from sae_sweep.kernels import LONGEST
 from sae_sweep.kernels.cuda import tiling
 from sae_sweep.kernels.cuda.backend import PRECISION, CudaBackend, _Trainer
 from sae_sweep.kernels.cuda.penalty_gradients import triton_slopes
+from sae_sweep.registry import Setting, kinds
 from sae_sweep.saes import penalties
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
@@ -79,7 +80,7 @@ def test_the_step_is_the_reference_step_for_every_penalty(by_entries: bool, monk
         monkeypatch.setattr(tiling, "NARROW", 0)
     chosen = points(PENALTIES, clip=2.0, coefficient_warmup=0.5)
     # A stack holds different learning rates too.
-    chosen[0] = dataclasses.replace(chosen[0], training=dataclasses.replace(chosen[0].training, lr=1e-3))
+    chosen[0] = dataclasses.replace(chosen[0], training=chosen[0].training.replace(lr=1e-3))
     assert agree(stack_of(chosen), batches(2, BATCH)) == [not by_entries] * len(chosen)
 
 
@@ -172,7 +173,7 @@ def test_company_changes_no_bit(architecture: str, width: int) -> None:
 @pytest.mark.parametrize(("width", "architecture"), [(40, "relu"), (ENTRIES, "relu"), (40, "topk")])
 def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> None:
     chosen = points(PENALTIES[:2], architecture, width)
-    broken = dataclasses.replace(chosen[1], training=dataclasses.replace(chosen[1].training, lr=1e30))
+    broken = dataclasses.replace(chosen[1], training=chosen[1].training.replace(lr=1e30))
     data = batches(3, BATCH)
     whole, mixed = quiet(stack_of(chosen)), quiet(stack_of([chosen[0], broken]))
     CudaBackend().advance(whole, data)
@@ -182,7 +183,7 @@ def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> N
 
 
 def test_a_gradient_too_long_to_be_a_number_breaks_an_sae_and_does_not_freeze_it() -> None:
-    stack = quiet(stack_of(points([PENALTIES[0], dataclasses.replace(PENALTIES[1], coefficient=1e30)])))
+    stack = quiet(stack_of(points([PENALTIES[0], PENALTIES[1].replace(coefficient=1e30)])))
     assert CudaBackend().advance(stack, batches(3, BATCH)).loss.isfinite().tolist() == [True, False]
 
 
@@ -195,13 +196,19 @@ def test_a_latent_without_entries_still_moves() -> None:
 
 def test_a_new_penalty_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     formula = penalties.PenaltyFormula(
-        "new", (1 - sp.exp(-penalties.a / penalties.s), sp.sqrt(penalties.a + 1) - 1), "", ""
+        name="new",
+        description="",
+        prior="",
+        sums=("1 - exp(-a/s)", "sqrt(a + 1) - 1"),
+        outer="T0*log(1 + T1)",
+        settings={"scale": Setting(1.0)},
     )
-    formula = dataclasses.replace(formula, outer=penalties.T[0] * sp.log(1 + penalties.T[1]))
-    monkeypatch.setitem(penalties.FORMULAS, "new", formula)
+    monkeypatch.setitem(registry._kinds["penalty"], "new", formula)
+    for clear in registry._derived:
+        clear()
     assert agree(stack_of(points([Penalty("new", 0.5, scale=2.0)])), batches(1, BATCH)) == [True]
-    strange = dataclasses.replace(formula, name="strange", terms=(sp.besselj(0, penalties.a),))
-    monkeypatch.setitem(penalties.FORMULAS, "strange", strange)
+    strange = dataclasses.replace(formula, name="strange", sums=("besselj(0, a)",))
+    monkeypatch.setitem(registry._kinds["penalty"], "strange", strange)
     with pytest.raises(NotImplementedError, match="besselj"):
         triton_slopes("strange")
 
@@ -209,7 +216,7 @@ def test_a_new_penalty_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_backend_for_a_stack_on_a_gpu() -> None:
     def picked(architecture: str, d: int = 32, penalty: Penalty = PENALTIES[0]) -> object:
         lies = SimpleNamespace(device=torch.device("cuda"))
-        kind, chosen = SimpleNamespace(name=architecture), points([penalty])
+        kind, chosen = kinds("architecture")[architecture], points([penalty])
         return pick_backend(SimpleNamespace(flat=lies, d=d, architecture=kind, points=chosen), None, 2)  # type: ignore[arg-type]
 
     assert isinstance(picked("relu"), CudaBackend)

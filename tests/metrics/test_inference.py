@@ -12,9 +12,10 @@ from scipy.optimize import nnls
 from test_planted_saes import inputs_of, perfect
 
 from sae_sweep.config.columns import INFERRED
-from sae_sweep.config.settings import PENALTIES, Evaluation
+from sae_sweep.config.settings import Evaluation
 from sae_sweep.metrics.evaluate import measure
 from sae_sweep.metrics.extra.inference import Objective, best_codes, descend, pursuit
+from sae_sweep.registry import kinds
 from sae_sweep.saes.penalties import penalty_value
 
 EVALUATION = Evaluation(inference=True, permutations=2)
@@ -74,7 +75,7 @@ def test_pursuit_against_every_choice_of_k_latents(k: int) -> None:
         assert (found <= (x - pursuit(x, W, k - 1) @ W).norm(dim=1) + 1e-5).all()
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", kinds("penalty"))
 def test_no_penalty_ends_above_the_codes_that_there_were(name: str) -> None:
     x, W = problem()
     own = torch.rand(12, 8, generator=torch.Generator().manual_seed(1)) * (torch.rand(12, 8) < 0.3)

@@ -25,8 +25,8 @@ from sae_sweep.metrics.information import (
     share_told,
     winner_entropy,
 )
-from sae_sweep.toys.cell_weights import cell_weights
 from sae_sweep.toys.classes import FACTORS, Cells
+from sae_sweep.toys.sampler import cell_weights
 
 
 def top_table(cells, latent_of_cell, chance) -> FiringTable:

@@ -15,8 +15,8 @@ from sae_sweep.metrics.evaluation_classes import EvaluationClasses
 from sae_sweep.metrics.firing import FiringTable, Fold, fold_dense
 from sae_sweep.metrics.ground_truth import Detection
 from sae_sweep.metrics.labels import NOTHING, class_name, count, describe, detectors, only_one
-from sae_sweep.toys.cell_weights import cell_weights
 from sae_sweep.toys.classes import Cells
+from sae_sweep.toys.sampler import cell_weights
 
 EVALUATION = Evaluation()
 # Every class of m, mq, mn and mc with a maximum above 1 has 8 inputs or their weight.

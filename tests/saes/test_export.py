@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -10,9 +9,8 @@ import torch
 from safetensors.torch import load
 from stacks import PENALTIES, points, start_of
 
-from sae_sweep.config import settings
 from sae_sweep.config.settings import Sae
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.saes.formats import saelens_export
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.store.tensors import to_bytes
@@ -21,20 +19,20 @@ MEAN, SCALE = torch.linspace(-2, 2, 16), 0.37
 
 
 def with_threshold(parameters: Parameters) -> Parameters:
-    return dataclasses.replace(parameters, threshold=torch.tensor(0.8))
+    return parameters.replace(threshold=torch.tensor(0.8))
 
 
 def run(parameters: Parameters, architecture: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    kind = ARCHITECTURES[architecture]
+    kind = kinds("architecture")[architecture]
     codes = kind.codes(x, parameters, Sae(architecture, width=40, k=3))
     return codes, codes @ parameters.W_dec + parameters.b_dec
 
 
 def test_every_architecture_is_covered() -> None:
-    assert set(ARCHITECTURES) == set(settings.ARCHITECTURES) == set(saelens_export.ARCHITECTURES)
+    assert set(kinds("architecture")) == set(saelens_export.ARCHITECTURES)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_a_folded_sae_takes_raw_activations(architecture: str) -> None:
     parameters = with_threshold(start_of(points(PENALTIES[:1], architecture)[0]))
     raw = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * 3 + MEAN
@@ -44,7 +42,7 @@ def test_a_folded_sae_takes_raw_activations(architecture: str) -> None:
     torch.testing.assert_close(folded_reconstruction, reconstruction / SCALE + MEAN, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_unfold_is_the_inverse(architecture: str) -> None:
     parameters = with_threshold(start_of(points(PENALTIES[:1], architecture)[0]))
     back = saelens_export.unfold(saelens_export.fold(parameters, MEAN, SCALE), MEAN, SCALE)
@@ -52,7 +50,7 @@ def test_unfold_is_the_inverse(architecture: str) -> None:
         torch.testing.assert_close(getattr(back, name), tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_files_hold_the_same_sae(architecture: str) -> None:
     point = points(PENALTIES[:1], architecture)[0]
     parameters = with_threshold(start_of(point))
@@ -65,7 +63,7 @@ def test_files_hold_the_same_sae(architecture: str) -> None:
     torch.testing.assert_close(back.norms(), parameters.norms())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_the_layout_of_the_files(architecture: str) -> None:
     point = points(PENALTIES[:1], architecture)[0]
     parameters = with_threshold(start_of(point))

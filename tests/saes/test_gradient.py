@@ -74,7 +74,7 @@ def test_a_curve_keeps_every_peak() -> None:
 def test_the_steeper_the_penalty_at_zero_the_larger_the_norm() -> None:
     # Small positive codes everywhere: ε + a under the root, so that its slope is far above that of L1.
     of_sqrt, of_l1 = (dataclasses.replace(points(PENALTIES[i : i + 1])[0], seed=0) for i in (1, 0))
-    coefficient = dataclasses.replace(of_sqrt.penalty, coefficient=1.0)
+    coefficient = of_sqrt.penalty.replace(coefficient=1.0)
     norms = {}
     for point in (dataclasses.replace(of_sqrt, penalty=coefficient), of_l1):
         stack = stack_of([point])

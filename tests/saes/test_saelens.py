@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from stacks import PENALTIES, points, start_of
 
 from sae_sweep.config.settings import Point
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.saes.formats import saelens_export
 from sae_sweep.saes.formats.saelens_import import from_saelens
 from sae_sweep.saes.parameters import Parameters
@@ -29,8 +28,8 @@ def trained(point: Point, threshold: float = 0.8) -> Parameters:
     """As if trained: decoder rows from 0.1 to 10 long, and a threshold."""
     start = start_of(point)
     W_dec = start.W_dec * torch.logspace(-1, 1, len(start.W_dec))[:, None]
-    changed = dataclasses.replace(start, W_dec=W_dec, threshold=torch.tensor(threshold))
-    effective = ARCHITECTURES[point.sae.architecture].effective
+    changed = start.replace(W_dec=W_dec, threshold=torch.tensor(threshold))
+    effective = kinds("architecture")[point.sae.architecture].effective
     return effective(changed) if effective else changed
 
 
@@ -40,7 +39,7 @@ def loaded(point: Point, parameters: Parameters, folder: Path, mean: torch.Tenso
     return sae_lens.SAE.load_from_disk(folder)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 @torch.no_grad()
 def test_saelens_computes_the_same(architecture: str, tmp_path: Path) -> None:
     point = a_point(architecture)
@@ -48,7 +47,7 @@ def test_saelens_computes_the_same(architecture: str, tmp_path: Path) -> None:
     sae = loaded(point, parameters, tmp_path)
     x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 2
     raw = x / SCALE + MEAN
-    kind = ARCHITECTURES[architecture]
+    kind = kinds("architecture")[architecture]
     codes = kind.codes(x, parameters, point.sae)
     # SAELens's own habit: what chooses by contributions is saved with unit decoder rows, so that they are activations.
     as_it_is = architecture in ("relu", "tied", "gated")
@@ -83,7 +82,7 @@ def test_a_decoder_row_of_zeros_is_harmless(tmp_path: Path) -> None:
     assert activations[:, 7].max() < 1e-20 < activations.amax()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_saelens_keeps_what_we_say_of_an_sae(architecture: str, tmp_path: Path) -> None:
     point = a_point(architecture)
     metadata = loaded(point, trained(point), tmp_path).cfg.metadata
@@ -104,7 +103,7 @@ def test_what_saelens_saves_is_read_as_it_was_meant(architecture: str, centred: 
     settings = json.loads((tmp_path / "cfg.json").read_text())
     ours, parameters = from_saelens(settings, (tmp_path / "sae_weights.safetensors").read_bytes())
     x = torch.randn(300, 16, generator=generator)
-    codes, theirs = ARCHITECTURES[ours.architecture].codes(x, parameters, ours), sae.encode(x)
+    codes, theirs = kinds("architecture")[ours.architecture].codes(x, parameters, ours), sae.encode(x)
     assert 0 < (theirs != 0).float().mean() < 0.9
     # Where contributions choose, SAELens's activations are contributions.
     scale = parameters.norms() if architecture == "topk" else 1

@@ -122,7 +122,7 @@ def test_a_strangers_store_runs_no_code(name: str, honest: Path, tmp_path: Path)
     loaded = tmp_path / "loaded"
     pickle.loads(pickle.dumps(Trap(loaded)))
     assert loaded.exists()  # the trap works
-    yaml_trap = f"schema: 1\nevil: !!python/object/apply:os.mkdir ['{marker}']\n".encode()
+    yaml_trap = f"schema: {sealed.SCHEMA}\nevil: !!python/object/apply:os.mkdir ['{marker}']\n".encode()
     for content in (trap, sealed.seal(yaml_trap) if name == "sweep.yaml" else yaml_trap)[: 1 + (name in TEXTS)]:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(honest, root)

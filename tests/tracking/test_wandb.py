@@ -1,6 +1,5 @@
 """The logs are read back from the files that W&B writes, by W&B's own format and messages."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -29,9 +28,8 @@ COEFFICIENTS = (0.5, 1.0, 2.0)
 
 def record(point: Point, **metrics) -> dict:
     return {
-        "schema": 1,
         "id": point.id,
-        "settings": dataclasses.asdict(canonical(point)),
+        "settings": canonical(point).to_dict(),
         "measure_id": measure_id(Evaluation()),
         "metrics": {**METRICS, **metrics},
         "untrained": {**METRICS, "fvu": 0.7},
@@ -156,8 +154,8 @@ def test_every_point_is_read_back(open_log, notes, tmp_path, capfd):
     for point in points():
         log = read[point.id]
         assert (log.run.run_group, log.run.job_type, log.run.project) == ("quick start", "sae", "toys")
-        assert log.run.display_name == point_name(dataclasses.asdict(point))
-        for key, value in dataclasses.asdict(canonical(point)).items():
+        assert log.run.display_name == point_name(point.to_dict())
+        for key, value in canonical(point).to_dict().items():
             assert log.config[key] == value
         assert log.config["sweep"] == "quick start"
         assert [step for step, _ in log.history] == [0, 50, 100]
@@ -403,7 +401,7 @@ def test_the_logger_ends_with_the_process(number, server, tmp_path):
 
 def test_names_are_for_people():
     def name(**changes) -> str:
-        return point_name(dataclasses.asdict(canonical(Point(**changes))))
+        return point_name(canonical(Point(**changes)).to_dict())
 
     assert name(sae=Sae(width=136), penalty=Penalty("l1", 0.5)) == "width136-l1-0.5-s0"
     assert name(sae=Sae(architecture="topk", k=2, width=16), seed=3) == "width16-topk-k2-s3"

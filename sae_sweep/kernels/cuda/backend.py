@@ -55,7 +55,10 @@ class _Trainer:
         self.launched = False
 
         self.groups = [(triton_slopes(name), self._ints(members)) for name, members in _by_penalty(stack).items()]
-        settings = [(point.penalty.scale, point.penalty.p, point.training.clip) for point in stack.points]
+        settings = [
+            (point.penalty.get("scale", 1.0), point.penalty.get("p", 1.0), point.training.clip)
+            for point in stack.points
+        ]
         self.settings = torch.tensor(settings, dtype=torch.float32, device=stack.flat.device)
         self.schedule = _schedule(stack).to(stack.flat.device)
         self.coefficients = self.schedule[:, :, 2].clone()

@@ -8,7 +8,6 @@ not look.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 
@@ -17,6 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from sae_sweep.config.settings import Point
+from sae_sweep.saes.architectures import architecture_of
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.store.tensors import to_bytes
 
@@ -31,6 +31,8 @@ ARCHITECTURES = {
     "matryoshka": "jumprelu",
     "tied": "standard",
 }
+# What an architecture is called of which SAELens has no like; only this package reads it.
+OURS = "sae_sweep"
 # Metadata of the weights: what each latent's code was multiplied by, and its decoder row divided by.
 FACTORS = "codes_scaled_by"
 # A decoder row of zeros stays one, and its latent the last to be chosen.
@@ -41,42 +43,44 @@ def fold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
     """The SAE that takes raw activations instead of x = (raw − mean)·scale, and gives the same codes."""
     W_enc = parameters.W_enc * scale
     shift = W_enc @ mean
-    return Parameters(
-        W_enc,
-        parameters.W_dec / scale,
-        parameters.b_enc - shift,
-        parameters.b_dec / scale + mean,
+    return parameters.replace(
+        W_enc=W_enc,
+        W_dec=parameters.W_dec / scale,
+        b_enc=parameters.b_enc - shift,
+        b_dec=parameters.b_dec / scale + mean,
         # Contributions z‖d‖ shrink with the decoder rows, and with them the thresholds on contributions.
-        parameters.threshold / scale,
-        parameters.thresholds / scale,
-        parameters.r_mag,
-        _shifted(parameters, -shift),
+        threshold=parameters.threshold / scale,
+        **_extras(parameters, 1 / scale, -shift),
     )
 
 
 def unfold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
     """The inverse of fold."""
     shift = parameters.W_enc @ mean
-    return Parameters(
-        parameters.W_enc / scale,
-        parameters.W_dec * scale,
-        parameters.b_enc + shift,
-        (parameters.b_dec - mean) * scale,
-        parameters.threshold * scale,
-        parameters.thresholds * scale,
-        parameters.r_mag,
-        _shifted(parameters, shift),
+    return parameters.replace(
+        W_enc=parameters.W_enc / scale,
+        W_dec=parameters.W_dec * scale,
+        b_enc=parameters.b_enc + shift,
+        b_dec=(parameters.b_dec - mean) * scale,
+        threshold=parameters.threshold * scale,
+        **_extras(parameters, scale, shift),
     )
 
 
-def _shifted(parameters: Parameters, by: Tensor) -> Tensor:
-    """b_mag where the gate's bias moved by `by`: magnitudes see the same encoder, exp(r_mag) times."""
-    return parameters.b_mag + parameters.r_mag.exp() * by if parameters.r_mag.numel() else parameters.b_mag
+def _extras(parameters: Parameters, by: float, shift: Tensor) -> dict[str, Tensor]:
+    """Thresholds on contributions that grow `by`; b_mag where the gate's bias moved by `shift`: magnitudes see the
+    same encoder, exp(r_mag) times."""
+    found = {}
+    if "thresholds" in parameters.tensors:
+        found["thresholds"] = parameters.thresholds * by
+    if "r_mag" in parameters.tensors:
+        found["b_mag"] = parameters.b_mag + parameters.r_mag.exp() * shift
+    return found
 
 
 def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
     """`sae_weights.safetensors` and `cfg.json` as SAELens's `SAE.load_from_disk` reads them; W_enc is [d, width]."""
-    architecture = ARCHITECTURES[point.sae.architecture]
+    architecture = ARCHITECTURES.get(point.sae.architecture, OURS)
     unit = architecture in ("topk", "jumprelu")
     scaled_by = folded.norms().clamp_min(SMALLEST_NORM) if unit else torch.ones_like(folded.b_enc)
     scaled = rescaled(folded, scaled_by)
@@ -85,6 +89,8 @@ def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
         tensors |= {"b_gate": scaled.b_enc, "r_mag": scaled.r_mag, "b_mag": scaled.b_mag}
     else:
         tensors["b_enc"] = scaled.b_enc
+    if architecture == OURS:
+        tensors |= {name: getattr(scaled, name) for name in architecture_of(point.sae.architecture).extras}
     if point.sae.architecture == "jumprelu":
         tensors["threshold"] = scaled.thresholds
     elif architecture == "jumprelu":
@@ -102,7 +108,9 @@ def from_files(weights: bytes) -> Parameters:
 
 def parameters_of(tensors: dict[str, Tensor]) -> Parameters:
     """SAELens's tensors as parameters. A threshold is read both as one per latent and as the one of a BatchTopK."""
+    known = {"W_enc", "W_dec", "b_enc", "b_gate", "b_dec", *_OF_SAELENS.values()}
     extras = {ours: tensors[name] for ours, name in _OF_SAELENS.items() if name in tensors}
+    extras |= {name: tensor for name, tensor in tensors.items() if name not in known}
     threshold = torch.zeros(())
     if "threshold" in tensors:
         threshold = torch.nextafter(tensors["threshold"][0], torch.tensor(math.inf))
@@ -117,7 +125,7 @@ _OF_SAELENS = {"thresholds": "threshold", "r_mag": "r_mag", "b_mag": "b_mag"}
 def rescaled(parameters: Parameters, by: Tensor) -> Parameters:
     """The same SAE with codes `by` [width] times as large, and decoder rows so much shorter."""
     W_enc, W_dec = parameters.W_enc * by[:, None], parameters.W_dec / by[:, None]
-    return dataclasses.replace(parameters, W_enc=W_enc, W_dec=W_dec, b_enc=parameters.b_enc * by)
+    return parameters.replace(W_enc=W_enc, W_dec=W_dec, b_enc=parameters.b_enc * by)
 
 
 def factors(weights: bytes) -> Tensor | None:
@@ -135,7 +143,7 @@ def _own_factors(weights: bytes) -> Tensor:
 
 def _config(point: Point, folded: Parameters) -> dict[str, object]:
     width, d = folded.W_dec.shape
-    architecture = ARCHITECTURES[point.sae.architecture]
+    architecture = ARCHITECTURES.get(point.sae.architecture, OURS)
     config: dict[str, object] = {
         "architecture": architecture,
         "d_in": d,

@@ -6,11 +6,9 @@ among. For a threshold the one follows from the other; a choice is the same only
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -55,7 +53,7 @@ def from_saelens(config: Mapping[str, Any], weights: bytes) -> tuple[Sae, Parame
     if missing:
         raise UserError(f"{saelens_export.WEIGHTS} has no {', '.join(missing)}, which {name} needs")
     parameters = saelens_export.parameters_of({key: tensor.float() for key, tensor in tensors.items()})
-    settings = Sae(architecture, width=len(parameters.W_dec), k=int(config.get("k", Sae.k)))
+    settings = Sae(architecture, width=len(parameters.W_dec), k=int(config.get("k", 1)))
     if config.get("apply_b_dec_to_input"):
         parameters = _without_centring(parameters)
     if own is not None:  # written here: its latents were rescaled, and their contributions are known
@@ -64,17 +62,20 @@ def from_saelens(config: Mapping[str, Any], weights: bytes) -> tuple[Sae, Parame
     by_activations = architecture == "topk" and not config.get("rescale_acts_by_decoder_norm")
     if by_activations and norms.max() > norms.min() * (1 + ALIKE):
         raise UserError("this TopK SAE chooses by activations although its decoder rows differ in norm: fold them in")
-    return settings, dataclasses.replace(parameters, thresholds=_of_contributions(parameters.thresholds, norms))
+    return settings, _on_contributions(parameters, norms)
 
 
-def _of_contributions(thresholds: Tensor, norms: Tensor) -> Tensor:
-    return thresholds * norms if thresholds.numel() else thresholds
+def _on_contributions(parameters: Parameters, norms: Tensor) -> Parameters:
+    """The SAE with thresholds on contributions, where it has them on activations."""
+    if "thresholds" not in parameters.tensors:
+        return parameters
+    return parameters.replace(thresholds=parameters.thresholds * norms)
 
 
 def _without_centring(parameters: Parameters) -> Parameters:
     """The SAE that gives the same codes where b_dec is not subtracted from its input first."""
     shift = -(parameters.W_enc @ parameters.b_dec)
-    b_mag = parameters.b_mag
-    if parameters.r_mag.numel():
-        b_mag = b_mag + parameters.r_mag.exp() * shift
-    return dataclasses.replace(parameters, b_enc=parameters.b_enc + shift, b_mag=torch.as_tensor(b_mag))
+    moved = parameters.replace(b_enc=parameters.b_enc + shift)
+    if "r_mag" in parameters.tensors:
+        moved = moved.replace(b_mag=parameters.b_mag + parameters.r_mag.exp() * shift)
+    return moved
