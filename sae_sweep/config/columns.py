@@ -98,6 +98,8 @@ CEILINGS: dict[str, str] = {
     **dict.fromkeys(("owned_share", "splits_share", "distinct_splits_share"), "float64"),
     **{f"countable_{label}": "Int64" for label in LABELS},
 }
+# Measured on request (evaluation.order): what latents tell of the order of the tokens.
+ORDER = ("info_order", "unique_order")
 # Measured on request (evaluation.inference), of the best codes for the SAE's dictionary: as `inferred_<measure>`.
 INFERRED: dict[str, str] = {
     **dict.fromkeys(("loss", "fvu", "l0"), "float64"),
@@ -149,6 +151,7 @@ METRICS: dict[str, str] = {
     **CEILINGS,
     **{f"inferred_{name}": kind for name, kind in INFERRED.items()},
     "encoder_gap": "float64",
+    **dict.fromkeys((*ORDER, *map(shuffled, ORDER), *map(spread, ORDER)), "float64"),
     # Of points with other seeds: see `store/results.py`.
     "seed_agreement": "float64",
 }

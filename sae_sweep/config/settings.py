@@ -255,6 +255,7 @@ class Evaluation(Part):
         "probing": Setting(False, "k-sparse probes and absorption: a pass and some seconds for every SAE"),
         "priors": Setting(False, "which prior activations follow where they fire"),
         "structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left"),
+        "order": Setting(False, "what latents tell of the order of the tokens", legacy=False),
         "inference": Setting(False, "the best codes for the dictionary, whatever the encoder finds", legacy=False),
     }
 

@@ -20,6 +20,7 @@ from sae_sweep.metrics.extra.inference import Objective, PerfectEncoder
 from sae_sweep.metrics.extra.priors import priors
 from sae_sweep.metrics.extra.probing import INPUTS, probing
 from sae_sweep.metrics.extra.structure import structure
+from sae_sweep.metrics.extra.token_order import token_order
 from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold, fold_dense
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter, planted_metrics
 from sae_sweep.metrics.information import cofiring, information, winner_entropy
@@ -109,6 +110,8 @@ def measure(
     described = _frame(latents, inputs.cells, norms)
     if evaluation.inference and objective is not None:
         metrics |= inferred(sae, inputs, objective, evaluation, metrics)
+    if evaluation.order:
+        metrics |= token_order(sae, inputs, evaluation)
     if evaluation.probing:
         metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(INPUTS))
     if evaluation.priors:

@@ -7,6 +7,7 @@ it, or because it has so many latents that any factor would seem known. So infor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numba
@@ -32,17 +33,28 @@ def information(table: FiringTable, cells: Factored, permutations: int) -> dict[
     Also None where the null is 1: every input has a top latent of its own, so that any factor would seem known. With
     their own nulls shuffled_* and the spread of these: each permutation of the null, corrected by all the others.
     """
-    metrics: dict[str, float | None] = {}
-    permuted: dict[str, list[float | None] | None] = {}
-    tops = _tops(table)
+    asked: dict[str, tuple[Classes, Classes, Ints]] = {}
     for column, factor in COLUMNS.items():
         others = "".join(name for name in FACTORS if name != factor)
         for kind, given in (("info", "m"), ("unique", others)):
-            value = share_told(table, cells, factor, given)
-            shares = null_shares(table, tops, cells, (factor, given), permutations)
-            null = None if shares is None else float(shares.mean())
-            metrics[f"{kind}_{column}"] = corrected(value, null)
-            permuted[f"{kind}_{column}"] = None if shares is None else _corrected_by_others(shares)
+            asked[f"{kind}_{column}"] = _nested(cells, factor, given)
+    return shares_told(table, asked, permutations)
+
+
+def shares_told(
+    table: FiringTable, asked: Mapping[str, tuple[Classes, Classes, Ints]], permutations: int
+) -> dict[str, float | None]:
+    """For each column, the share that the top latent tells of rows given groups, corrected, with its null and spread.
+
+    asked: rows, groups, and the cells in the order of both, by column.
+    """
+    metrics: dict[str, float | None] = {}
+    permuted: dict[str, list[float | None] | None] = {}
+    tops = _tops(table)
+    for column, of in asked.items():
+        value, shares = share_between(table, *of[:2]), null_shares(table, tops, of, permutations)
+        metrics[column] = corrected(value, None if shares is None else float(shares.mean()))
+        permuted[column] = None if shares is None else _corrected_by_others(shares)
     return metrics | summary(permuted)
 
 
@@ -81,7 +93,11 @@ def share_told(table: FiringTable, cells: Factored, factor: str, given: str) -> 
 
     `given`: the name of a partition without `factor`. Plug-in estimate in evaluation weights.
     """
-    rows, groups, _ = _nested(cells, factor, given)
+    return share_between(table, *_nested(cells, factor, given)[:2])
+
+
+def share_between(table: FiringTable, rows: Classes, groups: Classes) -> float | None:
+    """I(top latent; row | group)/H(row | group), each of the `rows` within one of the `groups` of cells."""
     entropy = _entropy(table, rows, groups)
     if entropy < ZERO * table.total:
         return None
@@ -132,16 +148,16 @@ def _tops(table: FiringTable) -> tuple[Ints, Ints, Ints]:
 
 
 def null_shares(
-    table: FiringTable, tops: tuple[Ints, Ints, Ints], cells: Factored, of: tuple[str, str], permutations: int
+    table: FiringTable, tops: tuple[Ints, Ints, Ints], of: tuple[Classes, Classes, Ints], permutations: int
 ) -> Floats | None:
-    """`share_told` of (factor, given) when the top latents are permuted among the inputs of each class of `given`.
+    """`share_between` of rows and groups when the top latents are permuted among the inputs of each group.
 
-    Of each permutation [permutations]; None if the entropy is 0. Inputs keep their cell and their weight (the mean of
-    their cell), so that the factor's entropy stays what it is; each keeps to its class, so that the latents of a class
-    stay too. A fixed seed. `tops`: as of `_tops`. There are at least two permutations, and fewer than asked for where
-    the inputs are so many that one is an average in itself.
+    of: rows, groups, and the cells in the order of both. Of each permutation [permutations]; None if the entropy is 0.
+    Inputs keep their cell and their weight (the mean of their cell), so that the entropy stays what it is; each keeps
+    to its group, so that the latents of a group stay too. A fixed seed. `tops`: as of `_tops`. There are at least two
+    permutations, and fewer than asked for where the inputs are so many that one is an average in itself.
     """
-    rows, groups, order = _nested(cells, *of)
+    rows, groups, order = of
     entropy = _entropy(table, rows, groups)
     if entropy < ZERO * table.total:
         return None

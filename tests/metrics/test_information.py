@@ -17,6 +17,7 @@ from sae_sweep.config.columns import INFORMATION, shuffled, spread
 from sae_sweep.config.settings import Distribution
 from sae_sweep.metrics.firing import NO_LATENT, FiringCounter, FiringTable
 from sae_sweep.metrics.information import (
+    _nested,
     _tops,
     cofiring,
     corrected,
@@ -167,14 +168,14 @@ def test_null_is_the_mean_over_permutations(distribution):
         dealt[ones] = top[list(order)]
         shares.append(share_by_hand(dealt, query, maximum, planted.weight))
     table = planted.table(norms)
-    found = null_shares(table, _tops(table), planted.cells, ("q", "m"), 20_000)
+    found = null_shares(table, _tops(table), _nested(planted.cells, "q", "m"), 20_000)
     assert found.mean() == pytest.approx(np.mean(shares), abs=4 * np.std(shares) / math.sqrt(20_000))
     assert found.std() == pytest.approx(np.std(shares), rel=0.03)
 
 
 def test_same_table_same_null():
     _, table, _ = random_case(0, "uniform")
-    first, second = (null_shares(table, _tops(table), Cells(3, 3), ("q", "m"), 3) for _ in "ab")
+    first, second = (null_shares(table, _tops(table), _nested(Cells(3, 3), "q", "m"), 3) for _ in "ab")
     assert (first == second).all() and (first > 0).all() and len(set(first)) == 3
 
 
@@ -183,7 +184,7 @@ def test_the_null_of_information_is_what_the_others_leave():
     planted = Planted(4, 3)
     norms = np.eye(5, dtype=np.float32)[np.random.default_rng(0).integers(0, 5, len(planted.cell))]
     table = planted.table(norms)
-    shares = null_shares(table, _tops(table), planted.cells, ("q", "m"), 200)
+    shares = null_shares(table, _tops(table), _nested(planted.cells, "q", "m"), 200)
     found = information(table, planted.cells, 200)
     spread_of_shares = shares.std(ddof=1) / (1 - shares.mean())
     assert found["shuffled_info_query_sd"] == pytest.approx(spread_of_shares, rel=0.02) != 0
