@@ -125,7 +125,7 @@ def _of_kind(command: Any, param: Any, word: str) -> Iterator[Candidate]:
 def _argument(command: Any, argument: Any, given: Sequence[str], word: str, outputs: Path) -> Iterator[Candidate]:
     if argument.name == "overrides":
         yield from _overrides(given, word, outputs)
-    elif argument.name == "sweep":
+    elif argument.name in ("sweep", "sweeps"):
         yield from _names(outputs / "sweeps")
     elif argument.name == "point":
         yield from _points(outputs, given)
