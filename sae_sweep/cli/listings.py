@@ -24,35 +24,53 @@ _INDENT = 17
 
 def cells(overrides: Sequence[str], json: bool) -> None:
     """Print the ground truth of a toy."""
-    toys = {point.toy for point in config.load(overrides, ["experiment=null"]).points}
-    if len(toys) > 1:
-        raise UserError(f"cells shows one toy at a time, got {len(toys)}")
-    (toy,) = toys
+    sweep = config.load(overrides, ["experiment=null"])
+    settings = {(point.toy, point.distribution) for point in sweep.points}
+    if len(settings) > 1:
+        raise UserError(f"cells shows one toy under one distribution at a time, got {len(settings)}")
+    ((toy, distribution),) = settings
     if not toy.kind.distributions:
         raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
 
     from sae_sweep.config.settings import PARTITIONS
+    from sae_sweep.metrics.ceilings import ceilings_of
     from sae_sweep.toys.classes import cells_per_max, count_cells, count_classes
 
     per_max = [int(cells_per_max(m, toy.k)) for m in range(toy.d_vocab)]
     partitions = {name: count_classes(name, toy.d_vocab, toy.k) for name in PARTITIONS}
     total = int(count_cells(toy.d_vocab, toy.k))
+    found = ceilings_of(toy, distribution, sweep.evaluation)
+    assert found is not None
     if json:
         head = {"schema": 1, "d_vocab": toy.d_vocab, "k": toy.k, "cells": total}
-        print(json_module.dumps(head | {"per_max": per_max, "partitions": partitions}))
+        about = {"distribution": distribution.name, "inputs": sweep.evaluation.inputs}
+        ceilings = {name: dataclasses.asdict(ceiling) for name, ceiling in found.items()}
+        print(json_module.dumps(head | {"per_max": per_max, "partitions": partitions, **about, "ceilings": ceilings}))
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("partition")
-    table.add_column("cells", justify="right")
+    for title in ("classes", "countable", "splits"):
+        table.add_column(title, justify="right")
     table.add_column("tells apart")
     spelled = {"m": "maximum", "q": "query", "n": "runner-up", "c": "copies of the maximum"}
     for name, count in partitions.items():
-        table.add_row(name, f"{count:,}", ", ".join(spelled[letter] for letter in name))
+        told_apart = ", ".join(spelled[letter] for letter in name)
+        table.add_row(name, f"{count:,}", f"{found[name].countable:,}", f"{found[name].splits:,}", told_apart)
     sentence = (
         f"max of {toy.k} tokens out of {toy.d_vocab}: {toy.d_vocab**toy.k:,} inputs in {total:,} cells "
         f"(maximum, query, runner-up, copies); from {per_max[0]} for maximum 0 to {per_max[-1]:,} for {toy.d_vocab - 1}"
     )
-    layout.write(layout.console(sys.stdout), sentence, table)
+    drawn = toy.d_vocab**toy.k > sweep.evaluation.inputs
+    rule = (
+        f"countable: classes that can be judged under {distribution.name}, "
+        + (
+            f"of which an evaluation expects 8 inputs among the {sweep.evaluation.inputs:,} that it draws"
+            if drawn
+            else "as every input is enumerated"
+        )
+        + "; splits: what a perfect code for the partition scores, one latent for each countable class"
+    )
+    layout.write(layout.console(sys.stdout), sentence, table, rule)
 
 
 def penalties(name: str | None, json: bool) -> None:

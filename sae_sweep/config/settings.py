@@ -25,7 +25,7 @@ from sae_sweep.registry import UNSET, Setting
 # before. Where only what a kind computes changes, raise that kind's version.
 TRAIN_VERSION = 3
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 6
+MEASURE_VERSION = 7
 
 # Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
 PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
@@ -262,6 +262,8 @@ class Evaluation(Part):
         "probing": Setting(False, "k-sparse probes and absorption: a pass and some seconds for every SAE"),
         "priors": Setting(False, "which prior activations follow where they fire"),
         "structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left"),
+        "order": Setting(False, "what latents tell of the order of the tokens", legacy=False),
+        "inference": Setting(False, "the best codes for the dictionary, whatever the encoder finds", legacy=False),
     }
 
     @classmethod
