@@ -12,16 +12,19 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import torch
 
-from sae_sweep.config.settings import ARCHITECTURES, COUNTED, Penalty, Point, Sae, Training, canonical
+from sae_sweep.config.settings import Penalty, Point, Sae, Training, canonical
 from sae_sweep.kernels import Backend
 from sae_sweep.kernels.cpu.backend import CpuBackend
+from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
+
+ARCHITECTURES = tuple(kinds("architecture"))
+COUNTED = tuple(name for name, kind in kinds("architecture").items() if kind.counts)
 
 L0, TURNS = 8, 5
 # Width, batch, d, and steps of a turn: by autograd, and compiled.
@@ -39,9 +42,9 @@ def stack(architecture: str, width: int, batch: int, d: int) -> Stack:
     point = canonical(Point(sae=Sae(architecture, width, L0), penalty=Penalty("l1", 1e-3), training=training))
     start = Parameters(W, W, torch.full((width,), -quantile), torch.zeros(d), torch.zeros(()))
     if architecture == "jumprelu":
-        start = replace(start, b_enc=torch.zeros(width), thresholds=torch.full((width,), quantile))
+        start = start.replace(b_enc=torch.zeros(width), thresholds=torch.full((width,), quantile))
     elif architecture == "gated":
-        start = replace(start, r_mag=torch.zeros(width), b_mag=start.b_enc.clone())
+        start = start.replace(r_mag=torch.zeros(width), b_mag=start.b_enc.clone())
     made = Stack.start([point], [start], "cpu")
     made.density.zero_()
     return made

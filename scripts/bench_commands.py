@@ -8,7 +8,6 @@ Also rows of scripts/bench_peers.py.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import statistics
 import subprocess
@@ -34,7 +33,7 @@ def finished_store(root: Path, points: int) -> list[str]:
     """A store that holds a grid of so many points: one trained, the others its copies. Returns the overrides."""
     overrides = [*TINY, *GRID, f"output_dir={root}"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        commands.run(overrides, None, False, True, True)
+        commands.run(overrides, None, False, True, commands.Output(json=True))
     store = Store(root)
     (trained,) = store.ids("points")
     record = store.read_record("points", trained)
@@ -42,7 +41,7 @@ def finished_store(root: Path, points: int) -> list[str]:
     overrides.append(f"seed=range(0,{points})")
     with patch("os.fsync"):  # ten thousand flushes would take longer than everything that is timed
         for point in config.load(overrides, yes=True).points:
-            own = {"id": point.id, "settings": dataclasses.asdict(canonical(point))}
+            own = {"id": point.id, "settings": canonical(point).to_dict()}
             store.commit("points", point.id, record | own, files)
     return overrides
 

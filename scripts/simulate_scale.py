@@ -87,7 +87,7 @@ def write(sweep: Sweep, store: Store) -> None:
         freeze(sweep, store)
     with timed("records written", len(sweep.points)):
         for point in sweep.points:
-            record = {"id": point.id, "settings": dataclasses.asdict(point), **common}
+            record = {"id": point.id, "settings": point.to_dict(), **common}
             store.commit("points", point.id, record, content)
 
 

@@ -35,8 +35,9 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 import faults  # noqa: E402
 import faults_inside as inside  # noqa: E402
 
-from sae_sweep.config.settings import PENALTIES  # noqa: E402
+from sae_sweep.registry import kinds  # noqa: E402
 
+PENALTIES = tuple(kinds("penalty"))
 PAGE = ROOT / "docs" / "trust.md"
 BEGIN, END = "<!-- made by scripts/torture.py -->", "<!-- until here -->"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from sae_sweep.config.columns import METRICS, PLANTED, PRIORS, STRUCTURE, TRAINING, shuffled
 from sae_sweep.config.settings import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, canonical
+from sae_sweep.store.checksums import SCHEMA
 from sae_sweep.store.store import Store
 
 SMALL = Toy(d_vocab=16, k=3)
@@ -38,11 +38,11 @@ def point(
 def record(at: Point, metrics: Mapping[str, Any], start: Mapping[str, Any] = {}, **more: Any) -> dict[str, Any]:
     """A record with the given metrics, every other one zero."""
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "id": at.id,
-        "settings": dataclasses.asdict(at),
+        "settings": at.to_dict(),
         "measure_id": "e0",
-        "evaluation": dataclasses.asdict(Evaluation()),
+        "evaluation": Evaluation().to_dict(),
         "metrics": {**MEASURED, **metrics},
         "untrained": {**MEASURED, **start},
         "seconds": 1.5,
@@ -61,7 +61,15 @@ def sweep(
     store = Store(root)
     for at, metrics in results:
         store.commit("points", at.id, record(at, metrics, {"fvu": 0.9, "l0": 1.0}, **more.get(at.id, {})), {})
-    whole = {"schema": 1, "name": name, "varied": [], "measure_id": "e0", "claims": [], "points": len(results), **info}
+    whole = {
+        "schema": SCHEMA,
+        "name": name,
+        "varied": [],
+        "measure_id": "e0",
+        "claims": [],
+        "points": len(results),
+        **info,
+    }
     store.write_sweep_file(name, "sweep.yaml", yaml.safe_dump(whole).encode())
     store.write_sweep_file(name, "points.txt", "".join(f"{at.id}\n" for at, _ in results).encode())
     return store

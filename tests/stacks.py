@@ -8,10 +8,13 @@ from contextlib import contextmanager
 
 import torch
 
-from sae_sweep.config.settings import EXTRAS, Penalty, Point, Sae, Training
+from sae_sweep.config.settings import Penalty, Point, Sae, Training
 from sae_sweep.kernels.cpu.backend import CpuBackend
+from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
+
+EXTRAS = {name: kind.extras for name, kind in kinds("architecture").items()}
 
 # One coefficient for each penalty under which a random SAE keeps some latents alive and loses others.
 PENALTIES = [

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from sae_sweep.config.axes import GROUPS, conf_dir, is_sweep_key, listing
-from sae_sweep.config.keys import POINT_KEYS, SWEEP_KEYS, Rule
+from sae_sweep.config.keys import point_keys, sweep_keys
+from sae_sweep.registry import Setting
 
 _KINDS = {"int": "whole number", "float": "number", "str": "word"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -124,7 +125,7 @@ def _of_kind(command: Any, param: Any, word: str) -> Iterator[Candidate]:
 def _argument(command: Any, argument: Any, given: Sequence[str], word: str, outputs: Path) -> Iterator[Candidate]:
     if argument.name == "overrides":
         yield from _overrides(given, word, outputs)
-    elif argument.name == "sweep":
+    elif argument.name in ("sweep", "sweeps"):
         yield from _names(outputs / "sweeps")
     elif argument.name == "point":
         yield from _points(outputs, given)
@@ -200,9 +201,9 @@ def _keys(used: set[str], word: str) -> Iterator[Candidate]:
         yield from (Candidate(f"{group}.", f"settings of {group}", ends=False) for group in sorted(groups))
 
 
-def _rules() -> dict[str, Rule | None]:
+def _rules() -> dict[str, Setting | None]:
     """Every key and what it takes; of loggers and launchers the files alone know."""
-    rules: dict[str, Rule | None] = {**POINT_KEYS, **SWEEP_KEYS}
+    rules: dict[str, Setting | None] = {**point_keys(), **sweep_keys()}
     for group in ("logger", "launcher"):
         for option in listing(group):
             lines = (conf_dir() / group / f"{option}.yaml").read_text().splitlines()
@@ -211,14 +212,13 @@ def _rules() -> dict[str, Rule | None]:
     return rules
 
 
-def _about(key: str, rule: Rule | None) -> str:
+def _about(key: str, rule: Setting | None) -> str:
     if key in GROUPS:
         return _short(listing(key))
     if rule is None:
         return ""
-    choices = rule.limits.get("choices")
-    bounds = [f"{sign} {rule.limits[name]}" for name, sign in _BOUNDS.items() if name in rule.limits]
-    return _short(choices) if choices else ", ".join([_KINDS.get(rule.kind, rule.kind), *bounds])
+    bounds = [f"{sign} {bound}" for name, sign in _BOUNDS.items() if (bound := getattr(rule, name)) is not None]
+    return _short(rule.choices) if rule.choices else ", ".join([_KINDS.get(rule.kind, rule.kind), *bounds])
 
 
 def _short(choices: Sequence[str]) -> str:
@@ -240,4 +240,4 @@ def _values(key: str, word: str, outputs: Path) -> Iterator[Candidate]:
     elif key == "logger.mode":
         yield from map(Candidate, ("auto", "online", "offline"))
     elif rule is not None:
-        yield from map(Candidate, rule.limits.get("choices", ()))
+        yield from map(Candidate, rule.choices)

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from sae_sweep.config import overrides as config
-from sae_sweep.config.settings import PENALTY_KEYS, SYNTHETIC, Penalty, Point
+from sae_sweep.config.settings import Penalty, Point, Sae, Training
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 from sae_sweep.store.store import Store
@@ -36,7 +37,7 @@ def variance(overrides: Sequence[str], json: bool) -> None:
     settings: dict[Point, list[Penalty]] = {}
     for point in sweep.points:
         settings.setdefault(_of_inputs(point), []).append(point.penalty)
-    planted = sorted({point.toy.name for point in settings if point.toy.name in SYNTHETIC})
+    planted = sorted({point.toy.name for point in settings if not point.toy.kind.sites})
     if planted:
         raise UserError(f"toy={planted[0]} has no partitions: variance is of toy=max_of_k or toy=bigrams")
     config.check_writable(sweep.output_dir)
@@ -50,7 +51,7 @@ def variance(overrides: Sequence[str], json: bool) -> None:
     rows = []
     for point, penalties in settings.items():
         ground = Ground(point, Store(sweep.output_dir), sweep.evaluation, device, lambda event: None)
-        about = {"toy": point.toy.title, "toy_seed": point.toy.seed, "toy_distribution": point.toy.distribution}
+        about = {"toy": point.toy.title, "toy_seed": point.toy.seed, "toy_distribution": point.toy.get("distribution")}
         about |= {"site": point.site.name, "distribution": point.distribution.name}
         classes = classes_of(ground.inputs)
         found = {"inputs": ground.inputs.count, "exact": ground.inputs.exact}
@@ -60,12 +61,25 @@ def variance(overrides: Sequence[str], json: bool) -> None:
         print(json_module.dumps({"schema": 1, "rows": rows}))
     else:
         by_site = {point.site.name: [row for row in rows if row["site"] == point.site.name] for point in settings}
-        layout.write(layout.console(sys.stdout), *(_table(site, of_site) for site, of_site in by_site.items()))
+        tables = [_table(site, of_site) for site, of_site in by_site.items()]
+        layout.write(layout.console(sys.stdout), *tables, Text(_caption(rows), "dim"))
+
+
+def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the numbers are."""
+    words = (
+        "R²: the share of the activations' variance that lies between the classes of a partition, which is what a code "
+        "with one latent per class explains at best."
+    )
+    if any(row["least_loss"] for row in rows):
+        words += " Under a penalty and its coefficient: the least loss of such a code."
+    exact = all(row["exact"] for row in rows)
+    return f"{words} On {max(row['inputs'] for row in rows):,} inputs, {'all there are' if exact else 'drawn'}."
 
 
 def _of_inputs(point: Point) -> Point:
     """The point as far as its inputs go."""
-    return dataclasses.replace(point, sae=Point.sae, penalty=Point.penalty, training=Point.training, seed=0)
+    return dataclasses.replace(point, sae=Sae(), penalty=Penalty(), training=Training(), seed=0)
 
 
 def _least_losses(classes: Mapping[str, Classes | None], penalties: Sequence[Penalty]) -> dict[str, Shares]:
@@ -82,8 +96,7 @@ def _least_losses(classes: Mapping[str, Classes | None], penalties: Sequence[Pen
 
 
 def _title(penalty: Penalty) -> str:
-    keys = "".join(f" {key}={getattr(penalty, key):g}" for key in PENALTY_KEYS[penalty.name])
-    return f"{penalty.name}{keys} {penalty.coefficient:g}"
+    return f"{penalty.words} {penalty.coefficient:g}"
 
 
 def _table(site: str, rows: list[dict[str, Any]]) -> Table:

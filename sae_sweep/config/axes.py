@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_sweep.config.keys import CHOSEN, PARTS, POINT_KEYS, SWEEP_KEYS, check_axis, nearest, show
+from sae_sweep import registry
+from sae_sweep.config.keys import CHOSEN, check_axis, nearest, point_keys, show, sweep_keys
+from sae_sweep.config.settings import PARTS
 from sae_sweep.errors import UserError
 
 # The folders of conf/. Those that are no part of a point take one option for the whole sweep.
 GROUPS = (*PARTS, "evaluation", "logger", "launcher", "experiment")
 
 # What the grid of an experiment takes beside its axes and blocks.
-CALIBRATION = [key.removeprefix("grid.") for key in SWEEP_KEYS if key.startswith("grid.")]
+CALIBRATION = ("calibrate", "l0_range", "coefficients")
+# The family of the kinds that are options of a group.
+FAMILIES = {part: next(iter(kind.choices.values()))[0] for part, kind in PARTS.items() if kind.choices}
+# Groups that have an option of no settings of its own.
+PLAIN = ("training", "evaluation")
 
 Axes = dict[str, list[Any]]
 
@@ -26,10 +32,20 @@ def conf_dir() -> Path:
     return next(place for place in (package / "conf", package.parent / "conf") if (place / "config.yaml").exists())
 
 
-@functools.cache
+@registry.derived
 def listing(group: str) -> list[str]:
-    """The options of a config group."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """The options of a config group: its YAML files, and the kinds that are registered."""
+    files = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    kinds = registry.kinds(FAMILIES[group]) if group in FAMILIES else {}
+    return sorted({*files, *kinds, *(["default"] if group in PLAIN else [])})
+
+
+@registry.derived
+def fileless(group: str) -> list[str]:
+    """The options of a group that are kinds without a YAML file."""
+    if group not in FAMILIES:
+        return []
+    return [name for name in registry.kinds(FAMILIES[group]) if not (conf_dir() / group / f"{name}.yaml").exists()]
 
 
 def is_file(group: str, option: Any) -> bool:
@@ -50,11 +66,11 @@ def check_values(key: str, values: list[Any]) -> list[Any]:
             return values
         _options_exist(key, values)
     elif is_sweep_key(key):
-        if key not in SWEEP_KEYS and not key.startswith(("logger.", "launcher.")):
-            raise UserError(f"unknown key {show(key)}{nearest(key, [*POINT_KEYS, *SWEEP_KEYS])}")
+        if key not in sweep_keys() and not key.startswith(("logger.", "launcher.")):
+            raise UserError(f"unknown key {show(key)}{nearest(key, [*point_keys(), *sweep_keys()])}")
     else:
-        if key not in POINT_KEYS and key not in CHOSEN:
-            raise UserError(f"unknown key {show(key)}{nearest(key, [*POINT_KEYS, *SWEEP_KEYS, *GROUPS])}")
+        if key not in point_keys() and key not in CHOSEN:
+            raise UserError(f"unknown key {show(key)}{nearest(key, [*point_keys(), *sweep_keys(), *GROUPS])}")
         # `null` for a coefficient is the penalty's ladder, as it is when the key is not given at all.
         return values if (key, values) == ("penalty.coefficient", [None]) else check_axis(key, values)
     if is_sweep_key(key) and len(values) != 1:
@@ -62,10 +78,18 @@ def check_values(key: str, values: list[Any]) -> list[Any]:
     return values
 
 
+class UnknownOption(UserError):
+    """A config group has no such option."""
+
+    def __init__(self, group: str, option: Any) -> None:
+        super().__init__(f"{group} cannot be {show(option)}{nearest(str(option), listing(group))}")
+        self.group, self.option = group, option
+
+
 def _options_exist(group: str, values: Sequence[Any]) -> None:
     for value in values:
         if value not in listing(group) and not is_file(group, value):
-            raise UserError(f"{group} cannot be {show(value)}{nearest(str(value), listing(group))}")
+            raise UnknownOption(group, value)
     if not values:
         raise UserError(f"{group} has no values: an empty axis makes an empty grid")
 

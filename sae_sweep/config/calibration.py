@@ -94,7 +94,7 @@ def chosen(info: Mapping[str, Any]) -> list[Line]:
 
 def line_of(point: Point) -> Point:
     """One point for all of its line."""
-    penalty, toy = dataclasses.replace(point.penalty, coefficient=1.0), dataclasses.replace(point.toy, seed=0)
+    penalty, toy = point.penalty.replace(coefficient=1.0), point.toy.replace(seed=0)
     return dataclasses.replace(point, toy=toy, penalty=penalty, seed=0, data_seed=0)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sae_sweep.config.columns import COLUMNS, METRICS
-from sae_sweep.config.keys import CHOSEN, POINT_KEYS, Rule, coerce, nearest, show
+from sae_sweep.config.keys import CHOSEN, coerce, nearest, point_keys, show
 from sae_sweep.errors import UserError
+from sae_sweep.registry import Setting, kinds
 
 AGGREGATES = ("median", "mean", "min", "max", "share")
-_WORDS = {"name": Rule("str"), "prediction": Rule("str"), "measure": Rule("str")}
-_NUMBERS = {"at_least": Rule("float"), "at_most": Rule("float"), "threshold": Rule("float")}
-_AGGREGATE = Rule("str", limits={"choices": AGGREGATES})
+_WORDS = {"name": Setting(""), "prediction": Setting(""), "measure": Setting("")}
+_NUMBERS = {"at_least": Setting(0.0), "at_most": Setting(0.0), "threshold": Setting(0.0)}
+_AGGREGATE = Setting("", choices=AGGREGATES)
 _KEYS = (*_WORDS, "aggregate", "where", "at", *_NUMBERS, "versus", "best_of_seeds")
 
 
@@ -50,7 +51,7 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
     if (claim["aggregate"] == "share") != ("threshold" in claim):
         raise UserError(f"{where}: threshold belongs to aggregate: share, and share needs it")
     for column in claim["measure"].split(" - "):
-        _known(column, COLUMNS, f"{where}.measure")
+        _known(column, _columns(), f"{where}.measure")
     _condition(claim.get("where", {}), f"{where}.where")
     if "at" in claim:
         _level(claim["at"], f"{where}.at")
@@ -64,6 +65,11 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
     return dict(claim)
 
 
+def _columns() -> list[str]:
+    """The columns of the results table, and those of metrics from other packages."""
+    return [*COLUMNS, *(column for metric in kinds("metric").values() for column in metric.columns)]
+
+
 def _mapping(value: Any, where: str) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{where} must be a mapping, got {show(value)}")
@@ -72,7 +78,7 @@ def _mapping(value: Any, where: str) -> None:
 def _condition(value: Any, where: str) -> None:
     _mapping(value, where)
     for key in value:
-        _known(key, (*COLUMNS, *POINT_KEYS, *CHOSEN), where)
+        _known(key, (*_columns(), *point_keys(), *CHOSEN), where)
 
 
 def _level(value: Any, where: str) -> None:
@@ -81,7 +87,7 @@ def _level(value: Any, where: str) -> None:
         raise UserError(f"{where} takes one column and its value, got {show(value)}")
     ((column, level),) = value.items()
     _known(column, METRICS, where)
-    coerce(f"{where}.{column}", Rule("float"), level)
+    coerce(f"{where}.{column}", Setting(0.0), level)
 
 
 def _known(word: str, valid: Collection[str], where: str) -> None:

@@ -122,8 +122,9 @@ COLUMNS: dict[str, str] = {"point_id": "string", **SETTINGS, **METRICS, **FRONTS
 
 
 def is_setting(column: str) -> bool:
-    """Whether a column of the table is a setting: a constant one, or a swept key, which alone are dotted."""
-    return column in SETTINGS or "." in column
+    """Whether a column of the table is a setting: a constant one, or a swept key, which alone are dotted; or the sweep,
+    where several stand in one table."""
+    return column in SETTINGS or "." in column or column == "sweep"
 
 
 def is_seed(column: str) -> bool:

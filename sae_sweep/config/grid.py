@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_sweep import registry
 from sae_sweep.config.calibration import Calibration, stand_ins
-from sae_sweep.config.keys import PART_KEYS, PARTS, POINT_KEYS, SEEDS, coerce, nearest, show
-from sae_sweep.config.settings import COUNTED, PARTITIONS, Evaluation, Point, Toy, canonical
+from sae_sweep.config.keys import SEED, SEEDS, coerce, nearest, point_keys, show
+from sae_sweep.config.settings import PARTS, Evaluation, Part, Point, canonical
 from sae_sweep.errors import UserError
 
 # Larger grids are more often a slip than a plan.
@@ -21,7 +22,6 @@ LARGEST_GRID = 100_000
 YES = ": pass --yes if that is meant"
 
 _REFERENCE = re.compile(r"\$\{\s*(?:cells:\s*(?P<partition>\w*)|(?P<key>[\w.]+))\s*\}")
-_SIZES = ("toy.name", "toy.d_vocab", "toy.k", "toy.features", "toy.modifiers", "toy.contexts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,37 +98,11 @@ def varied(points: Sequence[Point]) -> list[str]:
     keys = []
     for part in PARTS:
         seen = list({getattr(point, part) for point in points})
-        for name in PART_KEYS[part]:
-            if (part, name) != ("distribution", "file") and len({getattr(each, name) for each in seen}) > 1:
+        for name, setting in PARTS[part].all_settings().items():
+            # Parts whose kinds have no such setting differ in their kinds.
+            if setting.told and len({each.get(name) for each in seen if name in each.to_dict()}) > 1:
                 keys.append(f"{part}.{name}")
     return keys + [name for name in SEEDS if len({getattr(point, name) for point in points}) > 1]
-
-
-def count_classes(partition: str, d_vocab: int, k: int) -> int:
-    """How many non-empty classes a partition of the cells has (REFERENCE: closed forms, k ≥ 2).
-
-    With q or n below the maximum, at most k − 1 places are left for copies; q < n < m needs three places.
-    """
-    pairs = d_vocab * (d_vocab - 1) // 2
-    triples = pairs * (d_vocab - 2) // 3
-    counts = {
-        "m": d_vocab,
-        "q": d_vocab,
-        "n": d_vocab,
-        "c": k,
-        "mq": d_vocab + pairs,
-        "mn": d_vocab + pairs,
-        "mc": 1 + (d_vocab - 1) * k,
-        "mqn": d_vocab + 2 * pairs + (triples if k > 2 else 0),
-        "mqc": 1 + (d_vocab - 1) * k + (k - 1) * pairs,
-        "mnc": d_vocab + (k - 1) * pairs,
-        "mqnc": d_vocab + 2 * (k - 1) * pairs + (k - 2) * triples,
-        # Gross's rough count of the last, about eleven times it (REFERENCE, P2).
-        "rough": d_vocab**3 * k,
-    }
-    if partition not in counts:
-        raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, counts)}")
-    return counts[partition]
 
 
 def counted(claims: Any, points: Sequence[Point]) -> Any:
@@ -140,20 +114,9 @@ def counted(claims: Any, points: Sequence[Point]) -> Any:
     match = _REFERENCE.fullmatch(claims) if isinstance(claims, str) else None
     if match is None or match["partition"] is None:
         return claims
-    numbers = dict.fromkeys(toy_classes(match["partition"], p.toy) for p in points)
+    toys = dict.fromkeys(point.toy for point in points)
+    numbers = dict.fromkeys(toy.kind.classes(match["partition"], toy) for toy in toys)
     return list(numbers) if len(numbers) > 1 else next(iter(numbers))
-
-
-def toy_classes(partition: str, toy: Toy) -> int:
-    """How many classes a partition of the toy's cells has; UserError if there is no such partition, or no cells."""
-    if toy.name == "max_of_k":
-        return count_classes(partition, toy.d_vocab, toy.k)
-    if toy.name == "independent":
-        raise UserError(f"${{cells:{partition}}}: toy=independent has no cells, its features come in any combination")
-    if partition not in PARTITIONS:
-        raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, PARTITIONS)}")
-    with_q = {"parents": toy.modifiers + 1, "bigrams": toy.contexts}.get(toy.name, 1) if "q" in partition else 1
-    return (toy.maxima if "m" in partition else 1) * with_q
 
 
 def _all_products(
@@ -202,7 +165,7 @@ class _Product:
         self.place = {key: i for i, key in enumerate(axes)}
 
     def points(self) -> Iterator[Point]:
-        reads = {part: self._reads([f"{part}.{name}" for name in PART_KEYS[part]]) for part in PARTS}
+        reads = {part: self._reads([f"{part}.{name}" for name in kind.all_settings()]) for part, kind in PARTS.items()}
         reads |= {name: self._reads([name]) for name in SEEDS}
         made: dict[str, dict[tuple[Any, ...], Any]] = {part: {} for part in reads}
         for values in itertools.product(*self.axes.values()):
@@ -210,28 +173,33 @@ class _Product:
             for part, places in reads.items():
                 read = tuple([values[i] for i in places])
                 if read not in made[part]:
-                    made[part][read] = self._part(part, values)
+                    made[part][read] = self._part(part, values) if part in PARTS else self._seed(part, values)
                 parts.append(made[part][read])
             yield _sensible(Point(*parts))
 
-    def _part(self, part: str, values: Sequence[Any]) -> Any:
-        """One part of a point (or a seed), resolved and checked."""
-        if part in SEEDS:
-            return self._value(part, values)
-        names = [name for name in PART_KEYS[part] if (part, name) != ("distribution", "digest")]
-        settings = {name: self._value(f"{part}.{name}", values) for name in names}
+    def _seed(self, key: str, values: Sequence[Any]) -> Any:
+        return coerce(key, SEED, self._resolve(key, values, ()))
+
+    def _part(self, part: str, values: Sequence[Any], trail: tuple[str, ...] = ()) -> Part:
+        """One part of a point, resolved and checked."""
+        kind = PARTS[part]
+        settings = {
+            key: self._resolve(f"{part}.{key}", values, trail) if self._says(f"{part}.{key}") else default
+            for key, (_, default) in kind.choices.items()
+        }
+        for name, setting in kind.own_settings(*settings.values()).items():
+            key = f"{part}.{name}"
+            if setting.given and self._says(key):
+                settings[name] = coerce(key, setting, self._resolve(key, values, trail))
         if part == "distribution":
             settings |= _weights(settings)
-        if part == "toy" and settings["name"] == "circle" and settings["d_model"] % 2:
-            raise UserError(f"toy=circle has a sine for every cosine: toy.d_model={settings['d_model']} must be even")
-        if part == "sae" and settings["architecture"] in COUNTED and settings["k"] > settings["width"]:
-            raise UserError(f"sae.k={settings['k']} is more than sae.width={settings['width']}")
-        return PARTS[part](**settings)
+        made = kind(**settings)
+        for chosen in made.chosen.values():
+            chosen.check(made)
+        return made
 
-    def _value(self, key: str, values: Sequence[Any]) -> Any:
-        part, _, name = key.rpartition(".")
-        rule = PART_KEYS[part][name] if part else POINT_KEYS[key]
-        return coerce(key, rule, self._resolve(key, values, ()))
+    def _says(self, key: str) -> bool:
+        return key in self.place or key in self.base
 
     def _resolve(self, key: str, values: Sequence[Any], trail: tuple[str, ...]) -> Any:
         """The value of `key` where the axes have `values`; `trail` are the keys that led here by reference."""
@@ -244,13 +212,25 @@ class _Product:
         if match is None:
             raise UserError(f"{key}: {show(value)} is neither ${{a.key}} nor ${{cells:mq}}")
         if match["partition"] is not None:
-            sizes = {size.removeprefix("toy."): self._resolve(size, values, (*trail, key)) for size in _SIZES}
-            toy = Toy(**{name: coerce(f"toy.{name}", PART_KEYS["toy"][name], size) for name, size in sizes.items()})
-            return toy_classes(match["partition"], toy)
+            toy = self._part("toy", values, (*trail, key))
+            return toy.kind.classes(match["partition"], toy)
         target = match["key"]
-        if target not in self.base:
-            raise UserError(f"{key}: {show(value)} names no setting{nearest(target, POINT_KEYS)}")
-        return self._resolve(target, values, (*trail, key))
+        if self._says(target):
+            return self._resolve(target, values, (*trail, key))
+        return self._unsaid(key, value, target, values, trail)
+
+    def _unsaid(self, key: str, value: str, target: str, values: Sequence[Any], trail: tuple[str, ...]) -> Any:
+        """What a key refers to that nothing sets: the default of a kind; of a toy without tokens, how many maxima."""
+        if target not in point_keys():
+            raise UserError(f"{key}: {show(value)} names no setting{nearest(target, point_keys())}")
+        part, _, name = target.partition(".")
+        if part == key.partition(".")[0]:
+            return PARTS[part].all_settings()[name].default
+        made = self._part(part, values, (*trail, key))
+        found = made.maxima if target == "toy.d_vocab" else made.get(name)
+        if found is None:
+            raise UserError(f"{key}: {show(value)} names a setting that {made} does not have")
+        return found
 
     def _reads(self, keys: Sequence[str]) -> tuple[int, ...]:
         """The places of the axes that decide the values of `keys`, references followed."""
@@ -263,23 +243,32 @@ class _Product:
             found.add(key)
             for value in self.axes.get(key, [self.base.get(key)]):
                 if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
-                    waiting += [match["key"]] if match["key"] else _SIZES
+                    part = (match["key"] or "toy.").partition(".")[0]
+                    named = [f"{part}.{name}" for name in PARTS[part].all_settings()] if part in PARTS else []
+                    waiting += [*named, match["key"] or "toy.name"]
         return tuple(self.place[key] for key in self.axes if key in found)
 
 
 def _sensible(point: Point) -> Point:
-    """The point; UserError if its penalty can teach its architecture nothing."""
-    sae = point.sae.architecture
-    if point.penalty.name == "l0" and sae != "jumprelu" and sae not in COUNTED:
-        raise UserError(f"penalty=l0 counts, and a count has no slope under sae={sae} (did you mean sae=jumprelu?)")
+    """The point; UserError if its parts do not go together."""
+    penalty, kind = registry.get("penalty", point.penalty.name), registry.get("architecture", point.sae.architecture)
+    if penalty.counts and kind.fires is None and not kind.counts:
+        able = [name for name, each in registry.kinds("architecture").items() if each.fires]
+        raise UserError(
+            f"penalty={penalty.name} counts, and a count has no slope under sae={kind.name} "
+            f"(did you mean {' or '.join(f'sae={name}' for name in able)}?)"
+        )
+    sites = point.toy.kind.sites
+    if sites and point.site.name not in sites:
+        raise UserError(f"toy={point.toy.name} has no site {point.site.name}{nearest(point.site.name, sites)}")
     return point
 
 
 def _weights(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The absolute path and the digest of a file of weights; neither where the distribution has a formula."""
     if settings["name"] != "weights":
-        return {"file": None, "digest": None}
-    if settings["file"] is None:
+        return {}
+    if settings.get("file") is None:
         raise UserError("distribution=weights needs distribution.file, a CSV of weights per cell")
     path = Path(settings["file"])
     try:

@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sae_sweep.config.settings import PARTS, Evaluation, Point
+from sae_sweep import registry
+from sae_sweep.config.settings import PARTS, Evaluation
 from sae_sweep.errors import UserError
+from sae_sweep.registry import Setting
 
 SEEDS = ("seed", "data_seed")
+SEED = Setting(0, ge=0)
 # Whole numbers are seeds, sizes and counts: torch takes them as 64-bit integers.
 LARGEST = 2**63 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What a key takes: `kind` is int, float or str; `limits` are those of the schema's metadata."""
-
-    kind: str
-    optional: bool = False
-    limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def _rules(prefix: str, settings: type[Any]) -> dict[str, Rule]:
-    rules = {}
-    for f in dataclasses.fields(settings):
-        kind, _, rest = str(f.type).partition(" | ")
-        rules[prefix + f.name] = Rule(kind, rest == "None", f.metadata)
-    return rules
-
-
 # Not to be set: they come with an option of their group, as do the option's other defaults. What to give instead.
-CHOSEN = {f"{part}.name": part for part in PARTS} | {"sae.architecture": "sae", "penalty.ladder": "penalty.coefficient"}
-POINT_KEYS: dict[str, Rule] = {
-    key: rule
-    for rules in (*(_rules(f"{part}.", settings) for part, settings in PARTS.items()), _rules("", Point))
-    for key, rule in rules.items()
-    if key not in CHOSEN and key not in PARTS and key != "distribution.digest"
-}
-# The whole of each part, chosen keys included: what a config group's option holds.
-PART_KEYS: dict[str, dict[str, Rule]] = {part: _rules("", settings) for part, settings in PARTS.items()}
-# One value for the whole sweep.
-SWEEP_KEYS: dict[str, Rule] = {
-    **_rules("evaluation.", Evaluation),
-    "grid.calibrate": Rule("str", optional=True, limits={"choices": ("l0",)}),
-    "grid.l0_range": Rule("list"),
-    "grid.coefficients": Rule("int", limits={"ge": 2, "le": 100}),
-    "device": Rule("str", limits={"choices": ("auto", "cpu", "cuda")}),
-    "output_dir": Rule("str"),
-    "name": Rule("str", optional=True),
+CHOSEN = {f"{part}.name": part for part, kind in PARTS.items() if "name" in kind.choices}
+CHOSEN |= {"sae.architecture": "sae", "penalty.ladder": "penalty.coefficient"}
+# One value for the whole sweep, beside those of the evaluation.
+_OF_SWEEP = {
+    "grid.calibrate": Setting(None, kind="str", optional=True, choices=("l0",)),
+    "grid.l0_range": Setting(None, kind="list"),
+    "grid.coefficients": Setting(4, ge=2, le=100),
+    "device": Setting("auto", choices=("auto", "cpu", "cuda")),
+    "output_dir": Setting("outputs"),
+    "name": Setting(None, kind="str", optional=True),
 }
 
 
-def coerce(key: str, rule: Rule, value: Any) -> Any:
+@registry.derived
+def point_keys() -> Mapping[str, Setting]:
+    """What may be an axis: dotted keys of a point's settings, and its seeds."""
+    found = {
+        f"{part}.{name}": setting
+        for part, kind in PARTS.items()
+        for name, setting in kind.all_settings().items()
+        if setting.given and f"{part}.{name}" not in CHOSEN
+    }
+    return found | dict.fromkeys(SEEDS, SEED)
+
+
+@registry.derived
+def sweep_keys() -> Mapping[str, Setting]:
+    """What has one value for the whole sweep."""
+    return {f"evaluation.{name}": setting for name, setting in Evaluation.all_settings().items()} | _OF_SWEEP
+
+
+def coerce(key: str, rule: Setting, value: Any) -> Any:
     """`value` as the type that `rule` asks for; UserError in one line if it is another type or out of bounds."""
     if value is None and rule.optional:
         return None
@@ -69,17 +63,16 @@ def coerce(key: str, rule: Rule, value: Any) -> Any:
         raise UserError(f"{key} must be finite, got {show(value)}")
     if rule.kind == "int" and abs(value) > LARGEST:
         raise UserError(f"{key} must be at most {LARGEST}, got {show(value)}")
-    choices = rule.limits.get("choices")
-    if choices and value not in choices:
-        raise UserError(f"{key} cannot be {show(value)}{nearest(str(value), choices)}")
-    for name, holds, words in (
-        ("ge", lambda bound: value >= bound, "at least"),
-        ("gt", lambda bound: value > bound, "above"),
-        ("le", lambda bound: value <= bound, "at most"),
-        ("lt", lambda bound: value < bound, "below"),
+    if rule.choices and value not in rule.choices:
+        raise UserError(f"{key} cannot be {show(value)}{nearest(str(value), rule.choices)}")
+    for bound, holds, words in (
+        (rule.ge, operator.ge, "at least"),
+        (rule.gt, operator.gt, "above"),
+        (rule.le, operator.le, "at most"),
+        (rule.lt, operator.lt, "below"),
     ):
-        if name in rule.limits and not holds(rule.limits[name]):
-            raise UserError(f"{key} must be {words} {rule.limits[name]}, got {show(value)}")
+        if bound is not None and not holds(value, bound):
+            raise UserError(f"{key} must be {words} {bound}, got {show(value)}")
     return value
 
 
@@ -87,13 +80,13 @@ def check_axis(key: str, values: Sequence[Any]) -> list[Any]:
     """The values of one axis of a grid, converted; references such as `${toy.d_vocab}` wait for their point."""
     if key in CHOSEN:
         raise UserError(f"{key} comes with its group: give {CHOSEN[key]}=… instead")
-    if key not in POINT_KEYS:
-        if key in SWEEP_KEYS or key.partition(".")[0] in ("evaluation", "grid", "logger", "launcher", "experiment"):
+    if key not in point_keys():
+        if key in sweep_keys() or key.partition(".")[0] in ("evaluation", "grid", "logger", "launcher", "experiment"):
             raise UserError(f"{key} is one for the whole sweep: it cannot be an axis")
-        raise UserError(f"unknown key {show(key)}{nearest(key, POINT_KEYS)}")
+        raise UserError(f"unknown key {show(key)}{nearest(key, point_keys())}")
     if not values:
         raise UserError(f"{key} has no values: an empty axis makes an empty grid")
-    rule = POINT_KEYS[key]
+    rule = point_keys()[key]
     return [value if isinstance(value, str) and "${" in value else coerce(key, rule, value) for value in values]
 
 

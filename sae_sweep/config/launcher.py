@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_sweep.config.keys import Rule, coerce, nearest, show
+from sae_sweep.config.keys import coerce, nearest, show
 from sae_sweep.errors import UserError
+from sae_sweep.registry import Setting
 
 # Options of sbatch that we set or build on, so that nothing else may.
 OURS = {"array", "chdir", "clusters", "error", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-gpu"}
@@ -60,7 +61,9 @@ class Launcher:
                 raise UserError(f"unknown key {show(f'launcher.{key}')}{nearest(key, known)}")
             kind, _, rest = str(known[key].type).partition(" | ")
             if kind in ("int", "float", "str"):
-                given[key] = coerce(f"launcher.{key}", Rule(kind, rest == "None", known[key].metadata), value)
+                given[key] = coerce(
+                    f"launcher.{key}", Setting(None, kind=kind, optional=rest == "None", **known[key].metadata), value
+                )
         launcher = cls(**given)
         launcher._check()
         return launcher

@@ -6,12 +6,12 @@ plain dictionaries (config/grid.py), since composing costs about 0.1 s a time.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import copy
 import decimal
-import functools
 import hashlib
 import math
-import operator
+import os
 import re
 import tempfile
 import warnings
@@ -21,13 +21,28 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_sweep.config.axes import GROUPS, Axes, check_values, conf_dir, is_file, is_sweep_key, listing, merge_blocks
+from sae_sweep import registry
+from sae_sweep.config.axes import (
+    FAMILIES,
+    GROUPS,
+    PLAIN,
+    Axes,
+    UnknownOption,
+    check_values,
+    conf_dir,
+    fileless,
+    is_file,
+    is_sweep_key,
+    listing,
+    merge_blocks,
+)
 from sae_sweep.config.calibration import LEAST, Calibration
 from sae_sweep.config.claims import check_claims
 from sae_sweep.config.gc import no_collection
@@ -41,24 +56,18 @@ from sae_sweep.config.grid import (
     expand_uncalibrated,
     varied,
 )
-from sae_sweep.config.keys import (
-    PART_KEYS,
-    PARTS,
-    POINT_KEYS,
-    SEEDS,
-    SWEEP_KEYS,
-    Rule,
-    check_axis,
-    coerce,
-    nearest,
-    show,
-)
+from sae_sweep.config.keys import SEEDS, check_axis, coerce, nearest, point_keys, show, sweep_keys
 from sae_sweep.config.launcher import Launcher
-from sae_sweep.config.settings import TOY_KEYS, Evaluation, Point, Toy, measure_id
+from sae_sweep.config.logger import resolved
+from sae_sweep.config.settings import PARTS, Evaluation, Part, Point, measure_id
+from sae_sweep.environment import dangling
 from sae_sweep.errors import UserError
+from sae_sweep.registry import Setting
 
 # Overrides of these alone leave the grid as it is.
 NEUTRAL = ("logger", "device", "output_dir", "launcher", "name")
+# What a configuration has where nothing is said: a width that goes with the toy, and the ladder of the penalty.
+IN_CONFIG: dict[str, dict[str, Any]] = {"sae": {"width": "${toy.d_vocab}"}, "penalty": {"coefficient": None}}
 # Beyond this an axis is not even counted out, --yes or not.
 LONGEST_AXIS = 10_000_000
 
@@ -74,7 +83,10 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
     """
     words = [word for word in overrides if word not in ("-m", "--multirun")]
     largest = None if yes else LARGEST_GRID
-    asked = {**_parse(command_defaults, largest), **_parse(words, largest)}
+    try:
+        asked = {**_parse(command_defaults, largest), **_parse(words, largest)}
+    except UnknownOption as error:
+        raise _with_its_package(error, words) from error
     experiment, alone = _experiment(asked)
     one = {key: values[0] for key, values in asked.items() if is_sweep_key(key)}
     axes = {key: values for key, values in asked.items() if key not in one}
@@ -85,7 +97,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
     where = f"experiment={experiment}" if experiment else "conf"
     blocks = merge_blocks(tree["grid"], axes, where)
     options = _options(first, tree, chosen, blocks)
-    values = {key: coerce(key, rule, one.get(key, _lookup(tree, key))) for key, rule in SWEEP_KEYS.items()}
+    values = {key: coerce(key, rule, one.get(key, _lookup(tree, key))) for key, rule in sweep_keys().items()}
     settings = Settings(options, chosen, {name: tree[name] for name in SEEDS})
     calibration = _calibration(values, one)
     if calibration is None:
@@ -98,10 +110,10 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
                 "grid.calibrate=l0 has nothing to choose: every coefficient is given, or sae.k counts in its place "
                 "(leave penalty.coefficient out, or give penalty.coefficient=null)"
             )
-    if "distribution.file" in axes and not any(point.distribution.file for point in points):
+    if "distribution.file" in axes and not any(point.distribution.get("file") for point in points):
         raise UserError("distribution.file is read by distribution=weights alone (did you mean distribution=FILE?)")
 
-    evaluation = Evaluation(**{f.name: values[f"evaluation.{f.name}"] for f in dataclasses.fields(Evaluation)})
+    evaluation = Evaluation(**{name: values[f"evaluation.{name}"] for name in Evaluation.all_settings()})
     grid = _hash(points, evaluation, calibration)
     name = values["name"] or (experiment if alone else None) or f"{experiment or 'adhoc'}-{grid}"
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name, re.ASCII):
@@ -114,7 +126,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         varied=varied(points),
         evaluation=evaluation,
         claims=check_claims(counted(tree["claims"], points), where),
-        logger=_free(tree["logger"], "logger", one),
+        logger=resolved(_free(tree["logger"], "logger", one), os.environ),
         launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],
         output_dir=Path(values["output_dir"]),
@@ -122,8 +134,23 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
     )
 
 
+def _with_its_package(error: UnknownOption, words: Sequence[str]) -> UserError:
+    """The error; if a sweep of the output folder used that option from another package, what that package was."""
+    place = next((word.partition("=")[2] for word in words if word.startswith("output_dir=")), "outputs")
+    line = re.compile(rf"^  {FAMILIES.get(error.group, '')} {re.escape(str(error.option))}: (.+)$", re.MULTILINE)
+    for path in sorted(Path(place).glob("sweeps/*/sweep.yaml")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if found := line.search(path.read_text(encoding="utf-8")):
+                package = f"{error.group}={error.option} comes from the package {found[1]}, which is not installed here"
+                return UserError(f"{package} (sweep {path.parent.name} used it)")
+    return error
+
+
 def check_writable(path: Path) -> None:
     """UserError if no file can be made in `path`, or, where it does not exist yet, in its nearest parent that does."""
+    link = dangling(path)
+    if link is not None:
+        raise UserError(f"output_dir={show(str(path))} cannot be written: {link} is a link to nothing (choose another)")
     try:
         place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=place):
@@ -135,8 +162,7 @@ def check_writable(path: Path) -> None:
 
 def axes_of(sweep: Sweep) -> list[tuple[str, list[Any]]]:
     """Every key that the sweep varies with its values, both in the order of the schema and of the grid."""
-    pick = {key: operator.attrgetter(key) for key in sweep.varied}
-    return [(key, list(dict.fromkeys(map(value, sweep.points)))) for key, value in pick.items()]
+    return [(key, list(dict.fromkeys(point.get(key) for point in sweep.points))) for key in sweep.varied]
 
 
 def ladders() -> dict[str, list[float]]:
@@ -174,7 +200,7 @@ def _unreadable(word: str, error: Exception) -> str:
     if not re.match(r"[~+]*[\w./@]+=", word):
         likely = (f"experiment={name}" for name in listing("experiment"))
         return (
-            f"{show(word)} is not of the form key=value{nearest(word, [*likely, *(f'{key}=' for key in POINT_KEYS)])}"
+            f"{show(word)} is not of the form key=value{nearest(word, [*likely, *(f'{key}=' for key in point_keys())])}"
         )
     lines = [line for line in str(error).splitlines() if line and not line.startswith(("Error parsing", "See "))]
     reason = (lines or ["malformed"])[0].partition(" expecting ")[0]
@@ -194,7 +220,7 @@ def _values(key: str, override: Override, largest: int | None) -> list[Any]:
     if isinstance(asked, RangeSweep):
         return _range(key, asked, longest)
     if isinstance(asked, Glob):
-        names = listing(key) if key in GROUPS else list(POINT_KEYS.get(key, Rule("str")).limits.get("choices", ()))
+        names = listing(key) if key in GROUPS else list(point_keys().get(key, Setting("")).choices)
         matching = asked.filter(names)
         if not matching:
             raise UserError(f"{key}={show(', '.join(asked.include))} matches nothing{nearest('', names)}")
@@ -250,12 +276,19 @@ def _options(
 
 def _compose(asked: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, str]]:
     """The composed configuration and the option that each group ended up with; references are left unresolved."""
-    named = ((group, "weights" if is_file(group, option) else option) for group, option in asked.items() if option)
-    return _composed(tuple(f"{group}={option}" for group, option in named))
+    named = {group: "weights" if is_file(group, option) else option for group, option in asked.items() if option}
+    # Options without a file differ in nothing but their name: one composition serves them all.
+    alike = {group: fileless(group) for group in named if named[group] in fileless(group)}
+    words = (f"{group}={alike[group][0] if group in alike else option}" for group, option in named.items())
+    tree, chosen = copy.deepcopy(_composed(tuple(words)))
+    for group in alike:
+        tree[group][next(iter(PARTS[group].choices))] = chosen[group] = named[group]
+    return {**tree, **{part: _with_defaults(part, tree[part]) for part in PARTS}}, chosen
 
 
-@functools.lru_cache(maxsize=256)
+@registry.derived
 def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    _offer_kinds()
     try:
         # Hydra 1.3 warns where the version is not given, 1.4 where it is.
         with warnings.catch_warnings(action="ignore"), initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -267,22 +300,42 @@ def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str
         tree: Any = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())[:300]}") from error
-    if isinstance(tree["toy"], dict):
-        tree["toy"] = _unread_by(tree["toy"].get("name")) | tree["toy"]
     _check_tree(tree, " ".join(overrides))
     return tree, chosen
 
 
-def _unread_by(kind: Any) -> dict[str, Any]:
-    """Settings that a kind of toy does not read and its YAML need not have, at their defaults."""
-    return {f.name: f.default for f in dataclasses.fields(Toy) if f.name not in ("name", *TOY_KEYS.get(kind, ()))}
+@registry.derived
+def _offer_kinds() -> None:
+    """Let `penalty: NAME` be composed for every kind: only what differs from its defaults needs a YAML file."""
+    store = ConfigStore.instance()
+    for group, family in FAMILIES.items():
+        key = next(iter(PARTS[group].choices))
+        for name in registry.kinds(family):
+            store.store(group=group, name=name, node={key: name})
+    for group in PLAIN:
+        store.store(group=group, name="default", node={})
+
+
+def _with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a group, with what a configuration has in place of the defaults of the settings."""
+    if part not in FAMILIES:
+        return given
+    key, (family, default) = next(iter(PARTS[part].choices.items()))
+    kinds = registry.kinds(family)
+    name = given.get(key, default)
+    if name not in kinds:
+        raise UserError(f"{part}.{key} cannot be {show(name)}{nearest(str(name), kinds)}")
+    found = {key: name, **IN_CONFIG.get(part, {}), **kinds[name].defaults}
+    if part == "penalty":
+        found["ladder"] = list(kinds[name].ladder)
+    return {**found, **given}
 
 
 def _check_tree(tree: Any, where: str) -> None:
-    """Every key of the composed YAML is known, and no setting is missing."""
-    known = {part: set(rules) - {"digest"} for part, rules in PART_KEYS.items()}
+    """Every key of the composed YAML is known."""
+    known: dict[str, set[str]] = {part: _given(kind) for part, kind in PARTS.items()}
     known["penalty"] |= {"ladder"}
-    known["evaluation"] = {f.name for f in dataclasses.fields(Evaluation)}
+    known["evaluation"] = _given(Evaluation)
     top = {*known, *SEEDS, "logger", "launcher", "device", "output_dir", "name", "grid", "claims"}
     for name, keys, expected in [("", tree, top), *((f"{part}.", tree.get(part), known[part]) for part in known)]:
         if not isinstance(keys, dict):
@@ -290,14 +343,20 @@ def _check_tree(tree: Any, where: str) -> None:
         wrong = min(set(keys) - expected, key=str, default=None)
         if wrong is not None:
             raise UserError(f"{where}: unknown key {show(f'{name}{wrong}')}{nearest(str(wrong), expected)}")
-        if len(keys) < len(expected):
-            raise UserError(f"{where}: {name}{min(expected - set(keys))} is missing")
-    if not isinstance(tree["penalty"]["ladder"], list):
+    if missing := min(top - set(tree), default=None):
+        raise UserError(f"{where}: {missing} is missing")
+    if not isinstance(tree["penalty"].get("ladder", []), list):
         raise UserError(f"{where}: penalty.ladder must be a list, got {show(tree['penalty']['ladder'])}")
+
+
+def _given(kind: type[Part]) -> set[str]:
+    return {name for name, setting in kind.all_settings().items() if setting.given}
 
 
 def _lookup(tree: Mapping[str, Any], key: str) -> Any:
     part, _, name = key.rpartition(".")
+    if part == "evaluation":
+        return tree[part].get(name, Evaluation.all_settings()[name].default)
     return tree[part][name] if part else tree[name]
 
 
@@ -314,7 +373,7 @@ def _free(settings: Mapping[str, Any], group: str, one: Mapping[str, Any]) -> di
             raise UserError(f"unknown key {show(key)}{nearest(key, [f'{group}.{each}' for each in settings])}")
         if group != "launcher":  # what each key of that takes is its own affair
             kind = "str" if settings[name] is None else type(settings[name]).__name__
-            value = coerce(key, Rule(kind, optional=settings[name] is None), value)
+            value = coerce(key, Setting(None, kind=kind, optional=settings[name] is None), value)
         settings[name] = value
     return settings
 
@@ -334,7 +393,7 @@ def _calibration(values: Mapping[str, Any], one: Mapping[str, Any]) -> Calibrati
     asked = values["grid.l0_range"]
     if len(asked) != 2:
         raise UserError(f"grid.l0_range is from where to where, as [1,4], got {show(asked)}")
-    low, high = (coerce("grid.l0_range", Rule("float", limits={"ge": LEAST}), value) for value in asked)
+    low, high = (coerce("grid.l0_range", Setting(0.0, ge=LEAST), value) for value in asked)
     if low >= high:
         raise UserError(f"grid.l0_range={show(asked)} is empty: the second L0 must be above the first")
     return Calibration((low, high), values["grid.coefficients"])

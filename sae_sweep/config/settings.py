@@ -1,4 +1,8 @@
-"""The settings of a point, and of the sweep around it: typed, frozen, checked.
+"""The settings of a point, and of the sweep around it: typed, frozen, checked, and what they are identified by.
+
+A part of a point, such as its toy, names one kind of its family (registry.py) and holds that kind's own settings and
+no others: `Toy("circle", spread=0.5)` has no `d_vocab`. So a setting that a kind does not read can neither change its
+identity nor stand in its record.
 
 No heavy import here: everything that handles a point imports this file.
 """
@@ -6,269 +10,274 @@ No heavy import here: everything that handles a point imports this file.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Self
 
-# Raise when the same settings would train to other parameters than before.
-TRAIN_VERSION = 2
-# Raise that of an architecture or a penalty when only its SAEs would. A 1 need not be written down.
-STEP_VERSIONS = {"jumprelu": 2, "gated": 2, "matryoshka": 2, "tied": 2, "exclusive_pi": 2}
+from sae_sweep import registry
+from sae_sweep.errors import UserError
+from sae_sweep.registry import UNSET, Setting
+
+# Raise when what all points share, the loop and the draws, would train the same settings to other parameters than
+# before. Where only what a kind computes changes, raise that kind's version.
+TRAIN_VERSION = 3
 # Raise when the same parameters would measure to other numbers than before.
 MEASURE_VERSION = 6
 
-# Which settings each kind of toy reads.
-TOY_KEYS: dict[str, tuple[str, ...]] = {
-    "max_of_k": (
-        *("d_vocab", "k", "d_model", "d_head", "seed", "distribution"),
-        *("steps", "batch_size", "lr", "weight_decay"),
-    ),
-    "independent": ("features", "d_model", "seed", "magnitudes", "rate"),
-    "exclusive": ("features", "d_model", "seed", "magnitudes"),
-    "parents": (
-        *("features", "d_model", "seed", "magnitudes", "modifiers"),
-        *("modifier_rate", "modifier_magnitude", "co_occurrence", "interaction"),
-    ),
-    "circle": ("features", "d_model", "seed", "spread"),
-    "bigrams": (
-        *("d_vocab", "k", "d_model", "d_head", "seed", "steps", "batch_size", "lr", "weight_decay"),
-        *("contexts", "contrast"),
-    ),
-}
-# Kinds that plant their features and train nothing: one site, and inputs as the toy draws them.
-SYNTHETIC = ("independent", "exclusive", "parents", "circle")
-# Kinds whose settings say how inputs are distributed.
-OWN_INPUTS = (*SYNTHETIC, "bigrams")
-MAGNITUDES = ("constant", "uniform", "exponential", "lomax")
-TOY_DISTRIBUTIONS = ("uniform", "max_stratified")
-DISTRIBUTIONS = ("uniform", "max_stratified", "cell_stratified", "copies_balanced", "weights")
-SITES = ("pre_unembed", "post_unembed")
-# A name's place seeds its starts: new ones go to the end.
-ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "tied")
-# Architectures whose sparsity is a count of active latents: they take `sae.k` and no penalty.
-COUNTED = ("topk", "batchtopk", "matryoshka")
-# Trained numbers of each latent beyond its rows and its bias.
-EXTRAS = {"jumprelu": ("thresholds",), "gated": ("r_mag", "b_mag")}
-# Architectures that our kernels know, by device; autograd trains the others, and on a GPU where latents compete.
-KERNELS = {
-    "cpu": ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "tied"),
-    "cuda": ("relu", "topk"),
-}
-# Which settings beside the coefficient each penalty reads. `sqrt` is L_p at p = 0.5.
-PENALTY_KEYS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "l1": (),
-    "lp": ("p",),
-    "sqrt": (),
-    "log1p": ("scale",),
-    "log1p_sq": ("scale",),
-    "tanh": ("scale",),
-    "prod1p": ("scale",),
-    "pair": (),
-    "lp_annealed": ("p", "p_end"),
-    "hoyer": (),
-    "mcp": ("scale",),
-    "l0": (),
-    "exclusive": ("scale",),
-    "exclusive_pi": ("scale",),
-}
-# Penalties in which latents compete: GPU kernels do not have them, so they train in stacks of their own.
-COMPETING = ("exclusive", "exclusive_pi")
-PENALTIES = tuple(PENALTY_KEYS)
-INITS = ("random", "exemplars", "kmeans", "whitened", "oracle")
 # Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
 PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
-# What an oracle start gives latents: the classes of a partition, or of two whose means add up.
+# What an oracle init gives latents: the classes of a partition, or of two whose means add up.
 ORACLES = (*PARTITIONS, "m+q", "m+n")
 
 
-def _key(default: Any, **limits: Any) -> Any:
-    """A setting with its limits: `ge` at least, `gt` above, `le` at most, `choices` one of.
+class Part:
+    """Settings with a name in common, frozen: those that all have, and those of the kinds that are chosen.
 
-    `as_before`: what a setting is that came later than stored points: at this value it is no part of an identity, so
-    that ids given before it existed stay. Every setting added from now on has one.
-    """
-    return field(default=default, metadata=limits)
-
-
-@dataclass(frozen=True)
-class Toy:
-    """The toy: a transformer and how it is trained (REFERENCE: arXiv 2406.11779), or features planted by hand.
-
-    Which kind reads which settings: TOY_KEYS.
+    Attributes are the settings: `Penalty("lp", 0.5, p=0.3).p`. What the chosen kinds do not read is left out, so that
+    parts with the same effect are equal.
     """
 
-    name: str = _key("max_of_k", choices=tuple(TOY_KEYS))
-    d_vocab: int = _key(64, ge=2)
-    k: int = _key(4, ge=2)
-    d_model: int = _key(32, ge=1)
-    d_head: int = _key(32, ge=1)
-    seed: int = _key(0, ge=0)
-    distribution: str = _key("uniform", choices=TOY_DISTRIBUTIONS)
-    steps: int = _key(3000, ge=1)
-    batch_size: int = _key(128, ge=1)
-    lr: float = _key(1e-3, gt=0)
-    weight_decay: float = _key(0.01, ge=0)
-    # Planted features; of `parents`, the parents; of `circle`, places on it.
-    features: int = _key(32, ge=1, as_before=32)
-    # How strong an active feature is: 1 on average, unless it is a modifier.
-    magnitudes: str = _key("constant", choices=MAGNITUDES, as_before="constant")
-    # The chance of each independent feature to be active.
-    rate: float = _key(0.05, gt=0, le=1, as_before=0.05)
-    modifiers: int = _key(2, ge=1, as_before=2)
-    # The chance of an input to have a modifier beside its parent, and how strong that is on average.
-    modifier_rate: float = _key(0.5, ge=0, le=1, as_before=0.5)
-    modifier_magnitude: float = _key(1.0, gt=0, as_before=1.0)
-    # 0: every modifier comes with every parent alike; 1: parent i has modifier i mod modifiers alone.
-    co_occurrence: float = _key(0.0, ge=0, le=1, as_before=0.0)
-    # The share of a modifier's square that is a direction of its own for each parent.
-    interaction: float = _key(0.0, ge=0, le=1, as_before=0.0)
-    # 0: inputs lie at the places on the circle; 1: anywhere on it alike.
-    spread: float = _key(0.0, ge=0, le=1, as_before=0.0)
-    # Of bigrams, how many contexts there are, and how little their tables correlate: 0 not to be told apart.
-    contexts: int = _key(4, ge=2, as_before=4)
-    contrast: float = _key(0.2, ge=0, le=1, as_before=0.2)
+    # Setting that chooses a kind → family of the kind, and its name by default.
+    choices: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    # Settings that there are whatever is chosen.
+    shared: ClassVar[Mapping[str, Setting]] = {}
+
+    __slots__ = ("__dict__", "_hash", "_json")
+
+    def __init__(self, *leading: Any, **settings: Any) -> None:
+        """The first settings may be given by place. TypeError: a setting that no kind of the family has."""
+        names = (*self.choices, *self.shared)
+        if len(leading) > len(names):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(names)} by place, and the rest by name")
+        given = {**dict(zip(names, leading, strict=False)), **settings}
+        values = self.__dict__
+        for key, (_, default) in self.choices.items():
+            values[key] = given.pop(key, default)
+        for key, setting in self.own_settings(*values.values()).items():
+            value = given.pop(key, setting.default)
+            # 1 and 1.0 are one setting.
+            values[key] = float(value) if setting.kind == "float" and type(value) is int else value
+        if given and (unknown := min(given.keys() - self.all_settings().keys(), default=None)) is not None:
+            raise TypeError(f"{type(self).__name__} has no setting {unknown!r}")
+
+    @classmethod
+    def own_settings(cls, *chosen: str) -> Mapping[str, Setting]:
+        """The settings that a part has which chooses these kinds, choices left out. UserError: no such kind."""
+        return _own_settings(cls, chosen)
+
+    @classmethod
+    def all_settings(cls) -> Mapping[str, Setting]:
+        """Every setting that some choice of kinds has, choices included."""
+        return _all_settings(cls)
+
+    @property
+    def chosen(self) -> dict[str, registry.Kind]:
+        """The kinds that were chosen, by the setting that chooses them."""
+        return {key: registry.get(family, self.__dict__[key]) for key, (family, _) in self.choices.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        kinds = ", ".join(f"{key}={self.__dict__.get(key)}" for key in self.choices)
+        raise AttributeError(f"{type(self).__name__} of {kinds or 'no kind'} has no setting {name!r}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A setting, or `default` where the chosen kinds have none of that name."""
+        return self.__dict__.get(name, default)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same part with other values; what its kinds then do not read is left out."""
+        return type(self)(**{**self.__dict__, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dict(self.__dict__)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this part from others: kinds with versions and origins, and settings unless at their legacy."""
+        own = self.own_settings(*(self.__dict__[key] for key in self.choices))
+        kept = {key: _versioned(family, self.__dict__[key]) for key, (family, _) in self.choices.items()}
+        for key, setting in own.items():
+            value = self.__dict__[key]
+            if setting.told and (setting.legacy is UNSET or value != setting.legacy):
+                kept[key] = value
+        return kept
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to {name!r}: use replace()")
+
+    def _key(self) -> str:
+        """The identity as text."""
+        try:
+            return self._json
+        except AttributeError:
+            object.__setattr__(self, "_json", json.dumps(self.identity(), sort_keys=True))
+            return self._json
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            object.__setattr__(self, "_hash", hash(self._key()))
+            return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(other) is type(self) and self._key() == other._key())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.to_dict())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.__dict__.items())})"
+
+
+def _restored(part: type[Part], settings: dict[str, Any]) -> Part:
+    return part(**settings)
+
+
+def _versioned(family: str, name: str) -> Any:
+    """A kind in an identity: its name, its version if it is not the first, and the package if it is not ours."""
+    kind, origin = registry.get(family, name), registry.origin(family, name)
+    return name if kind.version == 1 and origin is None else [name, kind.version, *(origin or ())]
+
+
+@registry.derived
+def _own_settings(part: type[Part], chosen: tuple[str, ...]) -> Mapping[str, Setting]:
+    own = dict(part.shared)
+    for name, (family, _) in zip(chosen, part.choices.values(), strict=True):
+        known = registry.kinds(family)
+        if name not in known:
+            raise UserError(f"there is no {family} {name!r}: {', '.join(known)}")
+        own |= known[name].settings
+    return own
+
+
+@registry.derived
+def _all_settings(part: type[Part]) -> Mapping[str, Setting]:
+    found: dict[str, Setting] = {}
+    for key, (family, default) in part.choices.items():
+        found[key] = Setting(default, choices=tuple(registry.kinds(family)))
+    found |= part.shared
+    for family, _ in part.choices.values():
+        for kind in registry.kinds(family).values():
+            for name, setting in kind.settings.items():
+                if found.setdefault(name, setting).kind != setting.kind or name in part.choices:
+                    raise UserError(f"{family} {kind.name!r}: its setting {name!r} means something else elsewhere")
+    return found
+
+
+class Toy(Part):
+    """What activations come from: a trained transformer, features planted by hand, or a file."""
+
+    choices: ClassVar = {"name": ("toy", "max_of_k")}
+    shared: ClassVar = {"seed": Setting(0, "of what is drawn to make the toy", ge=0)}
+
+    @property
+    def kind(self) -> Any:
+        """What its kind says of itself (toys/model.py)."""
+        return registry.get("toy", self.name)
 
     @property
     def maxima(self) -> int:
         """How many values the factor m has: tokens, or planted features."""
-        return self.features if self.name in SYNTHETIC else self.d_vocab
+        count: int = self.kind.maxima(self)
+        return count
 
     @property
     def title(self) -> str:
         """The kind of toy and its size, as the results table names it."""
-        size = self.d_model if self.name in SYNTHETIC else self.contexts if self.name == "bigrams" else self.k
-        return f"{self.name}-{self.maxima}-{size}"
+        return "-".join(map(str, (self.name, self.maxima, *self.kind.size(self))))
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(Part):
     """Where activations are read."""
 
-    name: str = _key("pre_unembed", choices=SITES)
+    choices: ClassVar = {"name": ("site", "pre_unembed")}
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """What inputs the SAE sees. `file` (name=weights): CSV of weights per cell, columns of m q n c + weight."""
+class Distribution(Part):
+    """What inputs the SAE sees."""
 
-    name: str = _key("max_stratified", choices=DISTRIBUTIONS)
-    # A path has no effect on numbers, so it is no part of equality or identity.
-    file: str | None = field(default=None, compare=False)
-    # Set from the file's content when the configuration is read.
-    digest: str | None = None
+    choices: ClassVar = {"name": ("distribution", "max_stratified")}
 
 
-@dataclass(frozen=True)
-class Sae:
-    """Architecture, size and start of an SAE."""
+class Sae(Part):
+    """Architecture, size and init of an SAE."""
 
-    architecture: str = _key("relu", choices=ARCHITECTURES)
-    width: int = _key(64, ge=1)
-    # Active latents per input: TopK, BatchTopK and Matryoshka only.
-    k: int = _key(1, ge=1)
-    init: str = _key("kmeans", choices=INITS)
-    # The partition whose cells an oracle start gives one latent each.
-    partition: str = _key("m", choices=ORACLES)
-    # An exemplar's latent fires where the projection on the exemplar exceeds this fraction of its norm.
-    margin: float = _key(0.5, ge=0, lt=1)
-    # Ridge of the whitened and oracle starts, relative to the largest eigenvalue of the covariance.
-    ridge: float = _key(1e-2, gt=0)
-    # JumpReLU: how near a contribution must be to its threshold to move it; activations have E‖x‖² = d.
-    bandwidth: float = _key(0.5, gt=0, as_before=0.5)
-    # Matryoshka: nested levels, each half of the next.
-    levels: int = _key(4, ge=1, le=30, as_before=4)
+    choices: ClassVar = {"architecture": ("architecture", "relu"), "init": ("init", "kmeans")}
+    shared: ClassVar = {"width": Setting(64, "latents", ge=1)}
 
 
-@dataclass(frozen=True)
-class Penalty:
-    """The sparsity term; `p` for L_p (falling to `p_end` where annealed), `scale` for penalties that have one."""
+class Penalty(Part):
+    """The sparsity term and its multiplier."""
 
-    name: str = _key("l1", choices=PENALTIES)
-    coefficient: float = _key(1.0, ge=0)
-    p: float = _key(1.0, gt=0)
-    scale: float = _key(1.0, gt=0)
-    p_end: float = _key(0.2, gt=0, as_before=0.2)
+    choices: ClassVar = {"name": ("penalty", "l1")}
+    shared: ClassVar = {"coefficient": Setting(1.0, "multiplies it; null: every value of its ladder", ge=0)}
+
+    @property
+    def words(self) -> str:
+        """Its name and the settings that are its own: "lp p=0.3"."""
+        own = registry.get("penalty", self.name).settings
+        return " ".join([self.name, *(f"{key}={self.get(key)}" for key in own)])
 
     @property
     def last_p(self) -> float:
-        """The exponent at the end of training, by which a trained SAE is measured."""
-        return self.p_end if self.name == "lp_annealed" else self.p
+        """The exponent at the end of training, by which a trained SAE is measured; 1 where there is none."""
+        exponent: float = self.get("p_end", self.get("p", 1.0))
+        return exponent
 
 
-@dataclass(frozen=True)
-class Training:
-    """Optimisation of the SAE: Adam, steps in batches, fractions of the steps for the schedules."""
+class Training(Part):
+    """How the SAE is trained: Adam, steps in batches, fractions of the steps for the schedules."""
 
-    steps: int = _key(3000, ge=1)
-    batch_size: int = _key(512, ge=1)
-    lr: float = _key(3e-3, gt=0)
-    lr_warmup: float = _key(0.05, ge=0, le=1)
-    lr_decay: float = _key(0.2, ge=0, le=1)
-    coefficient_warmup: float = _key(0.0, ge=0, le=1)
-    # Largest gradient norm of one SAE over all its parameters.
-    clip: float = _key(100.0, gt=0)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a trained SAE is measured; part of a measurement's identity, never of a point's."""
-
-    # Inputs are enumerated exactly up to this many, else this many are drawn by strata.
-    inputs: int = _key(65536, ge=16)
-    # A latent fires where its activation times its decoder norm exceeds this.
-    fires_above: float = _key(0.01, ge=0)
-    purity: float = _key(0.8, gt=0, le=1)
-    f1: float = _key(0.8, gt=0, le=1)
-    f1_gain: float = _key(0.02, ge=0, le=1)
-    permutations: int = _key(20, ge=1)
-    # k-sparse probes and absorption: a pass and some seconds of their own for every SAE.
-    probing: bool = _key(False, as_before=False)
-    # Which prior activations follow where they fire; structure of the decoder rows of split latents.
-    priors: bool = _key(False, as_before=False)
-    structure: bool = _key(False, as_before=False)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One SAE to train: every setting that can change its numbers, and nothing else."""
-
-    toy: Toy = Toy()
-    site: Site = Site()
-    distribution: Distribution = Distribution()
-    sae: Sae = Sae()
-    penalty: Penalty = Penalty()
-    training: Training = Training()
-    seed: int = _key(0, ge=0)
-    data_seed: int = _key(0, ge=0)
-
-    @functools.cached_property
-    def id(self) -> str:
-        """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
-        point = canonical(self)
-        settings = {f.name: getattr(point, f.name) for f in _told(point)}
-        names = point.sae.architecture, point.penalty.name
-        own = tuple(f"{name} {STEP_VERSIONS[name]}" for name in names if STEP_VERSIONS.get(name, 1) > 1)
-        return _digest({**settings, "train_version": TRAIN_VERSION, **({"step_versions": own} if own else {})})
-
-
-def settings_before() -> dict[str, Any]:
-    """Dotted key → value of the settings that a record may lack because it is older than they are."""
-    parts = {f.name: f.default for f in dataclasses.fields(Point)}
-    named = {"": Point(), **{f"{name}.": part for name, part in parts.items() if dataclasses.is_dataclass(part)}}
-    return {
-        prefix + f.name: f.metadata["as_before"]
-        for prefix, part in named.items()
-        for f in dataclasses.fields(part)
-        if "as_before" in f.metadata
+    shared: ClassVar = {
+        "steps": Setting(3000, ge=1),
+        "batch_size": Setting(512, ge=1),
+        "lr": Setting(3e-3, "largest learning rate", gt=0),
+        "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0", ge=0, le=1),
+        "lr_decay": Setting(0.2, "share of the steps in which it falls to 0 at the end", ge=0, le=1),
+        "coefficient_warmup": Setting(0.0, "share of the steps in which the coefficient rises from 0", ge=0, le=1),
+        "clip": Setting(100.0, "largest gradient norm of one SAE over all its parameters", gt=0),
     }
 
 
+class Evaluation(Part):
+    """How a trained SAE is measured; part of a measurement's identity, never of a point's."""
+
+    shared: ClassVar = {
+        "inputs": Setting(65536, "enumerated exactly up to this many, else this many are drawn by strata", ge=16),
+        "fires_above": Setting(0.01, "a latent fires where its activation times decoder norm exceeds this", ge=0),
+        "purity": Setting(0.8, gt=0, le=1),
+        "f1": Setting(0.8, "what a label asks for", gt=0, le=1),
+        "f1_gain": Setting(0.02, "what a finer label must gain over a coarser", ge=0, le=1),
+        "permutations": Setting(20, "of labels, for what they say by chance", ge=1),
+        "probing": Setting(False, "k-sparse probes and absorption: a pass and some seconds for every SAE"),
+        "priors": Setting(False, "which prior activations follow where they fire"),
+        "structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left"),
+    }
+
+    @classmethod
+    def own_settings(cls, *chosen: str) -> Mapping[str, Setting]:
+        """Those above, and what metrics bring."""
+        return _evaluation_settings()
+
+    @classmethod
+    def all_settings(cls) -> Mapping[str, Setting]:
+        """The same: nothing is chosen."""
+        return _evaluation_settings()
+
+
+@registry.derived
+def _evaluation_settings() -> Mapping[str, Setting]:
+    found = dict(Evaluation.shared)
+    for metric in registry.kinds("metric").values():
+        found |= metric.settings
+    return found
+
+
 # The parts of a point that are config groups, in the order of its fields.
-PARTS: dict[str, type[Any]] = {
+PARTS: dict[str, type[Part]] = {
     "toy": Toy,
     "site": Site,
     "distribution": Distribution,
@@ -278,102 +287,123 @@ PARTS: dict[str, type[Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Point:
+    """One SAE to train: every setting that can change its numbers, and nothing else."""
+
+    toy: Toy = field(default_factory=Toy)
+    site: Site = field(default_factory=Site)
+    distribution: Distribution = field(default_factory=Distribution)
+    sae: Sae = field(default_factory=Sae)
+    penalty: Penalty = field(default_factory=Penalty)
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    data_seed: int = 0
+
+    @cached_property
+    def id(self) -> str:
+        """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
+        point = canonical(self)
+        parts = {name: getattr(point, name)._key() for name in PARTS}
+        return _digest(parts, seed=point.seed, data_seed=point.data_seed, train_version=TRAIN_VERSION)
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key; None if the chosen kinds have no such setting."""
+        part, _, name = key.partition(".")
+        return getattr(self, part).get(name) if name else getattr(self, part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings of every part, the seeds, and which packages brought kinds that are not ours."""
+        settings: dict[str, Any] = {name: getattr(self, name).to_dict() for name in PARTS}
+        return {**settings, "seed": self.seed, "data_seed": self.data_seed, **_named(self.plugins)}
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """The kinds that are not ours, as `penalty NAME`, with name and version of the package that brought each."""
+        kinds = [kind for part in PARTS for kind in getattr(self, part).chosen.values()]
+        origins = {f"{kind.family} {kind.name}": registry.origin(kind.family, kind.name) for kind in kinds}
+        return {what: " ".join(origin).strip() for what, origin in origins.items() if origin}
+
+
+def _named(plugins: Mapping[str, str]) -> dict[str, Any]:
+    """The key of a record that says which packages it takes to read it; none where it takes none."""
+    return {"plugins": dict(plugins)} if plugins else {}
+
+
+def check_plugins(plugins: Mapping[str, str]) -> None:
+    """UserError if a record asks for a kind that is not registered here, with the package that had it."""
+    for what, package in plugins.items():
+        family, _, name = what.partition(" ")
+        if name not in registry.kinds(family):
+            raise UserError(f"{family}={name} comes from the package {package}, which is not installed here")
+
+
 def point_from(settings: Mapping[str, Any]) -> Point:
-    """The point of a record's settings (`dataclasses.asdict`). TypeError if they hold a key that this code lacks."""
-    parts = {part: dict(settings[part]) for part in PARTS}
-    for key, value in settings_before().items():
-        part, _, name = key.rpartition(".")
-        parts[part].setdefault(name, value)
-    return Point(
-        **{part: kind(**parts[part]) for part, kind in PARTS.items()},
-        seed=settings["seed"],
-        data_seed=settings["data_seed"],
-    )
+    """The point of a record's settings (`Point.to_dict`).
+
+    UserError if they name a kind that is not registered, with the package that had it; TypeError if they hold a key
+    that this code lacks.
+    """
+    check_plugins(settings.get("plugins", {}))
+    parts = {name: _part_from(kind, settings[name]) for name, kind in PARTS.items()}
+    return Point(**parts, seed=settings["seed"], data_seed=settings["data_seed"])  # type: ignore[arg-type]
+
+
+def _part_from(kind: type[Part], settings: Mapping[str, Any]) -> Part:
+    """A part of a record, in which settings that came later are missing."""
+    own = kind.own_settings(*(settings[key] for key in kind.choices))
+    legacy = {key: setting.legacy for key, setting in own.items() if setting.legacy is not UNSET}
+    return kind(**{**legacy, **settings})
+
+
+def counts(architecture: str) -> bool:
+    """Whether an architecture's sparsity is a count of active latents; no, for one that is not registered here."""
+    kind = registry.kinds("architecture").get(architecture)
+    return kind is not None and kind.counts
 
 
 def toy_id(toy: Toy) -> str:
     """Names the folder of the trained toy. 16 hexadecimal digits."""
-    return _digest({"toy": toy, "train_version": TRAIN_VERSION})
+    return _digest({"toy": toy._key()}, train_version=TRAIN_VERSION)
 
 
 def measure_id(evaluation: Evaluation) -> str:
     """Tells measurements of one SAE apart. 16 hexadecimal digits."""
-    return _digest({"evaluation": evaluation, "measure_version": MEASURE_VERSION})
+    metrics = [_versioned("metric", name) for name in registry.kinds("metric")]
+    return _digest({"evaluation": evaluation._key()}, measure_version=MEASURE_VERSION, metrics=metrics)
+
+
+def derive_seed(*names: Any) -> int:
+    """A generator's seed from names and numbers through a hash: any two that differ give unrelated draws."""
+    return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:8], "big") >> 1
 
 
 def canonical(point: Point) -> Point:
-    """The same point with every setting that has no effect at its default, and one name for one thing."""
+    """The same point with what has no effect left out, and one name for one thing."""
     if "_canonical" in vars(point):
         return point
-    sae, penalty, training = _effective(point.sae, point.penalty, point.training)
-    toy, site, distribution = canonical_toy(point.toy), point.site, point.distribution
-    if toy.name in SYNTHETIC:
+    penalty, training = _effective(point.sae, point.penalty, point.training)
+    kind, site, distribution = point.toy.kind, point.site, point.distribution
+    if not kind.sites:
         site = Site()
-    if toy.name in OWN_INPUTS:
+    if not kind.distributions:
         distribution = Distribution("uniform")
-    elif distribution.name != "weights":
-        distribution = Distribution(distribution.name)
-    made = Point(toy, site, distribution, sae, penalty, training, point.seed, point.data_seed)
+    made = Point(point.toy, site, distribution, point.sae, penalty, training, point.seed, point.data_seed)
     # No field: equality, identity and copies with other settings know nothing of it.
     object.__setattr__(made, "_canonical", True)
     return made
 
 
-@functools.lru_cache(maxsize=2**12)
-def canonical_toy(toy: Toy) -> Toy:
-    """The same toy with every setting that its kind does not read at its default."""
-    return Toy(toy.name, **{key: getattr(toy, key) for key in TOY_KEYS[toy.name]})
-
-
-# Cached: a grid of 100,000 points has few combinations of these, and copying dataclasses is slow.
-@functools.lru_cache(maxsize=2**17)
-def _effective(sae: Sae, penalty: Penalty, training: Training) -> tuple[Sae, Penalty, Training]:
-    if sae.architecture not in COUNTED:
-        sae = dataclasses.replace(sae, k=Sae.k)
-    if sae.architecture != "jumprelu":
-        sae = dataclasses.replace(sae, bandwidth=Sae.bandwidth)
-    if sae.architecture != "matryoshka":
-        sae = dataclasses.replace(sae, levels=Sae.levels)
-    if sae.init != "oracle":
-        sae = dataclasses.replace(sae, partition=Sae.partition)
-    if sae.init not in ("whitened", "oracle"):
-        sae = dataclasses.replace(sae, ridge=Sae.ridge)
-    if sae.init == "random":
-        sae = dataclasses.replace(sae, margin=Sae.margin)
-    if penalty.name == "lp" and penalty.p in (0.5, 1.0):
-        penalty = Penalty("sqrt" if penalty.p == 0.5 else "l1", penalty.coefficient)
-    if penalty.coefficient == 0 or penalty.name == "none" or sae.architecture in COUNTED:
+# Cached: a grid of 100,000 points has few combinations of these.
+@lru_cache(maxsize=2**17)
+def _effective(sae: Sae, penalty: Penalty, training: Training) -> tuple[Penalty, Training]:
+    penalty = registry.get("penalty", penalty.name).canonical(penalty)
+    if penalty.coefficient == 0 or penalty.name == "none" or registry.get("architecture", sae.architecture).counts:
         penalty = Penalty("none", 0.0)
-    kept = {key: getattr(penalty, key) for key in PENALTY_KEYS[penalty.name]}
-    penalty = Penalty(penalty.name, penalty.coefficient, **kept)
-    if penalty.name == "none":
-        training = dataclasses.replace(training, coefficient_warmup=Training.coefficient_warmup)
-    return sae, penalty, training
+        training = training.replace(coefficient_warmup=0.0)
+    return penalty, training
 
 
-@functools.lru_cache(maxsize=2**17)
-def _json(part: Any) -> str:
-    """One part of an identity. 1 and 1.0 are one setting, so every float is written as a float."""
-    if not dataclasses.is_dataclass(part):
-        return json.dumps(part)
-    values = {f.name: getattr(part, f.name) for f in _told(part)}
-    floats = {f.name: float(values[f.name]) for f in _told(part) if f.type == "float"}
-    return json.dumps({**values, **floats}, sort_keys=True)
-
-
-def _told(part: Any) -> list[dataclasses.Field[Any]]:
-    """The fields that are part of an identity."""
-    always, later = _compared(part.__class__)
-    return [*always, *(f for f in later if getattr(part, f.name) != f.metadata["as_before"])]
-
-
-@functools.cache
-def _compared(kind: Any) -> tuple[list[dataclasses.Field[Any]], list[dataclasses.Field[Any]]]:
-    """The fields of a dataclass that are always part of an identity, and those that are unless as before."""
-    fields = [f for f in dataclasses.fields(kind) if f.compare]
-    return [f for f in fields if "as_before" not in f.metadata], [f for f in fields if "as_before" in f.metadata]
-
-
-def _digest(settings: dict[str, Any]) -> str:
-    text = ", ".join(f'"{key}": {_json(settings[key])}' for key in sorted(settings))
-    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:16]
+def _digest(parts: Mapping[str, str], **numbers: Any) -> str:
+    whole = [*(f"{name} {text}" for name, text in sorted(parts.items())), json.dumps(numbers, sort_keys=True)]
+    return hashlib.sha256("\n".join(whole).encode()).hexdigest()[:16]

@@ -30,9 +30,11 @@ from sae_sweep.metrics.labels import (
     lightest,
     live_floor,
 )
+from sae_sweep.metrics.metric import Measured
 from sae_sweep.metrics.nulls import shuffled_cells, shuffled_features
 from sae_sweep.metrics.reconstruction import Reconstruction
 from sae_sweep.metrics.sparse_codes import Active
+from sae_sweep.registry import kinds
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs
 
@@ -113,6 +115,8 @@ def measure(
     if evaluation.structure:
         mean_code = table.mean_mass / norms.cpu().numpy()
         metrics |= structure(sae.W_dec.double().cpu().numpy(), mean_code, latents, inputs.cells)
+    for metric in kinds("metric").values():
+        metrics |= metric.measure(Measured(sae, inputs, evaluation, table, latents, metrics))
     return Measurement(metrics, described, per_max)
 
 

@@ -45,7 +45,7 @@ _keeping = Lock()
 
 def blocks(inputs: EvaluationInputs, size: int) -> Iterable[Block]:
     """All inputs, `size` at a time; kept as long as `inputs` where they are few enough."""
-    if inputs.count * (len(inputs.mean) + inputs.model.toy.d_vocab) > KEPT_NUMBERS:
+    if inputs.count * (len(inputs.mean) + inputs.model.toy.maxima) > KEPT_NUMBERS:
         return _made(inputs, size)
     with _keeping:
         if inputs not in _kept:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae_sweep.toys.max_of_k import product
+from sae_sweep.toys.aligned import product
 
 # A feature that overlaps another by more than NO_OVERLAP and at most SMALL_OVERLAP, in |cos|, does so a little (P7).
 NO_OVERLAP, SMALL_OVERLAP = 1e-4, 0.3

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sae_sweep.config.settings import COUNTED, PENALTY_KEYS, Point
+from sae_sweep.config.settings import Point, counts
 from sae_sweep.reports import layout
 from sae_sweep.reports.layout import fraction, write
 from sae_sweep.sweep.events import Event, Logging, Note, PointDone, PointFailed, ToyProgress, TrainProgress
@@ -205,10 +205,10 @@ def describe(point: Point) -> str:
     """A point in a few words: width, start, penalty and coefficient, and the seed."""
     sae, penalty = point.sae, point.penalty
     start = f"{sae.init}-{sae.partition}" if sae.init == "oracle" else sae.init
-    if sae.architecture in COUNTED:
+    if counts(sae.architecture):
         sparsity = f"{sae.architecture} k={sae.k}"
     else:
-        further = "".join(f" {key}={getattr(penalty, key):g}" for key in PENALTY_KEYS[penalty.name])
+        further = penalty.words.removeprefix(penalty.name)
         sparsity = f"{penalty.name} c={penalty.coefficient:g}{further}"
     return f"width={sae.width} {start} {sparsity} seed={point.seed}"
 

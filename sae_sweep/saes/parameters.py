@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-
-def _none() -> Tensor:
-    return torch.zeros(0)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-@dataclass(frozen=True)
 class Parameters:
     """One SAE, or a stack of them under a leading dimension: pre = W_enc·x + b_enc, x̂ = z·W_dec + b_dec.
 
     W_enc, W_dec [..., width, d] (a row per latent) · b_enc [..., width] · b_dec [..., d] · threshold [...]:
     the smallest contribution that fires at evaluation (BatchTopK; 0 elsewhere).
-    Beyond these, empty where the architecture has none: thresholds [..., width], what a latent's contribution must
-    exceed (JumpReLU); r_mag, b_mag [..., width], the magnitude exp(r_mag)·W_enc·x + b_mag (Gated).
+    Beyond these, what the architecture has of each latent, [..., width]: such as JumpReLU's `thresholds`, which a
+    contribution must exceed, and Gated's `r_mag` and `b_mag`, the magnitude exp(r_mag)·W_enc·x + b_mag.
     """
 
     W_enc: Tensor
@@ -27,9 +23,27 @@ class Parameters:
     b_enc: Tensor
     b_dec: Tensor
     threshold: Tensor
-    thresholds: Tensor = field(default_factory=_none)
-    r_mag: Tensor = field(default_factory=_none)
-    b_mag: Tensor = field(default_factory=_none)
+
+    def __init__(
+        self, W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, b_dec: Tensor, threshold: Tensor, **extras: Tensor
+    ) -> None:
+        self.__dict__.update(W_enc=W_enc, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec, threshold=threshold, **extras)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return dict(self.__dict__)
+
+    def __getattr__(self, name: str) -> Tensor:
+        raise AttributeError(f"this SAE has no parameter {name!r}: {', '.join(self.__dict__)}")
+
+    def replace(self, **changes: Tensor) -> Parameters:
+        """The same with other tensors."""
+        return Parameters(**{**self.__dict__, **changes})
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Parameters:
+        """The same with a change to each tensor."""
+        return Parameters(**{name: change(tensor) for name, tensor in self.__dict__.items()})
 
     def norms(self) -> Tensor:
         """Decoder norms ‖d‖ [..., width]."""

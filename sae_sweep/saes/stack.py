@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.config.settings import Point
-from sae_sweep.saes.architectures import ARCHITECTURES, Architecture
+from sae_sweep.saes.architectures import Architecture, architecture_of
 from sae_sweep.saes.parameters import Parameters
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
@@ -48,7 +48,7 @@ class Stack:
     def start(cls, points: Sequence[Point], starts: Sequence[Parameters], device: str) -> Stack:
         """A stack at step 0 from one start per point."""
         n, d, width = len(points), starts[0].W_dec.shape[-1], points[0].sae.width
-        extras = ARCHITECTURES[points[0].sae.architecture].extras
+        extras = architecture_of(points[0].sae.architecture).extras
         count = parameter_count(width, d, len(extras))
         # Every row begins on a cache line: matrix libraries choose kernels, and so bits, by alignment.
         stride = -(-count // ALIGNED) * ALIGNED
@@ -57,7 +57,7 @@ class Stack:
             own = [getattr(p, name) for name in extras]
             row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec, *own]))
         zeros = torch.zeros(n, device=device)
-        exponent = torch.tensor([point.penalty.p for point in points], dtype=torch.float64)
+        exponent = torch.tensor([point.penalty.get("p", 1.0) for point in points], dtype=torch.float64)
         return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent))
 
     @property
@@ -68,7 +68,7 @@ class Stack:
     @property
     def architecture(self) -> Architecture:
         """What all SAEs of the stack share."""
-        return ARCHITECTURES[self.points[0].sae.architecture]
+        return architecture_of(self.points[0].sae.architecture)
 
     def part(self, members: slice) -> Stack:
         """Some of the SAEs, as views: what trains them trains the stack, but for its step and failures."""

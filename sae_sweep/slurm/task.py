@@ -16,12 +16,12 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep import signals
-from sae_sweep.errors import EnvironmentProblem
+from sae_sweep import environment, signals
+from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ def main(paths: list[str]) -> None:
     if place < len(devices) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[place]
     signals.note_signals()
+    environment.prepare()
     try:
         _run(path)
     except Interrupted as stop:
         print(f"{stop}: what was begun is kept and goes on when the job starts again", file=sys.stderr, flush=True)
         # Not sys.exit: it would wait for worker threads, whose results nobody needs any more.
         os._exit(INTERRUPTED)
-    except EnvironmentProblem as problem:
+    except UserError as problem:
         note(path, state="failed", reason=str(problem))
         print(f"error: {problem}", file=sys.stderr, flush=True)
         os._exit(problem.exit_code)
@@ -101,7 +102,7 @@ def _work(path: Path, task: dict[str, Any]) -> dict[str, Any]:
     from sae_sweep.store.store import Store
     from sae_sweep.sweep import run
     from sae_sweep.sweep.local import this_machine
-    from sae_sweep.tracking.observers import watch
+    from sae_sweep.tracking.logging import watch
 
     points = from_json(task["points"])
     evaluation, place = Evaluation(**task["evaluation"]), Path(task["output_dir"])
@@ -167,4 +168,4 @@ def _execute(
                 try:
                     say(PointFailed(point, None, reason))
                 finally:
-                    store.fail(sweep, point.id, {"reason": reason, "traceback": trace, "settings": asdict(point)})
+                    store.fail(sweep, point.id, {"reason": reason, "traceback": trace, "settings": point.to_dict()})

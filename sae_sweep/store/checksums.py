@@ -23,7 +23,7 @@ from sae_sweep.errors import EnvironmentProblem
 
 RECORD = "record.json"
 # Of records, sweep.yaml and points.txt. Raise when what is written now could not be read by what read it before.
-SCHEMA = 1
+SCHEMA = 2
 # What of a folder is looked at: names and sizes alone; also what changed since the record was written; every byte.
 Check = Literal["sizes", "changed", "everything"]
 

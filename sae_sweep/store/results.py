@@ -6,19 +6,18 @@ a point's record says the same in every sweep that holds it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
 from sae_sweep.config.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.config.gc import no_collection
-from sae_sweep.config.settings import COUNTED, OWN_INPUTS, PENALTY_KEYS, SYNTHETIC, Toy, settings_before
+from sae_sweep.config.settings import Toy, check_plugins
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
 from sae_sweep.store.store import NotThere, Store
@@ -28,7 +27,6 @@ _FRONT_WITHIN = {
     "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
     "on_common_front": ("toy", "site", "distribution", "width"),
 }
-_TOY_KEYS = tuple(f"toy.{f.name}" for f in dataclasses.fields(Toy))
 _ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition"))
 
 
@@ -66,15 +64,32 @@ def untrained(store: Store, name: str) -> pd.DataFrame:
     return tables(store, name)[1]
 
 
-def tables(store: Store, name: str, known: Known | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def together(store: Store, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of several sweeps under each other, with a first column `sweep`; a point of two sweeps is in both."""
+    varied = list(dict.fromkeys(key for name in names for key in sweep_info(store, name).get("varied") or []))
+    both = {name: tables(store, name, varied=varied) for name in names}
+    trained, start = (pd.concat({name: each[i] for name, each in both.items()}, names=["sweep"]) for i in (0, 1))
+    return _with_sweep(trained), _with_sweep(start)
+
+
+def _with_sweep(table: pd.DataFrame) -> pd.DataFrame:
+    # Copied into one piece: pandas warns of frames put together from many.
+    return table.reset_index(level="sweep").reset_index(drop=True).astype({"sweep": "string"}).copy()
+
+
+def tables(
+    store: Store, name: str, known: Known | None = None, varied: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The results table and the untrained one, from one pass over the records. Damaged records: `store.damaged`.
 
     known: records of points by id that this process has just read and proved.
+    varied: the keys that have a column; None: those that the sweep varies.
     """
     info = sweep_info(store, name)
+    check_plugins(info.get("plugins", {}))
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
-        settings = _settings(records, info.get("varied") or [])
+        settings = _settings(records, info.get("varied") or [] if varied is None else varied)
         trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
         start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
@@ -159,13 +174,12 @@ def _best(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def _settings(records: list[dict[str, Any]], varied: Iterable[str]) -> list[dict[str, Any]]:
     """The setting columns of each record: the constant ones, and every key that the sweep varies."""
-    before = settings_before()
-    flat = [{**before, **_flatten(record["settings"])} for record in records]
+    flat = [_flatten(record["settings"]) for record in records]
     keys = _swept_keys(flat, varied)
     rows = []
     for record, setting in zip(records, flat, strict=True):
         row = {"point_id": record["id"], **_constant(setting)}
-        row |= {key: row[COLUMN_OF[key]] if key in COLUMN_OF else setting.get(_source(key)) for key in keys}
+        row |= {key: setting.get(_source(key)) for key in keys}
         rows.append(row)
     return rows
 
@@ -185,26 +199,20 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
 def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
     """The constant setting columns; what has no effect on the point is null."""
     row = {column: setting.get(key) for column, key in KEYS.items()}
-    toy = _toy(*map(setting.__getitem__, _TOY_KEYS))
+    toy = _toy(tuple((key.partition(".")[2], value) for key, value in setting.items() if key.startswith("toy.")))
     row["toy"] = toy.title
-    reads = PENALTY_KEYS[setting["penalty.name"]]
-    effective = {
-        "site": toy.name not in SYNTHETIC,
-        "distribution": toy.name not in OWN_INPUTS,
-        "partition": row["init"] == "oracle",
-        "k": row["architecture"] in COUNTED,
-        "penalty_p": "p" in reads or row["penalty"] == "sqrt",
-        "penalty_scale": "scale" in reads,
-    }
-    row |= {column: None for column, has_effect in effective.items() if not has_effect}
+    if not toy.kind.sites:
+        row["site"] = None
+    if not toy.kind.distributions:
+        row["distribution"] = None
     if row["penalty"] == "sqrt":
         row["penalty_p"] = 0.5
     return row
 
 
 @functools.lru_cache(maxsize=2**10)
-def _toy(*settings: Any) -> Toy:
-    return Toy(*settings)
+def _toy(settings: tuple[tuple[str, Any], ...]) -> Toy:
+    return Toy(**dict(settings))
 
 
 def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
@@ -214,7 +222,8 @@ def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
         leaves = [leaf for leaf in (flat[0] if flat else ()) if leaf.startswith(f"{key}.")]
         differing = [leaf for leaf in leaves if len({setting.get(leaf) for setting in flat}) > 1]
         keys |= dict.fromkeys(differing if leaves else [key])
-    return [key for key in keys if key not in COLUMNS]
+    # A setting with a column of its own stands in the table once.
+    return [key for key in keys if key not in COLUMNS and key not in COLUMN_OF]
 
 
 def _source(key: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
-from operator import attrgetter
 
 from sae_sweep.config.calibration import (
     REFINEMENTS,
@@ -24,7 +23,7 @@ from sae_sweep.config.calibration import (
     refined,
 )
 from sae_sweep.config.grid import Sweep, varied
-from sae_sweep.config.settings import PENALTY_KEYS, Evaluation, Point, canonical, measure_id
+from sae_sweep.config.settings import Evaluation, Point, canonical, measure_id
 from sae_sweep.errors import UserError
 from sae_sweep.signals import check
 from sae_sweep.store.store import NotThere, Store, StoreDamaged
@@ -128,12 +127,12 @@ def _l0(part: Sweep, store: Store, view: View | None) -> dict[Point, float] | No
 def _short(point: Point, coefficient: float) -> Point:
     """A short run of a point at another coefficient."""
     steps = point.training.steps
-    training = dataclasses.replace(point.training, steps=min(steps, max(LEAST_STEPS, round(SHARE * steps))))
+    training = point.training.replace(steps=min(steps, max(LEAST_STEPS, round(SHARE * steps))))
     return _at(dataclasses.replace(point, training=training), coefficient)
 
 
 def _at(point: Point, coefficient: float) -> Point:
-    return canonical(dataclasses.replace(point, penalty=dataclasses.replace(point.penalty, coefficient=coefficient)))
+    return canonical(dataclasses.replace(point, penalty=point.penalty.replace(coefficient=coefficient)))
 
 
 def _filled_in(sweep: Sweep, calibration: Calibration, lines: Mapping[str, Line]) -> Sweep:
@@ -162,7 +161,6 @@ def _names(lines: list[Point]) -> dict[Point, str]:
     for line in lines:
         sae, penalty = line.sae, line.penalty
         start = f"{sae.init} {sae.partition}" if sae.init == "oracle" else sae.init
-        keys = "".join(f" {key}={getattr(penalty, key):g}" for key in PENALTY_KEYS[penalty.name])
-        words = [sae.architecture, penalty.name + keys, f"width {sae.width}", start]
-        names[line] = ", ".join([*words, *(f"{key}={attrgetter(key)(line)}" for key in further)])
+        words = [sae.architecture, penalty.words, f"width {sae.width}", start]
+        names[line] = ", ".join([*words, *(f"{key}={line.get(key)}" for key in further)])
     return names

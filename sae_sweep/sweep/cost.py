@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from sae_sweep.config.settings import COUNTED, EXTRAS, OWN_INPUTS, SYNTHETIC, Evaluation, Point, Toy, Training
+from sae_sweep.config.settings import Evaluation, Point, Toy, Training
 from sae_sweep.kernels.cuda.tiling import Tiles
+from sae_sweep.registry import get
+from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 
 # Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
@@ -28,8 +30,6 @@ SHARED, SHARING = 1 << 25, 0.83
 DENSE, DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = ("relu", "tied"), 0.1, 64, 5
 # Where fewer than this share of the latents fires, rows of the encoder are rounded (kernels/cpu/sparse_step.py).
 ROUND_BELOW = 0.016
-# Exemplars among which k-means++ chooses, and the Lloyd steps after it (saes/inits.py).
-POOL_PER_LATENT, POOL_AT_LEAST, LLOYD_STEPS = 8, 4096, 5
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
 # encoder as it is read, and the gradients that threads fill in a dense step.
 STATE, AT_WORK = 3, 6
@@ -50,8 +50,8 @@ DEALS, DEALT = 6, 1 << 21
 # Two probes of so many steps in all, on so many inputs (metrics/extra/probing.py). Priors are fitted to latents that
 # fire on so many of its inputs (metrics/extra/priors.py).
 PROBE_STEPS, PROBE_BATCH, PROBED, FEWEST = 3200, 512, 20_000, 100
-# Inputs over which activations are centred (toys/sampling.py); and what a toy's model costs, in that of max-of-K.
-CENTRED, MODEL = 1 << 20, {"bigrams": 4.0}
+# Inputs over which activations are centred (toys/sampling.py).
+CENTRED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,23 @@ def cores(device: str) -> int:
 
 def activation_size(point: Point) -> int:
     """d, the length of an activation at the point's site."""
-    return point.toy.d_model if point.site.name == "pre_unembed" else point.toy.d_vocab
+    size: int = point.toy.kind.d(point.toy, point.site.name)
+    return size
 
 
 def parameter_count(point: Point) -> int:
     """Trained numbers of the point's SAE."""
     sae, d = point.sae, activation_size(point)
-    return 2 * sae.width * d + sae.width + d + len(EXTRAS.get(sae.architecture, ())) * sae.width
+    extras = get("architecture", sae.architecture).extras
+    return 2 * sae.width * d + sae.width + d + len(extras) * sae.width
 
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    return not {point.sae.architecture, point.penalty.name} <= set(speed.kernels)
+    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled
+    if speed.device != "cpu":
+        by_kernels = by_kernels and not get("penalty", point.penalty.name).largest
+    return not by_kernels or activation_size(point) > speed.longest
 
 
 def state_bytes(point: Point, kind: str) -> int:
@@ -124,7 +129,7 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
     start = 4 * _pool(point) * (point.sae.width + 2 * activation_size(point)) if _clustered(point) else 0
     l0 = untrained_l0(point)
     measured = MEASURED_BYTES * min(MEASURED_INPUTS * l0, MEASURED_ENTRIES)
-    measured += ROW_BYTES * _rows(point, min(toy_inputs(point.toy), Evaluation.inputs), l0)
+    measured += ROW_BYTES * _rows(point, min(toy_inputs(point.toy), Evaluation().inputs), l0)
     return max(training_bytes(point, workers, speed), _input_bytes(point) + max(start, workers * int(measured)))
 
 
@@ -142,10 +147,10 @@ def training_bytes(point: Point, workers: int, speed: Speed) -> int:
 def firing(point: Point) -> Iterator[tuple[float, float]]:
     """Phases of training: how many steps, and how many latents usually fire in them."""
     width, training = point.sae.width, point.training
-    if point.sae.architecture in COUNTED:
-        yield training.steps, min(width, point.sae.k)
+    if get("architecture", point.sae.architecture).counts:
+        yield training.steps, min(width, point.sae.get("k", 1))
         return
-    usual, begun = USUAL[point.sae.init], 0.0
+    usual, begun = USUAL.get(point.sae.init, USUAL["random"]), 0.0
     settled = min(usual.most, max(1.0, usual.later * width))
     for share, moved in usual.first:
         end = steps_until(moved, training)
@@ -218,7 +223,7 @@ def pack_parts(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, wo
     """Seconds of starting, training, measuring and storing a pack with so many cores."""
     starts = Counter(sae for sae, _ in {(point.sae, point.seed) for point in pack})
     # The untrained SAEs are measured too: one for all that differ in their coefficient alone.
-    untrained = {(p.sae, p.seed, p.penalty.name, p.penalty.p, p.penalty.scale, p.penalty.p_end) for p in pack}
+    untrained = {(p.sae, p.seed, p.penalty.replace(coefficient=1.0)) for p in pack}
     of_start, of_point = Counter(sae for sae, *_ in untrained), Counter(point.sae for point in pack)
     starting, measuring = _centring_seconds(pack[0].toy, speed), 0.0
     for sae, point in {point.sae: point for point in pack}.items():
@@ -249,7 +254,7 @@ def measured_seconds(
     of_input = 2 * width * activation_size(point) / flops + l0 * speed.measured_entry
     seconds, rows = inputs * (of_input + speed.measured_input), _rows(point, inputs, l0)
     seconds += rows * speed.measured_row * (1 + rows / CROWDED) * (1 if nulls else UNSHUFFLED)
-    if point.toy.name == "max_of_k":  # elsewhere factors say nothing of each other, or there are none
+    if point.toy.kind.factors_depend:  # elsewhere factors say nothing of each other, or there are none
         seconds += DEALS * min(evaluation.permutations * inputs, max(inputs, DEALT)) * speed.dealt
     if evaluation.probing:
         of_step = speed.probe_step + PROBE_BATCH * width * speed.probe_number
@@ -263,17 +268,14 @@ def measured_seconds(
 
 def toy_inputs(toy: Toy) -> float:
     """How many inputs a toy has; of those that draw their own there is no end."""
-    return math.inf if toy.name in OWN_INPUTS or toy.k * math.log(toy.d_vocab) > 300 else float(toy.d_vocab**toy.k)
+    count: float = toy.kind.inputs(toy)
+    return count
 
 
 def toy_seconds(toy: Toy, speed: Speed) -> float:
     """Training a toy; planted ones cost nothing."""
-    if toy.name in SYNTHETIC:
-        return 0.0
-    products = toy.k * toy.d_model * (4 * toy.d_head + 2 * toy.k) + toy.d_model * toy.d_vocab
-    # A forward and a backward pass, which costs two.
-    flops = 3 * 2 * toy.batch_size * products
-    return toy.steps * MODEL.get(toy.name, 1.0) * (speed.toy_step + flops / speed.dense_flops)
+    steps, products = toy.kind.trains(toy)
+    return steps * toy.kind.model_cost * (speed.toy_step + 2 * products / speed.dense_flops)
 
 
 def _steps_seconds(point: Point, speed: Speed) -> float:
@@ -289,12 +291,12 @@ def _input_bytes(point: Point) -> int:
 
 
 def _clustered(point: Point) -> bool:
-    return point.sae.init in ("kmeans", "whitened")
+    return bool(get("init", point.sae.init).clusters)
 
 
 def _rows(point: Point, inputs: float, l0: float) -> float:
     """Pairs of latent and cell in a firing table, at most."""
-    rows = inputs * l0 if point.toy.name != "independent" else point.sae.width  # all one cell
+    rows = inputs * l0 if not point.toy.kind.independent else point.sae.width  # all one cell
     return min(rows, FOLDED_ROWS) if l0 > FOLDED_ABOVE * point.sae.width else rows
 
 
@@ -312,11 +314,11 @@ def _of_batch(point: Point) -> bool:
 
 
 def _pool(point: Point) -> int:
-    return max(POOL_PER_LATENT * point.sae.width, POOL_AT_LEAST)
+    return pool_size(point.sae.width)
 
 
 def _model_input(toy: Toy, speed: Speed) -> float:
-    return speed.model_input * MODEL.get(toy.name, 1.0)
+    return speed.model_input * toy.kind.model_cost
 
 
 def _centring_seconds(toy: Toy, speed: Speed) -> float:
@@ -324,7 +326,7 @@ def _centring_seconds(toy: Toy, speed: Speed) -> float:
 
 
 def _start_seconds(point: Point, speed: Speed) -> float:
-    """k-means++ (saes/inits.py): a distance from every candidate of every latent to the whole pool."""
+    """k-means++ (saes/inits/kmeans.py): a distance from every candidate of every latent to the whole pool."""
     if not _clustered(point):
         return 0.0
     width = point.sae.width

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -19,7 +18,8 @@ import yaml
 
 from sae_sweep.config.settings import Evaluation, Point, canonical, measure_id
 from sae_sweep.metrics.evaluate import Measurement
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.folding import fold
+from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Backend, Look, train
@@ -30,13 +30,11 @@ from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.context import Ground
 from sae_sweep.sweep.events import Note, PointDone, PointFailed, Say, TrainProgress
+from sae_sweep.sweep.memory import out_of_memory
 from sae_sweep.toys.sampling import Stream
 
 # Rows kept of a training curve.
 CURVE_ROWS = 40
-
-# What a RuntimeError says that is one of too little memory.
-_OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", "can't start new thread")
 
 
 @dataclass(frozen=True)
@@ -75,17 +73,18 @@ def run_pack(
     if looks:
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
-        backend = pick_backend(stack, pool, machine.threads)
+        backend = pick_backend(stack, pool, machine.threads, say)
         _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)
+        del backend  # its buffers are not needed to measure
     for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
         stack.failed.setdefault(i, stack.step)
     failed = {i: (step, f"loss or parameters were not finite by step {step}") for i, step in stack.failed.items()}
 
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
-            folded = saelens_export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
-            stored = saelens_export.to_files(points[i], folded)
-            measured = ground.measure(points[i], saelens_export.from_files(stored[saelens_export.WEIGHTS]))
+            folded = fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
+            stored = saelens.to_files(points[i], folded)
+            measured = ground.measure(points[i], saelens.from_files(stored[saelens.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained)
             record["curve"] = list(_curve(looks, i))
@@ -123,19 +122,13 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()
-        trained = store.parse("points", point.id, saelens_export.WEIGHTS, saelens_export.from_files)
+        trained = store.parse("points", point.id, saelens.WEIGHTS, saelens.from_files)
         measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
         files = {"latents.parquet": _parquet(measured)}
         store.commit_measure(point.id, measure_id(evaluation), record, files)
         say(PointDone(point, record))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch, numpy or a thread to be started found too little memory, on the device or on the CPU."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _train(
@@ -175,18 +168,17 @@ def _curve(looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
 
 
 def _on_cpu(parameters: Parameters) -> Parameters:
-    return Parameters(*(getattr(parameters, f.name).detach().cpu() for f in dataclasses.fields(Parameters)))
+    return parameters.map(lambda tensor: tensor.detach().cpu())
 
 
 def _record(
     point: Point, evaluation: Evaluation, machine: Machine, measured: Measurement, untrained: Measurement
 ) -> dict[str, Any]:
     return {
-        "schema": 1,
         "id": point.id,
-        "settings": dataclasses.asdict(canonical(point)),
+        "settings": canonical(point).to_dict(),
         "measure_id": measure_id(evaluation),
-        "evaluation": dataclasses.asdict(evaluation),
+        "evaluation": evaluation.to_dict(),
         "metrics": with_loss(measured, point),
         "untrained": with_loss(untrained, point),
         "per_max": measured.per_max,
@@ -207,7 +199,7 @@ def with_loss(measured: Measurement, point: Point) -> dict[str, float | int | No
 
 
 def _files(point: Point, stored: dict[str, bytes], measured: Measurement) -> dict[str, bytes]:
-    settings = json.loads(json.dumps(dataclasses.asdict(canonical(point))))
+    settings = json.loads(json.dumps(canonical(point).to_dict()))
     return {
         "config.yaml": yaml.safe_dump(settings, sort_keys=False).encode(),
         "latents.parquet": _parquet(measured),

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_sweep import registry
 from sae_sweep.config.grid import Sweep
-from sae_sweep.config.settings import COMPETING, Point, Sae, Toy, toy_id
+from sae_sweep.config.settings import Point, Toy, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
 from sae_sweep.sweep.hardware_profile import SPEEDS
@@ -104,10 +105,11 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     """Points with the same key can be one set of tensors on shared batches."""
     sae, training = point.sae, point.training
     data = (point.toy, point.site, point.distribution, point.data_seed)
-    further = [point.penalty.name] if point.penalty.name in COMPETING else []
-    of_few = sae.bandwidth, sae.levels
-    further += map(str, of_few) if of_few != (Sae.bandwidth, Sae.levels) else []
-    return (*data, sae.architecture, sae.width, sae.k, training.steps, training.batch_size, *further)
+    # Inits do not matter to a step; the settings of an architecture, which all SAEs of a stack share, do.
+    kind = registry.get("architecture", sae.architecture)
+    own = tuple(sae.get(name) for name in kind.settings)
+    further = point.penalty.name if registry.get("penalty", point.penalty.name).largest else ""
+    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further)
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:

@@ -104,7 +104,7 @@ def account(outcome: Outcome, store: Store, say: Callable[[Event], None], fail_f
             store.clear_failure(outcome.sweep, event.point.id)
         elif isinstance(event, PointFailed):
             outcome.failed += 1
-            info = {"step": event.step, "reason": event.reason, "settings": dataclasses.asdict(event.point)}
+            info = {"step": event.step, "reason": event.reason, "settings": event.point.to_dict()}
             store.fail(outcome.sweep, event.point.id, info)
         say(event)
         if fail_fast and isinstance(event, PointFailed):
@@ -141,11 +141,14 @@ def freeze(sweep: Sweep, store: Store) -> None:
         "overrides": sweep.overrides,
         "points": len(ids),
         "varied": sweep.varied,
-        "evaluation": dataclasses.asdict(sweep.evaluation),
+        "evaluation": sweep.evaluation.to_dict(),
         "measure_id": measure_id(sweep.evaluation),
         "claims": sweep.claims,
         "logger": sweep.logger,
     }
+    plugins = {what: package for point in sweep.points for what, package in point.plugins.items()}
+    if plugins:
+        info["plugins"] = plugins
     if sweep.calibration is not None:
         info["calibration"] = sweep.calibration.to_yaml()
     store.write_sweep_file(sweep.name, "points.txt", ("\n".join(ids) + "\n").encode())

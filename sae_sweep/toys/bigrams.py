@@ -11,19 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
+from sae_sweep.config.settings import Distribution, Toy, derive_seed
+from sae_sweep.lazy import lazy
+from sae_sweep.registry import Setting, register
+from sae_sweep.toys.aligned import product
+from sae_sweep.toys.classes import FeatureCells, count_pairs
+from sae_sweep.toys.max_of_k import BLOCK, RECIPE, SITES, TRANSFORMER, activation_size, training_cost
+from sae_sweep.toys.model import ToyKind
+from sae_sweep.toys.sampled_population import SampledPopulation
 
-from sae_sweep.config.settings import Distribution, Toy
-from sae_sweep.toys.classes import FeatureCells
-from sae_sweep.toys.max_of_k import BLOCK, product
-from sae_sweep.toys.sampled_population import Endless
-from sae_sweep.toys.sampler import mix
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from numpy.typing import NDArray
+    from torch import Tensor
+else:
+    np, torch, F = lazy("numpy"), lazy("torch"), lazy("torch.nn.functional")
 
 # Words of each context; hidden units of the MLP for each of the residual's numbers.
 WORDS, HIDDEN = 4, 4
@@ -41,7 +47,7 @@ def tables(toy: Toy) -> Tensor:
 
     Logits of two contexts correlate by 1 − contrast.
     """
-    generator = torch.Generator().manual_seed(mix("bigrams", toy.seed))
+    generator = torch.Generator().manual_seed(derive_seed("bigrams", toy.seed))
     shared, own = (torch.randn(n, toy.d_vocab, toy.d_vocab, generator=generator) for n in (1, toy.contexts))
     return (SHARPNESS * (math.sqrt(1 - toy.contrast) * shared + math.sqrt(toy.contrast) * own)).softmax(-1)
 
@@ -102,7 +108,7 @@ def draw(toy: Toy, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([toy.d_vocab + WORDS * context + words, token], 1)
 
 
-class Bigrams(Endless):
+class Bigrams(SampledPopulation):
     """A trained toy, and its own population of inputs: `Model` and `Population` of toys/model.py."""
 
     planted = None
@@ -168,3 +174,30 @@ class Bigrams(Endless):
     def cell(self, inputs: Tensor) -> Tensor:
         """The cell of token and context [count] int64."""
         return inputs[:, -1] * self.toy.contexts + self._context(inputs)
+
+
+register(
+    ToyKind(
+        name="bigrams",
+        description="tokens in context: a transformer with a bigram table for each context, highly correlated",
+        source="LessWrong comment EkibeZomncsPxfYwu (P8, Nix)",
+        settings={
+            **TRANSFORMER,
+            **RECIPE,
+            "contexts": Setting(4, "how many contexts there are", ge=2),
+            "contrast": Setting(0.2, "how little their tables correlate: 0 not to be told apart", ge=0, le=1),
+        },
+        defaults={"d_vocab": 16, "batch_size": 256, "lr": 3e-3},
+        train=train,
+        load=load,
+        maxima=lambda toy: toy.d_vocab,
+        size=lambda toy: (toy.contexts,),
+        classes=lambda partition, toy: count_pairs(partition, toy.d_vocab, toy.contexts),
+        d=activation_size,
+        inputs=lambda toy: math.inf,
+        trains=training_cost,
+        sites=SITES,
+        model_cost=4.0,
+        stack_key=stack_key,
+    )
+)

@@ -10,10 +10,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from sae_sweep.config.keys import nearest
+from sae_sweep.config.settings import PARTITIONS
+from sae_sweep.errors import UserError
+from sae_sweep.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    np = lazy("numpy")
 
 FACTORS = "mqnc"
 # The runner-up of a sequence that consists of copies of its maximum.
@@ -29,6 +37,40 @@ def count_cells(d_vocab: Any, k: int) -> Any:
     """T(d, K) = d + (K-1)·d(d-1) + (K-2)·d(d-1)(d-2)/6, the number of cells: those with a maximum below `d_vocab`."""
     d = d_vocab
     return d + (k - 1) * d * (d - 1) + (k - 2) * (d * (d - 1) * (d - 2) // 6)
+
+
+def count_classes(partition: str, d_vocab: int, k: int) -> int:
+    """How many non-empty classes a partition of the cells has (REFERENCE: closed forms, k ≥ 2).
+
+    With q or n below the maximum, at most k − 1 places are left for copies; q < n < m needs three places.
+    """
+    pairs = d_vocab * (d_vocab - 1) // 2
+    triples = pairs * (d_vocab - 2) // 3
+    counts = {
+        "m": d_vocab,
+        "q": d_vocab,
+        "n": d_vocab,
+        "c": k,
+        "mq": d_vocab + pairs,
+        "mn": d_vocab + pairs,
+        "mc": 1 + (d_vocab - 1) * k,
+        "mqn": d_vocab + 2 * pairs + (triples if k > 2 else 0),
+        "mqc": 1 + (d_vocab - 1) * k + (k - 1) * pairs,
+        "mnc": d_vocab + (k - 1) * pairs,
+        "mqnc": d_vocab + 2 * (k - 1) * pairs + (k - 2) * triples,
+        # Gross's rough count of the last, about eleven times it (REFERENCE, P2).
+        "rough": d_vocab**3 * k,
+    }
+    if partition not in counts:
+        raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, counts)}")
+    return counts[partition]
+
+
+def count_pairs(partition: str, of_m: int, of_q: int) -> int:
+    """How many classes a partition has where every q comes with every m, and there is no n nor c to tell apart."""
+    if partition not in PARTITIONS:
+        raise UserError(f"${{cells:{partition}}}: no such partition{nearest(partition, PARTITIONS)}")
+    return (of_m if "m" in partition else 1) * (of_q if "q" in partition else 1)
 
 
 @dataclass(frozen=True)

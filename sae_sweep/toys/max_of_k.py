@@ -11,22 +11,27 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sae_sweep.config.settings import Distribution, Toy
-from sae_sweep.toys.classes import Cells
+from sae_sweep.lazy import lazy
+from sae_sweep.registry import Setting, register
+from sae_sweep.toys.aligned import product
+from sae_sweep.toys.classes import Cells, count_classes
+from sae_sweep.toys.model import SiteKind, ToyKind
 from sae_sweep.toys.sampler import Sampler, cell_weights
 from sae_sweep.toys.sequences import Sequences, spelled
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    torch, F = lazy("torch"), lazy("torch.nn.functional")
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 # Steps whose inputs are drawn at once, and after which the loss is reported.
 BLOCK = 50
-# Numbers in 64 bytes of float32.
-ALIGN = 16
 # Inputs held at once by the exact evaluation.
 ROWS = 1 << 14
 
@@ -71,7 +76,7 @@ def train(
     moments = torch.zeros_like(flat), torch.zeros_like(flat)
     lr = torch.tensor([[toy.lr] for toy in toys], device=device)
     decay = torch.tensor([[1 - toy.lr * toy.weight_decay] for toy in toys], device=device)
-    for step, tokens in enumerate(_inputs(toys, generators, device), start=1):
+    for step, tokens in enumerate(_batches(toys, generators, device), start=1):
         # Means over the batch, sum over the stack: no toy's gradient sees another toy.
         losses = _losses(params, tokens)
         gradients = torch.autograd.grad(losses.sum(), leaves)
@@ -92,7 +97,9 @@ def _views(flat: Tensor, layout: dict[str, tuple[int, ...]]) -> dict[str, Tensor
     return {name: part.unflatten(1, shape) for (name, shape), part in zip(layout.items(), parts, strict=True)}
 
 
-def _inputs(toys: Sequence[Toy], generators: Sequence[torch.Generator], device: str | torch.device) -> Iterator[Tensor]:
+def _batches(
+    toys: Sequence[Toy], generators: Sequence[torch.Generator], device: str | torch.device
+) -> Iterator[Tensor]:
     """Sequences [n, batch, k] for one step after the other."""
     toy, cells = toys[0], Cells(toys[0].d_vocab, toys[0].k)
     chances = {
@@ -104,20 +111,6 @@ def _inputs(toys: Sequence[Toy], generators: Sequence[torch.Generator], device: 
         count = min(BLOCK, toy.steps - start)
         drawn = [s.draw(count * toy.batch_size, g) for s, g in zip(samplers, generators, strict=True)]
         yield from torch.stack(drawn).to(device).unflatten(1, (count, toy.batch_size)).unbind(1)
-
-
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` [..., rows, columns] with each side's zeros added up to a multiple of ALIGN, and cut off again.
-
-    For matrices that are not aligned, the CPU's library rounds differently by where in memory they lie and by how many
-    threads share the rows: a toy's bits would depend on its place in the stack.
-    """
-    return (_padded(left) @ _padded(right))[..., : left.shape[-2], : right.shape[-1]]
-
-
-def _padded(matrix: Tensor) -> Tensor:
-    rows, columns = (-size % ALIGN for size in matrix.shape[-2:])
-    return F.pad(matrix, (0, columns, 0, rows)) if rows or columns else matrix
 
 
 def _losses(params: dict[str, Tensor], tokens: Tensor) -> Tensor:
@@ -138,7 +131,6 @@ def _losses(params: dict[str, Tensor], tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), tokens.amax(-1).flatten(), reduction="none").view(n, batch).mean(1)
 
 
-@torch.no_grad()
 def _adamw(
     flat: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], lr: Tensor, decay: Tensor, step: int
 ) -> None:
@@ -148,10 +140,11 @@ def _adamw(
     toy's bits would depend on its place in the stack.
     """
     first, second = moments
-    first.mul_(ADAM_BETAS[0]).add_(gradient * (1 - ADAM_BETAS[0]))
-    second.mul_(ADAM_BETAS[1]).add_(gradient.square_().mul_(1 - ADAM_BETAS[1]))
-    root = (second / (1 - ADAM_BETAS[1] ** step)).sqrt_().add_(ADAM_EPS)
-    flat.mul_(decay).sub_((first / (1 - ADAM_BETAS[0] ** step)).div_(root).mul_(lr))
+    with torch.no_grad():
+        first.mul_(ADAM_BETAS[0]).add_(gradient * (1 - ADAM_BETAS[0]))
+        second.mul_(ADAM_BETAS[1]).add_(gradient.square_().mul_(1 - ADAM_BETAS[1]))
+        root = (second / (1 - ADAM_BETAS[1] ** step)).sqrt_().add_(ADAM_EPS)
+        flat.mul_(decay).sub_((first / (1 - ADAM_BETAS[0] ** step)).div_(root).mul_(lr))
 
 
 @dataclass(frozen=True)
@@ -260,3 +253,69 @@ def load(toy: Toy, params: dict[str, Tensor]) -> MaxOfK:
     if {name: tuple(param.shape) for name, param in params.items()} != shapes(toy):
         raise ValueError(f"not the parameters of such a toy: {', '.join(shapes(toy))}")
     return MaxOfK(toy, params)
+
+
+def _size(toy: Toy) -> tuple[int, ...]:
+    return (toy.k,)
+
+
+def _classes(partition: str, toy: Toy) -> int:
+    return count_classes(partition, toy.d_vocab, toy.k)
+
+
+def activation_size(toy: Toy, site: str) -> int:
+    """d: numbers per activation of a transformer at `site`."""
+    size: int = toy.d_model if site == "pre_unembed" else toy.d_vocab
+    return size
+
+
+def _count(toy: Toy) -> float:
+    return math.inf if toy.k * math.log(toy.d_vocab) > 300 else float(toy.d_vocab**toy.k)
+
+
+def training_cost(toy: Toy) -> tuple[int, int]:
+    """Steps, and multiplications of a forward and a backward pass, which costs two."""
+    products = toy.k * toy.d_model * (4 * toy.d_head + 2 * toy.k) + toy.d_model * toy.d_vocab
+    return toy.steps, 3 * toy.batch_size * products
+
+
+TRANSFORMER = {
+    "d_vocab": Setting(64, "tokens", ge=2),
+    "k": Setting(4, "tokens of an input", ge=2),
+    "d_model": Setting(32, "numbers of the residual stream", ge=1),
+    "d_head": Setting(32, ge=1),
+}
+RECIPE = {
+    "steps": Setting(3000, "of AdamW", ge=1),
+    "batch_size": Setting(128, ge=1),
+    "lr": Setting(1e-3, gt=0),
+    "weight_decay": Setting(0.01, ge=0),
+}
+PRE_UNEMBED = register(SiteKind(name="pre_unembed", description="the last position's residual before W_U"))
+POST_UNEMBED = register(SiteKind(name="post_unembed", description="the last position's logits"))
+SITES = (PRE_UNEMBED.name, POST_UNEMBED.name)
+
+register(
+    ToyKind(
+        name="max_of_k",
+        description="a one-layer transformer that reads the largest of k tokens off the last position",
+        source="arXiv 2406.11779",
+        settings={
+            **TRANSFORMER,
+            "distribution": Setting("uniform", "of its training inputs", choices=("uniform", "max_stratified")),
+            **RECIPE,
+        },
+        train=train,
+        load=load,
+        maxima=lambda toy: toy.d_vocab,
+        size=_size,
+        classes=_classes,
+        d=activation_size,
+        inputs=_count,
+        trains=training_cost,
+        sites=SITES,
+        distributions=True,
+        factors_depend=True,
+        stack_key=stack_key,
+    )
+)

@@ -1,18 +1,23 @@
-"""What streams and measures need of a toy, whatever its kind; and which module makes which kind."""
+"""What a kind of toy says of itself, and what streams and metrics need of a toy, whatever its kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from sae_sweep.registry import Kind
 
-from sae_sweep.config.settings import SYNTHETIC, Distribution, Toy
-from sae_sweep.toys.classes import Factored
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sae_sweep.config.settings import Distribution, Toy
+    from sae_sweep.toys.classes import Factored
+
+Report = Callable[[int, float], None]
 
 
 class Population(Protocol):
@@ -91,27 +96,63 @@ class Model(Protocol):
         """The features that were planted, if any were."""
 
 
-def kind(toy: Toy) -> ModuleType:
-    """The module that trains and loads toys of this kind."""
-    from sae_sweep.toys import bigrams, max_of_k, synthetic
+def _alike(toy: Toy) -> Any:
+    return None
 
-    return synthetic if toy.name in SYNTHETIC else {"bigrams": bigrams, "max_of_k": max_of_k}[toy.name]
+
+@dataclass(frozen=True, kw_only=True)
+class ToyKind(Kind):
+    """A kind of toy: how toys of it are made, and what can be said of them before they are.
+
+    train(toys, device, report) -> the parameters of each, on the CPU: of toys that are equal in `stack_key`
+    load(toy, params) -> the toy; ValueError if they are not its parameters
+    maxima(toy): how many values the factor m has; size(toy): what tells toys of the kind apart in their title, beside
+    classes(partition, toy): how many classes a partition has; UserError if there is no such partition, or no classes
+    sites: where activations are read, if there is a choice; d(toy, site): numbers of an activation there
+    distributions: whether `distribution` says how inputs are drawn, or the toy's own settings do
+    inputs(toy): how many inputs there are, infinity if there is no end of them
+    independent: whether features come and go by themselves, so that inputs have no classes
+    factors_depend: whether the factors of a cell depend on each other
+    trains(toy): steps of training and multiplications in each, for the planner; (0, 0) where nothing is trained
+    model_cost: what an input's activations take, in those of max-of-K
+    """
+
+    family = "toy"
+    train: Callable[[Sequence[Toy], str | torch.device, Report | None], list[dict[str, Tensor]]]
+    load: Callable[[Toy, dict[str, Tensor]], Model]
+    maxima: Callable[[Toy], int]
+    size: Callable[[Toy], tuple[int, ...]]
+    classes: Callable[[str, Toy], int]
+    d: Callable[[Toy, str], int]
+    inputs: Callable[[Toy], float]
+    trains: Callable[[Toy], tuple[int, int]]
+    sites: tuple[str, ...] = ()
+    distributions: bool = False
+    independent: bool = False
+    factors_depend: bool = False
+    model_cost: float = 1.0
+    stack_key: Callable[[Toy], Any] = _alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteKind(Kind):
+    """A place where activations are read."""
+
+    family = "site"
 
 
 def stack_key(toy: Toy) -> Any:
     """Toys with the same key train as one stack."""
-    return toy.name, kind(toy).stack_key(toy)
+    return toy.name, toy.kind.stack_key(toy)
 
 
-def train(
-    toys: Sequence[Toy], device: str | torch.device, report: Callable[[int, float], None] | None = None
-) -> list[dict[str, Tensor]]:
+def train(toys: Sequence[Toy], device: str | torch.device, report: Report | None = None) -> list[dict[str, Tensor]]:
     """Train toys of one stack key; the parameters of each, on the CPU."""
-    trained: list[dict[str, Tensor]] = kind(toys[0]).train(toys, device, report)
+    trained: list[dict[str, Tensor]] = toys[0].kind.train(toys, device, report)
     return trained
 
 
 def load(toy: Toy, params: dict[str, Tensor]) -> Model:
     """The toy whose parameters `train` returned."""
-    model: Model = kind(toy).load(toy, params)
+    model: Model = toy.kind.load(toy, params)
     return model

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from sae_sweep.config.settings import derive_seed
+from sae_sweep.lazy import lazy
 
-from sae_sweep.toys.sampler import mix
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 # Inputs per chunk of an evaluation.
 CHUNK_ROWS = 1 << 14
 
 
-class Endless(ABC):
+class SampledPopulation(ABC):
     """The part of a `Population` (toys/model.py) that follows from drawing inputs of equal weight."""
 
     total = None
@@ -36,7 +41,9 @@ class Endless(ABC):
         """Chunks of `limit` inputs, their cells [b] int64 and equal weights [b] float64; the same at every pass."""
         for number, start in enumerate(range(0, limit, CHUNK_ROWS)):
             count = min(CHUNK_ROWS, limit - start)
-            inputs = self.draw(count, torch.Generator(self.device).manual_seed(mix("evaluation", limit, number)))
+            inputs = self.draw(
+                count, torch.Generator(self.device).manual_seed(derive_seed("evaluation", limit, number))
+            )
             yield inputs, self.cell(inputs), torch.full((count,), 1 / limit, dtype=torch.float64, device=self.device)
 
     def count(self, limit: int) -> int:

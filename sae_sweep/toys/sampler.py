@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sae_sweep.config.settings import Distribution
 from sae_sweep.errors import UserError
+from sae_sweep.lazy import lazy
+from sae_sweep.registry import get
 from sae_sweep.toys.classes import FACTORS, NONE, Cells
 
-# Each class of the partition is equally likely, sequences within a class too.
-_BALANCED = {"uniform": "", "max_stratified": "m", "cell_stratified": "mqnc", "copies_balanced": "mc"}
-
-
-def mix(*parts: int | str) -> int:
-    """A generator seed from several numbers and words: neighbouring numbers give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+else:
+    np, torch = lazy("numpy"), lazy("torch")
 
 
 def cell_weights(cells: Cells, distribution: Distribution) -> NDArray[np.float64]:
@@ -31,20 +28,14 @@ def cell_weights(cells: Cells, distribution: Distribution) -> NDArray[np.float64
 
     Raises UserError where a file of weights cannot be read.
     """
-    if distribution.name == "weights":
-        if distribution.file is None:
-            raise UserError("distribution=weights needs distribution.file, a CSV of weights per cell")
-        name, weights = _read_weights(cells, Path(distribution.file))
-    else:
-        name = _BALANCED[distribution.name]
-        weights = np.ones(cells.partition(name).count)
+    name, weights = get("distribution", distribution.name).weigh(cells, distribution)
     of_cell = cells.partition(name).of_cell
     # Sizes are divided first: their sum d_vocab^k may be far beyond what the weights need.
     share = cells.sizes / np.bincount(of_cell, cells.sizes)[of_cell]
     return (weights / weights.sum())[of_cell] * share
 
 
-def _read_weights(cells: Cells, path: Path) -> tuple[str, NDArray[np.float64]]:
+def read_weights(cells: Cells, path: Path) -> tuple[str, NDArray[np.float64]]:
     """The partition that the columns of a CSV of weights name, and each class's weight, 0 if not listed."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

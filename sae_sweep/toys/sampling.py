@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_sweep.config.settings import Distribution, Evaluation
+from sae_sweep.config.settings import Distribution, Evaluation, derive_seed
 from sae_sweep.errors import UserError
-from sae_sweep.toys.max_of_k import product
+from sae_sweep.toys.aligned import product
 from sae_sweep.toys.model import Model, Population
-from sae_sweep.toys.sampler import mix
 from sae_sweep.toys.sequences import Sequences
 
 # Inputs drawn with one seeding of the generator: a block of whole steps.
@@ -83,7 +82,7 @@ class Stream:
         return self._latest[1]
 
     def _generator(self, *parts: int | str) -> torch.Generator:
-        return torch.Generator(self.model.device).manual_seed(mix(*parts))
+        return torch.Generator(self.model.device).manual_seed(derive_seed(*parts))
 
     def _normalised(self, inputs: Tensor) -> Tensor:
         if self._table is not None:
@@ -150,7 +149,9 @@ class EvaluationInputs:
 
         Concepts are the maxima of the toy's cells, or its planted features where there are no cells.
         """
-        drawn = self._population.draw(count, torch.Generator(self.mean.device).manual_seed(mix("labelled", count)))
+        drawn = self._population.draw(
+            count, torch.Generator(self.mean.device).manual_seed(derive_seed("labelled", count))
+        )
         x = _normalise(self.model.activations(drawn, self.site), self.mean, self.scale)
         if self.cells is None:
             assert self.model.planted is not None

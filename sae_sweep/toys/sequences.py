@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from sae_sweep.config.settings import Distribution
+from sae_sweep.config.settings import Distribution, derive_seed
+from sae_sweep.lazy import lazy
 from sae_sweep.toys.classes import Cells
-from sae_sweep.toys.sampler import Sampler, cell_weights, mix
+from sae_sweep.toys.sampler import Sampler, cell_weights
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+else:
+    np, torch = lazy("numpy"), lazy("torch")
 
 # Inputs per chunk of an evaluation.
 CHUNK_ROWS = 1 << 14
@@ -101,7 +106,7 @@ def _drawn(
     for number, start in enumerate(range(0, count, CHUNK_ROWS)):
         cell = np.searchsorted(ends, np.arange(start, min(start + CHUNK_ROWS, count)), side="right")
         on_device = torch.from_numpy(cell).to(device)
-        generator = torch.Generator(device).manual_seed(mix("evaluation", count, number))
+        generator = torch.Generator(device).manual_seed(derive_seed("evaluation", count, number))
         yield sampler.draw_within(on_device, generator), on_device, torch.from_numpy(weight[cell]).to(device)
 
 

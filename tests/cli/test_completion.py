@@ -18,8 +18,11 @@ from commandline import call
 from sae_sweep.cli import app
 from sae_sweep.cli.completion import candidates
 from sae_sweep.config import overrides
-from sae_sweep.config.keys import POINT_KEYS, SWEEP_KEYS
-from sae_sweep.config.settings import INITS, PENALTIES
+from sae_sweep.config.keys import point_keys, sweep_keys
+from sae_sweep.registry import kinds
+
+INITS = tuple(kinds("init"))
+PENALTIES = tuple(kinds("penalty"))
 
 PROGRAM = typer.main.get_command(app.app)
 SECONDS = 30
@@ -49,6 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commands_and_options() -> None:
     assert {"run", "plan", "status", "completion"} <= set(offered("")) and "complete" not in offered("")
     assert offered("re") == ["results", "report"]
+    assert offered("compare", "a", "--o") == ["--output", "--output-dir"]
     assert offered("nothing", "") == []
     assert offered("status", "--w") == ["--watch"]
     assert "--watch" not in offered("status", "--watch", "--")
@@ -62,7 +66,7 @@ def test_every_key_is_offered_and_every_offered_key_exists() -> None:
     top = offered("run", "")
     found = {key for start in top if start.endswith(".") for key in offered("run", start)}
     keys = {key.removesuffix("=") for key in (*found, *top) if key.endswith("=")}
-    assert {*POINT_KEYS, *SWEEP_KEYS} <= keys
+    assert {*point_keys(), *sweep_keys()} <= keys
     assert {"launcher.partition", "logger.mode", "experiment", "penalty", "toy"} <= keys
     for key in sorted(keys):
         for value in offered("run", f"{key}=")[:1]:
@@ -84,7 +88,7 @@ def test_values_and_lists_of_values() -> None:
 
 
 def test_names_of_what_there_is(here: Path) -> None:
-    assert offered("status", "") == offered("report", "") == ["quickstart", "wide"]
+    assert offered("status", "") == offered("report", "") == offered("compare", "") == ["quickstart", "wide"]
     assert offered("status", "quickstart", "") == []
     assert offered("logs", "quickstart", "") == ["a1", "b2"]
     assert offered("run", "name=w") == ["name=wide"]

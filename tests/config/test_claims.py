@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def test_the_best_of_the_seeds_is_taken_for_each_setting_and_toy(tmp_path: Path)
     results = []
     for toy_seed, by_seed in enumerate([{0: (2.0, 12), 1: (1.0, 16)}, {0: (5.0, 15), 1: (6.0, 9)}]):
         for seed, (loss, owned) in by_seed.items():
-            toy = dataclasses.replace(SMALL, seed=toy_seed)
+            toy = SMALL.replace(seed=toy_seed)
             results.append((point(toy=toy, width=16, seed=seed), {"loss": loss, "owned_maxes": owned}))
     both = tables(sweep(tmp_path, results), "quick")
     (every, best) = evaluate_all([CLAIM, {**CLAIM, "best_of_seeds": True}], *both)

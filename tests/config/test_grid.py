@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_sweep.config.grid import Block, Settings, count_classes, counted, expand, varied
-from sae_sweep.config.keys import POINT_KEYS, check_axis, coerce, nearest
+from sae_sweep.config.grid import Block, Settings, counted, expand, varied
+from sae_sweep.config.keys import check_axis, coerce, nearest, point_keys
 from sae_sweep.config.settings import (
     PARTITIONS,
     Distribution,
@@ -26,6 +26,7 @@ from sae_sweep.config.settings import (
     toy_id,
 )
 from sae_sweep.errors import UserError
+from sae_sweep.toys.classes import count_classes
 
 
 def settings(**changes: Any) -> Settings:
@@ -36,13 +37,11 @@ def settings(**changes: Any) -> Settings:
         "distribution": Distribution(),
         "training": Training(),
     }
-    options: dict[str, dict[str, dict[str, Any]]] = {
-        name: {"a": dataclasses.asdict(part)} for name, part in parts.items()
-    }
-    options["sae"] = {name: dataclasses.asdict(Sae(architecture=name, width=8)) for name in ("relu", "topk")}
+    options: dict[str, dict[str, dict[str, Any]]] = {name: {"a": part.to_dict()} for name, part in parts.items()}
+    options["sae"] = {name: Sae(architecture=name, width=8).to_dict() for name in ("relu", "topk")}
     options["penalty"] = {
-        "l1": {**dataclasses.asdict(Penalty("l1")), "coefficient": None, "ladder": [0.25, 1]},
-        "tanh": {**dataclasses.asdict(Penalty("tanh")), "coefficient": None, "ladder": [0.5, 2.0, 8.0]},
+        "l1": {**Penalty("l1").to_dict(), "coefficient": None, "ladder": [0.25, 1]},
+        "tanh": {**Penalty("tanh").to_dict(), "coefficient": None, "ladder": [0.5, 2.0, 8.0]},
     }
     for key, value in changes.items():
         part, _, name = key.partition("__")
@@ -134,7 +133,7 @@ def test_a_weights_file_counts_by_its_content(tmp_path: Path) -> None:
     )
     assert [point.distribution.file for point in points] == [files[0], files[2]]
     assert points[0].id != points[1].id
-    moved = dataclasses.replace(points[0], distribution=dataclasses.replace(points[0].distribution, file=files[1]))
+    moved = dataclasses.replace(points[0], distribution=points[0].distribution.replace(file=files[1]))
     assert moved.id == points[0].id
     assert varied(points) == ["distribution.digest"]
     with pytest.raises(UserError, match=r"needs distribution\.file"):
@@ -212,7 +211,7 @@ def test_ids_tell_apart_what_trains_apart_and_nothing_else() -> None:
     st.integers() | st.floats() | st.text(max_size=5) | st.booleans() | st.none() | st.lists(st.integers(), max_size=2)
 )
 def test_a_value_is_either_converted_within_its_limits_or_refused(value: Any) -> None:
-    for key, rule in POINT_KEYS.items():
+    for key, rule in point_keys().items():
         try:
             converted = coerce(key, rule, value)
         except UserError as error:
@@ -221,8 +220,8 @@ def test_a_value_is_either_converted_within_its_limits_or_refused(value: Any) ->
             continue
         assert (converted is None and rule.optional) or type(converted).__name__ == rule.kind
         assert converted == (float(value) if rule.kind == "float" else value)
-        assert all(converted >= rule.limits[limit] for limit in ("ge", "gt") if limit in rule.limits)
-        assert all(converted <= rule.limits[limit] for limit in ("le", "lt") if limit in rule.limits)
+        assert all(converted >= limit for limit in (rule.ge, rule.gt) if limit is not None)
+        assert all(converted <= limit for limit in (rule.le, rule.lt) if limit is not None)
 
 
 def test_open_limits_exclude_their_ends() -> None:
@@ -233,7 +232,7 @@ def test_open_limits_exclude_their_ends() -> None:
 
 
 def test_the_nearest_valid_thing() -> None:
-    assert "'sae.width'" in nearest("sae.widht", POINT_KEYS)
-    assert "'sae.width'" in nearest("width", POINT_KEYS)
-    assert "'toy.lr' or 'training.lr'" in nearest("lr", POINT_KEYS)
+    assert "'sae.width'" in nearest("sae.widht", point_keys())
+    assert "'sae.width'" in nearest("width", point_keys())
+    assert "'toy.lr' or 'training.lr'" in nearest("lr", point_keys())
     assert nearest("zzz", ["l1", "sqrt"]) == " (valid: l1, sqrt)"

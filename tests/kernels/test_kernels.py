@@ -13,7 +13,8 @@ import pytest
 import torch
 from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
-from sae_sweep.config.settings import EXTRAS, KERNELS, Penalty, Point, Sae
+from sae_sweep import registry
+from sae_sweep.config.settings import Penalty, Point, Sae
 from sae_sweep.kernels.cpu import architecture_steps as rules
 from sae_sweep.kernels.cpu import backend as cpu
 from sae_sweep.kernels.cpu import narrow
@@ -22,7 +23,7 @@ from sae_sweep.kernels.cpu import work_queue as crew
 from sae_sweep.kernels.cpu.backend import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.kernels.cpu.function_pointers import address_of, function_at
 from sae_sweep.kernels.cpu.simd import LANES, forget_older
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import log_shares, penalty_value
 from sae_sweep.saes.stack import Stack
@@ -49,7 +50,7 @@ SEVERAL = [*EACH, ("relu", [EXCLUSIVE_PI] * 4), ("jumprelu", [EXCLUSIVE_PI] * 4)
 def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
     """The point trained as anybody would: a module, torch.optim.Adam, clip_grad_norm_."""
     start = start_of(point)
-    kind, settings = ARCHITECTURES[point.sae.architecture], point.sae
+    kind, settings = kinds("architecture")[point.sae.architecture], point.sae
     names = ("W_enc", "W_dec", "b_enc", "b_dec", *kind.extras)
     leaves = [torch.nn.Parameter(getattr(start, name).clone()) for name in names]
     for leaf in leaves:
@@ -68,7 +69,9 @@ def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
         error = (codes @ sae.W_dec + sae.b_dec - x).square().sum(1).mean()
         contributions = kind.penalised(pre, codes, sae)
         shares = log_shares(contributions) if penalty.name == "exclusive_pi" else None
-        sparsity = penalty_value(penalty.name, contributions, penalty.scale, penalty.p, shares).mean()
+        sparsity = penalty_value(
+            penalty.name, contributions, penalty.get("scale", 1.0), penalty.get("p", 1.0), shares
+        ).mean()
         if penalty.name == "l0":
             sparsity = kind.fires(pre, sae, settings).sum(1).mean()
         further = kind.auxiliary(x, pre, codes, sae, settings) if kind.auxiliary else 0
@@ -83,7 +86,7 @@ def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
 def test_a_stack_equals_separate_adam_runs(architecture: str, penalties: list[Penalty]) -> None:
     chosen = points(penalties, architecture, clip=2.0, coefficient_warmup=0.5)
     # A stack holds different learning rates too.
-    chosen[0] = dataclasses.replace(chosen[0], training=dataclasses.replace(chosen[0].training, lr=1e-3))
+    chosen[0] = dataclasses.replace(chosen[0], training=chosen[0].training.replace(lr=1e-3))
     data, stack = batches(40), stack_of(chosen)
     AutogradBackend().advance(stack, data)
     for point, flat in zip(chosen, stack.flat, strict=True):
@@ -177,15 +180,15 @@ def test_no_architecture_holds_batch_times_width() -> None:
     code = f"""
 import resource
 from stacks import *
-from sae_sweep.config.settings import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.kernels.cpu.architecture_steps import rule_of
-for architecture in ARCHITECTURES:
+for architecture in kinds("architecture"):
     chosen = points(PENALTIES[-1:], architecture, 40)
     with cpu_backend(1) as backend:
         backend.advance(stack_of(chosen), batches(1))
 x = batches(1, {b})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for architecture in ARCHITECTURES:
+for architecture in kinds("architecture"):
     stack = stack_of(points(PENALTIES[-1:], architecture, {width}))
     stack.parameters().b_enc.add_(1)
     with cpu_backend(1) as backend:
@@ -201,7 +204,7 @@ for architecture in ARCHITECTURES:
 def test_levels_of_a_width_that_is_no_power_of_two() -> None:
     for levels in (1, 2, 9):
         chosen = points(PENALTIES[-1:], "matryoshka", 75)
-        chosen = [dataclasses.replace(chosen[0], sae=dataclasses.replace(chosen[0].sae, levels=levels))]
+        chosen = [dataclasses.replace(chosen[0], sae=chosen[0].sae.replace(levels=levels))]
         reference, compiled = stack_of(chosen), stack_of(chosen)
         with cpu_backend() as backend:
             for x in batches(3):
@@ -364,7 +367,7 @@ def test_latents_without_gradient_take_adams_step_all_the_same(architecture: str
     start = stack_of(chosen).parameters(0)
     assert torch.equal(compiled.W_enc[off], start.W_enc[off])
     assert not torch.equal(compiled.W_enc[10:20], start.W_enc[10:20])
-    for extra in EXTRAS.get(architecture, ()):
+    for extra in kinds("architecture")[architecture].extras:
         torch.testing.assert_close(getattr(compiled, extra), getattr(reference, extra), atol=2e-5, rtol=0)
         assert torch.equal(getattr(compiled, extra)[off], getattr(start, extra)[off])
         assert not torch.equal(getattr(compiled, extra)[10:20], getattr(start, extra)[10:20])
@@ -373,7 +376,7 @@ def test_latents_without_gradient_take_adams_step_all_the_same(architecture: str
 @pytest.mark.parametrize(("architecture", "penalties"), SEVERAL)
 def test_a_broken_sae_leaves_its_mates_alone(architecture: str, penalties: list[Penalty]) -> None:
     chosen = points([*penalties, penalties[0]][:3], architecture)
-    broken = dataclasses.replace(chosen[1], training=dataclasses.replace(chosen[1].training, lr=1e30))
+    broken = dataclasses.replace(chosen[1], training=chosen[1].training.replace(lr=1e30))
     data = batches(20)
     with cpu_backend() as backend:
         whole, mixed = stack_of(chosen), stack_of([chosen[0], broken, chosen[2]])
@@ -387,7 +390,7 @@ def test_a_broken_sae_leaves_its_mates_alone(architecture: str, penalties: list[
 
 def test_the_reference_breaks_alone_too() -> None:
     chosen = points(PENALTIES[:3])
-    broken = dataclasses.replace(chosen[1], training=dataclasses.replace(chosen[1].training, lr=1e30))
+    broken = dataclasses.replace(chosen[1], training=chosen[1].training.replace(lr=1e30))
     whole, mixed = stack_of(chosen), stack_of([chosen[0], broken, chosen[2]])
     AutogradBackend().advance(whole, batches(20))
     AutogradBackend().advance(mixed, batches(20))
@@ -398,7 +401,7 @@ def test_the_reference_breaks_alone_too() -> None:
 @pytest.mark.parametrize("penalty", [penalty for penalty in PENALTIES if penalty.name != "none"], ids=lambda p: p.name)
 def test_a_gradient_too_long_to_be_a_number_breaks_an_sae_and_does_not_freeze_it(penalty: Penalty) -> None:
     """Scaled down by its infinite norm it would be nothing, and the start would pass for a trained SAE."""
-    huge = dataclasses.replace(penalty, coefficient=1e30)
+    huge = penalty.replace(coefficient=1e30)
     chosen = points([PENALTIES[0], huge])
     with cpu_backend() as backend:
         for own in (backend, AutogradBackend()):
@@ -412,9 +415,9 @@ def test_batchtopk_keeps_k_per_input_on_average_and_learns_its_threshold() -> No
     pre = torch.tensor([[5.0, 4.0, 0.5], [1.0, -3.0, 0.2]])
     norms = torch.tensor([1.0, 1.0, 10.0])
     sae = Parameters(torch.empty(0), torch.diag(norms), torch.zeros(3), torch.zeros(3), torch.tensor(2.0))
-    codes = ARCHITECTURES["batchtopk"].activate(pre, sae, Sae(k=1), True)
+    codes = kinds("architecture")["batchtopk"].activate(pre, sae, Sae("batchtopk", k=1), True)
     assert codes.tolist() == [[5.0, 0.0, 0.5], [0.0, 0.0, 0.0]]  # contributions 5, 4, 5 | 1, 0, 2
-    reached = ARCHITECTURES["batchtopk"].activate(pre, sae, Sae(k=1), False)
+    reached = kinds("architecture")["batchtopk"].activate(pre, sae, Sae("batchtopk", k=1), False)
     assert (reached > 0).tolist() == [[True, True, True], [False, False, True]]
     stack = stack_of(points(PENALTIES[-1:], "batchtopk"))
     AutogradBackend().advance(stack, batches(40))
@@ -425,7 +428,7 @@ def test_topk_chooses_by_contribution() -> None:
     pre = torch.tensor([[5.0, 4.0, 0.6, -1.0]])
     W_dec = torch.diag(torch.tensor([1.0, 1.0, 10.0, 99.0]))
     sae = Parameters(torch.empty(0), W_dec, torch.zeros(4), torch.zeros(4), torch.zeros(()))
-    codes = ARCHITECTURES["topk"].activate(pre, sae, Sae(k=2), True)
+    codes = kinds("architecture")["topk"].activate(pre, sae, Sae("topk", k=2), True)
     assert codes.tolist() == [[5.0, 0.0, pytest.approx(0.6), 0.0]]
 
 
@@ -461,11 +464,12 @@ def test_the_backend_for_a_stack_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         with cpu_backend() as backend:
             return pick_backend(stack_of(points([penalty], architecture)), backend.pool, 2)
 
-    assert set(KERNELS["cpu"]) == set(rules.RULES)
+    assert {name for name, kind in kinds("architecture").items() if "cpu" in kind.compiled} == set(rules.RULES)
     for architecture, penalties in SEVERAL:
         assert isinstance(picked(architecture, penalties[0]), CpuBackend)
     # What has no rule yet trains all the same.
-    monkeypatch.setitem(KERNELS, "cpu", ("relu",))
+    tied = dataclasses.replace(kinds("architecture")["tied"], compiled=())
+    monkeypatch.setitem(registry._kinds["architecture"], "tied", tied)
     assert isinstance(picked("tied", PENALTIES[0]), AutogradBackend)
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from stacks import PENALTIES, batches, points, stack_of
 
-from sae_sweep.kernels import LISTED
 from sae_sweep.metrics import sparse_codes
 from sae_sweep.metrics.sparse_codes import Active
-from sae_sweep.saes.architectures import ARCHITECTURES
+from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 
 CODES = torch.tensor([[0, 2.0, 0, 1.0], [0, 0, 0, 0], [3.0, 0, 0, 0]])
@@ -39,7 +38,7 @@ def test_decoding_either_way(dense_above: float, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("entries", [1, 1 << 20])
-@pytest.mark.parametrize("architecture", LISTED)
+@pytest.mark.parametrize("architecture", [name for name, kind in kinds("architecture").items() if kind.listed])
 def test_an_sae_lists_what_it_encodes(architecture: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_sweep.kernels.cpu import sparse_encode
     from sae_sweep.sweep.context import PointSae
@@ -47,7 +46,7 @@ def test_an_sae_lists_what_it_encodes(architecture: str, entries: int, monkeypat
     monkeypatch.setattr(sparse_encode, "ENTRIES", entries)
     (point,) = points(PENALTIES[-1:], architecture, width=75)
     started = stack_of([point]).parameters(0)
-    threshold = torch.tensor(0.5 if ARCHITECTURES[architecture].learns_threshold else 0.0)
+    threshold = torch.tensor(0.5 if kinds("architecture")[architecture].learns_threshold else 0.0)
     sae = PointSae(point, Parameters(started.W_enc, started.W_dec, started.b_enc, started.b_dec, threshold))
     x = batches(1, 90)[0]
     lists = list(sae.active(x))

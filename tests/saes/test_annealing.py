@@ -9,7 +9,7 @@ import torch
 from stacks import batches, cpu_backend, points, stack_of
 
 from sae_sweep.config.settings import Penalty, Point
-from sae_sweep.saes.annealing import anneal, exponent
+from sae_sweep.saes.annealing import anneal, exponent_at
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, AutogradBackend, train
@@ -25,9 +25,9 @@ def penalty_of(stack: Stack, i: int, x: torch.Tensor, p: float) -> float:
 
 def test_p_falls_until_the_learning_rate_does() -> None:
     point = points([ANNEALED], steps=1000, lr_decay=0.2)[0]
-    assert [exponent(point, step) for step in (0, 200, 400, 800, 999)] == pytest.approx([1, 0.8, 0.6, 0.2, 0.2])
+    assert [exponent_at(point, step) for step in (0, 200, 400, 800, 999)] == pytest.approx([1, 0.8, 0.6, 0.2, 0.2])
     other = dataclasses.replace(point, penalty=Penalty("lp", 0.5, p=0.7))
-    assert [exponent(other, step) for step in (0, 999)] == [0.7, 0.7]
+    assert [exponent_at(other, step) for step in (0, 999)] == [0.7, 0.7]
 
 
 def test_the_coefficient_makes_up_for_what_p_changes() -> None:
@@ -56,7 +56,7 @@ def trained(chosen: list[Point], reference: bool = False) -> Stack:
 
 
 def test_backends_anneal_alike_and_company_changes_no_bit() -> None:
-    chosen = points([ANNEALED, Penalty("l1", 1.0), dataclasses.replace(ANNEALED, p_end=0.5)], steps=4 * BLOCK)
+    chosen = points([ANNEALED, Penalty("l1", 1.0), ANNEALED.replace(p_end=0.5)], steps=4 * BLOCK)
     compiled, reference = trained(chosen), trained(chosen, reference=True)
     assert compiled.exponent.tolist() == pytest.approx([0.25, 1.0, 0.53125])
     torch.testing.assert_close(compiled.rescale, reference.rescale, rtol=2e-2, atol=0)

@@ -9,7 +9,10 @@ import torch
 from stacks import PENALTIES, batches, points, stack_of, start_of
 
 from sae_sweep.config.settings import Penalty, Point, Sae
-from sae_sweep.saes.architectures import ARCHITECTURES, jumps, pre_activations, prefixes
+from sae_sweep.registry import kinds
+from sae_sweep.saes.architectures import pre_activations
+from sae_sweep.saes.architectures.jumprelu import straight_through_gate
+from sae_sweep.saes.architectures.matryoshka import prefixes
 from sae_sweep.saes.train import AutogradBackend
 
 X = batches(1)[0]
@@ -17,7 +20,7 @@ X = batches(1)[0]
 
 def one(architecture: str, **settings: object) -> tuple[Sae, object]:
     point = points(PENALTIES[:1], architecture)[0]
-    return dataclasses.replace(point.sae, **settings), start_of(point)
+    return point.sae.replace(**settings), start_of(point)
 
 
 def trained(chosen: list[Point], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,12 +51,12 @@ def test_jumprelu_compares_contributions_and_the_slope_passes_the_jump() -> None
     settings, sae = one("jumprelu", bandwidth=0.4)
     pre = pre_activations(X, sae)
     contributions = pre.relu() * sae.norms()
-    codes = ARCHITECTURES["jumprelu"].codes(X, sae, settings)
+    codes = kinds("architecture")["jumprelu"].codes(X, sae, settings)
     assert torch.equal(codes > 0, contributions > sae.thresholds)
     assert torch.equal(codes[codes > 0], pre[codes > 0])
 
     theta = sae.thresholds.clone().requires_grad_()
-    jumps(pre, dataclasses.replace(sae, thresholds=theta), settings).sum().backward()
+    straight_through_gate(pre, sae.replace(thresholds=theta), settings).sum().backward()
     near = ((contributions - sae.thresholds).abs() < 0.2).sum(0)
     assert near.sum() > 10
     torch.testing.assert_close(theta.grad, -near / 0.4)
@@ -63,7 +66,7 @@ def test_the_gate_alone_learns_from_its_reconstruction_and_the_penalty() -> None
     settings, sae = one("gated")
     names = ("W_enc", "W_dec", "b_enc", "b_dec", "r_mag", "b_mag")
     leaves = {name: getattr(sae, name).clone().requires_grad_() for name in names}
-    kind, sae = ARCHITECTURES["gated"], dataclasses.replace(sae, **leaves)
+    kind, sae = kinds("architecture")["gated"], sae.replace(**leaves)
     pre = pre_activations(X, sae)
     codes = kind.activate(pre, sae, settings, True)
     assert torch.equal(codes > 0, (pre > 0) & (codes > 0))
@@ -87,7 +90,7 @@ def test_matryoshka_sums_the_errors_of_its_prefixes() -> None:
     settings, sae = one("matryoshka", levels=3)
     assert prefixes(settings) == [10, 20, 40]
     assert prefixes(Sae("matryoshka", width=5, levels=9)) == [1, 2, 3, 5]
-    kind = ARCHITECTURES["matryoshka"]
+    kind = kinds("architecture")["matryoshka"]
     pre = pre_activations(X, sae)
     codes = kind.activate(pre, sae, settings, True)
     by_hand = [(codes[:, :end] @ sae.W_dec[:end] + sae.b_dec - X).square().sum(1).mean() for end in (10, 20)]

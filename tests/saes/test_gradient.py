@@ -11,7 +11,7 @@ from stacks import PENALTIES, batches, cpu_backend, points, stack_of
 
 from sae_sweep.config.settings import Point
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import BLOCK, AutogradBackend, Look, penalties
+from sae_sweep.saes.train import BLOCK, AutogradBackend, Look, PenaltyGroup, penalties
 from sae_sweep.sweep.pack import CURVE_ROWS, _curve
 
 
@@ -22,7 +22,7 @@ def by_autograd(stack: Stack, x: torch.Tensor) -> torch.Tensor:
     codes = (x @ W_enc.mT + b_enc[:, None]).relu()
     error = (codes @ W_dec + b_dec[:, None] - x).square().sum(-1).mean(-1)
     coefficients = torch.tensor([stack.schedule(i, stack.step)[1] for i in range(len(stack.points))])
-    loss = error + coefficients * penalties(stack, codes * W_dec.norm(dim=-1)[:, None], None)
+    loss = error + coefficients * penalties(PenaltyGroup.of(stack), codes * W_dec.norm(dim=-1)[:, None], None)
     (gradient,) = torch.autograd.grad(loss.sum(), flat)
     return gradient.norm(dim=1)
 
@@ -74,7 +74,7 @@ def test_a_curve_keeps_every_peak() -> None:
 def test_the_steeper_the_penalty_at_zero_the_larger_the_norm() -> None:
     # Small positive codes everywhere: ε + a under the root, so that its slope is far above that of L1.
     of_sqrt, of_l1 = (dataclasses.replace(points(PENALTIES[i : i + 1])[0], seed=0) for i in (1, 0))
-    coefficient = dataclasses.replace(of_sqrt.penalty, coefficient=1.0)
+    coefficient = of_sqrt.penalty.replace(coefficient=1.0)
     norms = {}
     for point in (dataclasses.replace(of_sqrt, penalty=coefficient), of_l1):
         stack = stack_of([point])

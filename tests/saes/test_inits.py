@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_sweep.config.settings import INITS, Penalty, Point, Sae
-from sae_sweep.saes.architectures import ARCHITECTURES
-from sae_sweep.saes.inits import from_exemplars, kmeans, start
+from sae_sweep.config.settings import Penalty, Point, Sae
+from sae_sweep.registry import kinds
+from sae_sweep.saes.inits import from_exemplars, start
+from sae_sweep.saes.inits.kmeans import kmeans
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.sweep.context import Ground
 from sae_sweep.toys.classes import Cells, Partition
+
+INITS = tuple(kinds("init"))
 
 D = 8
 
@@ -108,10 +111,10 @@ def test_kmeans_takes_fewer_inputs_than_centres() -> None:
 
 
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", kinds("architecture"))
 def test_every_architecture_starts_with_latents_that_see_their_exemplars(architecture: str, init: str) -> None:
     chosen = point(architecture=architecture, init=init, width=12, k=12)
-    kind, parameters = ARCHITECTURES[architecture], start(chosen, Clusters())
+    kind, parameters = kinds("architecture")[architecture], start(chosen, Clusters())
     for name in kind.extras:
         assert getattr(parameters, name).shape == (12,)
     x = Clusters().exemplars(400, 3)
@@ -127,7 +130,7 @@ def test_every_architecture_starts_with_latents_that_see_their_exemplars(archite
 def test_a_threshold_stands_where_a_relu_would_begin() -> None:
     jump, relu = (start(point(architecture=name, init="oracle", width=3), Clusters()) for name in ("jumprelu", "relu"))
     x = Clusters.centres[[0, 4, 2]]
-    fires = ARCHITECTURES["jumprelu"].codes(torch.cat([0.51 * x, 0.49 * x]), jump, Sae("jumprelu", width=3)) > 0
+    fires = kinds("architecture")["jumprelu"].codes(torch.cat([0.51 * x, 0.49 * x]), jump, Sae("jumprelu", width=3)) > 0
     assert torch.equal(fires.sum(0), torch.ones(3, dtype=torch.int64))
     torch.testing.assert_close((x @ jump.W_enc.T).diagonal(), x.norm(dim=1))
     torch.testing.assert_close((x @ relu.W_enc.T + relu.b_enc).diagonal(), x.norm(dim=1))
@@ -136,7 +139,7 @@ def test_a_threshold_stands_where_a_relu_would_begin() -> None:
 def test_a_gated_start_is_the_relu_start() -> None:
     gated, relu = (start(point(architecture=name, init="oracle"), Clusters()) for name in ("gated", "relu"))
     x = Clusters().exemplars(50, 0)
-    found = ARCHITECTURES["gated"].codes(x, gated, Sae("gated", width=6))
+    found = kinds("architecture")["gated"].codes(x, gated, Sae("gated", width=6))
     torch.testing.assert_close(found, codes(relu, x), atol=1e-5, rtol=1e-5)
 
 

@@ -46,7 +46,7 @@ def test_fvu_of_a_dead_sae_is_one() -> None:
 
 def test_a_broken_sae_is_named_with_the_step() -> None:
     chosen = points(PENALTIES[:3], steps=2 * BLOCK)
-    chosen[1] = dataclasses.replace(chosen[1], training=dataclasses.replace(chosen[1].training, lr=1e30))
+    chosen[1] = dataclasses.replace(chosen[1], training=chosen[1].training.replace(lr=1e30))
     stack = stack_of(chosen)
     with cpu_backend() as backend:
         list(train(stack, Data(2 * BLOCK), backend))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 
@@ -100,9 +99,9 @@ def test_settings_without_effect_are_null(tmp_path: Path) -> None:
 
 
 def test_varied_keys_are_columns(tmp_path: Path) -> None:
-    weights = Distribution("weights", None, "abc")
+    weights = Distribution("weights", file=None, digest="abc")
     points = [
-        point(toy=dataclasses.replace(SMALL, d_model=8, lr=0.1), width=8, distribution=weights),
+        point(toy=SMALL.replace(d_model=8, lr=0.1), width=8, distribution=weights),
         point(training=Training(lr=0.5), init="oracle", partition="mq"),
     ]
     varied = ["toy", "sae.width", "sae.partition", "training.lr", "distribution.file", "penalty", "seed"]
@@ -110,13 +109,11 @@ def test_varied_keys_are_columns(tmp_path: Path) -> None:
     assert list(table)[len(COLUMNS) :] == [
         "toy.d_model",
         "toy.lr",
-        "sae.width",
-        "sae.partition",
         "training.lr",
         "distribution.file",
     ]
-    assert table["sae.width"].tolist() == table["width"].tolist() == [8, 64]
-    assert table["sae.partition"].isna().tolist() == [True, False]
+    assert table["width"].tolist() == [8, 64]
+    assert table["partition"].isna().tolist() == [True, False]
     assert table["training.lr"].tolist() == [0.003, 0.5]
     assert table["toy.d_model"].tolist() == [8, 32]
     assert table["distribution.file"].fillna("").tolist() == ["abc", ""]
@@ -160,7 +157,7 @@ def test_the_front_is_over_means_across_seeds_within_what_is_compared(tmp_path: 
         *at(2.0, (1.5, 1.5), (0.3, 0.3)),
         *at(3.0, (2.0, 2.2), (0.1, 0.5)),  # dominated by the mean of the first, though its first seed is not
         *at(3.0, (9.0, 9.0), (0.9, 0.9), width=65),  # alone in its group
-        *at(3.0, (9.0, 9.0), (0.9, 0.9), toy=dataclasses.replace(SMALL, d_model=9)),  # another toy of equal name
+        *at(3.0, (9.0, 9.0), (0.9, 0.9), toy=SMALL.replace(d_model=9)),  # another toy of equal name
     ]
     table = frame.load(sweep(tmp_path, results, varied=["toy.d_model", "seed"]), "quick")
     assert table["on_front"].tolist() == [True] * 4 + [False] * 2 + [True] * 4
@@ -182,7 +179,7 @@ def test_the_common_front_is_over_all_penalties_and_starts_of_a_width(tmp_path: 
 
 def test_toy_and_data_seeds_are_merged_in_the_front(tmp_path: Path) -> None:
     def at(toy_seed: int, data_seed: int, coefficient: float, fvu: float):
-        toy = dataclasses.replace(SMALL, seed=toy_seed)
+        toy = SMALL.replace(seed=toy_seed)
         return (point(toy=toy, data_seed=data_seed, penalty=Penalty("l1", coefficient)), {"l0": 1.0, "fvu": fvu})
 
     results = [at(0, 0, 1.0, 0.1), at(1, 0, 1.0, 0.3), at(0, 1, 2.0, 0.3), at(1, 1, 2.0, 0.2)]
@@ -212,7 +209,7 @@ def test_aggregates_over_seeds(tmp_path: Path) -> None:
     for width in (16, 8):
         for toy_seed in (0, 1):
             for seed in (0, 1, 2):
-                toy = dataclasses.replace(SMALL, seed=toy_seed)
+                toy = SMALL.replace(seed=toy_seed)
                 loss = [[3.0, 1.0, 2.0], [30.0, 20.0, None]][toy_seed][seed]
                 results.append((point(toy=toy, width=width, seed=seed), {"loss": loss, "owned_maxes": seed}))
     table = frame.load(sweep(tmp_path, results, varied=["toy.seed", "seed"]), "quick")

@@ -20,7 +20,7 @@ from sae_sweep.store import atomic
 from sae_sweep.store import checksums as sealed
 from sae_sweep.store.store import NotThere, Store, StoreDamaged
 
-RECORD = {"schema": 1, "id": "a1", "metrics": {"fvu": 0.1 + 0.2, "l0": 1.0}}
+RECORD = {"id": "a1", "metrics": {"fvu": 0.1 + 0.2, "l0": 1.0}}
 FILES = {"sae_weights.safetensors": bytes(range(256)) * 40, "cfg.json": b'{"d_sae": 3}'}
 
 
@@ -59,8 +59,8 @@ def test_numpy_values_and_what_is_not_a_number(store: Store) -> None:
 
 def test_the_second_comer_discards_its_copy(store: Store) -> None:
     assert store.commit("points", "a1", RECORD, FILES)
-    assert not store.commit("points", "a1", {**RECORD, "schema": 2}, {})
-    assert store.read_record("points", "a1")["schema"] == 1
+    assert not store.commit("points", "a1", {**RECORD, "metrics": {}}, {})
+    assert store.read_record("points", "a1")["metrics"] == RECORD["metrics"]
     assert names(store.root / "points") == ["a1"]
 
 
@@ -150,7 +150,7 @@ def test_what_nobody_wrote_is_found_where_every_byte_is_read(store: Store) -> No
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_grid_is_set_aside(store: Store, damage) -> None:
     for filename in ("sweep.yaml", "points.txt"):
-        store.write_sweep_file("quick", filename, b"schema: 1\n")
+        store.write_sweep_file("quick", filename, b"schema: 2\n")
         damage(store.sweep("quick") / filename)
         if damage is Path.unlink:
             with pytest.raises(NotThere):
@@ -171,7 +171,7 @@ def test_any_flipped_bit_of_a_grid_is_noticed(store: Store) -> None:
             store.read_sweep_file("quick", "points.txt")
 
 
-@pytest.mark.parametrize("schema", [2, 0, None, "1", {"a": 1}])
+@pytest.mark.parametrize("schema", [1, 3, None, "2", {"a": 1}])
 def test_another_schema_is_refused_with_what_to_do_and_left_alone(store: Store, schema: object) -> None:
     store.commit("points", "a1", {"schema": schema}, FILES)
     store.write_sweep_file("quick", "sweep.yaml", json.dumps({"schema": schema}).encode() + b"\n")
@@ -181,7 +181,7 @@ def test_another_schema_is_refused_with_what_to_do_and_left_alone(store: Store, 
         lambda: store.read("points", "a1", "cfg.json"),
         lambda: store.info("quick"),
     ):
-        with pytest.raises(EnvironmentProblem, match=r"another version.*this one reads 1.*output_dir=") as caught:
+        with pytest.raises(EnvironmentProblem, match=r"another version.*this one reads 2.*output_dir=") as caught:
             read()
         assert not isinstance(caught.value, StoreDamaged)
         assert "\n" not in str(caught.value)

@@ -109,8 +109,8 @@ def plant(root: Path, name: str, content: bytes) -> None:
 
 
 # Read as text, some of it as YAML. In the place of the others YAML is as foreign as a pickle.
-TEXTS = (sealed.RECORD, "overrides.yaml", "cfg.json", "sweep.yaml", "points.txt")
-POINT_FILES = ("overrides.yaml", "sae_weights.safetensors", "cfg.json", "latents.parquet", "toy.safetensors")
+TEXTS = (sealed.RECORD, "config.yaml", "cfg.json", "sweep.yaml", "points.txt")
+POINT_FILES = ("config.yaml", "sae_weights.safetensors", "cfg.json", "latents.parquet", "toy.safetensors")
 SWEEP_FILES = ("sweep.yaml", "points.txt", "results.parquet", "untrained.parquet")
 
 
@@ -122,7 +122,7 @@ def test_a_strangers_store_runs_no_code(name: str, honest: Path, tmp_path: Path)
     loaded = tmp_path / "loaded"
     pickle.loads(pickle.dumps(Trap(loaded)))
     assert loaded.exists()  # the trap works
-    yaml_trap = f"schema: 1\nevil: !!python/object/apply:os.mkdir ['{marker}']\n".encode()
+    yaml_trap = f"schema: {sealed.SCHEMA}\nevil: !!python/object/apply:os.mkdir ['{marker}']\n".encode()
     for content in (trap, sealed.seal(yaml_trap) if name == "sweep.yaml" else yaml_trap)[: 1 + (name in TEXTS)]:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(honest, root)

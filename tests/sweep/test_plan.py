@@ -12,25 +12,18 @@ from hypothesis import strategies as st
 
 from sae_sweep.config import overrides as config
 from sae_sweep.config.grid import Sweep
-from sae_sweep.config.settings import (
-    ARCHITECTURES,
-    EXTRAS,
-    INITS,
-    Evaluation,
-    Penalty,
-    Point,
-    Sae,
-    Toy,
-    Training,
-    canonical,
-    toy_id,
-)
+from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, Training, canonical, toy_id
 from sae_sweep.errors import UserError
+from sae_sweep.registry import kinds
 from sae_sweep.sweep import cost
 from sae_sweep.sweep import plan as plan_module
 from sae_sweep.sweep.cost import activation_size, state_bytes, step_seconds, training_bytes
 from sae_sweep.sweep.hardware_profile import SPEEDS, XEON
 from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key, stacks
+
+ARCHITECTURES = tuple(kinds("architecture"))
+EXTRAS = {name: kind.extras for name, kind in kinds("architecture").items()}
+INITS = tuple(kinds("init"))
 
 CPU = ["toy=small", "device=cpu"]
 
@@ -114,7 +107,7 @@ def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
     speed = XEON
 
     def seconds(width: int, l0: float, **training: int) -> float:
-        point = Point(toy=Toy(d_model=64), sae=Sae(width=width), training=replace(Training(), **training))
+        point = Point(toy=Toy(d_model=64), sae=Sae(width=width), training=Training().replace(**training))
         return cost.step_seconds(point, speed, l0)
 
     # Seen on one core.
@@ -135,14 +128,11 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     from sae_sweep.metrics import evaluate as measure
     from sae_sweep.metrics import firing, information
     from sae_sweep.metrics.extra import priors, probing
-    from sae_sweep.saes import autograd, stack, train
-    from sae_sweep.saes import inits as starts
+    from sae_sweep.saes import stack, train
     from sae_sweep.toys import sampling
 
     assert (cost.BLOCK, cost.BLOCK_ROWS) == (train.BLOCK, sampling.BLOCK_ROWS)
     assert (cost.TABLE_INPUTS, cost.CENTRED) == (sampling.TABLE_INPUTS, sampling.CONSTANTS_INPUTS)
-    assert (cost.POOL_PER_LATENT, cost.POOL_AT_LEAST) == (starts.POOL_PER_LATENT, starts.POOL_AT_LEAST)
-    assert cost.LLOYD_STEPS == starts.LLOYD_STEPS
     assert cost.SHARED == 2 * cpu.PART
     assert (cost.DENSE_ABOVE, cost.DENSE_AT_LEAST) == (cpu.DENSE_ABOVE, cpu.DENSE_AT_LEAST)
     assert cost.ROUND_BELOW == sparse.ROUND_BELOW
@@ -150,7 +140,7 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     # With the column that some architectures have of their own.
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
     assert {name for name in ARCHITECTURES if rule_of(name).dense} == set(cost.DENSE)
-    assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (autograd.COPIES, autograd.GPU_BYTES)
+    assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (train.COPIES, train.GPU_BYTES)
     assert (cost.MEASURED_INPUTS, cost.MEASURED_ENTRIES) == (measure.BLOCK_INPUTS, measure.BLOCK_NUMBERS)
     assert 2 * firing.ROWS_HELD == cost.FOLDED_ROWS
     assert (2 * len(information.COLUMNS), information.DEALT) == (cost.DEALS, cost.DEALT)
@@ -170,8 +160,8 @@ def test_the_parts_of_a_pack_sum_and_each_grows_with_its_own_work() -> None:
 
     def parts(point: Point = point, count: int = 1, **asked: Any) -> dict[str, float]:
         pack = tuple(replace(point, seed=seed) for seed in range(count))
-        found = cost.pack_parts(pack, replace(evaluation, **asked), speed, 1)
-        assert cost.pack_seconds(pack, replace(evaluation, **asked), speed, 1) == pytest.approx(sum(found.values()))
+        found = cost.pack_parts(pack, evaluation.replace(**asked), speed, 1)
+        assert cost.pack_seconds(pack, evaluation.replace(**asked), speed, 1) == pytest.approx(sum(found.values()))
         return found
 
     def more(than: dict[str, float], now: dict[str, float]) -> set[str]:
@@ -227,7 +217,7 @@ def test_cores_share_a_pack_and_no_more_than_it_has_to_share() -> None:
 
 def test_a_random_start_costs_its_dense_steps() -> None:
     random, exemplars = (Point(sae=Sae(width=512, init=init)) for init in ("random", "exemplars"))
-    counted = replace(random, sae=replace(random.sae, architecture="topk"))
+    counted = replace(random, sae=random.sae.replace(architecture="topk"))
     seconds = [cost.pack_seconds((p,), Evaluation(), SPEEDS["cpu"], 1) for p in (random, exemplars, counted)]
     assert seconds[0] > seconds[1] > seconds[2]
 
@@ -292,7 +282,7 @@ def test_the_report() -> None:
 def test_the_size_of_an_activation() -> None:
     point = Point(toy=Toy(d_vocab=16, d_model=32))
     assert activation_size(point) == 32
-    assert activation_size(replace(point, site=replace(point.site, name="post_unembed"))) == 16
+    assert activation_size(replace(point, site=point.site.replace(name="post_unembed"))) == 16
 
 
 def test_a_stack_takes_no_more_than_it_can_share() -> None:

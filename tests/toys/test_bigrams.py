@@ -12,7 +12,6 @@ import pytest
 import torch
 from commandline import call
 
-from sae_sweep.config.grid import toy_classes
 from sae_sweep.config.settings import Point, Site, Toy, canonical
 from sae_sweep.toys import model
 from sae_sweep.toys.bigrams import WORDS, Bigrams, draw, tables
@@ -57,7 +56,7 @@ def test_inputs_say_their_context_and_token(trained: Bigrams) -> None:
     expected = tables(TOY)[context[:, 0], inputs[:, -1]]
     assert torch.equal(trained.truth(inputs), expected)
     for partition in ("m", "q", "mq"):
-        assert trained.cells.partition(partition).count == toy_classes(partition, TOY)
+        assert trained.cells.partition(partition).count == TOY.kind.classes(partition, TOY)
 
 
 def test_each_context_has_its_own_bigrams(trained: Bigrams) -> None:

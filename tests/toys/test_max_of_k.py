@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,7 @@ def test_the_published_shape_and_start() -> None:
 
 
 def test_activations_are_those_of_a_plain_transformer() -> None:
-    toy = replace(SMALL, d_vocab=9, k=4)
+    toy = SMALL.replace(d_vocab=9, k=4)
     (params,) = train([toy], "cpu")
     model = MaxOfK(toy, params)
     sequences = np.random.default_rng(0).integers(9, size=(200, 4))
@@ -102,12 +101,12 @@ def test_one_update_is_that_of_torch_adamw_for_every_toy() -> None:
     torch.testing.assert_close(flat, torch.stack([param.detach() for param in alone]), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("toy", [replace(Toy(), steps=60), SMALL, replace(SMALL, distribution="max_stratified")])
+@pytest.mark.parametrize("toy", [Toy().replace(steps=60), SMALL, SMALL.replace(distribution="max_stratified")])
 def test_a_toy_has_the_same_bits_alone_and_in_any_stack_on_any_threads(toy: Toy) -> None:
     mates = [
-        replace(toy, seed=1, lr=1e-2),
-        replace(toy, seed=2, weight_decay=0.3),
-        replace(toy, distribution="uniform"),
+        toy.replace(seed=1, lr=1e-2),
+        toy.replace(seed=2, weight_decay=0.3),
+        toy.replace(distribution="uniform"),
     ]
     (alone,) = train([toy], "cpu")
     for count in (1, 2):
@@ -120,7 +119,7 @@ def test_a_toy_has_the_same_bits_alone_and_in_any_stack_on_any_threads(toy: Toy)
 def test_the_distribution_of_the_toy_is_that_of_its_inputs() -> None:
     toys = [Toy(steps=70), Toy(steps=70, distribution="max_stratified")]
     generators = [torch.Generator().manual_seed(0) for _ in toys]
-    batches = list(max_of_k._inputs(toys, generators, "cpu"))
+    batches = list(max_of_k._batches(toys, generators, "cpu"))
     assert len(batches) == 70
     assert batches[0].shape == (2, 128, 4)
     maxima = torch.stack(batches).amax(-1).transpose(0, 1).flatten(1)
@@ -144,7 +143,7 @@ def test_the_small_recipe_learns_the_maximum_and_reports_its_loss() -> None:
 @pytest.mark.parametrize("other", [{"d_vocab": 8}, {"k": 4}, {"steps": 61}, {"batch_size": 38}, {"d_head": 4}])
 def test_toys_of_other_shapes_are_not_stacked(other: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="equal shapes"):
-        train([SMALL, replace(SMALL, **other)], "cpu")
+        train([SMALL, SMALL.replace(**other)], "cpu")
 
 
 def test_the_comparison_with_the_published_figures_fails_for_worse_toys(
@@ -160,7 +159,7 @@ def test_the_comparison_with_the_published_figures_fails_for_worse_toys(
     # 0.0003 above the published mean: √(0.0001²/2 + 0.00148²/150) = 0.00014 is the error of the difference.
     close = [script.ACCURACY.mean + 0.0003 + sign * 0.0001 / np.sqrt(2) for sign in (-1, 1)]
     assert script.standard_errors(close, script.ACCURACY) == pytest.approx(2.14, abs=0.01)
-    monkeypatch.setattr(script, "Toy", lambda seed: replace(SMALL, seed=seed))
+    monkeypatch.setattr(script, "Toy", lambda seed: SMALL.replace(seed=seed))
     monkeypatch.setattr(sys, "argv", ["toy_accuracy.py", "--seeds", "3"])
     assert script.main() == 1
     table = capsys.readouterr().out.splitlines()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from sae_sweep.config.settings import Distribution, Evaluation, Toy
+from sae_sweep.config.settings import Distribution, Evaluation, Toy, derive_seed
 from sae_sweep.errors import UserError
 from sae_sweep.toys import sampling
 from sae_sweep.toys import sequences as sequences_module
 from sae_sweep.toys.classes import Cells
 from sae_sweep.toys.max_of_k import MaxOfK, train
-from sae_sweep.toys.sampler import Sampler, cell_weights, mix
+from sae_sweep.toys.sampler import Sampler, cell_weights
 from sae_sweep.toys.sampling import Chunk, EvaluationInputs, Stream
 from sae_sweep.toys.sequences import weighted_inputs
 
@@ -76,7 +76,7 @@ def test_uniform_is_by_size() -> None:
 
 def csv(path: Path, text: str) -> Distribution:
     path.write_text(text, encoding="utf-8")
-    return Distribution("weights", str(path))
+    return Distribution("weights", file=str(path))
 
 
 def test_a_file_of_weights_is_spread_over_the_cells_it_names(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_bad_file_of_weights_is_one_line_with_its_place(tmp_path: Path, text: 
 
 def test_a_file_of_weights_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv"):
-        cell_weights(Cells(5, 3), Distribution("weights", str(tmp_path / "gone.csv")))
+        cell_weights(Cells(5, 3), Distribution("weights", file=str(tmp_path / "gone.csv")))
     with pytest.raises(UserError, match=r"distribution\.file"):
         cell_weights(Cells(5, 3), Distribution("weights"))
 
@@ -247,7 +247,7 @@ def test_activations_that_do_not_vary_are_refused(tmp_path: Path) -> None:
 
 
 def test_seeds_do_not_collide() -> None:
-    seeds = {mix(word, seed, block) for word in ("a", "b") for seed in range(30) for block in range(30)}
+    seeds = {derive_seed(word, seed, block) for word in ("a", "b") for seed in range(30) for block in range(30)}
     assert len(seeds) == 1800
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -257,7 +257,7 @@ def test_seeds_do_not_collide() -> None:
 
 def evaluation_inputs(model: MaxOfK, distribution: Distribution, inputs: int) -> EvaluationInputs:
     stream = Stream(model, "pre_unembed", distribution, 0, 8, "cpu")
-    evaluation = dataclasses.replace(Evaluation(), inputs=inputs)
+    evaluation = Evaluation().replace(inputs=inputs)
     return EvaluationInputs(model, "pre_unembed", distribution, stream.mean, stream.scale, evaluation)
 
 

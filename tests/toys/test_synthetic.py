@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -15,23 +13,15 @@ import torch
 from commandline import call
 
 from sae_sweep.config.columns import COLUMNS
-from sae_sweep.config.grid import toy_classes
-from sae_sweep.config.settings import (
-    SYNTHETIC,
-    TOY_KEYS,
-    TRAIN_VERSION,
-    Distribution,
-    Evaluation,
-    Point,
-    Site,
-    Toy,
-    canonical,
-    toy_id,
-)
+from sae_sweep.config.settings import Distribution, Evaluation, Point, Site, Toy, canonical, toy_id
+from sae_sweep.registry import kinds
 from sae_sweep.toys import model
 from sae_sweep.toys import sampling as stream
+from sae_sweep.toys.planted import QUANTILES, Synthetic
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
-from sae_sweep.toys.synthetic import QUANTILES, Synthetic
+
+SYNTHETIC = tuple(name for name, kind in kinds("toy").items() if not kind.sites)
+TOY_KEYS = {name: tuple(kind.settings) for name, kind in kinds("toy").items()}
 
 COUNT = 40_000
 
@@ -156,23 +146,21 @@ def test_cells_are_counted_before_there_is_a_toy() -> None:
         toy = planted(name, modifiers=3)
         assert toy.cells is not None
         for partition in ("m", "q", "mq", "mqnc", "n"):
-            assert toy.cells.partition(partition).count == toy_classes(partition, toy.toy)
+            assert toy.cells.partition(partition).count == toy.toy.kind.classes(partition, toy.toy)
 
 
 def test_ids_of_max_of_k_know_nothing_of_planted_features() -> None:
     point = canonical(Point(Toy(features=9, rate=0.5, spread=1.0, interaction=0.5)))
     assert point == canonical(Point())
-    told = {key: getattr(point.toy, key) for key in ("name", *TOY_KEYS["max_of_k"])}
-    text = f'{{"toy": {json.dumps(told, sort_keys=True)}, "train_version": {TRAIN_VERSION}}}'
-    assert toy_id(point.toy) == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert toy_id(point.toy) == toy_id(Toy())
 
 
 def test_what_a_planted_toy_does_not_read_is_no_part_of_its_points() -> None:
     toy = Toy("exclusive", features=9)
-    other = dataclasses.replace(toy, d_vocab=5, rate=0.5, steps=7, distribution="max_stratified")
+    other = toy.replace(d_vocab=5, rate=0.5, steps=7, distribution="max_stratified")
     sites = Point(toy), Point(other, Site("post_unembed"), Distribution("cell_stratified"))
     assert sites[0].id == sites[1].id
-    assert Point(dataclasses.replace(toy, magnitudes="lomax")).id != sites[0].id
+    assert Point(toy.replace(magnitudes="lomax")).id != sites[0].id
 
 
 KINDS = [*SYNTHETIC, "superposition"]

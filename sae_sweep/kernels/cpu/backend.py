@@ -42,7 +42,7 @@ from sae_sweep.kernels.cpu.steps import (
 )
 from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
 from sae_sweep.kernels.cpu.work_queue import CREW, heard, offer
-from sae_sweep.saes.penalties import FORMULAS, logπ
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack, adam_scale
 from sae_sweep.saes.train import THRESHOLD_RATE, Progress
 
@@ -102,7 +102,7 @@ class _Trainer:
         self.rule = rule_of(stack.architecture.name)
         self.own = np.array(self.rule.own(self.point), np.float64)
         self.slopes = compile_slopes(self.point.penalty.name, self.rule.at_zero)
-        self.weighs = FORMULAS[self.point.penalty.name].largest.has(logπ)
+        self.weighs = formula_of(self.point.penalty.name).weighs
         self.shares = np.empty(self.width, np.float32)
         self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
@@ -178,7 +178,7 @@ class _Trainer:
         setting = (
             address_of(self.slopes, penalises),
             self.shares,
-            self.point.penalty.scale,
+            self.point.penalty.get("scale", 1.0),
             self.exponent,
             self.point.training.clip,
             most,
@@ -207,8 +207,8 @@ class _Trainer:
     def _weigh(self, x: Array, floor: np.float32) -> int:
         """exclusive_pi: learn the shares of a batch; the phase to go on with, as the whole of it may be listed."""
         wins, rounds = np.zeros(self.width, np.int64), 0
-        thresholds = self.stack.parameters(self.i).thresholds.numpy()
-        thresholds = thresholds if len(thresholds) else np.zeros(self.width, np.float32)
+        own = self.stack.parameters(self.i).tensors.get("thresholds")
+        thresholds = np.zeros(self.width, np.float32) if own is None else own.numpy()
         while rounds == 0 or (self.stops < self.parts[:, 1]).any():
             self.begins[:] = self.stops if rounds else self.begins
             self._encode(x, floor)
@@ -281,7 +281,7 @@ class _Trainer:
         of_error, of_penalty = np.float32(2 / len(batch)), np.float32(self._scheduled(step)[2] / len(batch))
         _, _, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
         W_enc, W_dec, norms = map(torch.from_numpy, (self.W_enc, self.W_dec, self.norms[: self.width]))
-        setting = self.slopes, self.point.penalty.scale, self.exponent
+        setting = self.slopes, self.point.penalty.get("scale", 1.0), self.exponent
 
         def work(part: int) -> None:
             into = self.stack.split(gradients[part])

@@ -13,7 +13,7 @@ from sae_sweep.kernels.cpu.architecture_steps import ENTRIES, FIRED, FURTHER, PE
 from sae_sweep.kernels.cpu.relu import lay_out_all, settle
 from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
 from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, OWN, ROW, SLOPE, views
-from sae_sweep.saes.architectures import prefixes
+from sae_sweep.saes.architectures.matryoshka import prefixes
 
 # Which residual an entry sees: there is one for each level of an input.
 SEEN = OWN

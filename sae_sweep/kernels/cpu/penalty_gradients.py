@@ -9,8 +9,10 @@ import numba
 import sympy as sp
 
 from sae_sweep.kernels.cpu.sparse_step import LATENT
-from sae_sweep.saes.penalties import FORMULAS, M, PenaltyFormula, T, a, logπ, p, s
+from sae_sweep.saes.penalties import PenaltyFormula, formula_of, symbols
 
+a, s, p, M, logπ = symbols.a, symbols.s, symbols.p, symbols.M, symbols.logπ
+T = symbols.T0, symbols.T1
 _jit = functools.partial(numba.njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 _float = numba.float64
 penalises = _float(
@@ -30,9 +32,9 @@ def compile_slopes(name: str, at_zero: bool = False) -> Callable[..., float]:
     `at_zero`, or if latents are weighed apart, by log π in shares float32 [width]. Sums run in double precision and in
     order, so bits never vary.
     """
-    formula = FORMULAS[name]
+    formula = formula_of(name)
     terms = formula.numeric_terms
-    if len(terms) == 1 and formula.outer == T[0]:
+    if len(terms) == 1 and formula.outer == "T0":
         return _separable(_scalar((a, s, p), terms[0]), _scalar((a, s, p), sp.diff(terms[0], a)), at_zero)
     if formula.largest:
         return _with_largest(formula, at_zero)
@@ -48,7 +50,7 @@ def compile_slopes(name: str, at_zero: bool = False) -> Callable[..., float]:
 
 def _with_largest(formula: PenaltyFormula, at_zero: bool) -> Callable[..., float]:
     """The slopes of a penalty of one sum and one maximum."""
-    (term,), largest, outer = formula.numeric_terms, formula.largest, formula.numeric_outer
+    (term,), largest, outer = formula.numeric_terms, formula.of_largest, formula.numeric_outer
     return _competing(
         _scalar((a, s, p), term),
         _scalar((a, s, p), sp.diff(term, a)),

@@ -13,7 +13,9 @@ import triton
 import triton.language as tl
 from sympy.printing.pycode import PythonCodePrinter
 
-from sae_sweep.saes.penalties import FORMULAS, T, a, p, s
+from sae_sweep.saes.penalties import formula_of, symbols
+
+a, s, p, T = symbols.a, symbols.s, symbols.p, (symbols.T0, symbols.T1)
 
 
 @triton.jit
@@ -37,7 +39,7 @@ class Slopes:
 @functools.cache
 def triton_slopes(name: str) -> Slopes:
     """The functions of a penalty, written from its formula. NotImplementedError: it holds a function unknown here."""
-    formula = FORMULAS[name]
+    formula = formula_of(name)
     if formula.largest:
         raise NotImplementedError(f"{name} has a maximum over latents, which the kernels do not look for")
     # One more (zero) term gives every penalty the same two sums.

@@ -12,16 +12,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_sweep.config.settings import Penalty, Point, Toy
+from sae_sweep.config.settings import Distribution, Penalty, Point, Toy
 from sae_sweep.metrics.partition_variance import Classes
 from sae_sweep.saes.penalties import penalty_value
-from sae_sweep.toys import synthetic
+from sae_sweep.toys import model
 
 # Adam's steps from each start, its first rates in units of an activation's usual length, and the classes that its
 # bias starts from: where a penalty is not convex there are many minima.
@@ -46,7 +46,7 @@ def compare(points: Iterable[Point]) -> dict[str, Costs]:
     problems: dict[tuple[Toy, Penalty], list[Point]] = defaultdict(list)
     for point in points:
         if point.toy.name == "parents" and point.toy.magnitudes == "constant" and point.penalty.name != "none":
-            problems[_toy(point.toy), replace(point.penalty, coefficient=0.0)].append(point)
+            problems[_toy(point.toy), point.penalty.replace(coefficient=0.0)].append(point)
     found = {}
     for (toy, penalty), of_problem in problems.items():
         widths, coefficients = (
@@ -64,13 +64,13 @@ def compare(points: Iterable[Point]) -> dict[str, Costs]:
 def _toy(toy: Toy) -> Toy:
     """Toys whose directions are orthonormal differ in nothing that a code costs."""
     features = toy.features + toy.modifiers * (1 + toy.features)
-    return replace(toy, seed=0) if features <= toy.d_model else toy
+    return toy.replace(seed=0) if features <= toy.d_model else toy
 
 
 def classes(toy: Toy) -> tuple[Tensor, Tensor]:
     """Each combination's activation [classes, d], centred and scaled as SAEs see it, and its chance [classes]."""
-    planted = synthetic.load(toy, synthetic.train([toy], "cpu")[0])
-    chance = torch.from_numpy(planted.chance)
+    planted = model.load(toy, model.train([toy], "cpu")[0])
+    chance = torch.from_numpy(planted.population(Distribution("uniform"), "cpu").chance)
     parent, modifier = _combinations(toy)
     inputs = torch.cat([parent, modifier * toy.modifier_magnitude], 1).float()
     x = planted.activations(inputs, "").double()
@@ -117,7 +117,7 @@ def least_losses(
     def losses(bias: Tensor, decoder: Tensor, activations: Tensor) -> Tensor:
         contributions = activations.relu() * mask
         error = contributions @ F.normalize(decoder, dim=-1) + bias[..., None, :] - means
-        cost = penalty_value(penalty.name, contributions, penalty.scale, penalty.last_p)
+        cost = penalty_value(penalty.name, contributions, penalty.get("scale", 1.0), penalty.last_p)
         return (error.square().sum(-1) + coefficient * cost) @ chance
 
     found = [_descend(losses, (bias, decoder + 1e-6, mask * size), rate * size) for rate in RATES]
@@ -146,7 +146,9 @@ def least_loss_apart(classes: Classes, penalty: Penalty) -> float:
     means, chance = classes.means, classes.chance
     reach = 2 * float(means.norm(dim=1).max())
     lengths = torch.linspace(0, reach, LENGTHS, dtype=torch.float64)
-    cost = penalty.coefficient * penalty_value(penalty.name, lengths[:, None], penalty.scale, penalty.last_p)
+    cost = penalty.coefficient * penalty_value(
+        penalty.name, lengths[:, None], penalty.get("scale", 1.0), penalty.last_p
+    )
     best = ((lengths[:, None] - lengths) ** 2 + cost).argmin(1)
 
     def loss(bias: Tensor) -> Tensor:

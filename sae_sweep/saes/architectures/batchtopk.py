@@ -1,0 +1,54 @@
+"""BatchTopK: the k·b largest contributions of a batch of b inputs fire."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sae_sweep.registry import register
+from sae_sweep.saes.architectures import Architecture
+from sae_sweep.saes.architectures.topk import NO_MARGIN, K, at_most_the_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_sweep.config.settings import Sae
+    from sae_sweep.saes.parameters import Parameters
+
+OF_BATCH = "flat on the codes of a batch of b in which at most k·b latents are active, none elsewhere"
+
+
+def batchtopk(pre: Tensor, sae: Parameters, settings: Sae, training: bool) -> Tensor:
+    """Keep the k·b largest contributions of the batch; at evaluation those that reach the learned threshold."""
+    codes = pre.relu()
+    contributions = codes * sae.norms()[..., None, :]
+    threshold = sae.threshold
+    if training:
+        batch = contributions.flatten(-2)
+        threshold = kth_largest(batch, min(settings.k * pre.shape[-2], batch.shape[-1]))
+    return codes * (contributions >= threshold[..., None, None])
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of values [..., count] -> [...]."""
+    if values.is_cuda:  # where `kthvalue` gives each row to one block of threads, and `topk` to all
+        return values.topk(k, dim=-1, sorted=False).values.amin(-1)
+    return values.kthvalue(values.shape[-1] - k + 1, dim=-1).values
+
+
+register(
+    Architecture(
+        name="batchtopk",
+        activate=batchtopk,
+        description="the k·batch largest contributions of a batch; a learned threshold at evaluation",
+        formula="max(pre, 0)·H(max(pre, 0)·‖d‖ ≥ θ), θ the (k·b)-th largest of a batch of b",
+        prior=OF_BATCH,
+        source="arXiv 2412.06410",
+        settings=K,
+        check=at_most_the_width,
+        counts=True,
+        learns_threshold=True,
+        defaults=NO_MARGIN,
+        compiled=("cpu",),
+        listed=True,
+    )
+)

@@ -1,0 +1,168 @@
+"""What a W&B run of ours holds: the run of a point from its record, the run of a sweep from its results table.
+
+Keys are constant over points and sweeps, since a W&B project takes about 10,000 names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_sweep.config.settings import Sae, Site, counts
+from sae_sweep.tracking.process import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A row costs about 0.4 ms, most of the price of logging a point; the record in the store keeps every row.
+CURVE_ROWS = 40
+
+# Before the key of a figure in the sweep's run.
+FIGURE = "figure/"
+
+# In the fingerprint of a run that carries files: asked for later, it is logged anew.
+WITH_FILES = "+files"
+
+Rows = Sequence[Sequence[Any]]
+
+
+def run_id(point_id: str, sweep: str) -> str:
+    """The id of a point's run in a sweep."""
+    return f"{point_id}-{_digest(sweep)[:8]}"
+
+
+def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None, job_type: str | None = None) -> Run:
+    """The run of a finished point: all its settings, the training curve as `train/…`, its metrics as they are named
+    in the results table, as `untrained/…` the same of its start, and the files of its `folder` if that is given."""
+    settings = record["settings"]
+    curve = [
+        (int(row["step"]), {f"train/{key}": _plain(value) for key, value in row.items() if key != "step"})
+        for row in _thinned(record["curve"])
+    ]
+    summary = {key: _plain(value) for key, value in record["metrics"].items()}
+    summary |= {f"untrained/{key}": _plain(value) for key, value in record["untrained"].items()}
+    # W&B cannot draw some of the runs in one panel and others in the next: each penalty's FVU has a name of its own.
+    sae = settings["sae"]
+    counted = counts(sae["architecture"])
+    summary[front_key(sae["architecture"] if counted else settings["penalty"]["name"])] = summary.get("fvu")
+    return Run(
+        id=run_id(record["id"], sweep),
+        fingerprint=record["measure_id"] + (WITH_FILES if folder else ""),
+        name=point_name(settings),
+        job_type=job_type or "sae",
+        config={
+            **settings,
+            "point_id": record["id"],
+            "measure_id": record["measure_id"],
+            "sweep": sweep,
+            "provenance": record["provenance"],
+        },
+        history=curve,
+        summary={**summary, "seconds": _plain(record["seconds"])},
+        folder=str(folder) if folder else None,
+    )
+
+
+def front_key(penalty: str) -> str:
+    """The name of the FVU of SAEs of one penalty, or of an architecture that counts."""
+    return f"front/{penalty}"
+
+
+def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """At most `CURVE_ROWS` rows and the last, evenly spaced."""
+    every = math.ceil(len(curve) / CURVE_ROWS) or 1
+    return [row for at, row in enumerate(curve, start=1) if at % every == 0 or at == len(curve)]
+
+
+def point_name(settings: Mapping[str, Any]) -> str:
+    """A name for people, such as `width136-l1-0.5-s0`; a start or a site other than the default is in it too."""
+    sae, penalty = settings["sae"], settings["penalty"]
+    parts = [f"width{sae['width']}"]
+    if sae["architecture"] != Sae().architecture:
+        parts.append(sae["architecture"])
+    if counts(sae["architecture"]):
+        parts.append(f"k{sae['k']}")
+    else:
+        parts.append(f"{penalty['name']}{penalty['p']:g}" if penalty["name"] == "lp" else penalty["name"])
+        parts.append(f"{penalty['coefficient']:g}")
+    if sae["init"] != Sae().init:
+        parts.append(f"oracle-{sae['partition']}" if sae["init"] == "oracle" else sae["init"])
+    if settings["site"]["name"] != Site().name:
+        parts.append(settings["site"]["name"])
+    return "-".join([*parts, f"s{settings['seed']}"])
+
+
+def sweep_run(
+    sweep: str,
+    frame: pd.DataFrame,
+    untrained: pd.DataFrame | None,
+    verdicts: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+) -> Run:
+    """The run of a sweep: its tables (results, untrained starts, claims) and figures, and a few numbers as summary.
+
+    Its id follows from the name alone: a sweep that was interrupted and completed is one run.
+    """
+    content = repr([frame.to_csv(), None if untrained is None else untrained.to_csv(), [*map(dict, verdicts)], config])
+    slug = re.sub(r"[^a-zA-Z0-9_-]+", "-", sweep)[:40]
+
+    tables = {"results": _frame_table(frame)}
+    if untrained is not None:
+        tables["untrained"] = _frame_table(untrained)
+    if verdicts:
+        tables["claims"] = _table([*verdicts[0]], [[*row.values()] for row in verdicts])
+    return Run(
+        id=f"sweep-{slug}-{_digest(sweep)}",
+        fingerprint=_digest(content),
+        name=sweep,
+        job_type="sweep",
+        config={**config, "sweep": sweep},
+        history=(),
+        summary=_sweep_summary(frame),
+        media=tables | _figures(frame, frame.iloc[:0] if untrained is None else untrained),
+    )
+
+
+def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
+    """Numbers to compare sweeps by; null where nothing was measured."""
+    counts = ("owned_maxes", "splits_per_max", "distinct_splits_per_max", "duplicates_per_max")
+    best = {"fvu": "min", "l0": "min", **dict.fromkeys(counts, "max")}
+    values = {f"{how}/{column}": _plain(frame[column].astype(float).agg(how)) for column, how in best.items()}
+    return {"points": len(frame), "on_front": int(frame["on_front"].astype(float).sum()), **values}
+
+
+def _figures(frame: pd.DataFrame, untrained: pd.DataFrame) -> dict[str, Any]:
+    """The figures of the report page, but for those that need records."""
+    from sae_sweep.reports.figures import FIGURES
+    from sae_sweep.reports.material import Finished
+
+    finished = Finished(frame, untrained)
+    tables = {figure: figure.table(finished) for figure in FIGURES} if len(frame) else {}
+    drawn = {figure.key: figure.draw(table) for figure, table in tables.items() if len(table)}
+    return {f"{FIGURE}{key}": {"figure": json.loads(figure.to_json())} for key, figure in drawn.items()}
+
+
+def _frame_table(frame: pd.DataFrame) -> dict[str, Any]:
+    return _table([*frame.columns], frame.astype(object).where(frame.notna(), None).to_numpy().tolist())
+
+
+def _table(columns: Sequence[Any], rows: Rows) -> dict[str, Any]:
+    return {"columns": [str(name) for name in columns], "rows": [[_plain(value) for value in row] for row in rows]}
+
+
+def _plain(value: Any) -> Any:
+    """A value that W&B takes as it is: not-a-number and infinite become null, NumPy's scalars Python's own."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
