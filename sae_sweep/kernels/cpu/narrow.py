@@ -32,7 +32,7 @@ from sae_sweep.kernels.cpu.vector_penalty import (
     weighs_terms,
 )
 from sae_sweep.kernels.cpu.work_queue import CREW, heard, offer
-from sae_sweep.saes.penalties import FORMULAS, T, logπ
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack, adam_scale
 
 # Up to this width, and up to so many chosen of an input, the step of narrow SAEs is the faster one.
@@ -47,16 +47,10 @@ BATCHES = 1 << 22
 Array = np.ndarray[Any, Any]
 
 
-@functools.cache
-def _competes(penalty: str) -> bool:
-    """Whether a penalty's slopes need the whole batch first."""
-    return bool(FORMULAS[penalty].largest.has(logπ))
-
-
 def is_narrow(stack: Stack, i: int) -> bool:
     """Whether SAE i of the stack is trained here."""
     name, point = stack.architecture.name, stack.points[i]
-    if stack.width > WIDEST or _competes(point.penalty.name):
+    if stack.width > WIDEST or formula_of(point.penalty.name).weighs:
         return False
     return name == "relu" or (name == "topk" and point.sae.k <= MOST_CHOSEN)
 
@@ -64,9 +58,9 @@ def is_narrow(stack: Stack, i: int) -> bool:
 @functools.cache
 def _penalty(name: str) -> dict[str, int]:
     """What a setting says of a penalty by itself: whether it couples latents, and its functions by address."""
-    formula = FORMULAS[name]
-    by_input = len(formula.terms) > 1 or formula.outer != T[0] or bool(formula.largest)
-    functions = compile_vectors(name if vectorises(name) else "l1")
+    known = vectorises(name)
+    by_input = not known or len(formula_of(name).terms) > 1 or formula_of(name).outer != "T0"
+    functions = compile_vectors(name if known else "l1")
     signatures = (sums_terms, weighs_terms, slopes_codes)
     addresses = [address_of(*pair) for pair in zip(functions, signatures, strict=True)]
     return {
@@ -91,7 +85,7 @@ class NarrowTrainer:
             k=point.sae.k if stack.architecture.name == "topk" else 0,
             dense_above=DENSE_ABOVE * width if vectorises(point.penalty.name) else np.inf,
             **_penalty(point.penalty.name),
-            scale=float(point.penalty.scale),
+            scale=float(point.penalty.get("scale", 1.0)),
             exponent=float(stack.exponent[i]),
             clip=float(point.training.clip),
         )

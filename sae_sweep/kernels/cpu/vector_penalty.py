@@ -20,8 +20,9 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS
-from sae_sweep.saes.penalties import FORMULAS, PenaltyFormula, T, a
+from sae_sweep.saes.penalties import PenaltyFormula, formula_of, symbols
 
+a, T = symbols.a, (symbols.T0, symbols.T1)
 # Products may be fused with sums; a division by a known number is not replaced, and no sum is reordered.
 _jit = functools.partial(numba.njit, nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
 _part = functools.partial(_jit, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
@@ -30,13 +31,27 @@ _table, _row = _float[:, ::1], _float[::1]
 sums_terms = numba.void(_table, _row, _float, _float, _table)
 weighs_terms = numba.float64(_table, numba.float64, numba.float64, _table)
 slopes_codes = numba.void(_table, _row, _float, _float, _table, _table)
+_KNOWN = (sp.Symbol, sp.Add, sp.Mul, sp.Pow, sp.Piecewise, sp.log, sp.exp, sp.tanh)
 SUM_TERMS, WEIGH_TERMS, SLOPE_CODES = (types.FunctionType(each) for each in (sums_terms, weighs_terms, slopes_codes))
 
 
 @functools.cache
 def vectorises(name: str) -> bool:
-    """Whether a penalty is a function of sums over latents alone: of a largest one it needs to know which that is."""
-    return not FORMULAS[name].largest
+    """Whether a penalty is a function of sums over latents alone, which are spelled in functions written out here.
+
+    Of a largest one it needs to know which that is; what a user's formula calls beside these is left to a library.
+    """
+    formula = formula_of(name)
+    return not formula.largest and all(map(_is_known, formula.numeric_terms))
+
+
+def _is_known(term: sp.Expr) -> bool:
+    """Whether a term and its slope can be spelled."""
+    parts = [part for each in (term, sp.diff(term, a)) for part in sp.preorder_traversal(each.evalf())]
+    conditions = [part for part in parts if isinstance(part, sp.Piecewise)]
+    return all(isinstance(part, _KNOWN) or part.is_number for part in parts if isinstance(part, sp.Expr)) and all(
+        len(each.args) == 2 and isinstance(each.args[0].cond, sp.Le) for each in conditions
+    )
 
 
 @functools.cache
@@ -48,7 +63,7 @@ def compile_vectors(name: str) -> tuple[Callable[..., None], Callable[..., float
     sum of the penalty over the inputs and ∂outer/∂Tᵢ in weights [2, INPUTS]; the third the penalty's slope in each
     contribution, slopes [n, INPUTS].
     """
-    formula = FORMULAS[name]
+    formula = formula_of(name)
     first, second = (*formula.numeric_terms, sp.Integer(0))[:2]
     terms = [_single(term) for term in (first, second)]
     slopes = [_single(sp.diff(term, a)) for term in (first, second)]
@@ -75,13 +90,17 @@ def _weigh_terms(formula: PenaltyFormula) -> Callable[..., float]:
         for expression in (formula.numeric_outer, *(sp.diff(formula.numeric_outer, each) for each in T))
     )
     slope0, slope1 = slopes
+    apart = formula.outer == "T0"
 
     @_jit(weighs_terms)
     def weigh_terms(sums, scale, p, weights):  # type: ignore[no-untyped-def]
         total = 0.0
         for r in range(INPUTS):
             sum0, sum1 = float(sums[0, r]), float(sums[1, r])
-            if sum0 == 0.0:  # nothing fires: the value is outer(0, 0) = 0
+            if apart:  # also where a sum is too small for single precision
+                total += sum0
+                weights[0, r], weights[1, r] = 1, 0
+            elif sum0 == 0.0:  # nothing fires: the value is outer(0, 0) = 0
                 weights[0, r] = weights[1, r] = 0
             else:
                 total += value(sum0, sum1)
@@ -163,7 +182,7 @@ def _root(x):  # type: ignore[no-untyped-def]
 
 @_part
 def _log(x):  # type: ignore[no-untyped-def]
-    """log x for 0 < x < ∞, to 1e-7 of it or of 1: x = m·2ⁿ with √½ ≤ m < √2 (Cephes, logf)."""
+    """log x, to 1e-7 of it or of 1: x = m·2ⁿ with √½ ≤ m < √2 (Cephes, logf)."""
     bits = _bits_of(x)
     # Counted from the bits of √½, the upper nine bits are n.
     shifted = np.int32(bits - np.int32(0x3F3504F3))
@@ -180,15 +199,19 @@ def _log(x):  # type: ignore[no-untyped-def]
     z = z * y + np.float32(3.3333331174e-1)
     square = y * y
     z = z * y * square + exponent * np.float32(-2.12194440e-4) - np.float32(0.5) * square
-    return y + z + exponent * np.float32(0.693359375)
+    result = y + z + exponent * np.float32(0.693359375)
+    result = result if x < np.float32(np.inf) else x
+    outside = -np.float32(np.inf) if x == np.float32(0) else np.float32(np.nan)
+    return result if x > np.float32(0) else outside
 
 
 @_part
 def _exp(x):  # type: ignore[no-untyped-def]
-    """exp x, to 2e-7 of it; as of ±87 beyond, where single precision ends (Cephes, expf)."""
-    most = np.float32(87)
-    x = most if x > most else x
-    x = -most if x < -most else x
+    """exp x, to 2e-7 of it; below -87 as of that, and above 88 infinite (Cephes, expf)."""
+    most = np.float32(88)
+    large = x > most
+    x = most if large else x
+    x = np.float32(-87) if x < np.float32(-87) else x
     n = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     x = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     z = np.float32(1.9875691500e-4)
@@ -198,13 +221,14 @@ def _exp(x):  # type: ignore[no-untyped-def]
     z = z * x + np.float32(1.6666665459e-1)
     z = z * x + np.float32(5.0000001201e-1)
     z = z * x * x + x + np.float32(1)
-    return z * _from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    result = z * _from_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return np.float32(np.inf) if large else result
 
 
 @_part
 def _tanh(x):  # type: ignore[no-untyped-def]
-    """tanh x for x ≥ 0, to 1e-7."""
-    e = _exp(np.float32(-2) * x)
+    """tanh x, to 1e-7."""
+    e = _exp(np.float32(-2) * (x if x > np.float32(-40) else np.float32(-40)))
     return (np.float32(1) - e) / (np.float32(1) + e)
 
 
