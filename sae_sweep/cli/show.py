@@ -88,6 +88,8 @@ def _print_table(table: pd.DataFrame, format: str, seeds: str, choice: Choice) -
         print(json_module.dumps(_rows(table)))
     elif format == "parquet":
         sys.stdout.buffer.write(table.to_parquet(index=False))
+    elif table.empty:
+        print("no finished point" + (" meets the conditions" if choice.where else " yet"))
     else:
         console = layout.console(sys.stdout)
         chosen = table if choice.columns is not None else table[telling]

@@ -193,6 +193,8 @@ class _Product:
                 settings[name] = coerce(key, setting, self._resolve(key, values, trail))
         if part == "distribution":
             settings |= _weights(settings)
+        if part == "toy":
+            settings |= registry.get("toy", settings["name"]).resolve(settings)
         made = kind(**settings)
         for chosen in made.chosen.values():
             chosen.check(made)

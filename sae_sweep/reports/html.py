@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from sae_sweep.config.calibration import chosen
 from sae_sweep.reports import figures, summary
-from sae_sweep.reports.claims import Verdict, number, subject
+from sae_sweep.reports.claims import Verdict
 from sae_sweep.reports.figures import FIGURES, Figure
 from sae_sweep.reports.fronts import unmoved
 from sae_sweep.reports.latent_dashboard import Dashboard
@@ -33,6 +33,7 @@ from sae_sweep.reports.results_table import (
     start_name,
     telling,
 )
+from sae_sweep.reports.sentences import number, predicted, subject
 from sae_sweep.version import __version__
 
 # The section whose figure shows a measure, by how its name begins; the first that fits.
@@ -164,12 +165,9 @@ def _shared(frame: pd.DataFrame) -> list[str]:
 
 
 def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
-    """A claim as the cells of a row: the number, its spread over seeds, and its nulls."""
+    """A claim as the cells of a row: the number, its interval, and its nulls."""
     mark, kind = _MARKS[verdict.verdict]
-    low, high = number(verdict.low), number(verdict.high)
-    spread = low if low == high else f"{low} to {high}"
     shown = next((key for start, key in _SHOWN_IN.items() if claim["measure"].startswith(start)), "")
-    bound = f"at least {number(claim['at_least'])}" if "at_least" in claim else f"at most {number(claim['at_most'])}"
     return {
         "mark": mark,
         "kind": kind,
@@ -178,10 +176,10 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
         "measure": subject(claim).rstrip(","),
         "points": f"{verdict.points:,}" if verdict.points else "",
         "value": number(verdict.value),
-        "spread": f"{spread} ({verdict.seeds})" if verdict.seeds > 1 else "one seed" if verdict.seeds else "–",
+        "interval": " to ".join(map(number, verdict.interval)) if verdict.interval else "–",
         "untrained": number(verdict.untrained),
         "shuffled": number(verdict.shuffled),
-        "bound": bound,
+        "bound": predicted(claim, verdict.margin),
         "shown": shown if verdict.verdict != "supported" and verdict.value is not None else "",
         "figure": next((figure.title for figure in FIGURES if figure.key == shown), ""),
         "why": verdict.sentence.partition("since ")[2].rstrip(".") if verdict.value is None else "",

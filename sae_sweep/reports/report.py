@@ -161,7 +161,7 @@ def _dashboards(store: Store, results: pd.DataFrame, chosen: Sequence[str]) -> t
             notes.append(f"The latents of {id} are not shown: {' '.join(str(error).split())}.")
     for id in results["point_id"].head(MOST_LABELLED):
         if id not in dashboards:
-            with suppress(UserError, OSError, ValueError):
+            with suppress(Exception):  # as above
                 dashboards[id] = builder.labels(id)
     return dashboards, notes
 

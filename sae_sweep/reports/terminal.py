@@ -15,7 +15,7 @@ from rich.text import Text
 from sae_sweep.config.calibration import chosen
 from sae_sweep.config.columns import LABELS
 from sae_sweep.reports.charts import front_charts
-from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.claims import Verdict, share_still_moving
 from sae_sweep.reports.figure_data import choices
 from sae_sweep.reports.fronts import LINE, compare, lines, unmoved, within
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
@@ -118,6 +118,8 @@ def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[st
     given = [column for column in ("toy", "site", "distribution") if frame[column].notna().all()]
     shared = [column for column in given if frame[column].nunique() == 1]
     parts += [str(frame[column].iloc[0]) for column in shared]
+    moving = share_still_moving(frame)
+    parts += [f"{moving:.0%} would still lose more than 2% of their loss in twice the steps"] if moving else []
     text.append("  " + " · ".join(parts))
     if failures:
         text.append(f"\n{len(failures)} failed; a rerun tries them again:", style="red")

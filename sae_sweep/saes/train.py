@@ -101,8 +101,7 @@ def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
     """Train the stack to the end of its steps, in place; yields after every BLOCK of steps.
 
     An SAE whose loss is no longer finite is entered in `stack.failed` with the step by which it broke; its
-    pack-mates share nothing with it and go on. Dead latents are counted, not revived: resampling changed
-    nothing in the pilot, where what a latent becomes is decided by its start.
+    pack-mates share nothing with it and go on. Dead latents are counted, not revived.
     """
     steps = stack.points[0].training.steps
     while stack.step < steps:

@@ -20,6 +20,7 @@ from sae_sweep.config.gc import no_collection
 from sae_sweep.config.settings import Toy, check_plugins
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
+from sae_sweep.store.plateau import plateau
 from sae_sweep.store.store import NotThere, Store
 
 Known = Mapping[str, dict[str, Any]]
@@ -258,12 +259,17 @@ def _swept_type(name: str, values: list[Any]) -> str:
 def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
     """`seconds` and the columns of TRAINING, which a record may be too old to know."""
     columns = {"seconds": record.get("seconds")}
-    norms = [row["gradient"] for row in record.get("curve") or () if row.get("gradient") is not None]
-    if norms:
-        late = norms[len(norms) // 2 :]
-        usual = statistics.median(late)
-        columns |= {"gradient_largest": max(norms), "gradient_late": usual}
-        columns["gradient_spike"] = max(late) / usual if usual else math.nan
+    curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
+    if not curve:
+        return columns
+    norms = [row["gradient"] for row in curve]
+    late = [row["gradient"] for row in curve if 2 * row["step"] >= curve[-1]["step"]]
+    usual = statistics.median(late)
+    columns |= {"gradient_largest": max(norms), "gradient_late": usual}
+    columns["gradient_spike"] = max(late) / usual if usual else math.nan
+    # While p falls, so does what the loss means.
+    annealed = record["settings"]["penalty"]["name"] == "lp_annealed"
+    columns["plateau"] = math.nan if annealed else plateau(curve)
     return columns
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import sys
@@ -33,8 +34,9 @@ from sae_sweep.sweep.events import Note, PointDone, PointFailed, Say, TrainProgr
 from sae_sweep.sweep.memory import out_of_memory
 from sae_sweep.toys.sampling import Stream
 
-# Rows kept of a training curve.
-CURVE_ROWS = 40
+# Rows that a training curve keeps of every doubling of the step, however long the training: enough to see where it
+# leads (store/plateau.py).
+ROWS_AN_OCTAVE = 16
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def run_pack(
             measured = ground.measure(points[i], saelens.from_files(stored[saelens.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained)
-            record["curve"] = list(_curve(looks, i))
+            record["curve"] = list(_curve(stack, looks, i))
             if not math.isfinite(record["metrics"]["loss"]):
                 raise ArithmeticError("the loss on the evaluation inputs is not finite")
             return _files(points[i], stored, measured), record
@@ -150,21 +152,29 @@ def _train(
             say(TrainProgress(number, packs, len(stack.points), look.step, steps, fvu, l0))
 
 
-def _curve(looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
-    """SAE i's rows of the curve: about CURVE_ROWS evenly spaced looks, the last among them.
+def _curve(stack: Stack, looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
+    """SAE i's rows of the curve, ROWS_AN_OCTAVE of them for every doubling of the step, the last look at the end.
 
-    Of the gradient's norm the largest since the row before: a peak is not to fall between two rows.
+    Each is the mean of the steps since the row before, with the learning rate and coefficient of its last step. Of the
+    gradient's norm it has the largest: a peak is not to fall between two rows.
     """
-    stride = -(-len(looks) // CURVE_ROWS)
-    for at in range((len(looks) - 1) % stride, len(looks), stride):
-        look, since = looks[at], looks[max(0, at - stride + 1) : at + 1]
-        yield {
-            "step": look.step,
-            "loss": float(look.loss[i]),
-            "fvu": float(look.fvu[i]),
-            "l0": float(look.l0[i]),
-            "gradient": max(float(each.gradient[i]) for each in since),
+    begin = 0
+    for part in _octave_parts(looks):
+        length = torch.tensor([begin, *(look.step for look in part)]).diff()
+        begin = part[-1].step
+        means = {
+            name: float((torch.stack([getattr(look, name)[i] for look in part]).double() * length).sum() / length.sum())
+            for name in ("loss", "fvu", "l0")
         }
+        gradient = max(float(look.gradient[i]) for look in part)
+        lr, coefficient = stack.schedule(i, begin - 1)
+        yield {"step": begin, **means, "gradient": gradient, "lr": lr, "coefficient": coefficient}
+
+
+def _octave_parts(looks: list[Look]) -> Iterator[list[Look]]:
+    """The looks in groups of consecutive ones: parts of octaves, counted from the last look back."""
+    parts = itertools.groupby(looks, lambda look: math.floor(ROWS_AN_OCTAVE * math.log2(looks[-1].step / look.step)))
+    return (list(part) for _, part in parts)
 
 
 def _on_cpu(parameters: Parameters) -> Parameters:

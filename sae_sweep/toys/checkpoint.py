@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from sae_sweep.config.settings import Toy
 from sae_sweep.errors import UserError
-from sae_sweep.toys.max_of_k import MaxOfK, product
+from sae_sweep.lazy import lazy
+from sae_sweep.registry import Setting, register
+from sae_sweep.toys.aligned import product
+from sae_sweep.toys.classes import count_classes
+from sae_sweep.toys.max_of_k import SITES, TRANSFORMER, MaxOfK, activation_size, count_inputs
+from sae_sweep.toys.model import ToyKind
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    torch, F = lazy("torch"), lazy("torch.nn.functional")
 
 # Parameter → the module of a TransformerLens HookedTransformer that it belongs to.
 MODULES = {
@@ -42,7 +55,7 @@ def parameters_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `blocks.0.attn.W_Q`, also after `model.`); those of a single head may lack the first dimension. UserError, one line:
     a tensor is missing, not known, of another shape, not floating point or not finite, or a bias is not zero.
     """
-    named = _short_names(tensors)
+    named: dict[str, Tensor] = _short_names(tensors)
     biases = {name: named.pop(name) for name in BIASES if name in named}
     missing = [name for name in MODULES if name not in named]
     if missing:
@@ -67,10 +80,10 @@ def parameters_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return parameters
 
 
-def _short_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _short_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters and biases by the last part of their names. UserError for what is neither, or is there twice."""
     known = MODULES | BIASES
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         whole = name.removeprefix("model.")
         module, _, short = whole.rpartition(".")
@@ -119,6 +132,10 @@ class Checkpoint(MaxOfK):
     one head are in MaxOfK.
     """
 
+    def to(self, device: str | torch.device) -> Checkpoint:
+        """The same toy on `device`."""
+        return Checkpoint(self.toy, {name: param.to(device) for name, param in self.params.items()})
+
     def activations(self, inputs: Tensor, site: str) -> Tensor:
         """Activations [batch, d] float32 of sequences `inputs` [batch, k] int64 below d_vocab, as those of MaxOfK."""
         tokens = inputs.T.contiguous()
@@ -149,3 +166,96 @@ class Checkpoint(MaxOfK):
         moved = product(product(self._embedded.flatten(0, 1), self.params["W_V"]), self.params["W_O"])
         effects = torch.cat([moved.flatten(0, 1), self._embedded[-1]])
         return {"pre_unembed": effects, "post_unembed": product(effects, self.params["W_U"])}
+
+
+def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's absolute path and digest, and the sizes of its transformer, from its header: no tensor is loaded.
+
+    UserError: there is no such file, or it is not one of such a transformer.
+    """
+    if settings.get("file") is None:
+        raise UserError("toy=checkpoint needs toy.file, a safetensors file (scripts/convert_checkpoint.py makes one)")
+    try:
+        path = Path(settings["file"]).expanduser().resolve()
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        shapes = {name: tuple(about["shape"]) for name, about in header.items() if name != "__metadata__"}
+    except OSError as error:
+        raise UserError(f"toy.file={settings['file']}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"toy.file={settings['file']} is no safetensors file") from error
+    try:
+        sizes = _sizes(_short_names(shapes))
+    except UserError as error:
+        raise UserError(f"toy.file={settings['file']}: {error}") from error
+    return {"file": str(path), "digest": hashlib.sha256(content).hexdigest()[:16], **sizes}
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Settings of a transformer from the shapes of its parameters; all shapes are checked when they are loaded."""
+    for name, dimensions in (("W_E", (2,)), ("W_pos", (2,)), ("W_U", (2,)), ("W_Q", (2, 3))):
+        if len(shapes.get(name, ())) not in dimensions:
+            raise UserError(f"{name} is {list(shapes[name])}, wanted a matrix" if name in shapes else f"has no {name}")
+    d_vocab, outputs = shapes["W_E"][0], shapes["W_U"][1]
+    if d_vocab != outputs:
+        raise UserError(f"W_E has {d_vocab} tokens and W_U {outputs}, wanted as many: special tokens are not supported")
+    *heads, d_model, d_head = shapes["W_Q"]
+    return {
+        "d_vocab": d_vocab,
+        "k": shapes["W_pos"][0],
+        "d_model": d_model,
+        "d_head": d_head,
+        "heads": heads[0] if heads else 1,
+    }
+
+
+def read(
+    toys: Sequence[Toy], device: str | torch.device, report: Callable[[int, float], None] | None = None
+) -> list[dict[str, Tensor]]:
+    """The parameters of each toy, from its file. UserError if it is not what it was, or no such transformer."""
+    from safetensors.torch import load as load_tensors
+
+    found = []
+    for toy in toys:
+        content = Path(toy.file).read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] != toy.digest:
+            raise UserError(f"toy.file={toy.file} has changed since this sweep was configured")
+        try:
+            found.append(parameters_of(load_tensors(content)))
+        except UserError as error:
+            raise UserError(f"toy.file={toy.file}: {error}") from error
+    return found
+
+
+def load(toy: Toy, params: dict[str, Tensor]) -> Checkpoint:
+    """The toy whose parameters `read` returned. ValueError if they are those of another."""
+    if (len(params["W_E"]), len(params["W_pos"]), len(params["W_Q"])) != (toy.d_vocab, toy.k, toy.heads):
+        raise ValueError("not the parameters of such a toy")
+    return Checkpoint(toy, params)
+
+
+register(
+    ToyKind(
+        name="checkpoint",
+        description="a trained one-layer attention-only max-of-k transformer of any number of heads, from a file",
+        settings={
+            # A path says nothing about the numbers; what the file holds does.
+            "file": Setting(None, "safetensors, named as in TransformerLens", kind="str", optional=True, told=False),
+            "digest": Setting(None, "of its content", kind="str", optional=True, given=False),
+            **{name: Setting(setting.default, setting.help, given=False) for name, setting in TRANSFORMER.items()},
+            "heads": Setting(1, "of attention", given=False),
+        },
+        train=read,
+        load=load,
+        resolve=resolve,
+        maxima=lambda toy: toy.d_vocab,
+        size=lambda toy: (toy.k,),
+        classes=lambda partition, toy: count_classes(partition, toy.d_vocab, toy.k),
+        d=activation_size,
+        inputs=count_inputs,
+        trains=lambda toy: (0, 0),
+        sites=SITES,
+        distributions=True,
+        factors_depend=True,
+    )
+)

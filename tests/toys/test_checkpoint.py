@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from commandline import Result, call
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_sweep.api import load_toy
 from sae_sweep.config.settings import Toy
 from sae_sweep.errors import UserError
+from sae_sweep.store.store import Store
 from sae_sweep.toys.checkpoint import BIASES, MODULES, Checkpoint, parameters_of
 from sae_sweep.toys.max_of_k import MaxOfK
 
@@ -180,3 +183,37 @@ def test_what_cannot_be_converted_is_one_line(
     assert convert(monkeypatch, source, target) == 2
     assert capsys.readouterr().err.strip().count("\n") == 0
     assert not target.exists()
+
+
+def run(*words: str) -> Result:
+    return call("run", "toy=checkpoint", *words, "sae.width=8", "training.steps=5", "logger=none", "device=cpu")
+
+
+def test_a_sweep_on_a_transformer_from_a_file(tmp_path: Path) -> None:
+    file, out = tmp_path / "model.safetensors", tmp_path / "out"
+    save_file({name: tensor for name, tensor in state().items() if not name.endswith("IGNORE")}, file)
+    ended = run(f"toy.file={file}", "penalty.coefficient=0.1", f"output_dir={out}", "name=one")
+    assert ended.code == 0, ended.err
+    (id,) = Store(out).ids("toys")
+    model = load_toy(id, out)
+    expected = Checkpoint(TOY, parameters()).activations(SEQUENCES, "pre_unembed")
+    assert torch.equal(model.activations(SEQUENCES, "pre_unembed"), expected)
+    moved = tmp_path / "moved.safetensors"
+    file.rename(moved)
+    assert run(f"toy.file={moved}", "penalty.coefficient=0.1", f"output_dir={out}", "name=two").code == 0
+    assert len(Store(out).ids("points")) == 1
+
+
+def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
+    special, other = tmp_path / "special.safetensors", tmp_path / "other.safetensors"
+    save_file({**parameters(), "W_U": torch.zeros(MODEL, VOCAB - 1)}, special)
+    other.write_text("hello")
+    for words, message in (
+        ((), "toy=checkpoint needs toy.file"),
+        ((f"toy.file={tmp_path / 'nowhere'}",), "No such file"),
+        ((f"toy.file={other}",), "is no safetensors file"),
+        ((f"toy.file={special}",), "W_E has 7 tokens and W_U 6, wanted as many: special tokens are not supported"),
+    ):
+        ended = run(*words, f"output_dir={tmp_path / 'out'}")
+        assert (ended.code, ended.err.strip().count("\n")) == (2, 0)
+        assert message in ended.err
