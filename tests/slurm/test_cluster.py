@@ -30,6 +30,7 @@ from sae_sweep.sweep.checkpoint import Checkpoint
 from sae_sweep.sweep.cost import pack_seconds
 from sae_sweep.sweep.hardware_profile import SPEEDS
 from sae_sweep.sweep.plan import Work, plan
+from sae_sweep.tracking.content import run_id
 from sae_sweep.tracking.logging import unsynced
 
 
