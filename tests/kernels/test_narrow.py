@@ -14,7 +14,7 @@ from sae_sweep.kernels.cpu import narrow
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS, add_product, encode, keep_top, transpose
 from sae_sweep.kernels.cpu.vector_penalty import compile_vectors, vectorises
 from sae_sweep.registry import kinds
-from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.penalties import formula_of, penalty_value
 
 _table = numba.float32[:, :]
 
@@ -80,12 +80,12 @@ def test_penalties_in_vectors_are_autograds(penalty: Penalty) -> None:
     scale, exponent = penalty.get("scale", 1.0), penalty.get("p", 1.0)
     sums, weights = np.zeros((2, 2, INPUTS), np.float32)
     slopes = np.empty_like(codes)
-    sum_terms, weigh_terms, slope_codes = compile_vectors(penalty.name)
+    sum_terms, weigh_terms, slope_codes = compile_vectors(formula_of(penalty))
     sum_terms(codes, norms, scale, exponent, sums)
     value = weigh_terms(sums, scale, exponent, weights)
     slope_codes(codes, norms, scale, exponent, weights, slopes)
     contributions = torch.tensor((codes * norms[:, None]).T, dtype=torch.float64, requires_grad=True)
-    expected = penalty_value(penalty.name, contributions, scale, exponent).sum()
+    expected = penalty_value(formula_of(penalty), contributions, scale, exponent).sum()
     expected.backward()
     assert value == pytest.approx(float(expected.detach()), rel=2e-6, abs=1e-6)
     assert contributions.grad is not None
@@ -94,7 +94,10 @@ def test_penalties_in_vectors_are_autograds(penalty: Penalty) -> None:
 
 
 def test_what_has_a_largest_term_is_never_taken_in_vectors() -> None:
-    assert {name for name in kinds("penalty") if not vectorises(name)} == {"exclusive", "exclusive_pi"}
+    assert {name for name, kind in kinds("penalty").items() if not vectorises(kind.parsed)} == {
+        "exclusive",
+        "exclusive_pi",
+    }
 
 
 def test_which_saes_are_narrow() -> None:

@@ -32,6 +32,7 @@ from sae_sweep.kernels.cpu.vector_penalty import (
     weighs_terms,
 )
 from sae_sweep.kernels.cpu.work_queue import CREW, heard, offer
+from sae_sweep.saes.formula import Formula, parse
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack, adam_scale
 
@@ -50,22 +51,22 @@ Array = np.ndarray[Any, Any]
 def is_narrow(stack: Stack, i: int) -> bool:
     """Whether SAE i of the stack is trained here."""
     name, point = stack.architecture.name, stack.points[i]
-    if stack.width > WIDEST or formula_of(point.penalty.name).weighs:
+    if stack.width > WIDEST or formula_of(point.penalty).weighs:
         return False
     return name == "relu" or (name == "topk" and point.sae.k <= MOST_CHOSEN)
 
 
 @functools.cache
-def _penalty(name: str) -> dict[str, int]:
+def _penalty(formula: Formula) -> dict[str, int]:
     """What a setting says of a penalty by itself: whether it couples latents, and its functions by address."""
-    known = vectorises(name)
-    by_input = not known or len(formula_of(name).terms) > 1 or formula_of(name).outer != "T0"
-    functions = compile_vectors(name if known else "l1")
+    known = vectorises(formula)
+    by_input = not known or formula.coupled
+    functions = compile_vectors(formula if known else parse("a"))
     signatures = (sums_terms, weighs_terms, slopes_codes)
     addresses = [address_of(*pair) for pair in zip(functions, signatures, strict=True)]
     return {
         "by_input": int(by_input),
-        "slopes_at": address_of(compile_slopes(name), penalises) if by_input else 0,
+        "slopes_at": address_of(compile_slopes(formula), penalises) if by_input else 0,
         **dict(zip(("sum_terms_at", "weigh_terms_at", "slope_codes_at"), addresses, strict=True)),
     }
 
@@ -77,14 +78,15 @@ class NarrowTrainer:
         self.stack, self.i, self.work = stack, i, work
         width, d, point = stack.width, stack.d, stack.points[i]
         flat, first, second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
+        formula = formula_of(point.penalty)
         rows = flat[width * d : 2 * width * d].reshape(width, d)
         if d != padded(d):
             rows = np.zeros((width, padded(d)), np.float32)
         self.sae = Sae(flat, first, second, np.empty(width, np.float32), rows)
         self.setting = Setting(
             k=point.sae.k if stack.architecture.name == "topk" else 0,
-            dense_above=DENSE_ABOVE * width if vectorises(point.penalty.name) else np.inf,
-            **_penalty(point.penalty.name),
+            dense_above=DENSE_ABOVE * width if vectorises(formula) else np.inf,
+            **_penalty(formula),
             scale=float(point.penalty.get("scale", 1.0)),
             exponent=float(stack.exponent[i]),
             clip=float(point.training.clip),

@@ -43,7 +43,8 @@ _GROUP = 4
 _SQUARE = 8
 _EIGHT = ir.VectorType(FLOAT, _SQUARE)
 
-Builder = ir.IRBuilder
+# llvmlite tells no types.
+Builder = Any
 
 
 def _strides(builder: Builder, array: Any) -> list[Any]:
@@ -148,8 +149,8 @@ def _emit_product(
 
         whole = builder.and_(k, INT64(~(_UNROLLED - 1)))
         with cgutils.for_range_slice(builder, INT64(0), whole, INT64(_UNROLLED)) as (i, _):
-            for each in range(_UNROLLED):
-                add(builder.add(i, INT64(each)))
+            for unrolled in range(_UNROLLED):
+                add(builder.add(i, INT64(unrolled)))
         with cgutils.for_range_slice(builder, whole, k, INT64(1)) as (i, _):
             add(i)
         for number, each, totals in zip(numbers, places, sums, strict=True):

@@ -20,9 +20,9 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS
-from sae_sweep.saes.penalties import PenaltyFormula, formula_of, symbols
+from sae_sweep.saes.formula import Formula, symbols
 
-a, T = symbols.a, (symbols.T0, symbols.T1)
+a, s, p, T = symbols.a, symbols.s, symbols.p, (symbols.T0, symbols.T1)
 # Products may be fused with sums; a division by a known number is not replaced, and no sum is reordered.
 _jit = functools.partial(numba.njit, nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
 _part = functools.partial(_jit, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
@@ -36,13 +36,13 @@ SUM_TERMS, WEIGH_TERMS, SLOPE_CODES = (types.FunctionType(each) for each in (sum
 
 
 @functools.cache
-def vectorises(name: str) -> bool:
+def vectorises(formula: Formula) -> bool:
     """Whether a penalty is a function of sums over latents alone, which are spelled in functions written out here.
 
     Of a largest one it needs to know which that is; what a user's formula calls beside these is left to a library.
     """
-    formula = formula_of(name)
-    return not formula.largest and all(map(_is_known, formula.numeric_terms))
+    terms, _, _ = formula.numeric_expressions()
+    return formula.largest is None and all(map(_is_known, terms))
 
 
 def _is_known(term: sp.Expr) -> bool:
@@ -55,7 +55,7 @@ def _is_known(term: sp.Expr) -> bool:
 
 
 @functools.cache
-def compile_vectors(name: str) -> tuple[Callable[..., None], Callable[..., float], Callable[..., None]]:
+def compile_vectors(formula: Formula) -> tuple[Callable[..., None], Callable[..., float], Callable[..., None]]:
     """`sum_terms(codes, norms, scale, p, sums)`, `weigh_terms(sums, scale, p, weights) -> value`, and
     `slope_codes(codes, norms, scale, p, weights, slopes)` of a penalty.
 
@@ -63,11 +63,15 @@ def compile_vectors(name: str) -> tuple[Callable[..., None], Callable[..., float
     sum of the penalty over the inputs and ∂outer/∂Tᵢ in weights [2, INPUTS]; the third the penalty's slope in each
     contribution, slopes [n, INPUTS].
     """
-    formula = formula_of(name)
-    first, second = (*formula.numeric_terms, sp.Integer(0))[:2]
+    of_latents, outer, _ = formula.numeric_expressions()
+    first, second = (*of_latents, sp.Integer(0))[:2]
     terms = [_single(term) for term in (first, second)]
     slopes = [_single(sp.diff(term, a)) for term in (first, second)]
-    return _sum_terms(*terms, two=second != 0), _weigh_terms(formula), _slope_codes(*slopes, two=second != 0)
+    return (
+        _sum_terms(*terms, two=second != 0),
+        _weigh_terms(outer, apart=not formula.coupled),
+        _slope_codes(*slopes, two=second != 0),
+    )
 
 
 def _sum_terms(first: Callable[..., Any], second: Callable[..., Any], *, two: bool) -> Callable[..., None]:
@@ -84,13 +88,12 @@ def _sum_terms(first: Callable[..., Any], second: Callable[..., Any], *, two: bo
     return sum_terms
 
 
-def _weigh_terms(formula: PenaltyFormula) -> Callable[..., float]:
+def _weigh_terms(outer: sp.Expr, *, apart: bool) -> Callable[..., float]:
     value, *slopes = (
-        _part(sp.lambdify(T, expression.evalf(), modules="math"))
-        for expression in (formula.numeric_outer, *(sp.diff(formula.numeric_outer, each) for each in T))
+        _part(sp.lambdify((*T, s, p), expression.evalf(), modules="math"))
+        for expression in (outer, *(sp.diff(outer, each) for each in T))
     )
     slope0, slope1 = slopes
-    apart = formula.outer == "T0"
 
     @_jit(weighs_terms)
     def weigh_terms(sums, scale, p, weights):  # type: ignore[no-untyped-def]
@@ -103,8 +106,8 @@ def _weigh_terms(formula: PenaltyFormula) -> Callable[..., float]:
             elif sum0 == 0.0:  # nothing fires: the value is outer(0, 0) = 0
                 weights[0, r] = weights[1, r] = 0
             else:
-                total += value(sum0, sum1)
-                weights[0, r], weights[1, r] = slope0(sum0, sum1), slope1(sum0, sum1)
+                total += value(sum0, sum1, scale, p)
+                weights[0, r], weights[1, r] = slope0(sum0, sum1, scale, p), slope1(sum0, sum1, scale, p)
         return total
 
     return weigh_terms
