@@ -28,6 +28,8 @@ _OF_SWEEP = {
     "device": Setting("auto", choices=("auto", "cpu", "cuda")),
     "output_dir": Setting("outputs"),
     "name": Setting(None, kind="str", optional=True),
+    # On a command line to leave an experiment's claims out: claims=[].
+    "claims": Setting(None, kind="list", optional=True),
 }
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from sae_sweep import registry
 from sae_sweep.config.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.config.gc import no_collection
-from sae_sweep.config.settings import Penalty, Toy, check_plugins
+from sae_sweep.config.settings import Penalty, Point, Toy, canonical, check_plugins
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
 from sae_sweep.store.plateau import plateau
@@ -160,6 +160,28 @@ def aggregate(frame: pd.DataFrame, how: Literal["mean", "best"]) -> pd.DataFrame
     swept = [column for column in keys if column not in SETTINGS]
     # Copied into one piece: pandas warns of frames put together from many.
     return pd.DataFrame(parts).reset_index()[[*constant, *parts, *swept]].copy()
+
+
+def column_of(key: str, frame: pd.DataFrame) -> str:
+    """The column that a condition's key means: a column's own name, or the key that sets it."""
+    return key if key in frame else COLUMN_OF.get(key, key)
+
+
+def matches(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
+    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null."""
+    match = pd.Series(True, index=frame.index)
+    for key, wanted in where.items():
+        column = frame[column_of(key, frame)]
+        values = wanted if isinstance(wanted, list | tuple) else [wanted]
+        given = [value for value in values if value is not None]
+        match &= (column.isin(given) & column.notna()) | (column.isna() & (None in values))
+    return match
+
+
+def planned(points: Sequence[Point], varied: Iterable[str]) -> pd.DataFrame:
+    """The results table of points that are yet to be trained, in their order: settings, and metrics all null."""
+    records = [{"id": point.id, "settings": canonical(point).to_dict()} for point in points]
+    return _table(_settings(records, varied), [{} for _ in points])
 
 
 def _names(frame: pd.DataFrame) -> list[str]:
