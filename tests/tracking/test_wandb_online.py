@@ -28,6 +28,8 @@ from sae_sweep.tracking.logging import WandbLog, unsynced
 from sae_sweep.tracking.process import TIMEOUT
 from sae_sweep.tracking.workspace import views
 
+# A W&B run takes seconds to begin and to end, and these have dozens.
+pytestmark = pytest.mark.slow
 ONLINE = [*(word for word in TINY if word != "logger=none"), "logger.mode=online", "penalty=l1,sqrt", "seed=0,1"]
 ONLINE += ["penalty.coefficient=1", "name=online"]
 
