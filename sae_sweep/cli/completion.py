@@ -15,7 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from sae_sweep.config.axes import GROUPS, conf_dir, is_sweep_key, listing
+from sae_sweep.config import files
+from sae_sweep.config.axes import GROUPS, is_sweep_key, listing
 from sae_sweep.config.keys import point_keys, sweep_keys
 from sae_sweep.registry import Setting
 
@@ -205,8 +206,8 @@ def _rules() -> dict[str, Setting | None]:
     """Every key and what it takes; of loggers and launchers the files alone know."""
     rules: dict[str, Setting | None] = {**point_keys(), **sweep_keys()}
     for group in ("logger", "launcher"):
-        for option in listing(group):
-            lines = (conf_dir() / group / f"{option}.yaml").read_text().splitlines()
+        for path in files.options(group).values():
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
             names = (match[1] for line in lines if (match := re.match(r"(\w+):", line)))
             rules |= {f"{group}.{name}": None for name in names if name != "name"}
     return rules
