@@ -6,6 +6,7 @@ from sae_sweep import load_sweep, load_sae, load_toy
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from sae_sweep.config.settings import Point, Toy, point_from, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.ground_truth import cosines
 from sae_sweep.reports import figure_data, figures
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.formats import saelens
+from sae_sweep.saes.formats.index import read_sae
+from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
 from sae_sweep.sweep import context
@@ -77,14 +80,14 @@ class TrainedSAE:
         """Reconstructed raw activations [b, d] from codes [b, width]."""
         return codes @ self.W_dec + self.b_dec
 
-    def stitching(self, narrow: TrainedSAE) -> Tensor:
+    def stitching(self, narrow: TrainedSAE | LoadedSae) -> Tensor:
         """Each latent's largest decoder cosine with a latent of another SAE [width], float64 (arXiv 2502.04878).
 
         Near 1 the narrower SAE has the direction already; far below, the latent is new. UserError if the two do not
         read the same number of activations.
         """
         if self.W_dec.shape[1] != narrow.W_dec.shape[1]:
-            raise UserError(f"{self.id} and {narrow.id} read activations of different length")
+            raise UserError(f"{self} and {narrow} read activations of different length")
         return cosines(self.W_dec, narrow.W_dec).amax(1)
 
     def __repr__(self) -> str:
@@ -101,13 +104,23 @@ def load_sweep(name: str, output_dir: Path | str = OUTPUTS, untrained: bool = Fa
     return frame.tables(Store(output_dir), name)[untrained]
 
 
-def load_sae(id: str, output_dir: Path | str = OUTPUTS) -> TrainedSAE:
+def load_sae(id: str | Path, output_dir: Path | str = OUTPUTS) -> TrainedSAE | LoadedSae:
+    """A trained SAE by its `point_id`, or by how that begins; or an SAE of another library, by its folder or file.
+
+    What has a separator in it (`./sae`), or is a Path, is a path. UserError if there is none, or more than one.
+    """
+    if isinstance(id, Path) or os.sep in id:
+        return read_sae(id)
+    return load_trained(id, output_dir)
+
+
+def load_trained(id: str, output_dir: Path | str = OUTPUTS) -> TrainedSAE:
     """A trained SAE by its `point_id`, or by how that begins. UserError if there is none, or more than one."""
     store = Store(output_dir)
     id = find(store, "points", id)
     record = store.read_record("points", id)
     point = point_from(record["settings"])
-    parameters = store.parse("points", id, saelens_export.WEIGHTS, saelens_export.from_files)
+    parameters = store.parse("points", id, saelens.WEIGHTS, saelens.from_files)
     latents = store.parse("points", id, "latents.parquet", lambda content: pd.read_parquet(io.BytesIO(content)))
     return TrainedSAE(point, record["metrics"], latents, context.PointSae(point, parameters))
 

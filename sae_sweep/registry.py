@@ -29,6 +29,7 @@ HOMES = (
     "sae_sweep.toys.max_of_k",
     "sae_sweep.toys.bigrams",
     "sae_sweep.toys.planted",
+    "sae_sweep.toys.checkpoint",
     "sae_sweep.toys.distributions",
     "sae_sweep.saes.architectures",
     "sae_sweep.saes.inits",

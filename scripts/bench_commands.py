@@ -33,7 +33,7 @@ def finished_store(root: Path, points: int) -> list[str]:
     """A store that holds a grid of so many points: one trained, the others its copies. Returns the overrides."""
     overrides = [*TINY, *GRID, f"output_dir={root}"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        commands.run(overrides, None, False, True, True)
+        commands.run(overrides, None, False, True, commands.Output(json=True))
     store = Store(root)
     (trained,) = store.ids("points")
     record = store.read_record("points", trained)

@@ -38,8 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from test_wandb import descendants, record
 from wandb_server import KEY, serving
 
+from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import Penalty, Point
-from sae_sweep.tracking.wandb import WandbLog
+from sae_sweep.tracking.logging import WandbLog
 
 MODES = ("none", "offline", "online", "online, 50 ms away", "answers 500", "answers 429", "hangs", "no server")
 
@@ -101,7 +102,7 @@ def share(mode: str) -> list[str]:
     """Processor time of the training process for 80 points, of the logger in 12 s, and its share of a core then."""
     with tempfile.TemporaryDirectory() as folder, server(mode) as environment, mock.patch.dict(os.environ, environment):
         how, began = "offline" if mode == "offline" else "online", time.process_time()
-        log = WandbLog(Path(folder) / "outputs/sweeps/s", "s", project="p", mode=how, note=lambda text: None)
+        log = WandbLog(Path(folder) / "outputs/sweeps/s", "s", Logger(project="p", mode=how), note=lambda text: None)
         log.start()
         hand_over(log)
         own = time.process_time() - began
@@ -122,7 +123,7 @@ def rest(mode: str) -> float:
         mock.patch.dict(os.environ, environment),
     ):
         how, began = "offline" if mode == "offline" else "online", time.perf_counter()
-        with WandbLog(Path(folder) / "outputs/sweeps/s", "s", project="p", mode=how, note=print) as log:
+        with WandbLog(Path(folder) / "outputs/sweeps/s", "s", Logger(project="p", mode=how), note=print) as log:
             hand_over(log)
         return time.perf_counter() - began
 

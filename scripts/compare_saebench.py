@@ -87,7 +87,8 @@ def report(ours: dict[str, Any], other: dict[str, Any]) -> None:
 def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
     """A narrow SAE that absorbs, inputs and truth, and the main latent and direction of the first parent."""
     from sae_sweep.config import overrides
-    from sae_sweep.saes.formats import saelens_export
+    from sae_sweep.saes.folding import unfold
+    from sae_sweep.saes.formats import saelens
     from sae_sweep.store.store import Store
     from sae_sweep.sweep import pack
     from sae_sweep.sweep.context import Ground
@@ -104,8 +105,8 @@ def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
     machine = pack.Machine("cpu", 1)
     pack.run_pack([point], 1, 1, store, sweep.evaluation, machine, say)
     ground = Ground(point, store, sweep.evaluation, "cpu", say)
-    folded = saelens_export.from_files(store.read("points", point.id, saelens_export.WEIGHTS))
-    sae = saelens_export.unfold(folded, ground.mean, ground.scale)
+    folded = saelens.from_files(store.read("points", point.id, saelens.WEIGHTS))
+    sae = unfold(folded, ground.mean, ground.scale)
     inputs: EvaluationInputs = ground.inputs
     x, has = inputs.labelled(20_000)
     norms = sae.norms()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_sweep.reports.claims import Verdict, evaluate_all, number
+from sae_sweep.reports.claims import Verdict, evaluate_all
+from sae_sweep.reports.sentences import number
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
 
@@ -115,10 +116,13 @@ def block(store: Store, name: str) -> str:
 
 def verdicts(found: list[Verdict]) -> str:
     """A row per claim."""
-    rows = ["| prediction | verdict | value | over seeds | untrained | labels shuffled |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| prediction | verdict | value | 95% interval | untrained | labels shuffled |",
+        "|---|---|---|---|---|---|",
+    ]
     for verdict in found:
         prediction = verdict.sentence.partition(f": {verdict.verdict}, ")[0]
-        span = f"{number(verdict.low)} to {number(verdict.high)}"
+        span = " to ".join(map(number, verdict.interval or (None, None)))
         nulls = number(verdict.untrained), number(verdict.shuffled)
         rows.append(f"| {' | '.join([prediction, f'**{verdict.verdict}**', number(verdict.value), span, *nulls])} |")
     return "\n".join(rows) + "\n"

@@ -1,4 +1,7 @@
-"""Compiles every kernel that a step launches to machine code of compute capability 9.0, for which no GPU is needed."""
+"""Compiles every kernel that a step launches to machine code of compute capability 9.0, for which no GPU is needed.
+
+Prints the name of each, and how many warps run a program of it.
+"""
 
 from typing import Any
 
@@ -32,11 +35,12 @@ def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwarg
     """Instead of a launch."""
     kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
     assert kernel.asm["cubin"]
-    print(self.__name__)
+    print(self.__name__, kernel.metadata.num_warps)
     return kernel
 
 
 JITFunction.run = compile_only
-for architecture, width in (("relu", 64), ("relu", 16384), ("topk", 1024)):
-    stack = stack_of(points(PENALTIES[7:8], architecture, width), d=32)
-    CudaBackend().advance(stack, torch.zeros(1, 512, 32))
+if __name__ == "__main__":
+    for architecture, width in (("relu", 64), ("relu", 16384), ("topk", 1024)):
+        stack = stack_of(points(PENALTIES[7:8], architecture, width), d=32)
+        CudaBackend().advance(stack, torch.zeros(1, 512, 32))

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from commandline import TINY, call
+from layouts import DICTIONARY_LEARNING, X
 
 import sae_sweep
 from sae_sweep import load_sae, load_sweep, load_toy
@@ -85,6 +86,19 @@ def test_stitching_finds_a_latent_in_another_sae(root: Path) -> None:
     cosine = a @ b.T / np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
     assert one.stitching(other).numpy() == pytest.approx(cosine.max(1))
     assert one.stitching(other).shape == (one.point.sae.width,)
+
+
+def test_an_sae_of_another_library_is_loaded_by_its_path(root: Path, tmp_path: Path) -> None:
+    layout = DICTIONARY_LEARNING["AutoEncoderTopK"]
+    folder = layout.write(tmp_path)
+    for path in (folder, str(folder), folder / "ae.pt"):
+        sae = load_sae(path)
+        assert torch.allclose(sae.encode(X), layout.codes(X), atol=1e-5)
+    assert "AutoEncoderTopK" in repr(sae)
+    trained = load_sae(load_sweep("tiny", root)["point_id"][0], root)
+    assert load_sae(root / "points" / trained.id).W_dec.allclose(trained.W_dec, atol=1e-6)
+    with pytest.raises(UserError, match="activations of different length"):
+        trained.stitching(sae)
 
 
 def test_ids_are_found_by_how_they_begin(root: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_sweep import signals
+from sae_sweep import environment, signals
 from sae_sweep.errors import EnvironmentProblem, UserError
 
 app = typer.Typer(
@@ -36,11 +36,44 @@ Overrides = Annotated[
 OfToy = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE[,VALUE…]]…", help="Hydra overrides; none: toy=max_of_k.")
 ]
+
+
+def _search_first(folders: list[Path] | None) -> None:
+    from sae_sweep.config import files
+
+    files.search_first(folders or [])
+
+
+ConfigDir = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config-dir",
+        metavar="DIR",
+        callback=_search_first,
+        help="A folder of experiment/, penalty/ and other groups of your own, before ./conf and ours; repeat for more.",
+    ),
+]
+KindName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them: all about it.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the points whose id ≡ I mod N, I from 0.")]
+Full = Annotated[bool, typer.Option("--full", help="Print the whole report: every width and start, fronts, labels.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Let grids of more than 100,000 combinations through.")]
 SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep under the output directory.")]
-OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.")]
+
+
+def _no_link_to_nothing(path: Path) -> Path:
+    link = environment.dangling(path)
+    if link is not None:
+        raise UserError(f"--output-dir {path}: {link} is a link to nothing")
+    return path
+
+
+OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.", callback=_no_link_to_nothing)]
+
+
+def _examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n\n".join(["Examples:", *(f"  sae-sweep {line}" for line in lines)])
 
 
 class TableFormat(StrEnum):
@@ -60,7 +93,12 @@ class Aggregate(StrEnum):
     best = "best"
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "run experiment=splitting",
+        'run toy=small sae.width=16,136 penalty=l1,sqrt "seed=range(0,3)" name=mine',
+    )
+)
 def run(
     overrides: Overrides = None,
     shard: Shard = None,
@@ -68,25 +106,48 @@ def run(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed point.")] = False,
     yes: Yes = False,
     json: Json = False,
+    full: Full = False,
+    config_dir: ConfigDir = None,
+    cfg: Annotated[bool, typer.Option("--cfg", help="Print the resolved configuration as YAML, and stop.")] = False,
 ) -> None:
-    """Plan a grid, train what is missing, count the splits, report."""
+    """Plan a grid, train what is missing, count the splits, report: verdicts, the rows that matter, a page."""
     from sae_sweep.cli import run as commands
 
-    if dry_run:
+    if cfg:
+        from sae_sweep.cli.experiments import print_configuration
+
+        print_configuration(overrides or [], yes)
+    elif dry_run:
         commands.plan(overrides or [], shard, yes, json, dry_run=True)
     else:
-        raise typer.Exit(commands.run(overrides or [], shard, fail_fast, yes, json))
+        raise typer.Exit(commands.run(overrides or [], shard, fail_fast, yes, commands.Output(json, full)))
 
 
-@app.command()
-def plan(overrides: Overrides = None, shard: Shard = None, yes: Yes = False, json: Json = False) -> None:
+@app.command(
+    epilog=_examples(
+        "plan experiment=pareto",
+        "plan sae.width=64,256,1024 penalty=l1,log1p --json",
+    )
+)
+def plan(
+    overrides: Overrides = None,
+    shard: Shard = None,
+    yes: Yes = False,
+    json: Json = False,
+    config_dir: ConfigDir = None,
+) -> None:
     """Axes, points, finished, packs, and an estimate of memory and time."""
     from sae_sweep.cli import run as commands
 
     commands.plan(overrides or [], shard, yes, json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "submit experiment=pareto launcher.partition=gpu",
+        "submit experiment=pareto --dry-run",
+    )
+)
 def submit(
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -95,6 +156,7 @@ def submit(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop all jobs at the first failed point.")] = False,
     yes: Yes = False,
     json: Json = False,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Send what is missing of a grid to Slurm as job arrays."""
     from sae_sweep.cli import slurm
@@ -102,7 +164,12 @@ def submit(
     raise typer.Exit(slurm.submit(overrides or [], dry_run, fail_fast, yes, json))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "status",
+        "status pareto --watch",
+    )
+)
 def status(
     sweep: Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Name of a sweep; none: all of them.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing is queued or running.")] = False,
@@ -115,7 +182,12 @@ def status(
     slurm.status(sweep, watch, json, output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "cancel pareto",
+        "cancel pareto --output-dir /shared/outputs",
+    )
+)
 def cancel(sweep: SweepName, output_dir: OutputDir = Path("outputs")) -> None:
     """Cancel the Slurm jobs of a sweep; finished points are kept."""
     from sae_sweep.cli import slurm
@@ -123,7 +195,12 @@ def cancel(sweep: SweepName, output_dir: OutputDir = Path("outputs")) -> None:
     slurm.cancel(sweep, output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "logs pareto",
+        "logs pareto 3f2a",
+    )
+)
 def logs(
     sweep: SweepName,
     point: Annotated[str | None, typer.Argument(metavar="[POINT]", help="Id of a point, or how it begins.")] = None,
@@ -135,7 +212,12 @@ def logs(
     slurm.logs(sweep, point, output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "sync pareto",
+        "sync pareto --json",
+    )
+)
 def sync(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
     """Push to W&B what nodes without a network logged offline; once each, however often it is called."""
     from sae_sweep.cli import slurm
@@ -143,7 +225,12 @@ def sync(sweep: SweepName, json: Json = False, output_dir: OutputDir = Path("out
     slurm.sync(sweep, json, output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "doctor",
+        "doctor --output-dir /shared/outputs",
+    )
+)
 def doctor(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
     """GPU, output folder, Slurm, sacct, W&B: what works here, and what to do about the rest."""
     from sae_sweep.cli import slurm
@@ -151,7 +238,12 @@ def doctor(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
     slurm.doctor(json, output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "verify",
+        "verify --output-dir /shared/outputs --json",
+    )
+)
 def verify(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
     """Read every byte that is stored; what is damaged is set aside, for the next run to recompute."""
     from sae_sweep.cli import run as commands
@@ -159,7 +251,12 @@ def verify(json: Json = False, output_dir: OutputDir = Path("outputs")) -> None:
     raise typer.Exit(commands.verify(json, output_dir))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "results quickstart --sort fvu --top 10 --where width=136",
+        "results quickstart --format csv --seeds mean",
+    )
+)
 def results(
     sweep: SweepName,
     format: Annotated[TableFormat, typer.Option(help="csv and json go to stdout as text, parquet as bytes.")] = (
@@ -168,15 +265,51 @@ def results(
     seeds: Annotated[Aggregate, typer.Option(help="Aggregate over seeds: their mean, or the one of lowest loss.")] = (
         Aggregate.none
     ),
+    columns: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="These columns; all: every one. None: about twelve that vary.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="[-]COLUMN", help="By this column; with a minus, downwards.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N rows.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help="Such as width=16,136 or fvu<0.1; repeat for more.")
+    ] = None,
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
-    """The one table of a sweep."""
-    from sae_sweep.cli import show as looking
+    """The one table of a sweep: in the terminal the columns that vary and matter, as csv, json or parquet all of it."""
+    from sae_sweep.cli import show
 
-    looking.results(sweep, format.value, seeds.value, output_dir)
+    show.results(sweep, format.value, seeds.value, show.Choice(columns, sort, top, where or []), output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "compare quickstart mine",
+        "compare quickstart mine --output both.html --full",
+    )
+)
+def compare(
+    sweeps: Annotated[list[str], typer.Argument(metavar="SWEEP SWEEP…", help="Names of sweeps.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes; none: their names, in the current folder.")
+    ] = None,
+    json: Json = False,
+    full: Full = False,
+    output_dir: OutputDir = Path("outputs"),
+) -> None:
+    """Sweeps beside each other: one table, one front, one page, with a column that names the sweep."""
+    from sae_sweep.cli import show
+
+    show.compare(sweeps, output, json, full, output_dir)
+
+
+@app.command(
+    epilog=_examples(
+        "report quickstart --full",
+        "report quickstart --latents 3f2a --output page.html",
+    )
+)
 def report(
     sweep: SweepName,
     output: Annotated[
@@ -187,40 +320,58 @@ def report(
     ] = None,
     images: Annotated[bool, typer.Option("--images", help="The figures as PNG and SVG too; needs Chrome.")] = False,
     json: Json = False,
+    full: Full = False,
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
-    """Tables, front, split counts and claims of a sweep, here and as report.html."""
-    from sae_sweep.cli import show as looking
+    """Verdicts and the rows that matter of a sweep, here; tables, figures and latents as report.html."""
+    from sae_sweep.cli import show
 
-    looking.report(sweep, json, output_dir, output, latents or [], images)
+    show.report(sweep, json, full, show.Page(output, latents or [], images), output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "inspect 3f2a --sort -density --all",
+        "inspect 3f2a --latent 5",
+    )
+)
 def inspect(
     point: Annotated[str, typer.Argument(metavar="POINT", help="Id of a finished point, or how it begins.")],
     latent: Annotated[int | None, typer.Option(metavar="J", help="The card of one latent, counted from 0.")] = None,
+    sort: Annotated[str | None, typer.Option(metavar="[-]COLUMN", help="By a column of latents.parquet.")] = None,
+    whole: Annotated[bool, typer.Option("--all", help="Every live latent, not the first thirty.")] = False,
     json: Json = False,
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
     """The latents of a trained SAE; with --latent, the cells of one and what it does to the logits."""
-    from sae_sweep.cli import show as looking
+    from sae_sweep.cli import show
 
-    looking.inspect(point, latent, json, output_dir)
+    show.inspect(point, latent, show.Order(sort, whole), json, output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "dashboard quickstart",
+        "dashboard quickstart --json",
+    )
+)
 def dashboard(
     sweep: SweepName,
     json: Annotated[bool, typer.Option("--json", help="Print the views instead: no key is needed.")] = False,
     output_dir: OutputDir = Path("outputs"),
 ) -> None:
     """Build a sweep's W&B workspace: fronts, splits, labels, phases, the grid, the run table. A saved view each."""
-    from sae_sweep.cli import show as looking
+    from sae_sweep.cli import show
 
-    looking.dashboard(sweep, json, output_dir)
+    show.dashboard(sweep, json, output_dir)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "cells",
+        "cells toy=small toy.d_vocab=8 toy.k=3",
+    )
+)
 def cells(overrides: OfToy = None, json: Json = False) -> None:
     """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
     from sae_sweep.cli import listings
@@ -228,40 +379,88 @@ def cells(overrides: OfToy = None, json: Json = False) -> None:
     listings.cells(overrides or [], json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "variance toy=small",
+        "variance toy=small site=pre_unembed,post_unembed penalty=l1 penalty.coefficient=0.1",
+    )
+)
 def variance(overrides: OfToy = None, json: Json = False) -> None:
     """What a latent for each class of a partition explains of a toy and, given a penalty, costs: share and loss."""
-    from sae_sweep.cli.variance import variance as show
+    from sae_sweep.cli.variance import variance as measure
 
-    show(overrides or [], json)
+    measure(overrides or [], json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "score outputs/points/3f2a toy=small",
+        "score my_sae toy=small site=post_unembed --json",
+    )
+)
 def score(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.json and sae_weights.safetensors.")],
+    directory: Annotated[Path, typer.Argument(metavar="PATH", help="Folder or file of weights of an SAE.")],
     overrides: OfToy = None,
     json: Json = False,
 ) -> None:
-    """Measure an SAE in SAELens's layout, trained anywhere, on a toy: the columns of the results table."""
+    """Measure an SAE on a toy: one of SAELens, dictionary_learning, sparsify or Gemma Scope, or one trained here."""
     from sae_sweep.cli.score import score as measure
 
     measure(directory, overrides or [], json)
 
 
-@app.command()
-def penalties(json: Json = False) -> None:
-    """The penalties there are: formula, prior, slope at zero, ladder, source."""
+@app.command(
+    epilog=_examples(
+        "penalties",
+        "penalties log1p",
+    )
+)
+def penalties(name: KindName = None, json: Json = False) -> None:
+    """The penalties there are, a line each; with a NAME its formula, prior, slope at zero, ladder and source."""
     from sae_sweep.cli import listings
 
-    listings.penalties(json)
+    listings.penalties(name, json)
 
 
-@app.command()
-def architectures(json: Json = False) -> None:
-    """The SAE architectures there are."""
+@app.command(
+    epilog=_examples(
+        "architectures",
+        "architectures topk",
+    )
+)
+def architectures(name: KindName = None, json: Json = False) -> None:
+    """The SAE architectures there are, a line each; with a NAME all about it."""
     from sae_sweep.cli import listings
 
-    listings.architectures(json)
+    listings.architectures(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "experiments",
+        "experiments splitting",
+    )
+)
+def experiments(name: KindName = None, json: Json = False, config_dir: ConfigDir = None) -> None:
+    """The experiments there are, yours and ours: what each asks, its claims, its points, how long, where from."""
+    from sae_sweep.cli import experiments as listing
+
+    listing.experiments(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "init ideas",
+        "init .",
+    )
+)
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder; what lies in it is never overwritten.")],
+) -> None:
+    """Write a starter: an experiment, a penalty, a plugin package and a notebook of your own."""
+    from sae_sweep.cli import experiments as listing
+
+    listing.init(directory)
 
 
 class Shell(StrEnum):
@@ -272,7 +471,12 @@ class Shell(StrEnum):
     fish = "fish"
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "completion bash >> ~/.bashrc",
+        "completion fish > ~/.config/fish/completions/sae-sweep.fish",
+    )
+)
 def completion(shell: Shell) -> None:
     """Print what a shell reads to complete commands, keys, values and names: eval "$(sae-sweep completion bash)"."""
     from sae_sweep.cli.completion import script
@@ -333,6 +537,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Parse the arguments and run the command; returns the exit code."""
     try:
+        environment.check_current_folder()
         code = app(arguments or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except UserError as error:

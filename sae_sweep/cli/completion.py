@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from sae_sweep.config import files
 from sae_sweep.config.axes import GROUPS, is_sweep_key, listing
 from sae_sweep.config.keys import point_keys, sweep_keys
+from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting
 
 _KINDS = {"int": "whole number", "float": "number", "str": "word"}
@@ -60,6 +63,7 @@ def candidates(program: Any, before: Sequence[str], word: str) -> list[Candidate
     if command is None:
         return []
     rest = before[list(before).index(names[0]) + 1 :]
+    _search_first(rest)
     taking = {name: each for each in command.params for name in each.opts if _takes_value(each)}
     if rest and rest[-1] in taking:
         return _starting(word, _of_kind(command, taking[rest[-1]], word))
@@ -126,7 +130,7 @@ def _of_kind(command: Any, param: Any, word: str) -> Iterator[Candidate]:
 def _argument(command: Any, argument: Any, given: Sequence[str], word: str, outputs: Path) -> Iterator[Candidate]:
     if argument.name == "overrides":
         yield from _overrides(given, word, outputs)
-    elif argument.name == "sweep":
+    elif argument.name in ("sweep", "sweeps"):
         yield from _names(outputs / "sweeps")
     elif argument.name == "point":
         yield from _points(outputs, given)
@@ -141,6 +145,14 @@ def _outputs(words: Sequence[str]) -> Path:
         if name in ("--output-dir", "output_dir"):
             return Path(value if equals else "".join(words[i + 1 : i + 2])).expanduser()
     return Path("outputs")
+
+
+def _search_first(words: Sequence[str]) -> None:
+    """Options of the folders that the line names are offered too."""
+    named = [after for word, after in pairwise(words) if word == "--config-dir"]
+    named += [word.removeprefix("--config-dir=") for word in words if word.startswith("--config-dir=")]
+    with suppress(UserError):
+        files.search_first(named)
 
 
 def _names(folder: Path) -> Iterator[Candidate]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sae_sweep import registry
 from sae_sweep.config import overrides as config
+from sae_sweep.config.keys import nearest
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -53,35 +54,37 @@ def cells(overrides: Sequence[str], json: bool) -> None:
     layout.write(layout.console(sys.stdout), sentence, table)
 
 
-def penalties(json: bool) -> None:
-    """Print the penalties there are."""
+def penalties(name: str | None, json: bool) -> None:
+    """Print the penalties there are, or all about one."""
     from sae_sweep.saes.penalties import spell
 
     ladders = config.ladders()
     rows = [
         {
-            "name": name,
+            "name": each,
             "formula": formula.formula,
             "slope_at_zero": spell(formula.slope_at_zero),
             "prior": formula.prior,
             "keys": [f"penalty.{key}" for key in formula.settings],
-            "ladder": ladders.get(name),
+            "ladder": ladders.get(each),
             "source": formula.source,
         }
-        for name, formula in registry.kinds("penalty").items()
+        for each, formula in registry.kinds("penalty").items()
     ]
     _listing(
+        "penalty",
         rows,
+        name,
         json,
         "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000",
     )
 
 
-def architectures(json: bool) -> None:
-    """Print the architectures there are."""
+def architectures(name: str | None, json: bool) -> None:
+    """Print the architectures there are, or all about one."""
     rows = [
         {
-            "name": name,
+            "name": each,
             "description": a.description,
             "formula": a.formula,
             "prior": a.prior,
@@ -89,23 +92,31 @@ def architectures(json: bool) -> None:
             "trained_by": a.step,
             "source": a.source,
         }
-        for name, a in registry.kinds("architecture").items()
+        for each, a in registry.kinds("architecture").items()
     ]
-    _listing(rows, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
+    _listing("architecture", rows, name, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 
 
-def _listing(rows: Sequence[Mapping[str, Any]], json: bool, heading: str) -> None:
-    """A paragraph per row: its name and what follows from it."""
+def _listing(kind: str, rows: Sequence[Mapping[str, Any]], name: str | None, json: bool, heading: str) -> None:
+    """A line per row, its name and what says most of it; or of the one that is named, everything."""
+    named = [row for row in rows if row["name"] == name]
+    if name is not None and not named:
+        raise UserError(f"there is no {kind} {name}{nearest(name, [row['name'] for row in rows])}")
     if json:
-        print(json_module.dumps(rows))
+        print(json_module.dumps(rows if name is None else named[0]))
         return
     console = layout.console(sys.stdout)
-    parts = [Text(heading)]
-    for row in rows:
-        name, *rest = row.items()
-        parts.append(Text.assemble("\n", (str(name[1]), "bold")))
-        for key, value in rest:
-            if value not in (None, [], "-"):
+    parts = [Text(heading), Text()]
+    if name is None:
+        longest = max(len(row["name"]) for row in rows)
+        for row in rows:
+            line = Text.assemble((row["name"].ljust(longest + 2), "bold"), row.get("description") or row["formula"])
+            line.truncate(console.width, overflow="ellipsis")
+            parts.append(line)
+    for row in named:
+        parts.append(Text(row["name"], "bold"))
+        for key, value in row.items():
+            if key != "name" and value not in (None, [], "-"):
                 spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
                 first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))

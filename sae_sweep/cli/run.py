@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from sae_sweep.cli import show as looking
+from sae_sweep.cli import show
+from sae_sweep.config import keys
 from sae_sweep.config import overrides as config
 from sae_sweep.config.calibration import coefficients
 from sae_sweep.config.grid import Sweep
-from sae_sweep.config.keys import show
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import layout
 from sae_sweep.store.store import NotThere, Store, StoreDamaged
@@ -28,12 +28,20 @@ if TYPE_CHECKING:
     from sae_sweep.sweep.events import Event
     from sae_sweep.sweep.plan import Work
     from sae_sweep.sweep.run import Outcome
-    from sae_sweep.tracking.wandb import WandbLog
+    from sae_sweep.tracking.logging import WandbLog
 
 OK, FAILED_POINTS = 0, 3
 
 
-def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool, json: bool) -> int:
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a run prints when it ends: a report, short or full, or one JSON object."""
+
+    json: bool = False
+    full: bool = False
+
+
+def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool, output: Output) -> int:
     """Plan, train what is missing, report. Returns the exit code."""
     sweep = config.load(overrides, yes=yes)
     part = parse_shard(shard)
@@ -42,7 +50,7 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
 
         if shard is not None:
             raise UserError("--shard is for job arrays of your own: launcher=slurm divides the grid itself")
-        return cluster.run(sweep, fail_fast, json, dry_run=False)
+        return cluster.run(sweep, fail_fast, output, dry_run=False)
     config.check_writable(sweep.output_dir)
 
     from sae_sweep.sweep import run as runner
@@ -51,10 +59,10 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
     store = Store(sweep.output_dir)
     sweep = calibrated(sweep, store)
     outcome, results, untrained = _work(sweep, runner.look(sweep, store, part), store, fail_fast)
-    if json:
+    if output.json:
         print(json_module.dumps(outcome.to_json()))
     else:
-        looking.show_report(store, sweep.name, results, untrained)
+        show.end_of_run(store, sweep.name, (results, untrained), output.full, new=outcome.ran > 0)
     return FAILED_POINTS if outcome.failed else OK
 
 
@@ -89,7 +97,7 @@ def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> tuple[Outc
     from sae_sweep.store.results import sweep_info
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.events import Note
-    from sae_sweep.tracking.observers import watch
+    from sae_sweep.tracking.logging import watch
 
     with watch(sweep, work, store) as seen:
         outcome = runner.run(sweep, work, store, seen.handle, fail_fast)
@@ -131,31 +139,33 @@ def verify(json: bool, output_dir: Path) -> int:
     if json:
         print(json_module.dumps({"schema": 1, **whole, "damaged": store.damaged}))
     else:
-        looking.warn_of_damage(store)
+        show.warn_of_damage(store)
         print("whole: " + ", ".join(f"{count:,} {kind}" for kind, count in whole.items()))
     return EnvironmentProblem.exit_code if store.damaged else OK
 
 
-def finish(store: Store, name: str, logger: Mapping[str, Any]) -> None:
-    """Write a sweep's tables and log what is not logged yet, once others have trained its points."""
+def finish(store: Store, name: str, logger: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write a sweep's tables, and return them, and log what is not logged yet, once others have trained its points."""
     from sae_sweep.store import results as frame
 
-    frame.write(store, name)
-    looking.warn_of_damage(store)
+    both = frame.write(store, name)
+    show.warn_of_damage(store)
     if logger["name"] != "none":
         log_rest(store, name, logger)
+    return both
 
 
-def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> None:
-    """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run."""
+def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> bool:
+    """Log to W&B those finished points of a sweep that are not logged, and the sweep's own run; whether all are."""
     from sae_sweep.reports.live import LiveView
     from sae_sweep.store import results as frame
-    from sae_sweep.tracking.observers import open_log
+    from sae_sweep.tracking.logging import open_log
 
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
     with LiveView(len(results), len(results), 0.0) as view, open_log(store, name, logger, view.handle) as log:
         _log_the_sweep(log, info, store, results, untrained)
+    return log.complete
 
 
 def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry_run: bool = False) -> None:
@@ -164,7 +174,7 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     if dry_run and sweep.launcher["name"] == "slurm":
         from sae_sweep.cli import slurm as cluster
 
-        cluster.run(sweep, False, json, dry_run=True)
+        cluster.run(sweep, False, Output(json), dry_run=True)
         return
 
     from sae_sweep.sweep.plan import plan as make_plan
@@ -213,7 +223,7 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
         return 0, 1
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard, re.ASCII)
     if match is None:
-        raise UserError(f"--shard {show(shard)}: expected I/N, such as 0/4 for the first of four")
+        raise UserError(f"--shard {keys.show(shard)}: expected I/N, such as 0/4 for the first of four")
     return int(match[1]), int(match[2])
 
 
@@ -227,5 +237,5 @@ def _log_the_sweep(
     missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
     for record in measured(store, missing, wanted):
         log.log_point(record)
-    verdicts = [dataclasses.asdict(verdict) for verdict in looking.verdicts_of(info["claims"], results, untrained)]
+    verdicts = [dataclasses.asdict(verdict) for verdict in show.verdicts_of(info["claims"], results, untrained)]
     log.log_sweep(results, untrained, verdicts, {"experiment": info["experiment"], "overrides": info["overrides"]})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from sae_sweep.cli import run as commands
-from sae_sweep.cli import show as looking
+from sae_sweep.cli import show
 from sae_sweep.config import overrides as config
 from sae_sweep.config.grid import Sweep
 from sae_sweep.errors import EnvironmentProblem, UserError
@@ -22,12 +22,12 @@ from sae_sweep.signals import Interrupted
 from sae_sweep.store.store import NotThere, Store, StoreDamaged
 
 if TYPE_CHECKING:
-    from sae_sweep.slurm.prepare import Prepared
     from sae_sweep.slurm.status import Status
+    from sae_sweep.slurm.submit import Prepared
     from sae_sweep.slurm.tasks import Task
 
 SLURM = ["launcher=slurm"]
-# Seconds between two looks at the queue and the store.
+# Seconds between two questions to the queue and the store.
 INTERVAL = 10.0
 
 
@@ -44,7 +44,7 @@ class Sent:
 def submit(overrides: Sequence[str], dry_run: bool, fail_fast: bool, yes: bool, json: bool) -> int:
     """Plan, cut into tasks, submit what is missing and not on its way. Returns the exit code."""
     from sae_sweep.cli.slurm_status import submitted
-    from sae_sweep.slurm.prepare import prepare
+    from sae_sweep.slurm.submit import prepare
 
     asked = config.load(overrides, SLURM, yes=yes)
     if asked.launcher["name"] != "slurm":
@@ -87,24 +87,24 @@ def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
     return sweep
 
 
-def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
+def run(sweep: Sweep, fail_fast: bool, output: commands.Output, dry_run: bool) -> int:
     """`run launcher=slurm`: submit, wait for the end, report as a local run does. Ctrl-C leaves the jobs at work."""
-    from sae_sweep.slurm.prepare import prepare
+    from sae_sweep.slurm.submit import prepare
 
     prepared = prepare(_with_coefficients(sweep, dry_run))
     if dry_run:
-        _show_dry_run(prepared, json)
+        _show_dry_run(prepared, output.json)
         return commands.OK
     store, name, skipped = prepared.store, sweep.name, len(prepared.plan.finished)
     end = _send_and_watch(prepared, fail_fast)
-    commands.finish(store, name, sweep.logger)
+    both = commands.finish(store, name, sweep.logger)
     failed, lost = end.count("failed"), end.count("lost")
-    if json:
+    if output.json:
         counts = {"ran": end.finished - skipped, "skipped": skipped, "failed": failed, "lost": lost}
         head = {"schema": 1, "sweep": name, "points": end.points, **counts}
         print(json_module.dumps(head | {"directory": str(store.sweep(name))}))
     else:
-        looking.print_report(store, name)
+        show.end_of_run(store, name, both, output.full, new=end.finished > skipped)
     if lost:
         raise EnvironmentProblem(f"{lost} of {end.points} points are lost with their jobs; run again to submit them")
     return commands.FAILED_POINTS if failed else commands.OK
@@ -113,7 +113,7 @@ def run(sweep: Sweep, fail_fast: bool, json: bool, dry_run: bool) -> int:
 def status(sweep: str | None, watch: bool, json: bool, output_dir: Path) -> None:
     """How far a sweep is, or all of them."""
     from sae_sweep.cli import slurm_status
-    from sae_sweep.slurm.status import status as look
+    from sae_sweep.slurm.status import status as status_of
 
     store = Store(output_dir)
     if sweep is None and watch:
@@ -122,8 +122,8 @@ def status(sweep: str | None, watch: bool, json: bool, output_dir: Path) -> None
         found = []
         for name in store.sweeps():
             with suppress(StoreDamaged, NotThere):  # the others are there all the same
-                found.append(look(store, name))
-        looking.warn_of_damage(store)
+                found.append(status_of(store, name))
+        show.warn_of_damage(store)
         if json:
             print(json_module.dumps([each.to_json() for each in found]))
         elif found:
@@ -134,10 +134,10 @@ def status(sweep: str | None, watch: bool, json: bool, output_dir: Path) -> None
         with suppress(Interrupted):  # whoever looked has seen enough
             _watch_on_screen(store, sweep, json)
     elif json:
-        print(json_module.dumps(look(store, sweep).to_json()))
+        print(json_module.dumps(status_of(store, sweep).to_json()))
     else:
         console = layout.console(sys.stdout)
-        layout.write(console, slurm_status.overview(look(store, sweep), console.width))
+        layout.write(console, slurm_status.overview(status_of(store, sweep), console.width))
 
 
 def cancel(sweep: str, output_dir: Path) -> None:
@@ -148,13 +148,11 @@ def cancel(sweep: str, output_dir: Path) -> None:
 
     store = Store(output_dir)
     sweep_info(store, sweep)
-    alive = {task.job: None for task in tasks_of(store, sweep, set()) if task.state.phase in LIVE}
-    problem = queue.cancel(alive)
+    live = {task.job: None for task in tasks_of(store, sweep, set()) if task.state.phase in LIVE}
+    problem = queue.cancel(live)
     if problem:
         raise EnvironmentProblem(f"not everything was cancelled: {problem}")
-    print(
-        f"{sweep}: cancelled {layout.plural(len(alive), 'job')}" if alive else f"{sweep}: no job is queued or running"
-    )
+    print(f"{sweep}: cancelled {layout.plural(len(live), 'job')}" if live else f"{sweep}: no job is queued or running")
 
 
 def logs(sweep: str, point: str | None, output_dir: Path) -> None:
@@ -184,15 +182,19 @@ def logs(sweep: str, point: str | None, output_dir: Path) -> None:
 
 def sync(sweep: str, json: bool, output_dir: Path) -> None:
     """Push to W&B what was logged offline; log first what was finished but never logged."""
+    from sae_sweep.config.logger import Logger
     from sae_sweep.store.results import sweep_info
-    from sae_sweep.tracking import wandb_sync
+    from sae_sweep.tracking import logging
 
     store = Store(output_dir)
     logger = sweep_info(store, sweep).get("logger") or {}
     if logger.get("name") != "wandb":
         raise UserError(f"{sweep} was run with logger=none: run it again with logger=wandb to log its points")
-    commands.log_rest(store, sweep, {**logger, "mode": "offline"})
-    pushed = wandb_sync.push(store.sweep(sweep).absolute() / "wandb", lambda line: print(line, file=sys.stderr))
+    complete = commands.log_rest(store, sweep, {**logger, "mode": "offline"})
+    folder = logging.files_folder(store.sweep(sweep), Logger.of(logger))
+    pushed = logging.push(folder, lambda line: print(line, file=sys.stderr))
+    if not complete:
+        raise EnvironmentProblem(f"pushed {pushed:,} runs, but not every point could be logged first: sync again")
     if json:
         print(json_module.dumps({"schema": 1, "sweep": sweep, "pushed": pushed}))
     else:
@@ -235,7 +237,7 @@ def _send(prepared: Prepared, fail_fast: bool) -> Sent:
 
     store, name, tasks = prepared.store, prepared.sweep.name, prepared.tasks
     if tasks:
-        tasks = prepared.fitted(slurm.room(prepared.sweep, len(tasks)))
+        tasks = prepared.fitted(slurm.capacity(prepared.sweep, len(tasks)))
     runner.freeze(prepared.sweep, store)
     if not tasks:
         return Sent()
@@ -253,15 +255,15 @@ def _say_held(sent: Sent, then: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _watch(store: Store, sweep: str, show: Callable[[Status], None]) -> Status:
-    """Look again and again until nothing is queued or running, here or in a job."""
-    from sae_sweep.slurm.status import status as look
+def _watch(store: Store, sweep: str, display: Callable[[Status], None]) -> Status:
+    """Ask again and again until nothing is queued or running, here or in a job."""
+    from sae_sweep.slurm.status import status as status_of
     from sae_sweep.sweep import heartbeat
 
     seen: set[str] = set()
     while True:
-        now = look(store, sweep, seen)
-        show(now)
+        now = status_of(store, sweep, seen)
+        display(now)
         if not (now.live or now.runs):
             return now
         time.sleep(heartbeat.EVERY if now.runs else INTERVAL)

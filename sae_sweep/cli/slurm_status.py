@@ -16,8 +16,8 @@ from sae_sweep.reports.layout import bar, duration, plural
 
 if TYPE_CHECKING:
     from sae_sweep.cli.doctor import Finding
-    from sae_sweep.slurm.prepare import Prepared
     from sae_sweep.slurm.status import Status, TaskStatus
+    from sae_sweep.slurm.submit import Prepared
     from sae_sweep.slurm.tasks import Task
     from sae_sweep.sweep.heartbeat import Note
     from sae_sweep.sweep.plan import Pack
@@ -163,11 +163,11 @@ def checkup(findings: Sequence[Finding]) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for each in findings:
-        mark = Text("✓", style="green") if each.usable else Text("✗", style="yellow")
+        mark, style = ("✓", "green") if each.usable else ("–", "dim") if each.absent else ("✗", "yellow")
         text = Text(each.found)
         if each.advice:
-            text.append(f"\n→ {each.advice}", style="" if each.usable else "yellow")
-        table.add_row(mark, each.name, text)
+            text.append(f"\n→ {each.advice}", style="" if each.usable else style)
+        table.add_row(Text(mark, style), each.name, text)
     return table
 
 

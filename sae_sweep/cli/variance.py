@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from sae_sweep.config import overrides as config
 from sae_sweep.config.settings import Penalty, Point, Sae, Training
@@ -60,7 +61,20 @@ def variance(overrides: Sequence[str], json: bool) -> None:
         print(json_module.dumps({"schema": 1, "rows": rows}))
     else:
         by_site = {point.site.name: [row for row in rows if row["site"] == point.site.name] for point in settings}
-        layout.write(layout.console(sys.stdout), *(_table(site, of_site) for site, of_site in by_site.items()))
+        tables = [_table(site, of_site) for site, of_site in by_site.items()]
+        layout.write(layout.console(sys.stdout), *tables, Text(_caption(rows), "dim"))
+
+
+def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the numbers are."""
+    words = (
+        "R²: the share of the activations' variance that lies between the classes of a partition, which is what a code "
+        "with one latent per class explains at best."
+    )
+    if any(row["least_loss"] for row in rows):
+        words += " Under a penalty and its coefficient: the least loss of such a code."
+    exact = all(row["exact"] for row in rows)
+    return f"{words} On {max(row['inputs'] for row in rows):,} inputs, {'all there are' if exact else 'drawn'}."
 
 
 def _of_inputs(point: Point) -> Point:

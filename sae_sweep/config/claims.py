@@ -11,21 +11,36 @@ from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting, kinds
 
 AGGREGATES = ("median", "mean", "min", "max", "share")
+TESTS = ("threshold", "equivalence")
+# Toys, and SAE seeds of each, that a claim rests on if it does not say: with fewer there is no interval.
+LEAST = 2
+DEFAULTS = {"test": "threshold", "toys": LEAST, "seeds": LEAST}
 _WORDS = {"name": Setting(""), "prediction": Setting(""), "measure": Setting("")}
-_NUMBERS = {"at_least": Setting(0.0), "at_most": Setting(0.0), "threshold": Setting(0.0)}
-_AGGREGATE = Setting("", choices=AGGREGATES)
-_KEYS = (*_WORDS, "aggregate", "where", "at", *_NUMBERS, "versus", "best_of_seeds")
+_CHOICES = {"aggregate": Setting("", choices=AGGREGATES), "test": Setting("", choices=TESTS)}
+_OPTIONAL = {
+    "at_least": Setting(0.0),
+    "at_most": Setting(0.0),
+    "threshold": Setting(0.0),
+    "margin": Setting(0.0, gt=0),
+    "toys": Setting(LEAST, ge=LEAST),
+    "seeds": Setting(LEAST, ge=LEAST),
+}
+_KEYS = (*_WORDS, *_CHOICES, "where", "at", *_OPTIONAL, "versus", "best_of_seeds")
 
 
 def check_claims(claims: Any, where: str) -> list[dict[str, Any]]:
     """The claims as given, checked. UserError: a key is unknown, missing or of the wrong type.
 
-    A claim: `name`, `prediction` (text), `measure` (a column, or the difference of two: `label_mq - label_mn`),
-    `aggregate` of it over the points that match `where` ({column or dotted key: value or list}); one of `at_least`
-    and `at_most`. With `versus: {where: …}`, the difference from the same aggregate there is what is compared.
-    `at: {column: number}` reads the measure off each ladder of coefficients where that column has that value.
-    `share` is the share of the points with measure ≥ `threshold`; `best_of_seeds` keeps the seed of lowest loss of
-    each setting.
+    A claim: `name`, `prediction` (text), `measure` (a column, or the difference of two: `label_mq - label_mn`), and
+    `aggregate` of it over the points that match `where` ({column or dotted key: value or list}). With `versus:
+    {where: …}`, the difference from the same aggregate there is what is tested. `at: {column: number}` reads the
+    measure off each ladder of coefficients where that column has that value. `share` is the share of the points with
+    measure ≥ `threshold`; `min` and `max` are those of the settings, each averaged over its seeds; `best_of_seeds`
+    keeps the seed of lowest loss of each setting.
+
+    `test: threshold` (the default) asks for one of `at_least` and `at_most`. `test: equivalence` says that the two
+    sides of `versus` are the same within ± `margin` (left out: twice the standard deviation over seeds). `toys` and
+    `seeds` are how many toys it rests on, and how many SAE seeds of each (left out: 2, the fewest that have a spread).
     """
     if not isinstance(claims, list):
         raise UserError(f"{where}: claims must be a list, got {show(claims)}")
@@ -41,13 +56,11 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
     _mapping(claim, where)
     for key in claim:
         _known(key, _KEYS, where)
-    for key, rule in {**_WORDS, "aggregate": _AGGREGATE}.items():
-        coerce(f"{where}.{key}", rule, claim.get(key))
-    for key, rule in _NUMBERS.items():
-        if key in claim:
-            coerce(f"{where}.{key}", rule, claim[key])
-    if ("at_least" in claim) == ("at_most" in claim):
-        raise UserError(f"{where} needs one of at_least and at_most")
+    claim = {**DEFAULTS, **claim}
+    for key, rule in {**_WORDS, **_CHOICES, **_OPTIONAL}.items():
+        if key in claim or key not in _OPTIONAL:
+            coerce(f"{where}.{key}", rule, claim.get(key))
+    _tests_something(claim, where)
     if (claim["aggregate"] == "share") != ("threshold" in claim):
         raise UserError(f"{where}: threshold belongs to aggregate: share, and share needs it")
     for column in claim["measure"].split(" - "):
@@ -60,9 +73,26 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
         if set(claim["versus"]) != {"where"}:
             raise UserError(f"{where}.versus takes where and nothing else")
         _condition(claim["versus"]["where"], f"{where}.versus.where")
+    if "at" in claim and claim.get("best_of_seeds"):
+        raise UserError(f"{where}: at reads a whole ladder, and best_of_seeds chooses points: one of the two")
     if not isinstance(claim.get("best_of_seeds", False), bool):
         raise UserError(f"{where}.best_of_seeds must be true or false, got {show(claim['best_of_seeds'])}")
-    return dict(claim)
+    return claim
+
+
+def _tests_something(claim: Mapping[str, Any], where: str) -> None:
+    bounds = [key for key in ("at_least", "at_most") if key in claim]
+    if claim["test"] == "equivalence":
+        if bounds or "versus" not in claim:
+            raise UserError(
+                f"{where}: test: equivalence needs versus, and takes margin in place of at_least and at_most"
+            )
+        if claim["aggregate"] in ("min", "max"):
+            raise UserError(f"{where}: test: equivalence is of a typical number: aggregate: median, mean or share")
+    elif len(bounds) != 1:
+        raise UserError(f"{where} needs one of at_least and at_most, or test: equivalence")
+    elif "margin" in claim:
+        raise UserError(f"{where}: margin belongs to test: equivalence")
 
 
 def _columns() -> list[str]:

@@ -79,8 +79,9 @@ def shuffled(measure: str) -> str:
 
 
 # Of training, from its curve: the largest norm of a gradient, over all parameters of an SAE and before it is clipped;
-# of the second half of training, the median of the largest in each stretch of the curve, and the largest over that.
-TRAINING = dict.fromkeys(("gradient_largest", "gradient_late", "gradient_spike"), "float64")
+# of the second half of training, the median of the largest in each stretch of the curve, and the largest over that; by
+# how much, relative to the loss, twice the steps would still lower it.
+TRAINING = dict.fromkeys(("gradient_largest", "gradient_late", "gradient_spike", "plateau"), "float64")
 METRICS: dict[str, str] = {
     "loss": "float64",
     "fvu": "float64",
@@ -122,8 +123,9 @@ COLUMNS: dict[str, str] = {"point_id": "string", **SETTINGS, **METRICS, **FRONTS
 
 
 def is_setting(column: str) -> bool:
-    """Whether a column of the table is a setting: a constant one, or a swept key, which alone are dotted."""
-    return column in SETTINGS or "." in column
+    """Whether a column of the table is a setting: a constant one, or a swept key, which alone are dotted; or the sweep,
+    where several stand in one table."""
+    return column in SETTINGS or "." in column or column == "sweep"
 
 
 def is_seed(column: str) -> bool:

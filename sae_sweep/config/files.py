@@ -165,15 +165,15 @@ def package_of(group: str, path: Path) -> str | None:
     return "_global_" if group == "experiment" else _package(_text(path))
 
 
-def opening(path: Path) -> str:
-    """The comment that a file begins with, as one line."""
+def opening(text: str) -> str:
+    """The comment that a file begins with, as one line; of an experiment, what it asks."""
     found = []
-    for line in _text(path).splitlines():
+    for line in text.splitlines():
         if not line.startswith("#"):
             break
-        if not line.startswith("# @"):
-            found.append(line.lstrip("# "))
-    return " ".join(" ".join(found).split())
+        if "@package" not in line:
+            found.append(line.removeprefix("#").strip())
+    return " ".join(found)
 
 
 def _text(path: Path) -> str:

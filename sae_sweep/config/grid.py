@@ -115,7 +115,8 @@ def keys_read(settings: Settings, blocks: Sequence[Block]) -> set[str]:
             named = {f"{part}.{key}": default for key, (_, default) in kind.choices.items()}
             values = [product.axes.get(key, [product.base.get(key, default)]) for key, default in named.items()]
             for chosen in itertools.product(*values):
-                read |= {*named, *(f"{part}.{name}" for name in kind.own_settings(*chosen))}
+                own = kind.own_settings(*chosen)
+                read |= {*named, *(f"{part}.{name}" for name, setting in own.items() if setting.given)}
     return read
 
 
@@ -207,6 +208,8 @@ class _Product:
                 settings[name] = coerce(key, setting, self._resolve(key, values, trail))
         if part == "distribution":
             settings |= _weights(settings)
+        if part == "toy":
+            settings |= registry.get("toy", settings["name"]).resolve(settings)
         made = kind(**settings)
         for chosen in made.chosen.values():
             chosen.check(made)

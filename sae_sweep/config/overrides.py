@@ -10,6 +10,7 @@ import contextlib
 import decimal
 import hashlib
 import math
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -49,8 +50,10 @@ from sae_sweep.config.grid import (
 )
 from sae_sweep.config.keys import CHOSEN, SEEDS, check_axis, coerce, nearest, point_keys, show, sweep_keys
 from sae_sweep.config.launcher import Launcher
+from sae_sweep.config.logger import resolved
 from sae_sweep.config.settings import PARTS, Evaluation, Point, measure_id
 from sae_sweep.config.text import resolve
+from sae_sweep.environment import dangling
 from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting
 
@@ -108,7 +111,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         varied=varied(points),
         evaluation=evaluation,
         claims=check_claims(counted(tree["claims"], points), where),
-        logger=_free(tree["logger"], "logger", one),
+        logger=resolved(_free(tree["logger"], "logger", one), os.environ),
         launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],
         output_dir=Path(resolve("output_dir", values["output_dir"])),
@@ -170,7 +173,9 @@ def _readers(key: str) -> str:
     part, _, name = key.partition(".")
     found = []
     for chooser, (family, _) in PARTS[part].choices.items():
-        able = [kind.name for kind in registry.kinds(family).values() if name in kind.settings]
+        able = [
+            kind.name for kind in registry.kinds(family).values() if name in kind.settings and kind.settings[name].given
+        ]
         group = CHOSEN.get(f"{part}.{chooser}", f"{part}.{chooser}")
         found += [f"{group}={', '.join(able)}"] if able else []
     return " or ".join(found)
@@ -190,6 +195,9 @@ def _with_its_package(error: UnknownOption, words: Sequence[str]) -> UserError:
 
 def check_writable(path: Path) -> None:
     """UserError if no file can be made in `path`, or, where it does not exist yet, in its nearest parent that does."""
+    link = dangling(path)
+    if link is not None:
+        raise UserError(f"output_dir={show(str(path))} cannot be written: {link} is a link to nothing (choose another)")
     try:
         place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=place):

@@ -219,7 +219,11 @@ class Penalty(Part):
     def words(self) -> str:
         """Its name and the settings that are its own: "lp p=0.3"."""
         own = registry.get("penalty", self.name).settings
-        return " ".join([self.name, *(f"{key}={self.get(key)}" for key in own)])
+        values = {key: self.get(key) for key in own}
+        spelled = (
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+        )
+        return " ".join([self.name, *spelled])
 
     @property
     def last_p(self) -> float:

@@ -11,9 +11,9 @@ from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sae_sweep.reports.results_table import context, context_words, penalty_name, start_name
-from sae_sweep.store.front import front
-from sae_sweep.store.results import aggregate
+from sae_sweep.reports import figure_data
+from sae_sweep.reports.figure_data import NAMES
+from sae_sweep.reports.layout import log_ticks
 
 # Every penalty has a mark and a colour of its own, the same in each chart.
 _MARKS = "ox+*#@%&svdw"
@@ -29,25 +29,24 @@ def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
 
     A mark is one setting (mean over seeds); the line joins what no other setting of its penalty beats.
     """
-    means = aggregate(frame, "mean")
-    means = means[(means["l0"] > 0) & (means["fvu"] > 0)]
-    if means.empty:
+    table = figure_data.front(frame)
+    table = table[(table["l0"] > 0) & (table["fvu"] > 0)]
+    # Of a setting with several seeds there is a row for their mean, then one for each.
+    table = table.drop_duplicates([*NAMES, "coefficient"])
+    if table.empty:
         return None
-    means = means.assign(series=means.apply(penalty_name, axis=1))
-    keys = [*context(frame), "init", "partition"]
-    settings = means.groupby([*keys, "width", "series"], dropna=False)["l0"].transform("size")
+    settings = table.groupby(NAMES[:-1], dropna=False)["l0"].transform("size")
     if settings.max() < 2:
         return None
-    means = means[means["width"] == means.loc[settings > 1, "width"].max()]
-    names = list(dict.fromkeys(means["series"]))
-    limits = [_limits(means["l0"]), _limits(means["fvu"])]
+    table = table[table["width"] == table.loc[settings > 1, "width"].max()]
+    names = list(dict.fromkeys(table["penalty_name"]))
+    limits = [_limits(table["l0"]), _limits(table["fvu"])]
     charts: list[RenderableType] = []
-    groups = list(means.groupby(keys, dropna=False, sort=False))
+    groups = list(table.groupby(["given", "start"], dropna=False, sort=False))
     beside = width >= _SIDE_BY_SIDE and len(groups) > 1
     size = (width // 2 - 2 if beside else width, _HEIGHT if len(groups) <= 2 else _LOW)
-    for _, group in groups[:_MOST_CHARTS]:
-        row = group.iloc[0]
-        title = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, context(frame))])
+    for (given, start), group in groups[:_MOST_CHARTS]:
+        title = " · ".join(filter(None, [f"width {group['width'].iloc[0]}", f"{start} start", given]))
         charts.append(_chart(group, names, limits, title, size))
     left_out = len(groups) - len(charts)
     more = (
@@ -80,9 +79,9 @@ def _chart(
     plotext.theme("clear")
     plotext.limit_size(False, False)
     plotext.plotsize(*size)
-    series = [(names.index(str(name)), points) for name, points in group.groupby("series", sort=False)]
+    series = [(names.index(str(name)), points) for name, points in group.groupby("penalty_name", sort=False)]
     for i, points in series:
-        best = points[front(points)].sort_values(["l0", "fvu"])
+        best = points[points["on_front"]].sort_values(["l0", "fvu"])
         if len(best) > 1:
             plotext.plot(_log(best["l0"]), _log(best["fvu"]), marker="braille", color=_colour(i))
     for i, points in series:  # after every line, so that no line hides a mark
@@ -91,7 +90,7 @@ def _chart(
         (plotext.xticks, plotext.xlim, limits[0]),
         (plotext.yticks, plotext.ylim, limits[1]),
     ):
-        at = _ticks(low, high)
+        at = log_ticks(low, high)
         ticks([math.log10(value) for value in at], [f"{value:g}" for value in at])
         limit(math.log10(low), math.log10(high))
     drawn = Text.from_ansi(plotext.build(), no_wrap=True, overflow="crop")
@@ -109,12 +108,3 @@ def _limits(values: pd.Series) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     margin = max((high / low) ** 0.04, 1.05)
     return low / margin, high * margin
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round values within the limits: 1, 2, 5 of each power of ten, or the powers alone over a wide range."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    leading = (1,) if len(decades) > 4 else (1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    found = [digit * 10.0**decade for decade in decades for digit in leading]
-    inside = [value for value in found if low <= value <= high]
-    return inside if len(inside) > 1 else [low, high]

@@ -1,59 +1,42 @@
-"""Claims: what the literature predicts, checked against the results table at a threshold set before anything ran.
+"""Claims: what the literature predicts, tested on the results table at a threshold set before anything ran.
 
-`value = aggregate(measure over the points that match where)`, less the same over the points that match `versus.where`
-if there is one; both conditions stand on their own. `measure` is a column or the difference of two ("label_mq -
-label_mn"). The claim is supported if the value and the value of every single seed keep the bound, not supported if
-none does, and undecided if the seeds disagree or nothing was measured. With `at: {fvu: 0.02}` each setting and seed
-gives one value, read off its ladder of coefficients where that column has that value, so that unlike penalties compare.
+The effect is `aggregate(measure over the points that match where)`, less the same over the points that match
+`versus.where` if there is one. Its 95% interval is that of a hierarchical bootstrap over toys and their SAE seeds
+(reports/bootstrap.py). A claim is
+
+- *supported* if the interval lies beyond its threshold and beyond both nulls: the same number on the untrained starts
+  of the same points, and with labels shuffled;
+- *not supported* if the interval lies wholly on the other side of the threshold;
+- else *undecided*, with the number of seeds that it would take if toys and seeds go on to vary as they did.
+
+A claim that two sides are the same is supported if the interval of their difference lies within ± its margin, and not
+supported if it lies wholly outside. With fewer toys or seeds than it asks for, every claim is undecided.
+
+`min` and `max` choose among settings, such as the coefficients of a ladder. Where the choice favours the claim ("the
+best of these is at least …") the intervals of the settings are Holm-corrected; where it does not ("none of these is
+more than …") the extreme is chosen anew in every resample, which favours it still less. With `at: {fvu: 0.02}` each
+setting and seed gives one value, read off its ladder of coefficients where that column has that value, so that unlike
+penalties compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sae_sweep.config.columns import COLUMN_OF, LABELS, is_setting, shuffled
-from sae_sweep.store.results import aggregate
+from sae_sweep.config.claims import DEFAULTS, LEAST
+from sae_sweep.config.columns import COLUMN_OF, COLUMNS, SEEDS, is_seed, is_setting, shuffled
+from sae_sweep.reports import bootstrap, sentences
+from sae_sweep.reports.bootstrap import Array, Draws, Sample
+from sae_sweep.store.plateau import STILL_MOVING
 
-# How a sentence calls a column; others are called by their name.
-PHRASES = {
-    "fvu": "FVU",
-    "fvu_above_ceiling": "FVU above the ceiling of one code per max",
-    "l0": "L0",
-    "live_latents": "number of live latents",
-    "dead_latents": "number of dead latents",
-    "pure_latents": "number of pure latents",
-    "owned_maxes": "number of owned maxes",
-    "splits_per_max": "number of splits per max",
-    "distinct_splits_per_max": "number of distinct splits per max",
-    "duplicates_per_max": "number of duplicates per max",
-    "split_maxes": "number of split maxes",
-    "oracle_gap": "loss above the best oracle start",
-    "info_query": "information on the query",
-    "info_runner_up": "information on the runner-up",
-    "info_copies": "information on the copies",
-    "unique_query": "information on the query alone",
-    "unique_runner_up": "information on the runner-up alone",
-    "unique_copies": "information on the copies alone",
-    "loss_recovered": "share of the toy's loss recovered",
-    "kl": "KL",
-    "structure_parent": "share of variance that the parent explains",
-    "structure_modifier": "share of variance that the modifier explains",
-    "structure_interaction": "share of variance that neither explains",
-    "structure_cosine": "cosine of what a modifier adds to two parents",
-    "structure_semi_nmf": "variance that semi-NMF explains",
-    "structure_semi_nmf_null": "variance that it explains of shuffled vectors",
-    "structure_meta_sae": "variance that a meta-SAE explains",
-    "structure_meta_sae_null": "variance that it explains of shuffled vectors",
-    "gradient_largest": "largest norm of a gradient",
-    "gradient_late": "norm of the gradient late in training",
-    "gradient_spike": "largest norm of the gradient late in training over the usual",
-    **{f"label_{label}": f"number of latents labelled {label}" for label in LABELS},
-}
+# The last bits of a difference do not decide a claim.
+SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -68,6 +51,14 @@ class Verdict:
         untrained: the same number on the untrained starts of the same points.
         shuffled: the same number if labels were shuffled (for structure: vectors permuted); None if it uses none.
         sentence: all of it in one sentence.
+        toys: how many toys the seeds belong to.
+        interval: the 95% interval of the value; None for one toy.
+        margin: within which the two sides count as the same; None for a claim with a threshold.
+        nulls: the nulls that were measured, by name.
+        seeds_needed: if it is undecided, how many seeds, over all toys, would decide it by the spread seen; None if it
+            is decided, or if no number would.
+        share_still_moving: of the points whose training curve says so, the share whose loss twice the steps would
+            lower by more than 2%; None if none says.
     """
 
     name: str
@@ -80,35 +71,110 @@ class Verdict:
     untrained: float | None
     shuffled: float | None
     sentence: str
+    toys: int = 0
+    interval: tuple[float, float] | None = None
+    margin: float | None = None
+    nulls: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seeds_needed: int | None = None
+    share_still_moving: float | None = None
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The numbers of a claim on the toys that all its sides have.
+
+    Attributes:
+        claim: what they are of.
+        sides: a table for each side, with the columns of `_measured`.
+        toys: their seeds.
+        seeds: how many SAE seeds each toy has at least; None if no side draws anything at random.
+    """
+
+    claim: Mapping[str, Any]
+    sides: Sequence[pd.DataFrame]
+    toys: Sequence[int]
+    seeds: int | None
+
+    @classmethod
+    def on_shared_toys(cls, claim: Mapping[str, Any], sides: Sequence[pd.DataFrame]) -> _Compared:
+        toys = sorted(set.intersection(*(set(side["toy"]) for side in sides)))
+        shared = [side[side["toy"].isin(toys)] for side in sides]
+        if claim["aggregate"] in ("min", "max"):
+            # A setting that most toys lack would be chosen, or not, for its toys.
+            least = min(claim["toys"], len(toys))
+            shared = [side[side.groupby("setting")["toy"].transform("nunique") >= least] for side in shared]
+        drawing = [side for side in shared if not _draws_nothing(side)]
+        seeds = [int(side.groupby("toy")["seed"].nunique().min()) for side in drawing if len(side)]
+        return cls(claim, shared, toys, min(seeds, default=None))
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [_sample(self.claim, side, self.toys) for side in self.sides]
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """A claim's number with its uncertainty, negated if the claim says "at most": the larger, the better for it.
+
+    Attributes:
+        value: the number.
+        low, high: the ends of its 95% interval, at Holm's level if it was chosen among `rungs` settings.
+        highest: the highest end of all those settings' intervals.
+        toys: how many toys it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    highest: float
+    rungs: int
+    toys: int
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """`reason`: how its sentence ends; `toys_needed`: how many would decide it, None if none would or need."""
+
+    verdict: str
+    reason: str
+    toys_needed: int | None = None
 
 
 def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFrame) -> Verdict:
-    """The verdict on a claim (see `sweep.claims.check_claims` for its keys) from a sweep's two tables."""
-    rows = aggregate(frame, "best") if claim.get("best_of_seeds") else frame
+    """The verdict on a claim (see `config.claims.check_claims` for its keys) from a sweep's two tables."""
+    claim = {**DEFAULTS, **claim}
     conditions = [claim.get("where") or {}, *([claim["versus"]["where"]] if "versus" in claim else [])]
     missing = _missing_column(claim["measure"], conditions, frame)
     if missing:
-        return _undecided(claim, f"this sweep has no column {missing}")
-    chosen = [rows[_matches(rows, where)] for where in conditions]
-    sides = [_measured(claim, side) for side in chosen]
-    if any(side.empty for side in sides):
-        reason = f"nothing reaches {_level(claim)}" if "at" in claim else "its measure is null there"
-        matched = not any(side.empty for side in chosen)
-        return _undecided(claim, reason if matched else "no finished point matches it")
-    value = _value(claim, sides)
-    single = _per_seed(claim, sides)
+        return _unmeasured(claim, f"this sweep has no column {missing}")
+    chosen = [frame[_matches(frame, where)] for where in conditions]
+    measured = [_measured(claim, side) for side in chosen]
+    compared = _Compared.on_shared_toys(claim, measured)
+    if any(side.empty for side in compared.sides):
+        return _unmeasured(claim, _why_nothing(claim, chosen, measured))
     start = untrained.set_index("point_id")
-    nulls = (
-        _value(claim, [_measured(claim, start.loc[side["point_id"]].reset_index()) for side in chosen]),
-        _value(claim, [_measured(claim, _with_shuffled_labels(claim, side)) for side in chosen]),
+    nulls = {
+        "untrained": _null(claim, [start.loc[side["point_id"]].reset_index() for side in chosen]),
+        "labels shuffled": _null(claim, [_with_shuffled_labels(claim, side) for side in chosen]),
+    }
+    single = _single_seeds(claim, compared)
+    verdict = Verdict(
+        name=claim["name"],
+        verdict="undecided",
+        value=_best_of(claim, _statistic(claim, compared.samples, None)[0]),
+        low=min(single, default=None),
+        high=max(single, default=None),
+        seeds=len(single),
+        points=sum(map(len, chosen if "at" in claim else measured)),
+        untrained=nulls["untrained"],
+        shuffled=nulls["labels shuffled"],
+        sentence="",
+        toys=len(compared.toys),
+        margin=_margin(claim, single),
+        nulls={name: null for name, null in nulls.items() if null is not None},
+        share_still_moving=share_still_moving(pd.concat(chosen)),
     )
-    keeps = {_keeps(claim, number) for number in (value, *single)}
-    verdict = "undecided" if len(keeps) > 1 else "supported" if keeps == {True} else "not supported"
-    low, high = (min(single), max(single)) if single else (value, value)
-    before, by_chance = (None if pd.isna(null) else null for null in nulls)
-    sentence = _sentence(claim, verdict, value, (low, high), len(single), (before, by_chance))
-    points = sum(len(side) for side in (chosen if "at" in claim else sides))
-    return Verdict(claim["name"], verdict, value, low, high, len(single), points, before, by_chance, sentence)
+    return _decided(claim, verdict, compared)
 
 
 def evaluate_all(claims: list[dict[str, Any]], frame: pd.DataFrame, untrained: pd.DataFrame) -> list[Verdict]:
@@ -116,9 +182,145 @@ def evaluate_all(claims: list[dict[str, Any]], frame: pd.DataFrame, untrained: p
     return [evaluate(claim, frame, untrained) for claim in claims]
 
 
-def _undecided(claim: Mapping[str, Any], why: str) -> Verdict:
-    sentence = f"{_prediction(claim)}: undecided, since {why}."
-    return Verdict(claim["name"], "undecided", None, None, None, 0, 0, None, None, sentence)
+def share_still_moving(frame: pd.DataFrame) -> float | None:
+    """Of the points whose training curve tells, the share that was still learning (`plateau` above 2%); or None."""
+    known = frame["plateau"].dropna() if "plateau" in frame else pd.Series(dtype="float64")
+    return float((known > STILL_MOVING).mean()) if len(known) else None
+
+
+def _unmeasured(claim: Mapping[str, Any], why: str) -> Verdict:
+    text = sentences.undecided(claim, why)
+    return Verdict(claim["name"], "undecided", None, None, None, 0, 0, None, None, text)
+
+
+def _why_nothing(claim: Mapping[str, Any], chosen: list[pd.DataFrame], measured: list[pd.DataFrame]) -> str:
+    if any(side.empty for side in chosen):
+        return "no finished point matches it"
+    if any(side.empty for side in measured):
+        return f"nothing reaches {sentences.level(claim)}" if "at" in claim else "its measure is null there"
+    return "no toy is on both sides"
+
+
+def _decided(claim: Mapping[str, Any], verdict: Verdict, compared: _Compared) -> Verdict:
+    """The verdict with its interval, and what follows from that."""
+    seeds = claim["seeds"] if compared.seeds is None else compared.seeds
+    asked = f"{claim['toys']} toys × {claim['seeds']} seeds"
+    there = sentences.sample(len(compared.toys), seeds)
+    decision = _Decision("undecided", f"on {there} where the claim asks for {asked}", claim["toys"])
+    rungs = 1
+    if len(compared.toys) >= LEAST:
+        effect = _effect(claim, compared)
+        sign, rungs = _sign(claim), effect.rungs
+        low, high = sorted((sign * effect.low, sign * effect.high))
+        verdict = dataclasses.replace(verdict, value=sign * effect.value, interval=(low, high))
+        if len(compared.toys) >= claim["toys"] and seeds >= claim["seeds"]:
+            decision = _equal(effect, verdict) if claim["test"] == "equivalence" else _beyond(claim, effect, verdict)
+    needed = None if decision.toys_needed is None else decision.toys_needed * max(seeds, claim["seeds"])
+    if needed is not None:
+        told = f"about {needed} seeds over {decision.toys_needed} toys would decide it by the spread seen"
+        decision = dataclasses.replace(decision, reason=f"{decision.reason}; {told}")
+    verdict = dataclasses.replace(verdict, verdict=decision.verdict, seeds_needed=needed)
+    return dataclasses.replace(verdict, sentence=sentences.sentence(claim, verdict, seeds, rungs, decision.reason))
+
+
+def _beyond(claim: Mapping[str, Any], effect: _Effect, verdict: Verdict) -> _Decision:
+    """Whether the interval lies beyond the threshold and the nulls."""
+    sign, predicted = _sign(claim), sentences.predicted(claim)
+    threshold = sign * _bound(claim)
+    bound = threshold - SLACK * max(1.0, abs(threshold))
+    if effect.highest < bound:
+        return _Decision("not supported", f"not {predicted} as predicted")
+    nulls = verdict.nulls if _is_held_against_nulls(claim) else {}
+    short = {name: sign * null for name, null in nulls.items() if effect.low <= sign * null}
+    if effect.low >= bound and not short:
+        return _Decision("supported", f"as predicted {predicted}")
+    if effect.value < bound:
+        needed = bootstrap.toys_needed(effect.toys, effect.highest - effect.value, threshold - effect.value)
+    else:
+        distance = effect.value - max([threshold] * (effect.low < bound) + [*short.values()])
+        needed = bootstrap.toys_needed(effect.toys, effect.value - effect.low, distance)
+    if effect.low >= bound:
+        return _Decision("undecided", f"{predicted} as predicted, but not beyond {' and '.join(short)}", needed)
+    return _Decision("undecided", f"and the interval reaches to both sides of {predicted}", needed)
+
+
+def _equal(effect: _Effect, verdict: Verdict) -> _Decision:
+    """Whether the interval lies within ± the margin (two one-sided tests; Schuirmann 1987)."""
+    margin = verdict.margin if verdict.margin is not None else np.nan
+    within = f"the same within {sentences.number(margin)}"
+    limit = margin + SLACK * max(1.0, margin)
+    if -limit <= effect.low and effect.high <= limit:
+        return _Decision("supported", f"{within} as predicted")
+    if effect.low > limit or effect.high < -limit:
+        return _Decision("not supported", f"not {within} as predicted")
+    half = max(effect.high - effect.value, effect.value - effect.low)
+    needed = bootstrap.toys_needed(effect.toys, half, abs(margin - abs(effect.value)))
+    return _Decision("undecided", f"and the interval reaches to both sides of {within}", needed)
+
+
+def _effect(claim: Mapping[str, Any], compared: _Compared) -> _Effect:
+    """The number and its interval. The strongest of several settings has the most resamples beyond the bound, and of
+    those that have as many the largest value."""
+    samples, sign = compared.samples, _sign(claim)
+    draws = bootstrap.draw(len(compared.toys), max(sample.values.shape[1] for sample in samples))
+    values = sign * _statistic(claim, samples, None)[0]
+    resampled = sign * _statistic(claim, samples, draws)
+    beyond = (resampled >= sign * _bound(claim)).mean(axis=0)
+    evidence = np.empty(len(values))
+    evidence[np.lexsort((values, beyond))] = np.arange(len(values))
+    levels = bootstrap.holm_levels([*evidence])
+    intervals = [bootstrap.interval(resampled[:, rung], level) for rung, level in enumerate(levels)]
+    best = int(evidence.argmax())
+    highest = max(high for _, high in intervals)
+    return _Effect(float(values[best]), *intervals[best], highest, len(values), len(compared.toys))
+
+
+def _statistic(claim: Mapping[str, Any], samples: Sequence[Sample], draws: Draws | None) -> Array:
+    """What is compared with the bound, for each resample: [resamples, 1], or, where the choice of an extreme setting
+    favours the claim, for every setting that may be chosen: [resamples, settings]."""
+    if claim["aggregate"] not in ("min", "max"):
+        named = {"median": bootstrap.median, "mean": bootstrap.mean}
+        aggregate = named.get(claim["aggregate"]) or bootstrap.share(claim["threshold"])
+        first, *second = (bootstrap.over_all(sample, draws, aggregate) for sample in samples)
+        return (first - second[0] if second else first)[:, None]
+    extreme = np.max if claim["aggregate"] == "max" else np.min
+    first, *second = (bootstrap.by_setting(sample, draws) for sample in samples)
+    if (claim["aggregate"] == "max") == (_sign(claim) == 1):
+        return first - extreme(second[0], axis=1, keepdims=True) if second else first
+    return extreme(first, axis=1, keepdims=True) - (second[0] if second else 0.0)
+
+
+def _best_of(claim: Mapping[str, Any], settings: Array) -> float:
+    """Of the numbers of several settings the one that favours the claim."""
+    return float(settings.max() if _sign(claim) == 1 else settings.min())
+
+
+def _null(claim: Mapping[str, Any], tables: Sequence[pd.DataFrame]) -> float | None:
+    """The claim's number on other tables of the same points; None where these have none."""
+    compared = _Compared.on_shared_toys(claim, [_measured(claim, table) for table in tables])
+    if any(side.empty for side in compared.sides):
+        return None
+    return _best_of(claim, _statistic(claim, compared.samples, None)[0])
+
+
+def _is_held_against_nulls(claim: Mapping[str, Any]) -> bool:
+    """Whether a claim is one of something found, which there must be more of than in the nulls.
+
+    Counts of what is found are more the more there is, so "at most four splits" is no such claim: that nothing splits
+    in the nulls either does not speak against it. What two settings' losses differ by before training is no null of
+    what they differ by after it; what their counts differ by is.
+    """
+    counts = any(shuffled(name) in COLUMNS for name in claim["measure"].split(" - "))
+    return counts if "versus" in claim else not (counts and "at_most" in claim)
+
+
+def _margin(claim: Mapping[str, Any], single: Sequence[float]) -> float | None:
+    """Within which two sides are the same: as stated, or twice the standard deviation over seeds."""
+    if claim["test"] != "equivalence":
+        return None
+    if "margin" in claim:
+        return float(claim["margin"])
+    return 2 * float(np.std(single, ddof=1)) if len(single) > 1 else None
 
 
 def _column(key: str, frame: pd.DataFrame) -> str:
@@ -148,19 +350,28 @@ def _with_shuffled_labels(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.Da
 
 
 def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
-    """`value` and seeds: a row per point where the measure is not null, or, at a level, per ladder that reaches it."""
+    """`toy`, `seed`, `setting`, `init`, `loss` and `value`: a row per point where the measure is not null, or, at a
+    level, per ladder that reaches it. `seed` tells the repetitions on a toy apart, `setting` all else."""
     columns = [rows[name].astype("float64") for name in claim["measure"].split(" - ")]
-    value = columns[0] - columns[1] if len(columns) == 2 else columns[0]
-    seeds = ["toy_seed", "data_seed"] if claim.get("best_of_seeds") else ["toy_seed", "data_seed", "seed"]
-    table = rows.assign(value=value).dropna(subset=["value"])
+    table = rows.assign(value=columns[0] - columns[1] if len(columns) == 2 else columns[0]).dropna(subset=["value"])
+    settings = [name for name in map(str, rows) if is_setting(name) and not is_seed(name)]
     if "at" in claim:
         ((column, level),) = claim["at"].items()
-        given = [name for name in map(str, rows) if is_setting(name)]
-        ladder = [name for name in given if COLUMN_OF.get(name, name) != "coefficient"]
-        groups = table.groupby(ladder, dropna=False, sort=False)
+        settings = [name for name in settings if COLUMN_OF.get(name, name) != "coefficient"]
+        groups = table.groupby([*settings, *SEEDS], dropna=False, sort=False)
         read = [{**group.iloc[0], "value": _read_off(group, column, level)} for _, group in groups]
         table = pd.DataFrame(read, columns=table.columns).dropna(subset=["value"])
-    return table[[*seeds, "value"]]
+    repetition = pd.Series(list(zip(table["seed"], table["data_seed"], strict=True)), index=table.index, dtype="object")
+    return pd.DataFrame(
+        {
+            "toy": table["toy_seed"],
+            "seed": repetition,
+            "setting": table.groupby(settings, dropna=False, sort=False).ngroup(),
+            "init": table["init"],
+            "loss": table["loss"].astype("float64"),
+            "value": table["value"],
+        }
+    )
 
 
 def _read_off(ladder: pd.DataFrame, column: str, level: float) -> float:
@@ -169,89 +380,46 @@ def _read_off(ladder: pd.DataFrame, column: str, level: float) -> float:
     return float(np.interp(level, place[column], place["value"], left=np.nan, right=np.nan))
 
 
-def _value(claim: Mapping[str, Any], sides: list[pd.DataFrame]) -> float:
-    numbers = [_aggregates(claim)[claim["aggregate"]](side["value"]) for side in sides]
-    return float(numbers[0] - numbers[1]) if len(numbers) == 2 else float(numbers[0])
+def _sample(claim: Mapping[str, Any], side: pd.DataFrame, toys: Sequence[int]) -> Sample:
+    """The rows of `_measured` as they are nested."""
+    place = (
+        side["toy"].map({toy: i for i, toy in enumerate(toys)}),
+        side.groupby("toy")["seed"].transform(lambda seeds: pd.factorize(seeds, sort=True)[0]),
+        pd.factorize(side["setting"])[0],
+    )
+    values = np.full([max(axis) + 1 for axis in place], np.nan)
+    losses = values.copy()
+    values[place] = side["value"]
+    losses[place] = side["loss"]
+    return Sample(values, losses if claim.get("best_of_seeds") else None)
 
 
-def _aggregates(claim: Mapping[str, Any]) -> dict[str, Callable[[pd.Series], float]]:
-    return {
-        "median": lambda values: values.median(),
-        "mean": lambda values: values.mean(),
-        "min": lambda values: values.min(),
-        "max": lambda values: values.max(),
-        "share": lambda values: (values >= claim["threshold"]).mean(),
-    }
+def _single_seeds(claim: Mapping[str, Any], compared: _Compared) -> list[float]:
+    """The value of each seed that is on every side, as if it were the only one; of each toy if seeds are chosen."""
+    sides = []
+    for side in compared.sides:
+        once = claim.get("best_of_seeds") or (compared.seeds is not None and _draws_nothing(side))
+        keys = [(toy, None if once else seed) for toy, seed in zip(side["toy"], side["seed"], strict=True)]
+        sides.append(dict(list(side.groupby(pd.Series(keys, index=side.index, dtype="object"), sort=False))))
+    repeated = [side for side in sides if any(seed is not None for _, seed in side)] or sides
+    found = []
+    for toy, seed in sorted(set.intersection(*map(set, repeated)), key=repr):
+        rows = [side.get((toy, seed), side.get((toy, None))) for side in sides]
+        samples = [_sample(claim, each, [toy]) for each in rows if each is not None]
+        found.append(_best_of(claim, _statistic(claim, samples, None)[0]))
+    return found
 
 
-def _per_seed(claim: Mapping[str, Any], sides: list[pd.DataFrame]) -> list[float]:
-    """The value of each seed that is on every side, as if it were the only one."""
-    seeds = [str(column) for column in sides[0] if column != "value"]
-    groups = [dict(list(side.groupby(seeds, sort=True))) for side in sides]
-    shared = [seed for seed in groups[0] if all(seed in group for group in groups)]
-    return [_value(claim, [group[seed] for group in groups]) for seed in shared]
+def _draws_nothing(side: pd.DataFrame) -> bool:
+    """Whether all its SAEs start from an oracle: nothing is drawn at random, so that one seed says all."""
+    return bool((side["init"] == "oracle").all())
 
 
-def _keeps(claim: Mapping[str, Any], value: float) -> bool:
-    """Whether a value keeps the bound; the last bits of a difference do not decide a claim."""
-    slack = 1e-9 * max(1.0, abs(_bound(claim)))
-    return value >= _bound(claim) - slack if "at_least" in claim else value <= _bound(claim) + slack
+def _sign(claim: Mapping[str, Any]) -> int:
+    """−1 if the claim is the better, the smaller its number."""
+    return -1 if "at_most" in claim else 1
 
 
 def _bound(claim: Mapping[str, Any]) -> float:
-    return float(claim["at_least"] if "at_least" in claim else claim["at_most"])
-
-
-def _prediction(claim: Mapping[str, Any]) -> str:
-    return str(claim["prediction"]).strip().rstrip(".")
-
-
-def subject(claim: Mapping[str, Any]) -> str:
-    """What a claim is about, in words: "median number of splits per max"."""
-    first, *second = (PHRASES.get(name, name) for name in claim["measure"].split(" - "))
-    measure = f"{first} less the {second[0]}" if second else first
-    if claim["aggregate"] == "share":
-        measure = f"share of points with {measure} at least {number(claim['threshold'])}"
-    else:
-        adjective = {"min": "lowest", "max": "highest"}.get(claim["aggregate"], claim["aggregate"])
-        measure = f"{adjective} {measure}"
-    measure += f" at {_level(claim)}" if "at" in claim else ""
-    return f"{measure}, less that of the points compared with," if "versus" in claim else measure
-
-
-def _level(claim: Mapping[str, Any]) -> str:
-    ((column, level),) = claim["at"].items()
-    return f"{PHRASES.get(column, column)} {number(level)}"
-
-
-def _sentence(
-    claim: Mapping[str, Any],
-    verdict: str,
-    value: float,
-    span: tuple[float, float],
-    seeds: int,
-    nulls: tuple[float | None, float | None],
-) -> str:
-    asides = []
-    low, high = map(number, span)
-    if seeds > 1:
-        asides.append(f"{low} on each of {seeds} seeds" if low == high else f"{low} to {high} over {seeds} seeds")
-    named = zip(("untrained", "labels shuffled"), nulls, strict=True)
-    asides += [f"{name} {number(null)}" for name, null in named if null is not None]
-    aside = f" ({'; '.join(asides)})" if asides else ""
-    bound = f"{'at least' if 'at_least' in claim else 'at most'} {number(_bound(claim))}"
-    ending = {
-        "supported": f"as predicted {bound}",
-        "not supported": f"not {bound} as predicted",
-        "undecided": f"and the seeds do not agree on {bound}",
-    }[verdict]
-    return f"{_prediction(claim)}: {verdict}, since the {subject(claim)} is {number(value)}{aside}, {ending}."
-
-
-def number(value: float | None) -> str:
-    """A number for reading: three significant digits, whole numbers whole, "–" for null."""
-    if value is None or pd.isna(value):
-        return "–"
-    if value == round(value) and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    """The threshold; of a claim of sameness, no difference."""
+    return float(claim.get("at_least", claim.get("at_most", 0.0)))

@@ -19,7 +19,7 @@ from sae_sweep.store.front import front as optimal
 if TYPE_CHECKING:
     from sae_sweep.metrics.extra.theory import Costs
 
-# Setting columns that run along a line, are in the name of a penalty or a start, or are told by another column.
+# Setting columns that run along a line, are in the name of a penalty or a start, or are said by another column.
 NAMED = frozenset(
     (
         *("width", "coefficient", "k", "architecture", "penalty", "penalty_p", "penalty_scale", "init", "partition"),
@@ -141,10 +141,10 @@ def phases(frame: pd.DataFrame, costs: Mapping[str, Costs] = {}) -> pd.DataFrame
 
 
 def distribution(frame: pd.DataFrame, per_max: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
-    """A row per maximum of each width, start and penalty at its middle coefficient (`middle`): `splits` and
+    """A row per maximum of each width, start and penalty at its knee (`knees`): `splits` and
     `duplicates`, means over seeds. `per_max`: of each point id, the counts [d_vocab] of its record."""
     rows = []
-    for names, group in middle(frame).groupby(NAMES, dropna=False, sort=False):
+    for names, group in knees(frame).groupby(NAMES, dropna=False, sort=False):
         found = [per_max[id] for id in group["point_id"] if id in per_max]
         if not found:
             continue
@@ -176,26 +176,29 @@ def labels(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
 
 
 def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
-    """A row per width, start, factor and state: what the top latent tells of the factor given the maximum (`told`),
-    and given the other factors too (`alone`), beyond chance, as means over points with `told_low` and `told_high`."""
+    """A row per width, start, factor and state, beyond chance and as means over points.
+
+    `explained`: how much of the factor the top latent explains given the maximum, with `explained_low` and
+    `explained_high`; `alone`: given the other factors too.
+    """
     parts = []
     for state, table in (("trained", frame), ("untrained", untrained)):
         for column, factor in FACTORS.items():
-            told, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
-            parts.append(named(table).assign(told=told, alone=alone, factor=factor, state=state))
+            explained, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
+            parts.append(named(table).assign(explained=explained, alone=alone, factor=factor, state=state))
     groups = pd.concat(parts, ignore_index=True).groupby(
         ["given", "start", "width", "state", "factor"], dropna=False, sort=False
     )
     return (
         groups.agg(
-            points=("told", "count"),
-            told=("told", "mean"),
-            told_low=("told", "min"),
-            told_high=("told", "max"),
+            points=("explained", "count"),
+            explained=("explained", "mean"),
+            explained_low=("explained", "min"),
+            explained_high=("explained", "max"),
             alone=("alone", "mean"),
         )
         .reset_index()
-        .dropna(subset=["told"])
+        .dropna(subset=["explained"])
     )
 
 
@@ -213,9 +216,9 @@ def structure(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
-    """A row per step that was kept of the training of each point at its penalty's middle coefficient (`middle`): NAMES,
+    """A row per step that was kept of the training of each point at its penalty's knee (`knees`): NAMES,
     `repeat`, `point_id`, `step`, `loss`, `fvu`, `l0`, `gradient`. `curves_of`: the `curve` of each id's record."""
-    chosen = middle(frame)[[*NAMES, "repeat", "point_id"]]
+    chosen = knees(frame)[[*NAMES, "repeat", "point_id"]]
     rows = [
         {**names, **{key: row.get(key) for key in ("step", "loss", "fvu", "l0", "gradient")}}
         for names in chosen.to_dict("records")
@@ -225,7 +228,7 @@ def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, An
     return found.astype({"gradient": "float64"})
 
 
-def middle(frame: pd.DataFrame) -> pd.DataFrame:
+def knees(frame: pd.DataFrame) -> pd.DataFrame:
     """The named points of one setting per width, start and penalty: the lowest FVU × max(L0, 1) by means over seeds,
     which neither pays for many active latents nor gives reconstruction up."""
     table = named(frame)

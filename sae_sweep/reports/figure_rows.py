@@ -55,16 +55,16 @@ def information(data: pd.DataFrame) -> go.Figure:
             marker = {"color": COLOURS[i], "size": 10, "symbol": SYMBOLS[i] + ("-open" if state == "untrained" else "")}
             figure.add_trace(
                 go.Scatter(
-                    x=rows["told"],
+                    x=rows["explained"],
                     y=blocks(rows),
-                    error_x=spread(rows, "told"),
+                    error_x=spread(rows, "explained"),
                     mode="markers",
                     orientation="h",
                     offsetgroup=factor,
                     marker=marker,
                     name=factor if state == "trained" else f"{factor}, untrained",
                     customdata=rows[["alone", "points"]],
-                    hovertemplate=f"%{{y}}, {state}<br>{factor}: %{{x:.1%}} told given the maximum, "
+                    hovertemplate=f"%{{y}}, {state}<br>{factor}: %{{x:.1%}} explained given the maximum, "
                     "%{customdata[0]:.1%} given the others too<br>mean of %{customdata[1]} points<extra></extra>",
                 )
             )

@@ -18,6 +18,8 @@ from sae_sweep.reports.figure_data import KINDS, PHASES
 # Okabe and Ito's palette, the palest last; grey in place of black, for dark pages.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 GREY, DARK, PALE = "#8A8F98", "#5B6068", "#C3C7CE"
+# Of counts: pale is none.
+COUNT_SCALE = ((0.0, "#f4f1e4"), (0.25, "#b9cfd6"), (0.5, "#6f9fc0"), (0.75, "#33689c"), (1.0, "#0f2f5c"))
 # Seen on any colour of a phase.
 RING = "#111418"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")

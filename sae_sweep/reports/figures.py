@@ -1,4 +1,6 @@
-"""The figures of a sweep: a function each from the tables of `figure_data` to a Plotly figure.
+"""The figures of a sweep: FIGURES describes each once, and the page, image files and W&B all draw from that.
+
+A figure is a function here from a table of `figure_data` to a Plotly figure:
 
     figures.front(figure_data.front(df)).show()
 
@@ -7,7 +9,8 @@ What the report's switches turn on and off is in `trace.meta`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sae_sweep.reports import figure_data
 from sae_sweep.reports.figure_data import NAMES, PHASES
 from sae_sweep.reports.figure_rows import information as information
 from sae_sweep.reports.figure_rows import labels as labels
 from sae_sweep.reports.figure_rows import structure as structure
 from sae_sweep.reports.figure_style import (
     COLOURS,
+    COUNT_SCALE,
     DASHES,
     GREY,
     PHASE_COLOURS,
@@ -39,65 +44,87 @@ from sae_sweep.reports.figure_style import (
     two_levels,
     unique,
 )
+from sae_sweep.reports.layout import log_ticks
+from sae_sweep.reports.material import Finished
 
 MOST_LINES = 48
+# Panels of the front side by side.
+MOST_ACROSS = 3
 _COUNTS = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes"]
 
 
 def front(data: pd.DataFrame) -> go.Figure:
-    """FVU against L0, both logarithmic: colour is the penalty, the symbol the start, the size the width.
+    """FVU against L0, both logarithmic, a panel for each start: colour is the penalty, the symbol the width.
 
     A mark is a setting, with its range over seeds; the line joins what no setting of its penalty, start and width
     beats. Each seed by itself is there too, hidden.
     """
-    figure = go.Figure()
-    penalties, starts, widths = (unique(data[name]) for name in ("penalty_name", "start", "width"))
-    repeats = unique(data["repeat"])
-    shown = _shown(data)
-    whole = data[(data["l0"] > 0) & (data["fvu"] > 0)]
+    penalties, starts = (unique(data[name]) for name in ("penalty_name", "start"))
+    widths, repeats, shown = sorted(unique(data["width"])), unique(data["repeat"]), _shown(data)
+    across = min(max(len(starts), 1), MOST_ACROSS)
+    down = max(1, -(-len(starts) // across))
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        shared_xaxes="all",
+        shared_yaxes="all",
+        subplot_titles=[f"{start} start" for start in starts] if len(starts) > 1 else None,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.12,
+    )
+    # A mean opens the latents of its first seed.
+    first = data.groupby(NAMES, dropna=False)["point_id"].transform("first")
+    whole = data.assign(opens=first)[(data["l0"] > 0) & (data["fvu"] > 0)]
     for names, rows in whole.groupby([*NAMES[:-1], "repeat"], dropna=False, sort=False):
         given, start, width, architecture, penalty, repeat = names
-        look = penalty_look(penalties.index(penalty))
-        points = _front_first(rows)
-        figure.add_trace(
-            go.Scatter(
-                x=points["l0"],
-                y=points["fvu"],
-                error_x=spread(points, "l0"),
-                error_y=spread(points, "fvu"),
-                customdata=points[["said", *_COUNTS]],
-                hovertemplate="%{customdata[0]}<br>L0 %{x:.3g} · FVU %{y:.3g}<br>splits per max %{customdata[1]:.2f}, "
-                "distinct %{customdata[2]:.2f}<br>duplicates %{customdata[3]:.2f} · owned %{customdata[4]:.3g}"
-                "<extra></extra>",
-                mode="lines+markers",
-                line={**look, "width": 1.5},
-                marker={
-                    "symbol": SYMBOLS[starts.index(start) % len(SYMBOLS)],
-                    "size": _size(widths, width),
-                    "opacity": np.where(points["on_front"].fillna(False), 1.0, 0.45),
-                },
-                legendgroup=penalty,
-                showlegend=False,
-                visible=bool(width in shown and (repeat == repeats[0] or "mean" not in repeats)),
-                name=penalty,
-                meta={
-                    "penalty": penalty,
-                    "width": str(width),
-                    "start": start,
-                    "architecture": architecture,
-                    "seed": repeat,
-                    "given": given,
-                },
-            )
+        panel = starts.index(start)
+        trace = _front_line(rows, penalty_look(penalties.index(penalty)), SYMBOLS[widths.index(width) % len(SYMBOLS)])
+        meta = {"penalty": penalty, "width": str(width), "start": start, "architecture": architecture}
+        trace.update(
+            legendgroup=penalty,
+            visible=bool(width in shown and (repeat == repeats[0] or "mean" not in repeats)),
+            name=penalty,
+            meta=meta | {"seed": repeat, "given": given},
         )
+        figure.add_trace(trace, row=panel // across + 1, col=panel % across + 1)
     for i, penalty in enumerate(penalties):
-        figure.add_trace(legend(penalty, penalty, line=penalty_look(i), mode="lines"))
-    for i, start in enumerate(starts):
-        marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "color": GREY, "size": 8}
-        figure.add_trace(legend(f"{start} start", f"start {start}", marker=marker, mode="markers"))
-    figure.update_xaxes(type="log", title="L0: mean active latents", dtick="D2", tickformat="~g")
-    figure.update_yaxes(type="log", title="FVU: variance left unexplained", dtick="D2", tickformat="~g")
-    return finished(figure, "Reconstruction against sparsity: lower left is better", 520)
+        figure.add_trace(legend(penalty, penalty, line=penalty_look(i), mode="lines"), row=1, col=1)
+    for i, width in enumerate(widths):
+        marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "color": GREY, "size": 9}
+        figure.add_trace(legend(f"width {width}", f"width {width}", marker=marker, mode="markers"), row=1, col=1)
+    figure.update_xaxes(type="log", tickformat="~g", **_ticks(whole["l0"]))
+    figure.update_yaxes(type="log", tickformat="~g", **_ticks(whole["fvu"]))
+    figure.update_xaxes(title="L0: mean active latents", row=down)
+    figure.update_yaxes(title="FVU: variance left unexplained", col=1)
+    return finished(figure, "Reconstruction against sparsity: lower left is better", 180 + 340 * down)
+
+
+def _front_line(rows: pd.DataFrame, look: Mapping[str, str], symbol: str) -> go.Scatter:
+    """The settings of one line of the front."""
+    points = _front_first(rows)
+    return go.Scatter(
+        x=points["l0"],
+        y=points["fvu"],
+        error_x=spread(points, "l0"),
+        error_y=spread(points, "fvu"),
+        customdata=points[["said", *_COUNTS, "opens"]],
+        hovertemplate="%{customdata[0]}<br>L0 %{x:.3g} · FVU %{y:.3g}<br>splits per max %{customdata[1]:.2f}, "
+        "distinct %{customdata[2]:.2f}<br>duplicates %{customdata[3]:.2f} · owned %{customdata[4]:.3g}"
+        "<extra></extra>",
+        mode="lines+markers",
+        line={**look, "width": 1.5},
+        marker={
+            "symbol": symbol,
+            "size": 9,
+            "opacity": np.where(points["on_front"].fillna(False), 1.0, 0.45),
+        },
+        showlegend=False,
+    )
+
+
+def _ticks(values: pd.Series) -> dict[str, list[float]]:
+    """Ticks of a logarithmic axis over these values; none where there are none."""
+    return {"tickvals": log_ticks(float(values.min()), float(values.max()))} if len(values) else {}
 
 
 def split_counts(data: pd.DataFrame) -> go.Figure:
@@ -114,6 +141,8 @@ def split_counts(data: pd.DataFrame) -> go.Figure:
         for row in data.itertuples()
     ]
     figure = go.Figure()
+    # One scale for both counts, so that they compare.
+    most = max(1.0, float(data["splits_per_max"].max())) if len(data) else 1.0
     for name, counted in (("splits_per_max", "all split latents"), ("distinct_splits_per_max", "distinct ones")):
         figure.add_trace(
             go.Heatmap(
@@ -122,8 +151,9 @@ def split_counts(data: pd.DataFrame) -> go.Figure:
                 z=grid.values(data[name].astype(float)),
                 text=grid.values(pd.Series(hover, data.index)),
                 hovertemplate="%{text}<extra></extra>",
-                colorscale="Cividis",
+                colorscale=COUNT_SCALE,
                 zmin=0,
+                zmax=most,
                 xgap=1,
                 ygap=1,
                 colorbar=colour_bar("splits<br>per max"),
@@ -176,7 +206,7 @@ def phases(data: pd.DataFrame) -> go.Figure:
 
 
 def distribution(data: pd.DataFrame) -> go.Figure:
-    """Split latents of every maximum: a row per start, width and penalty at its middle coefficient."""
+    """Split latents of every maximum: a row per start, width and penalty, at its knee (`figure_data.knees`)."""
     rows = data.drop_duplicates(NAMES)
     # Rows of one block together: a heatmap's cells lie as their places follow each other.
     places = pd.Series(blocks(rows), rows.index)
@@ -195,8 +225,9 @@ def distribution(data: pd.DataFrame) -> go.Figure:
             z=z,
             customdata=copies,
             hovertemplate="%{y}<br>maximum %{x}: %{z:.3g} split latents, %{customdata:.3g} duplicates<extra></extra>",
-            colorscale="Cividis",
+            colorscale=COUNT_SCALE,
             zmin=0,
+            zmax=max(1.0, float(data["splits"].max())) if len(data) else 1.0,
             xgap=1,
             ygap=1,
             colorbar=colour_bar("split<br>latents"),
@@ -205,11 +236,11 @@ def distribution(data: pd.DataFrame) -> go.Figure:
     # Few maxima are not to have halves between them.
     figure.update_xaxes(title="maximum (token)", dtick=1 if len(maxima) <= 10 else None)
     figure.update_yaxes(autorange="reversed", type="multicategory")
-    return finished(figure, "Split latents of each maximum, middle coefficients", height(len(rows)))
+    return finished(figure, "Split latents of each maximum", height(len(rows)))
 
 
 def curves(data: pd.DataFrame) -> go.Figure:
-    """FVU, L0 and the gradient's norm, where it is known, at the middle coefficients: medians over seeds."""
+    """FVU, L0 and the gradient's norm, where it is known, at the knees (`figure_data.knees`): medians over seeds."""
     drawn = {"fvu": "FVU", "l0": "L0"} | ({"gradient": "gradient's norm"} if data["gradient"].notna().any() else {})
     figure = make_subplots(rows=len(drawn), shared_xaxes=True, vertical_spacing=0.06)
     penalties, starts, shown = unique(data["penalty_name"]), unique(data["start"]), _shown(data)
@@ -253,7 +284,7 @@ def curves(data: pd.DataFrame) -> go.Figure:
         dtick = "D2" if column == "l0" else None
         figure.update_yaxes(type="log", title=title, dtick=dtick, tickformat="~g", row=row, col=1)
     figure.update_xaxes(title="training step", row=len(drawn), col=1)
-    return finished(figure, "Training, middle coefficients", 280 * len(drawn))
+    return finished(figure, "Training", 280 * len(drawn))
 
 
 def logits(values: Sequence[float] = ()) -> go.Figure:
@@ -306,5 +337,98 @@ def _shown(data: pd.DataFrame) -> set[Any]:
     return widths if len(data[NAMES[:-1]].drop_duplicates()) <= MOST_LINES else {max(widths)}
 
 
-def _size(widths: Sequence[Any], width: Any) -> float:
-    return 7 + 5 * sorted(widths).index(width) / max(len(widths) - 1, 1)
+@dataclass(frozen=True)
+class Figure:
+    """One figure: `short` names it in a menu, `note` says how to read it; `draw` makes it of what `table` returns."""
+
+    key: str
+    short: str
+    title: str
+    note: str
+    table: Callable[[Finished], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], go.Figure]
+
+
+FIGURES = (
+    Figure(
+        "front",
+        "Front",
+        "Reconstruction against sparsity",
+        "FVU against L0: lower left is better. Colour is the penalty, the symbol the width; each start has a panel. "
+        "A mark is a setting; where it has several seeds, their mean with bars from the lowest to the highest. Lines "
+        "join what no setting of the same penalty, start and width beats; the others are pale. A click on a mark shows "
+        "that SAE's latents below.",
+        lambda sweep: figure_data.front(sweep.results),
+        front,
+    ),
+    Figure(
+        "split_counts",
+        "Splits",
+        "Split latents per maximum",
+        "Live latents with a label finer than their maximum, over the number of maxima, mean over seeds. Distinct: "
+        "those of one class counted once, since a class may be held many times. Pale is none, dark the most here.",
+        lambda sweep: figure_data.split_counts(sweep.results),
+        split_counts,
+    ),
+    Figure(
+        "distribution",
+        "By maximum",
+        "Which maxima are split",
+        "Split latents of each maximum, mean over seeds, at the coefficient of each penalty that has the lowest FVU × "
+        "max(L0, 1).",
+        lambda sweep: figure_data.distribution(sweep.results, sweep.per_max),
+        distribution,
+    ),
+    Figure(
+        "labels",
+        "Labels",
+        "What latents stand for",
+        "Mean number of latents by label, of the trained SAEs and of their untrained starts.",
+        lambda sweep: figure_data.labels(sweep.results, sweep.untrained),
+        labels,
+    ),
+    Figure(
+        "information",
+        "Factors",
+        "Which factor latents split by",
+        "How much of the query, the runner-up and the copies the top latent explains, given the maximum and beyond "
+        "what a permutation would show. Bars span the points; hollow marks are the untrained starts.",
+        lambda sweep: figure_data.information(sweep.results, sweep.untrained),
+        information,
+    ),
+    Figure(
+        "structure",
+        "Structure",
+        "What split latents are made of",
+        "Of what the split latents of most frequent kind add: the shares of variance that the parent explains, the "
+        "modifier beyond it, and neither; whether a modifier points the same way under two parents; what semi-NMF and "
+        "a meta-SAE explain. Bars span the points; hollow marks are nulls: the same with modifiers, parents or entries "
+        "permuted.",
+        lambda sweep: figure_data.structure(sweep.results),
+        structure,
+    ),
+    Figure(
+        "phases",
+        "Phases",
+        "Phase diagram",
+        "What at least half of the maxima have. Split: two latents or more with a finer label. Found: a latent for the "
+        "whole maximum; duplicated: as many copies again; absorbed: those are parents, and no modifier has a latent of "
+        "its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
+        "activations, the least loss with a latent for each combination is below that with one for each parent and "
+        "each modifier.",
+        lambda sweep: figure_data.phases(sweep.results, sweep.costs),
+        phases,
+    ),
+    Figure(
+        "curves",
+        "Training",
+        "Training curves",
+        "FVU and L0 on the training batches, and the gradient's norm before it is clipped (the largest since the step "
+        "before), at the coefficient of each penalty that has the lowest FVU × max(L0, 1), median over seeds. Colour "
+        "is the penalty, the dash the start.",
+        lambda sweep: figure_data.curves(
+            sweep.results, {id: record.get("curve") or () for id, record in sweep.records.items()}
+        ),
+        curves,
+    ),
+)

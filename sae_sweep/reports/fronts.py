@@ -35,7 +35,7 @@ def within(frame: pd.DataFrame) -> list[str]:
 
 def lines(frame: pd.DataFrame) -> list[str]:
     """LINE, and the keys swept beside it that change the SAE or its penalty."""
-    return [*LINE, *_swept(frame, ("sae.", "penalty."))]
+    return [*LINE, *_swept(frame, ("sae.", "penalty.")), *(["sweep"] if "sweep" in frame else [])]
 
 
 def _swept(frame: pd.DataFrame, prefixes: tuple[str, ...]) -> list[str]:
@@ -143,10 +143,10 @@ def _interval(name: str, line: Ladder, first: Ladder, value: Any) -> dict[str, f
 def unmoved(frame: pd.DataFrame) -> list[str]:
     """A warning for every line whose coefficients, or k, do not move L0: over means of seeds, dead SAEs included."""
     found, apart = [], [*within(frame), *lines(frame)]
-    told = ["architecture", "penalty", "width", "init"]
+    shown = ["architecture", "penalty", "width", "init"]
     # Not what follows from those.
     telling = ({*LINE, *WITHIN} - {"steps"}) | {*choices(frame)}
-    told += [name for name in apart if name not in told and name in telling and frame[name].nunique() > 1]
+    shown += [name for name in apart if name not in shown and name in telling and frame[name].nunique() > 1]
     for _, rows in frame.groupby(apart, dropna=False, sort=False):
         counted = rows["k"].notna().any()
         l0 = rows.dropna(subset=["l0"]).groupby("k" if counted else "coefficient")["l0"].mean()
@@ -154,7 +154,7 @@ def unmoved(frame: pd.DataFrame) -> list[str]:
             continue
         if l0.max() < MOVES * l0.min() or l0.max() == 0:
             first = rows.iloc[0]
-            names = ", ".join(_word(name, first[name]) for name in told if pd.notna(first[name]))
+            names = ", ".join(_word(name, first[name]) for name in shown if pd.notna(first[name]))
             what, over = ("k", "k") if counted else ("coefficient", "coefficients")
             found.append(
                 f"{names}: {over} from {l0.index[0]:g} to {l0.index[-1]:g} leave L0 between "

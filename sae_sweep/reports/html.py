@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -16,10 +17,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from sae_sweep.config.calibration import chosen
-from sae_sweep.reports import figures
-from sae_sweep.reports.claims import Verdict, number, subject
+from sae_sweep.reports import figures, summary
+from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.figures import FIGURES, Figure
 from sae_sweep.reports.fronts import unmoved
-from sae_sweep.reports.latent_dashboard import Cards
+from sae_sweep.reports.latent_dashboard import Dashboard
+from sae_sweep.reports.material import Material
 from sae_sweep.reports.results_table import (
     MOST_ROWS,
     coefficient,
@@ -30,72 +33,9 @@ from sae_sweep.reports.results_table import (
     start_name,
     telling,
 )
+from sae_sweep.reports.sentences import number, predicted, subject
 from sae_sweep.version import __version__
 
-# Key, name in the navigation, heading, and how to read it.
-SECTIONS = (
-    (
-        "front",
-        "Front",
-        "Reconstruction against sparsity",
-        "FVU against L0: lower left is better. Colour is the penalty, the symbol the start, the size the width. A mark "
-        "is a setting; where it has several seeds, their mean with bars from the lowest to the highest. Lines join "
-        "what no setting of the same penalty, start and width beats; the others are pale.",
-    ),
-    (
-        "split_counts",
-        "Splits",
-        "Split latents per maximum",
-        "Live latents with a label finer than their maximum, over the number of maxima, mean over seeds. Distinct: "
-        "those of one class counted once, since a class may be held many times.",
-    ),
-    (
-        "distribution",
-        "By maximum",
-        "Which maxima are split",
-        "Split latents of each maximum, mean over seeds, at the middle coefficient of each penalty: the lowest FVU × "
-        "max(L0, 1).",
-    ),
-    (
-        "labels",
-        "Labels",
-        "What latents stand for",
-        "Mean number of latents by label, of the trained SAEs and of their untrained starts.",
-    ),
-    (
-        "information",
-        "Factors",
-        "Which factor latents split by",
-        "How much of the query, the runner-up and the copies the top latent tells, given the maximum and beyond what a "
-        "permutation would show. Bars span the points; hollow marks are the untrained starts.",
-    ),
-    (
-        "structure",
-        "Structure",
-        "What split latents are made of",
-        "Of what the split latents of most frequent kind add: the shares of variance that the parent explains, the "
-        "modifier beyond it, and neither; whether a modifier points the same way under two parents; what semi-NMF and "
-        "a meta-SAE explain. Bars span the points; hollow marks are nulls: the same with modifiers, parents or entries "
-        "permuted.",
-    ),
-    (
-        "phases",
-        "Phases",
-        "Phase diagram",
-        "What at least half of the maxima have. Split: two latents or more with a finer label. Found: a latent for the "
-        "whole maximum; duplicated: as many copies again; absorbed: those are parents, and no modifier has a latent of "
-        "its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
-        "activations, the least loss with a latent for each combination is below that with one for each parent and "
-        "each modifier.",
-    ),
-    (
-        "curves",
-        "Training",
-        "Training curves",
-        "FVU and L0 on the training batches, and the gradient's norm before it is clipped (the largest since the step "
-        "before), at the middle coefficients, median over seeds. Colour is the penalty, the dash the start.",
-    ),
-)
 # The section whose figure shows a measure, by how its name begins; the first that fits.
 _SHOWN_IN = {
     "splits_": "split_counts",
@@ -111,31 +51,35 @@ _SHOWN_IN = {
 }
 # Letters of a row's name beside which a phone has no room for the chart: it is then scrolled.
 LONG_NAME = 12
+_GRIDS = ("split_counts", "distribution", "phases")
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}
 # The latents of an SAE too large to fit are left out, so that the page stays easy to send: bytes before base64.
 MOST_CARD_BYTES = 1_400_000
 
 
-def page(
-    info: Mapping[str, Any],
-    frame: pd.DataFrame,
-    verdicts: Sequence[Verdict],
-    failures: Mapping[str, Mapping[str, Any]],
-    data: Mapping[str, pd.DataFrame],
-    drawn: Mapping[str, go.Figure],
-    cards: Mapping[str, Cards],
-    notes: Sequence[str] = (),
-    folder: str = "figures",
-) -> str:
-    """The page as a string.
+@dataclass(frozen=True)
+class Contents:
+    """What a page shows.
 
-    Args:
-        info: sweep.yaml; frame: the results table; failures: what is known of failed points, by id.
-        data, drawn: the tables and figures by key of SECTIONS.
-        cards: of the SAEs to browse, by point id; `notes`: why others are left out.
-        folder: where the tables lie, beside the page.
+    Attributes:
+        tables, drawn: the figures' tables and the figures, by key.
+        dashboards: of the SAEs to browse, by point id.
+        notes: why other SAEs that were asked for are left out.
     """
-    frame = telling(frame)
+
+    material: Material
+    tables: Mapping[str, pd.DataFrame]
+    drawn: Mapping[str, go.Figure]
+    dashboards: Mapping[str, Dashboard]
+    notes: Sequence[str] = ()
+
+
+def page(contents: Contents, folder: str = "figures") -> str:
+    """The page as a string. `folder`: where the tables of its figures lie, beside the page."""
+    material = contents.material
+    info, verdicts, failures = material.info, material.verdicts, material.failures
+    data, drawn, cards, notes = contents.tables, contents.drawn, contents.dashboards, contents.notes
+    frame = telling(material.finished.results)
     browsed, left_out = _fitting({id: _card(card, frame) for id, card in cards.items()})
     shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
     shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
@@ -146,12 +90,16 @@ def page(
     )
     return environment.get_template("report.html").render(
         sweep=str(info.get("name", "sweep")),
+        question=summary.question(info),
+        answer=summary.answer(material, frame),
+        ran=summary.ran(material, frame),
+        words=summary.WORDS,
         finished=len(frame),
         total=info.get("points", len(frame)),
         context=_shared(frame),
         failures=[(id, str(failure.get("reason", "no reason was noted"))) for id, failure in failures.items()],
         verdicts=[_verdict(*pair) for pair in zip(info.get("claims") or [], verdicts, strict=True)],
-        sections=[_section(section, data, drawn, folder) for section in SECTIONS if section[0] in data],
+        sections=[_section(figure, data, drawn, folder) for figure in FIGURES if figure.key in data],
         warnings=[*unmoved(frame), *(line.warning for line in lines if line.warning)],
         chosen=[line.sentence for line in lines],
         browsed=[card["words"] for card in browsed],
@@ -160,7 +108,6 @@ def page(
         table=rows,
         more_rows=more,
         version=__version__,
-        provenance=[f"overrides: {' '.join(info['overrides'])}"] if info.get("overrides") else [],
         css=_asset("report.css"),
         script=_asset("report.js"),
         plotly=_packed(get_plotlyjs()),
@@ -183,19 +130,26 @@ def _without_title(figure: go.Figure) -> go.Figure:
 
 
 def _section(
-    section: tuple[str, ...], data: Mapping[str, pd.DataFrame], drawn: Mapping[str, go.Figure], folder: str
+    figure: Figure, data: Mapping[str, pd.DataFrame], drawn: Mapping[str, go.Figure], folder: str
 ) -> dict[str, Any]:
-    key, short, title, note = section
-    there = {"rows": f"{len(data[key]):,}" if len(data[key]) else "", "data": f"{folder}/{key}.csv"}
+    key = figure.key
     return {
         "key": key,
-        "short": short,
-        "title": title,
-        "note": note,
-        "wide": key in ("split_counts", "distribution", "phases") or _longest_name(data[key]) > LONG_NAME,
+        "short": figure.short,
+        "title": figure.title,
+        "note": figure.note,
+        "wide": key in ("split_counts", "distribution", "phases")
+        or _panels(drawn[key]) > 1
+        or _longest_name(data[key]) > LONG_NAME,
         "height": drawn[key].layout.height,
-        **there,
+        "rows": f"{len(data[key]):,}",
+        "data": f"{folder}/{key}.csv",
     }
+
+
+def _panels(figure: go.Figure) -> int:
+    """Axes beside each other."""
+    return sum(name.startswith("xaxis") for name in figure.layout.to_plotly_json())
 
 
 def _longest_name(table: pd.DataFrame) -> int:
@@ -211,12 +165,9 @@ def _shared(frame: pd.DataFrame) -> list[str]:
 
 
 def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
-    """A claim as the cells of a row: the number, its spread over seeds, and its nulls."""
+    """A claim as the cells of a row: the number, its interval, and its nulls."""
     mark, kind = _MARKS[verdict.verdict]
-    low, high = number(verdict.low), number(verdict.high)
-    spread = low if low == high else f"{low} to {high}"
     shown = next((key for start, key in _SHOWN_IN.items() if claim["measure"].startswith(start)), "")
-    bound = f"at least {number(claim['at_least'])}" if "at_least" in claim else f"at most {number(claim['at_most'])}"
     return {
         "mark": mark,
         "kind": kind,
@@ -225,12 +176,12 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
         "measure": subject(claim).rstrip(","),
         "points": f"{verdict.points:,}" if verdict.points else "",
         "value": number(verdict.value),
-        "spread": f"{spread} ({verdict.seeds})" if verdict.seeds > 1 else "one seed" if verdict.seeds else "–",
+        "interval": " to ".join(map(number, verdict.interval)) if verdict.interval else "–",
         "untrained": number(verdict.untrained),
         "shuffled": number(verdict.shuffled),
-        "bound": bound,
+        "bound": predicted(claim, verdict.margin),
         "shown": shown if verdict.verdict != "supported" and verdict.value is not None else "",
-        "figure": next((section[2] for section in SECTIONS if section[0] == shown), ""),
+        "figure": next((figure.title for figure in FIGURES if figure.key == shown), ""),
         "why": verdict.sentence.partition("since ")[2].rstrip(".") if verdict.value is None else "",
     }
 
@@ -258,15 +209,14 @@ def _results(frame: pd.DataFrame) -> tuple[list[list[str]], int]:
     return rows, len(chosen) - len(rows)
 
 
-def _card(card: Cards, frame: pd.DataFrame) -> dict[str, Any]:
+def _card(card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
     """An SAE's latents as JSON, a list per column; numbers to what is shown of them."""
     row = frame[frame["point_id"] == card.point.id].iloc[0]
     words = [f"width {row['width']}", start_name(row), f"{penalty_name(row)} {coefficient(row)}"]
     words += [f"seed {row['seed']}", *context_words(row, context(frame)), card.point.id[:8]]
     latents = card.latents
     cells: list[list[Any]] = [[] for _ in range(len(latents))]
-    assert card.cells is not None  # report.py leaves out those without
-    for latent, cell, share, fires in card.cells.itertuples(index=False):
+    for latent, cell, share, fires in () if card.cells is None else card.cells.itertuples(index=False):
         cells[latent].append([cell, _short(share), _short(fires)])
     nearest: list[list[Any]] = [[] for _ in range(len(latents))]
     for latent, other, cosine, name in card.nearest.itertuples(index=False):
@@ -280,6 +230,8 @@ def _card(card: Cards, frame: pd.DataFrame) -> dict[str, Any]:
         "owner": [None if pd.isna(value) else int(value) for value in latents["owner"]],
         "live": [int(value) for value in latents["live"]],
         **{key: [_short(value) for value in latents[name]] for key, name in _NUMBERS.items()},
+        # Of most SAEs only what their latents stand for is in the page.
+        "whole": card.cells is not None,
         "cells": cells,
         "nearest": nearest,
         "logits": [] if card.logits is None else [[_short(value) for value in row] for row in card.logits.tolist()],
@@ -294,12 +246,13 @@ def _short(value: float) -> float | None:
 
 
 def _fitting(cards: Mapping[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Those that fit into MOST_CARD_BYTES together, and a line for each that does not."""
+    """Those that fit into MOST_CARD_BYTES together, and a line for each whole one that does not."""
     found, left_out, size = [], [], 0
     for id, card in cards.items():
         more = len(gzip.compress(json.dumps(card).encode()))
         if size + more > MOST_CARD_BYTES:
-            left_out.append(f"{card['words']} is left out for its size: --latents {id[:8]} shows it alone.")
+            if card["whole"]:
+                left_out.append(f"{card['words']} is left out for its size: --latents {id[:8]} shows it alone.")
             continue
         size += more
         found.append(card)

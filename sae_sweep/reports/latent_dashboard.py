@@ -1,4 +1,4 @@
-"""Latent by latent: what a trained SAE's latents stand for, fire on and do, as cards to look through."""
+"""What each latent of a trained SAE stands for, fires on and does: a dashboard for each latent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from sae_sweep.metrics.firing import FiringCounter, FiringTable
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter
 from sae_sweep.metrics.labels import class_name
 from sae_sweep.reports.figure_data import named
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.folding import unfold
+from sae_sweep.saes.formats import saelens
 from sae_sweep.store.store import Store
 from sae_sweep.sweep.context import Ground, PointSae, load_toy
 from sae_sweep.toys.classes import Factored
@@ -29,7 +30,7 @@ TOP_CELLS, NEAREST, MOST_SAES = 5, 3, 6
 
 
 @dataclass(frozen=True)
-class Cards:
+class Dashboard:
     """One SAE's latents.
 
     latents: latents.parquet, a row per latent (label, label_class, f1, owner, purity, density, live, …).
@@ -54,16 +55,16 @@ class Cards:
     nearest: pd.DataFrame
 
 
-class Dealer:
-    """Makes cards of points in a store; SAEs with the same data share their evaluation inputs."""
+class DashboardBuilder:
+    """Builds the dashboards of points in a store; SAEs with the same data share their evaluation inputs."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._grounds: dict[Any, Ground] = {}
 
     @torch.no_grad()
-    def cards(self, id: str, narrower: str | None = None) -> Cards:
-        """The cards of a finished point, beside those of a `narrower` one.
+    def build(self, id: str, narrower: str | None = None) -> Dashboard:
+        """The dashboard of a finished point, beside that of a `narrower` one.
 
         UserError if there is no such point, or its toy or the file of its distribution's weights is not there.
         """
@@ -71,7 +72,7 @@ class Dealer:
         point, evaluation = point_from(record["settings"]), Evaluation(**record["evaluation"])
         ground = self._ground(point, evaluation)
         cells = ground.inputs.cells
-        parameters = saelens_export.unfold(self._folded(id), ground.mean, ground.scale)
+        parameters = unfold(self._folded(id), ground.mean, ground.scale)
         sae = PointSae(point, parameters)
         table, detection = _fire(sae, ground, evaluation)
         features = pd.DataFrame(columns=["latent", "feature", "cosine", "f1"])
@@ -84,13 +85,19 @@ class Dealer:
         if narrower is not None:
             nearest = _nearest(sae.W_dec, self._folded(narrower).W_dec)
             nearest["name"] = self._latents(narrower)["label_class"].to_numpy()[nearest["other"]]
-        return Cards(point, self._latents(id), top, features, logits, narrower, nearest)
+        return Dashboard(point, self._latents(id), top, features, logits, narrower, nearest)
+
+    def labels(self, id: str) -> Dashboard:
+        """What is stored of a finished point's latents, without opening its toy."""
+        point = point_from(self.store.read_record("points", id)["settings"])
+        none = pd.DataFrame(columns=["latent", "other", "cosine", "name"])
+        return Dashboard(point, self._latents(id), None, pd.DataFrame(), None, None, none)
 
     def _latents(self, id: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(self.store.read("points", id, "latents.parquet")))
 
     def _folded(self, id: str) -> Any:
-        return saelens_export.from_files(self.store.read("points", id, saelens_export.WEIGHTS))
+        return saelens.from_files(self.store.read("points", id, saelens.WEIGHTS))
 
     def _ground(self, point: Point, evaluation: Evaluation) -> Ground:
         key = (point.toy, point.site, point.distribution, point.data_seed, point.training.batch_size, evaluation)

@@ -14,17 +14,25 @@ from sae_sweep.reports.layout import Block, Row, bar, columns, fraction, plural
 from sae_sweep.reports.live import describe
 
 if TYPE_CHECKING:
-    from sae_sweep.reports.latent_dashboard import Cards
+    from sae_sweep.reports.latent_dashboard import Dashboard
 
 # Latents of an overview; tokens of a card whose toy has more than twice as many.
 _LISTED, _TOKENS = 30, 8
 
 
-def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, width: int) -> RenderableType:
-    """An SAE in two lines, and its latents in the order of what they stand for: the coarse ones first."""
+def overview(
+    point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, width: int, coarse_first: bool, whole: bool
+) -> RenderableType:
+    """An SAE in two lines, and its live latents: in the order given, or by what they stand for, the coarse ones first.
+
+    Without `whole` the first _LISTED of them.
+    """
     live = latents[latents["live"]]
     length = [len(label) if isinstance(label, str) else len("mqnc") + 1 for label in live["label"]]
-    ordered = live.assign(length=length).sort_values(["length", "owner", "density"], ascending=[True, True, False])
+    ordered = live.assign(length=length)
+    if coarse_first:
+        ordered = ordered.sort_values(["length", "owner", "density"], ascending=[True, True, False])
+    listed = len(ordered) if whole else _LISTED
     most = float(ordered["density"].max()) if len(ordered) else 0.0
     cells = max(8, min(60, width - 58))
     rows = [
@@ -39,14 +47,14 @@ def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, wi
                 bar(density, most, cells),
             ]
         )
-        for row, density in zip(ordered.head(_LISTED).itertuples(), ordered["density"].tolist(), strict=False)
+        for row, density in zip(ordered.head(listed).itertuples(), ordered["density"].tolist(), strict=False)
     ]
     heads = ["latent", "label", "F1", "owner", "purity", "fires\non", "share of inputs"]
     if _without_cells(metrics):
         rows = [Row([row.cells[0], row.cells[3], row.cells[2], *row.cells[4:]]) for row in rows]
         heads = ["latent", "feature", "F1", "precision", "fires\non", "share of inputs"]
     dead = len(latents) - len(live)
-    more = [f"… and {len(live) - _LISTED:,} more"] if len(live) > _LISTED else []
+    more = [f"… and {len(live) - listed:,} more: --all"] if len(live) > listed else []
     more += [f"{dead:,} dead"] if dead else []
     parts: list[RenderableType] = [
         Text(f"{point.id}  {describe(point)}", style="bold"),
@@ -59,41 +67,41 @@ def overview(point: Point, metrics: Mapping[str, Any], latents: pd.DataFrame, wi
     return Group(*parts, Text(f"sae-sweep inspect {point.id} --latent J   one of them", style="dim"))
 
 
-def card(cards: Cards, latent: int, width: int) -> RenderableType:
+def latent_dashboard(dashboard: Dashboard, latent: int, width: int) -> RenderableType:
     """One latent: its label, the cells that it fires on, what it does to the toy's answer."""
-    row = cards.latents.iloc[latent]
+    row = dashboard.latents.iloc[latent]
     state = "" if row["live"] else "dead: it fires on too few inputs"
-    head = Text(f"latent {latent} of {cards.point.id}  {describe(cards.point)}", style="bold")
+    head = Text(f"latent {latent} of {dashboard.point.id}  {describe(dashboard.point)}", style="bold")
     f1, owner = _shown(row["f1"], "{:.2f}".format), _shown(row["owner"], str)
     facts = [
         f"label {_shown(row['label_class'], str, 'none')}",
         f"F1 {f1}",
         f"owner {owner} with {_shown(row['purity'], '{:.0%}'.format)} of its activation",
     ]
-    if cards.cells is None:
+    if dashboard.cells is None:
         facts = [f"detects feature {owner} best", f"F1 {f1}", f"precision {_shown(row['purity'], '{:.2f}'.format)}"]
     facts += [
         f"fires on {row['density']:.2%} ({plural(row['inputs'], 'input')})",
         f"decoder norm {row['decoder_norm']:.3g}",
     ]
     parts: list[RenderableType] = [head, *(Text(fact) for fact in _lines(facts, width)), Text(state)]
-    features = cards.features[cards.features["latent"] == latent]
+    features = dashboard.features[dashboard.features["latent"] == latent]
     if len(features):
         heads = ["feature", "cosine of the\ndecoder row", "F1 as its\ndetector"]
         nearest = features[["feature", "cosine", "f1"]].to_numpy().tolist()
         rows = [Row([f"{feature:.0f}", f"{cosine:+.2f}", f"{f1:.2f}"]) for feature, cosine, f1 in nearest]
         parts += [_heading("Nearest planted features"), columns(heads, [Block("", rows)], width), Text()]
-    if cards.cells is None:
+    if dashboard.cells is None:
         parts.append(Text("The features of this toy come and go by themselves: it has no cells.", style="dim"))
-    elif len(fires := cards.cells[cards.cells["latent"] == latent]):
+    elif len(fires := dashboard.cells[dashboard.cells["latent"] == latent]):
         parts += [
             _heading("Where it is active: maximum m, query q, runner-up n, copies c"),
             _cells(fires, width),
             Text(),
         ]
-        if cards.logits is not None:
+        if dashboard.logits is not None:
             heading = _heading("What it adds to the toy's logits, at its mean activation")
-            parts += [heading, *_logits(cards.logits[latent].tolist(), width)]
+            parts += [heading, *_logits(dashboard.logits[latent].tolist(), width)]
     else:
         parts.append(Text("It never fires."))
     return Group(*parts)

@@ -149,3 +149,16 @@ def duration(seconds: float) -> str:
 def plural(number: int, word: str) -> str:
     """`1 point`, `2 points`."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values within the limits of a logarithmic axis: powers of ten, with 2 and 5 or every digit of them where
+    the range is smaller, and steps of equal size where it is so small that few of those lie in it."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    leading = (1,) if len(decades) > 4 else (1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    inside = [value for decade in decades for digit in leading if low <= (value := digit * 10.0**decade) <= high]
+    if len(inside) > 2 or high <= low:
+        return inside if len(inside) > 1 else [low, high]
+    unit = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step = next(size * unit for size in (1, 2, 5, 10) if (high - low) / (size * unit) <= 5)
+    return [float(f"{i * step:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

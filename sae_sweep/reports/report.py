@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae_sweep.config.settings import point_from
 from sae_sweep.errors import EnvironmentProblem, UserError
-from sae_sweep.metrics.extra import theory as codes
-from sae_sweep.reports import figure_data, figures, html
+from sae_sweep.reports import html
 from sae_sweep.reports.claims import Verdict
-from sae_sweep.reports.latent_dashboard import Cards, Dealer, choose, narrower
+from sae_sweep.reports.figures import FIGURES
+from sae_sweep.reports.latent_dashboard import Dashboard, DashboardBuilder, choose, narrower
+from sae_sweep.reports.material import Finished, Material
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
 
-PAGE, FIGURES = "report.html", "figures"
+PAGE, FOLDER = "report.html", "figures"
+# SAEs of which a page shows what their latents stand for, as far as they fit.
+MOST_LABELLED = 200
+# SAEs up to this width are shown latent by latent at the end of a run.
+QUICK_WIDTH = 1024
 PICTURE_WIDTH = 1000  # pixels, before PICTURE_SCALE
 PICTURE_SCALE = 2
 FORMATS = ("png", "svg")
@@ -30,20 +34,9 @@ NO_CHROME = (
 )
 
 
-@dataclass(frozen=True)
-class Look:
-    """What a sweep's report is made of: its two tables, its verdicts, and its records by point id."""
-
-    info: Mapping[str, Any]
-    results: pd.DataFrame
-    untrained: pd.DataFrame
-    verdicts: Sequence[Verdict]
-    records: Mapping[str, Mapping[str, Any]]
-
-
 def check(results: pd.DataFrame, latents: Sequence[str], images: bool) -> list[str]:
     """What can be known to be wrong before any work; returns the ids of the points whose latents to show: those that
-    begin like one of `latents`, or without any those of `cards.choose`.
+    begin like one of `latents`, or without any those of `latent_dashboard.choose`.
 
     Raises UserError for a point that is not of the sweep, EnvironmentProblem if there is no browser to draw images.
     """
@@ -52,24 +45,15 @@ def check(results: pd.DataFrame, latents: Sequence[str], images: bool) -> list[s
     return [_point(results, start) for start in latents] or choose(results)
 
 
-def tables(look: Look) -> dict[str, pd.DataFrame]:
-    """The table behind each figure, by name; that of structure only where it was measured."""
-    per_max = {id: record["per_max"] for id, record in look.records.items() if record.get("per_max")}
-    curves = {id: record.get("curve") or () for id, record in look.records.items()}
-    structure = figure_data.structure(look.results)
-    return {
-        "front": figure_data.front(look.results),
-        "split_counts": figure_data.split_counts(look.results),
-        "distribution": figure_data.distribution(look.results, per_max),
-        "labels": figure_data.labels(look.results, look.untrained),
-        "information": figure_data.information(look.results, look.untrained),
-        **({"structure": structure} if len(structure) else {}),
-        "phases": figure_data.phases(look.results, _costs(look)),
-        "curves": figure_data.curves(look.results, curves),
-    }
+def tables(finished: Finished) -> dict[str, pd.DataFrame]:
+    """The table behind each figure, by its key; figures of which nothing was measured are left out."""
+    found = {figure.key: figure.table(finished) for figure in FIGURES}
+    return {key: table for key, table in found.items() if len(table)}
 
 
-def write(store: Store, look: Look, output: Path | None, chosen: Sequence[str], images: bool) -> tuple[Path, list[str]]:
+def write(
+    store: Store, material: Material, output: Path | None, chosen: Sequence[str], images: bool
+) -> tuple[Path, list[str]]:
     """Write the page, and beside it the folder of its figures; returns where the page is, and what it lacks and why.
 
     Args:
@@ -79,12 +63,12 @@ def write(store: Store, look: Look, output: Path | None, chosen: Sequence[str], 
 
     Raises EnvironmentProblem, or OSError, if a file cannot be written.
     """
-    name = look.info["name"]
-    data = tables(look)
-    drawn = {key: getattr(figures, key)(table) for key, table in data.items()}
-    cards, notes = _cards(store, look.results, chosen)
-    folder = FIGURES if output is None else f"{output.stem}-{FIGURES}"
-    page = html.page(look.info, look.results, look.verdicts, store.failures(name), data, drawn, cards, notes, folder)
+    name = material.info["name"]
+    data = tables(material.finished)
+    drawn = {figure.key: figure.draw(data[figure.key]) for figure in FIGURES if figure.key in data}
+    dashboards, notes = _dashboards(store, material.finished.results, chosen)
+    folder = FOLDER if output is None else f"{output.stem}-{FOLDER}"
+    page = html.page(html.Contents(material, data, drawn, dashboards, notes), folder)
     files = {PAGE if output is None else output.name: page.encode()}
     files |= {f"{folder}/{key}.csv": table.to_csv(index=False).encode() for key, table in data.items()}
     files |= {f"{folder}/{key}.parquet": _parquet(table) for key, table in data.items()}
@@ -124,16 +108,29 @@ def pictures(drawn: Mapping[str, go.Figure]) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def look(store: Store, name: str, results: pd.DataFrame, untrained: pd.DataFrame, verdicts: Sequence[Verdict]) -> Look:
-    """All that the report of a sweep needs from the store, beside its tables and verdicts."""
-    info = frame.sweep_info(store, name)
-    records = frame.measured(store, frame.sweep_ids(store, name), info.get("measure_id"))
-    return Look(info, results, untrained, verdicts, {record["id"]: record for record in records})
+def gather(
+    store: Store,
+    sweeps: Sequence[str],
+    info: Mapping[str, Any],
+    both: tuple[pd.DataFrame, pd.DataFrame],
+    verdicts: Sequence[Verdict],
+) -> Material:
+    """All that the report of a sweep, or of several, needs from the store beside its two tables and its verdicts."""
+    records: dict[str, Mapping[str, Any]] = {}
+    failures: dict[str, Mapping[str, Any]] = {}
+    for name in sweeps:
+        measure_id = frame.sweep_info(store, name).get("measure_id")
+        records |= {each["id"]: each for each in frame.measured(store, frame.sweep_ids(store, name), measure_id)}
+        failures |= store.failures(name)
+    if len(sweeps) == 1:
+        info = {**info, "written": (store.sweep(sweeps[0]) / "sweep.yaml").stat().st_mtime}
+    return Material(info, Finished(*both, records), verdicts, failures)
 
 
-def _costs(look: Look) -> dict[str, codes.Costs]:
-    """What the split and the shared code cost in theory, by the id of each point of which there is a theory."""
-    return codes.compare(point_from(record["settings"]) for record in look.records.values())
+def choose_few(results: pd.DataFrame) -> list[str]:
+    """The points whose latents a run shows at its end: as many as take a moment."""
+    narrow = results[results["width"] <= QUICK_WIDTH]
+    return choose(narrow) if len(narrow) else []
 
 
 def _browser() -> bool:
@@ -151,18 +148,22 @@ def _point(results: pd.DataFrame, start: str) -> str:
     raise UserError(f"--latents {start}: {what} of this sweep begin{'s' if not found else ''} so")
 
 
-def _cards(store: Store, results: pd.DataFrame, chosen: Sequence[str]) -> tuple[dict[str, Cards], list[str]]:
-    """The cards of points, and a line for each that cannot be opened here."""
-    dealer, cards, notes = Dealer(store), {}, []
+def _dashboards(store: Store, results: pd.DataFrame, chosen: Sequence[str]) -> tuple[dict[str, Dashboard], list[str]]:
+    """The dashboards of the chosen points, and a line for each that cannot be opened here; of others the labels."""
+    builder, dashboards, notes = DashboardBuilder(store), {}, []
     for id in dict.fromkeys(chosen):
         try:
-            found = dealer.cards(id, narrower(results, id))
+            found = builder.build(id, narrower(results, id))
             if found.cells is None:
                 raise UserError("the features of its toy come and go by themselves, not in cells")
-            cards[id] = found
+            dashboards[id] = found
         except Exception as error:  # a stranger's files may hold anything: the page goes without them
             notes.append(f"The latents of {id} are not shown: {' '.join(str(error).split())}.")
-    return cards, notes
+    for id in results["point_id"].head(MOST_LABELLED):
+        if id not in dashboards:
+            with suppress(Exception):  # as above
+                dashboards[id] = builder.labels(id)
+    return dashboards, notes
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

@@ -16,6 +16,8 @@ from sae_sweep.store.results import aggregate
 
 # More rows than this are for `sae-sweep results`.
 MOST_ROWS = 80
+# Rows of the short report.
+MOST_BEST = 10
 _START = ["width", "init", "partition"]
 _PENALTY = ["architecture", "penalty", "penalty_p", "penalty_scale"]
 # The widths from which the table has room for a column per label, and for the spread over seeds.
@@ -34,6 +36,7 @@ def context(frame: pd.DataFrame) -> list[str]:
     ]
     known = {COLUMN_OF.get(column, column) for column in swept} | {"toy", "site", "distribution"}
     found = [column for column in (*SETTINGS, *swept) if column in known and frame[column].nunique() > 1]
+    found = ["sweep", *found] if "sweep" in frame else found
     # What follows from the kind of toy is no choice of its own either.
     kinds = frame.groupby("toy", dropna=False)
     found = [column for column in found if column == "toy" or (kinds[column].nunique(dropna=False) > 1).any()]
@@ -49,7 +52,7 @@ def context_words(row: pd.Series, keys: list[str]) -> list[str]:
 
 def _word(key: str, value: Any) -> str:
     shown = value if isinstance(value, str) else f"{value:g}"
-    return shown if key in ("toy", "site", "distribution") else f"{key.rpartition('.')[2]}={shown}"
+    return shown if key in ("sweep", "toy", "site", "distribution") else f"{key.rpartition('.')[2]}={shown}"
 
 
 def telling(frame: pd.DataFrame) -> pd.DataFrame:
@@ -67,6 +70,35 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [*context(frame), *_START, *_PENALTY]
     chosen = knee.groupby([means[key] for key in keys], dropna=False, sort=False).idxmin()
     return means.loc[sorted(chosen)].reset_index(drop=True)
+
+
+def best_rows(frame: pd.DataFrame, width: int) -> Text:
+    """MOST_BEST representatives at the most, a line each: the best of each width and start, then the second best, …"""
+    chosen, keys = representatives(frame), context(frame)
+    knee = (chosen["fvu"] * chosen["l0"].clip(lower=1)).fillna(float("inf"))
+    groups = knee.groupby([chosen[key] for key in [*keys, *_START]], dropna=False, sort=False)
+    order = pd.DataFrame({"place": groups.rank(method="first"), "knee": knee, "group": groups.ngroup()})
+    best = chosen.loc[order.sort_values(["place", "knee"]).head(MOST_BEST).sort_values(["group", "place"]).index]
+    shown = [
+        _Column(
+            "width, start", lambda row: " ".join([str(row["width"]), _short_start(row), *context_words(row, keys)])
+        ),
+        _Column("penalty", penalty_name),
+        _Column("coef-\nficient", coefficient),
+        _Column("L0", _cell("l0", _two, False)),
+        _Column("FVU", _cell("fvu", fraction, False)),
+        _Column("owned", _cell("owned_maxes", count, False)),
+        _Column("splits\nper max", _cell("splits_per_max", _two, False)),
+        _Column("\ndistinct", _cell("distinct_splits_per_max", _two, False)),
+        _Column("\ndupl.", _cell("duplicates_per_max", _two, False)),
+        _Column("dead", _cell("dead_latents", count, False)),
+    ]
+    rows = [Row([column.cell(row) for column in shown]) for _, row in best.iterrows()]
+    return columns([column.header for column in shown], [Block("", rows)], width)
+
+
+def _short_start(row: pd.Series) -> str:
+    return f"oracle {row['partition']}" if row["init"] == "oracle" else str(row["init"])
 
 
 def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> Text:
@@ -171,12 +203,14 @@ def _section(frame: pd.DataFrame, untrained: pd.DataFrame, rows: pd.DataFrame, s
 
 def _untrained_means(frame: pd.DataFrame, untrained: pd.DataFrame, trained: pd.DataFrame) -> pd.Series:
     """The untrained starts of the points behind these rows, as one mean."""
-    settings = [key for key in trained.columns if key in frame.columns and (key in _KEYS or "." in key)]
+    settings = [
+        key for key in trained.columns if key in frame.columns and (key in _KEYS or "." in key or key == "sweep")
+    ]
     behind = frame[["point_id", *settings]].merge(trained[settings], on=settings)["point_id"]
     return untrained[untrained["point_id"].isin(behind)].mean(numeric_only=True).astype(object)
 
 
-_KEYS = {*_START, *_PENALTY, "toy", "site", "distribution", "steps", "k", "coefficient"}
+_KEYS = {"sweep", *_START, *_PENALTY, "toy", "site", "distribution", "steps", "k", "coefficient"}
 
 
 def _title(row: pd.Series, keys: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a run says when it ends: results, fronts, splits, claims, and where it all lies."""
+"""What a run says when it ends: the verdicts, the rows that matter and where the rest lies; or all of it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from rich.text import Text
 from sae_sweep.config.calibration import chosen
 from sae_sweep.config.columns import LABELS
 from sae_sweep.reports.charts import front_charts
-from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.claims import Verdict, share_still_moving
 from sae_sweep.reports.figure_data import choices
 from sae_sweep.reports.fronts import LINE, compare, lines, unmoved, within
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
+from sae_sweep.reports.material import Material
 from sae_sweep.reports.results_table import (
+    MOST_BEST,
+    best_rows,
     context,
     context_words,
     penalty_name,
@@ -33,29 +36,37 @@ from sae_sweep.reports.results_table import (
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
 _MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}
 _MOST_FAILURES = 5
+_CLAIMS = "Claims, at thresholds set beforehand"
+# Lines of the short report.
+MOST_LINES = 50
 # Of a bar at least, and what the numbers and names beside four bars take, in letters.
 _BAR, _NUMBERS_BESIDE = 4, 48
 
 
-def show(
-    console: Console,
-    frame: pd.DataFrame,
-    untrained: pd.DataFrame,
-    info: Mapping[str, Any],
-    verdicts: Sequence[Verdict],
-    directory: Path,
-    failures: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
-    """Print the report of a sweep to `console` (see `layout.console`).
+def show(console: Console, material: Material, directory: Path | None) -> None:
+    """Print the answer of a sweep in at most MOST_LINES lines: verdicts, the rows that matter, where the rest lies.
 
-    Args:
-        frame, untrained: the two tables of `frame.tables`.
-        info: sweep.yaml.
-        directory: the sweep's folder.
-        failures: what is known of failed points, by id.
+    directory: the sweep's folder; None where several sweeps are shown together.
     """
-    frame = telling(frame)
-    parts: list[RenderableType] = [_headline(frame, info, failures or {})]
+    frame = telling(material.finished.results)
+    head = _headline(frame, material.info, material.failures)
+    end = _whereabouts(directory, full=False) if directory else []
+    table: list[RenderableType] = []
+    if len(frame):
+        title, note = "The rows that matter", Text(_rows_note(frame), "dim")
+        table = [_heading(title), best_rows(frame, console.width), note]
+    left = MOST_LINES - sum(len(console.render_lines(part)) for part in (head, *table, *end))
+    verdicts = _verdicts(material.verdicts, console, left)
+    write(console, head, *verdicts, *table, *end)
+
+
+def show_all(console: Console, material: Material, directory: Path | None) -> None:
+    """Print the whole report of a sweep to `console` (see `layout.console`)."""
+    info, untrained = material.info, material.finished.untrained
+    frame = telling(material.finished.results)
+    parts: list[RenderableType] = [_headline(frame, info, material.failures)]
+    if material.verdicts:
+        parts += [_heading(_CLAIMS), *map(_claim, material.verdicts)]
     if len(frame):
         parts += _results(frame, untrained, console.width)
         charts = front_charts(frame, console.width)
@@ -66,9 +77,33 @@ def show(
         # A toy whose features are independent of each other has no maxima to split.
         if frame["label_m"].notna().any():
             parts += _splits(frame, untrained, console.width)
-    if verdicts:
-        parts += [_heading("Claims, at thresholds set beforehand"), *map(_claim, verdicts)]
-    write(console, *parts, *_whereabouts(directory))
+    write(console, *parts, *(_whereabouts(directory, full=True) if directory else []))
+
+
+def _verdicts(verdicts: Sequence[Verdict], console: Console, room: int) -> list[RenderableType]:
+    """The verdicts in at most `room` lines: whole sentences, or else a line each, or else as many as fit."""
+    if not verdicts:
+        return []
+    heading = _heading(_CLAIMS)
+    room -= len(console.render_lines(heading))
+    whole = [_claim(verdict) for verdict in verdicts]
+    if sum(len(console.render_lines(each)) for each in whole) <= room:
+        return [heading, *whole]
+    lines = [Text(each.plain, no_wrap=True, overflow="ellipsis") for each in whole]
+    for line in lines:
+        line.truncate(console.width, overflow="ellipsis")
+    if len(lines) > room:
+        lines = [*lines[: room - 1], Text(f"… and {len(lines) - room + 1} more: --full", "dim")]
+    return [heading, *lines]
+
+
+def _rows_note(frame: pd.DataFrame) -> str:
+    """How the rows were chosen."""
+    chosen = representatives(frame)
+    note = f"Each at its coefficient (or k) of the lowest FVU × max(L0, 1), {seeds_note(chosen['n'])}. "
+    if len(chosen) > MOST_BEST:
+        note = f"The best {MOST_BEST} of {len(chosen)}, of each width and start in turn. {note}"
+    return note + "Splits: live latents labelled finer than their maximum; distinct: of one class once."
 
 
 def _heading(text: str) -> Text:
@@ -83,6 +118,8 @@ def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[st
     given = [column for column in ("toy", "site", "distribution") if frame[column].notna().all()]
     shared = [column for column in given if frame[column].nunique() == 1]
     parts += [str(frame[column].iloc[0]) for column in shared]
+    moving = share_still_moving(frame)
+    parts += [f"{moving:.0%} would still lose more than 2% of their loss in twice the steps"] if moving else []
     text.append("  " + " · ".join(parts))
     if failures:
         text.append(f"\n{len(failures)} failed; a rerun tries them again:", style="red")
@@ -172,10 +209,10 @@ def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[Re
             Row(_split_cells("  untrained", start, most, cells), "dim"),
         ]
         blocks.append(Block(name if apart else "", rows))
-    heads = ["start", *(f"{factor}\nnamed" for factor in (*_FACTORS, "max only")), "told\nq", "\nn", "\nc"]
+    heads = ["start", *(f"{factor}\nlabelled" for factor in (*_FACTORS, "max only")), "explained\nq", "\nn", "\nc"]
     note = (
-        "Named: live latents whose label is a max with this factor (max only: a whole max). "
-        "Told: how much of the factor the top latent tells, beyond chance."
+        "Labelled: live latents whose label is a maximum with this factor (max only: a whole maximum). "
+        "Explained: how much of the factor the top latent explains, beyond chance."
     )
     sentences = [Text(f"{_sentence_start(name)}: {_which(counts)}.") for name, ((counts, _), _) in starts.items()]
     title = f"Which factor do latents split by? Width {frame['width'].max()}, mean over {len(widest)} points"
@@ -204,9 +241,9 @@ def _numbers(rows: pd.DataFrame) -> tuple[dict[str, float], list[float]]:
 
 
 def _split_cells(name: str, numbers: tuple[dict[str, float], list[float]], most: float, cells: int) -> list[str]:
-    counts, told = numbers
+    counts, explained = numbers
     bars = [f"{bar(value, most, cells)} {count(round(value, 1)):>4}" for value in counts.values()]
-    return [name, *bars, *("–" if pd.isna(value) else f"{max(value, 0):.0%}" for value in told)]
+    return [name, *bars, *("–" if pd.isna(value) else f"{max(value, 0):.0%}" for value in explained)]
 
 
 def _which(counts: Mapping[str, float]) -> str:
@@ -222,23 +259,26 @@ def _which(counts: Mapping[str, float]) -> str:
     return f"latents split by the {first} most, {more}; {whole}"
 
 
-def _claim(verdict: Verdict) -> RenderableType:
+def _claim(verdict: Verdict) -> Text:
     mark, colour = _MARKS[verdict.verdict]
     text = Text(f"{mark} ", style=f"bold {colour}")
     text.append(verdict.sentence, style="not bold default")
     return text
 
 
-def _whereabouts(directory: Path) -> list[RenderableType]:
+def _whereabouts(directory: Path, full: bool) -> list[RenderableType]:
     root = directory.parents[1]
     elsewhere = "" if root == Path("outputs") else f", {str(root)!r}"
     code = f"  from sae_sweep import load_sweep\n  df = load_sweep({directory.name!r}{elsewhere})"
     option = [] if root == Path("outputs") else ["--output-dir", str(root)]
-    page = shlex.join(["sae-sweep", "report", directory.name, *option])
-    lines = (
-        f"{directory}/  results.parquet, untrained.parquet, sweep.yaml\n"
-        f"{root / 'points'}/  every SAE, by point_id; sae-sweep inspect POINT shows its latents\n"
-        f"{page}  makes report.html: figures, latents to browse"
-    )
+    command = shlex.join(["sae-sweep", "report", directory.name, *option])
+    page = directory / "report.html"
+    lines = [
+        f"{directory}/  results.parquet, untrained.parquet, sweep.yaml",
+        f"{root / 'points'}/  every SAE, by point_id; sae-sweep inspect POINT shows its latents",
+        f"{page}  figures, latents to browse" if page.exists() else f"{command}  makes report.html: figures, latents",
+    ]
+    lines += [] if full else [f"{command} --full  every width and start, fronts, labels"]
     # Never wrapped: paths and code are there to be copied.
-    return [_heading("Where it lies"), *(Text(text, no_wrap=True, overflow="ignore") for text in (lines, code))]
+    text = "\n".join([*lines, code])
+    return [_heading("Where it lies"), Text(text, no_wrap=True, overflow="ignore")]

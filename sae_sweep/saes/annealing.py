@@ -31,22 +31,31 @@ def exponent_at(point: Point, step: int) -> float:
 @torch.no_grad()
 def anneal(stack: Stack, x: Tensor) -> None:
     """Take the exponents of the stack's step, and rescale coefficients by the penalty on inputs x [b, d]."""
-    for i, point in enumerate(stack.points):
-        before, now = float(stack.exponent[i]), exponent_at(point, stack.step)
-        if now != before:
-            old, new = (_penalty(stack, i, x, p) for p in (before, now))
-            # Where nothing fires neither says anything.
-            stack.rescale[i] *= old / new if new > 0 else 1.0
-            stack.exponent[i] = now
+    changes = [
+        (i, before, now)
+        for i, (point, before) in enumerate(zip(stack.points, stack.exponent.tolist(), strict=True))
+        if (now := exponent_at(point, stack.step)) != before
+    ]
+    if not changes:
+        return
+    totals = torch.stack([_penalty(stack, i, x, p) for i, *exponents in changes for p in exponents])
+    # The device is waited for once, whatever the number of SAEs.
+    for (i, _, now), (old, new) in zip(changes, totals.view(-1, 2).tolist(), strict=True):
+        # Where nothing fires neither says anything.
+        stack.rescale[i] *= old / new if new > 0 else 1.0
+        stack.exponent[i] = now
 
 
-def _penalty(stack: Stack, i: int, x: Tensor, p: float) -> float:
+def _penalty(stack: Stack, i: int, x: Tensor, p: float) -> Tensor:
+    """Summed penalty [] of SAE i on inputs x [b, d] at exponent p, in float64 on the stack's device."""
     kind, sae, settings = stack.architecture, stack.parameters(i), stack.points[i].sae
-    total = 0.0
+    total = x.new_zeros((), dtype=torch.float64)
     for rows in x.split(max(1, NUMBERS // stack.width)):
         pre = pre_activations(rows, sae)
         codes = kind.activate(pre, sae, settings, True)
         values = penalty_value("lp_annealed", kind.penalised(pre, codes, sae), exponent=p)
-        # Summed by numpy, in an order that does not depend on the number of threads.
-        total += float(values.double().cpu().numpy().sum())
+        if x.is_cuda:
+            total += values.double().sum()
+        else:  # summed by numpy, in an order that does not depend on the number of threads
+            total += float(values.double().numpy().sum())
     return total

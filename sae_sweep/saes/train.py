@@ -6,7 +6,7 @@ The step here is PyTorch's autograd. It runs on any device and trains whatever h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,7 +25,7 @@ BLOCK = 25
 THRESHOLD_RATE = 0.01
 # Tensors of batch × width that autograd holds at once, about; and the bytes of them that SAEs on a GPU share
 # (sweep/cost.py counts on both).
-COPIES, GPU_BYTES = 12, 1 << 28
+COPIES, GPU_BYTES = 12, 1 << 32
 
 
 class Batches(Protocol):
@@ -67,6 +67,18 @@ class Progress:
         zeros = torch.zeros(len(stack.points), device=stack.flat.device)
         return cls(0, torch.zeros((), device=stack.flat.device), zeros, *(zeros.clone() for _ in range(3)))
 
+    @classmethod
+    def joined(cls, steps: int, parts: Sequence[Progress]) -> Progress:
+        """That of a whole stack from those of its parts over the same steps, in tensors of its own."""
+        names = ("loss", "error", "l0", "gradient")
+        return cls(steps, parts[0].variance.clone(), *(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+    def reset(self) -> None:
+        """Forget what was summed, in place."""
+        self.steps = 0
+        for sums in (self.variance, self.loss, self.error, self.l0, self.gradient):
+            sums.zero_()
+
     def add(self, x: Tensor, loss: Tensor, error: Tensor, l0: Tensor, gradient: Tensor) -> None:
         """Count one step on batch x [b, d]."""
         self.steps += 1
@@ -74,7 +86,7 @@ class Progress:
         self.loss += loss
         self.error += error
         self.l0 += l0
-        self.gradient = torch.maximum(self.gradient, gradient)
+        torch.maximum(self.gradient, gradient, out=self.gradient)
 
 
 class Backend(Protocol):
@@ -89,8 +101,7 @@ def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
     """Train the stack to the end of its steps, in place; yields after every BLOCK of steps.
 
     An SAE whose loss is no longer finite is entered in `stack.failed` with the step by which it broke; its
-    pack-mates share nothing with it and go on. Dead latents are counted, not revived: resampling changed
-    nothing in the pilot, where what a latent becomes is decided by its start.
+    pack-mates share nothing with it and go on. Dead latents are counted, not revived.
     """
     steps = stack.points[0].training.steps
     while stack.step < steps:
@@ -122,30 +133,61 @@ class AutogradBackend:
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
-        n, numbers = len(stack.points), batches.shape[1] * stack.width
-        together = max(1, GPU_BYTES // (4 * COPIES * numbers)) if batches.is_cuda else 1
-        parts = [stack.part(slice(first, first + together)) for first in range(0, n, together)]
+        parts = parts_at_once(stack, batches.shape[1], batches.is_cuda)
         share = self.pool.map if self.pool and not batches.is_cuda else map
         done = list(share(lambda part: self._advance(part, batches), parts))
         stack.step += len(batches)
-        names = ("loss", "error", "l0", "gradient")
-        sums = (torch.cat([getattr(progress, name) for progress in done]) for name in names)
-        return Progress(len(batches), done[0].variance, *sums)
+        return Progress.joined(len(batches), done)
 
     def _advance(self, stack: Stack, batches: Tensor) -> Progress:
-        progress = Progress.zeros(stack)
-        for x in batches:
-            progress.add(x, *self._step(stack, x))
-            stack.step += 1
+        progress, step = Progress.zeros(stack), ReferenceStep(stack)
+        for x, numbers in zip(batches, step_numbers(stack, len(batches)), strict=True):
+            progress.add(x, *step(x, numbers))
         return progress
 
-    def _step(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+
+def parts_at_once(stack: Stack, b: int, on_gpu: bool) -> list[Stack]:
+    """The stack in parts, each of which takes the reference step at once on batches of `b`: on the CPU single SAEs."""
+    together = max(1, GPU_BYTES // (4 * COPIES * b * stack.width)) if on_gpu else 1
+    return [stack.part(slice(first, first + together)) for first in range(0, len(stack.points), together)]
+
+
+def step_numbers(stack: Stack, steps: int) -> Tensor:
+    """What the next steps take from their place in the training: [steps, 2n + 3], on the stack's device.
+
+    Of each SAE the learning rate [n] and the coefficient as annealing rescales it [n]; then Adam's two bias
+    corrections, and how far a learned threshold moves to the smallest contribution chosen.
+    """
+    members = range(len(stack.points))
+    rows = []
+    for step in range(stack.step, stack.step + steps):
+        rates, coefficients = zip(*(stack.schedule(i, step) for i in members), strict=True)
+        rows.append([*rates, *coefficients, *adam_scale(step), 1.0 if step == 0 else THRESHOLD_RATE])
+    numbers = torch.tensor(rows)
+    numbers[:, len(members) : 2 * len(members)] *= stack.rescale.to(numbers)
+    return numbers.to(stack.flat.device)
+
+
+class ReferenceStep:
+    """One step of every SAE of a stack at once: encode, activate, decode, loss, gradient, clip, Adam.
+
+    Whatever changes from step to step is handed over in `numbers`, and what stays is on the device from the start, so
+    that no step waits for the device and a CUDA graph of one is a graph of all (kernels/cuda/captured.py). Annealed
+    exponents stay from one block of training to the next.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack, device = stack, stack.flat.device
+        self.limits = torch.tensor([point.training.clip for point in stack.points], device=device)
+        self.groups = PenaltyGroup.of(stack)
+
+    def __call__(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Step on batch x [b, d] with a row of `step_numbers`: loss, squared error, L0, gradient's norm, [n] each."""
+        stack = self.stack
+        n = len(stack.points)
+        rates, coefficients, (correction1, correction2, threshold_rate) = numbers.split([n, n, 3])
         # `.data` has a count of changes of its own: autograd does not mind that other threads change their own rows.
         leaves = [view.requires_grad_() for view in stack.views(stack.flat.data)]
-        rates, coefficients = (
-            torch.tensor(column, device=x.device)
-            for column in zip(*(stack.schedule(i, stack.step) for i in range(len(stack.points))), strict=True)
-        )
         kind, settings = stack.architecture, stack.points[0].sae
         sae = stack.used(leaves, stack.threshold)
         pre = pre_activations(x, sae)
@@ -153,55 +195,65 @@ class AutogradBackend:
         contributions = kind.penalised(pre, codes, sae)
         fires = kind.fires(pre, sae, settings) if kind.fires else None
         error = (codes @ sae.W_dec + sae.b_dec[:, None] - x).square().sum(-1).mean(-1)
-        loss = error + coefficients * stack.rescale.to(coefficients) * penalties(stack, contributions, fires)
+        loss = error + coefficients * penalties(self.groups, contributions, fires)
         if kind.auxiliary:
             loss = loss + kind.auxiliary(x, pre, codes, sae, settings)
         # What is not used has no gradient: the encoder's rows where weights are tied.
         gradients = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
         gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
         with torch.no_grad():
-            self._learn_threshold(stack, contributions)
+            if kind.learns_threshold:
+                smallest = contributions.masked_fill(~(contributions > 0), torch.inf).amin((-2, -1))
+                stack.threshold.lerp_(torch.where(smallest.isinf(), stack.threshold, smallest), threshold_rate)
             norms = gradient.norm(dim=1)
-            adam(stack, clipped(stack, gradient, norms), rates)
+            adam(stack, clipped(gradient, norms, self.limits), rates, correction1, correction2)
         return loss.detach(), error.detach(), (codes > 0).sum(-1).float().mean(-1), norms
 
-    def _learn_threshold(self, stack: Stack, contributions: Tensor) -> None:
-        if stack.architecture.learns_threshold:
-            smallest = torch.where(contributions > 0, contributions, torch.inf).amin((-2, -1))
-            rate = 1.0 if stack.step == 0 else THRESHOLD_RATE
-            stack.threshold.lerp_(torch.where(smallest.isinf(), stack.threshold, smallest), rate)
+
+@dataclass(frozen=True)
+class PenaltyGroup:
+    """SAEs of a stack that share a penalty's formula and numbers; members: their places [count], on its device."""
+
+    name: str
+    scale: float
+    exponent: float
+    members: Tensor
+
+    @classmethod
+    def of(cls, stack: Stack) -> list[PenaltyGroup]:
+        """The groups of a stack, with its exponents as they are now."""
+        groups = defaultdict(list)
+        for i, (point, exponent) in enumerate(zip(stack.points, stack.exponent.tolist(), strict=True)):
+            groups[point.penalty.name, point.penalty.get("scale", 1.0), exponent].append(i)
+        device = stack.flat.device
+        return [cls(*key, torch.tensor(members, device=device)) for key, members in groups.items()]
 
 
-def penalties(stack: Stack, contributions: Tensor, fires: Tensor | None) -> Tensor:
+def penalties(groups: Sequence[PenaltyGroup], contributions: Tensor, fires: Tensor | None) -> Tensor:
     """Mean penalty of each SAE over the batch: contributions, and whether each fires, [n, b, width] -> [n]."""
-    groups = defaultdict(list)
-    for i, point in enumerate(stack.points):
-        groups[point.penalty.name, point.penalty.get("scale", 1.0), float(stack.exponent[i])].append(i)
-    result = contributions.new_zeros(len(stack.points))
-    for (name, scale, exponent), members in groups.items():
-        of_members = contributions[members]
-        shares = log_shares(of_members)[..., None, :] if name == "exclusive_pi" else None
-        if name == "l0" and fires is not None:  # a count has no slope but the one that goes straight through
-            values = fires[members].sum(-1).mean(-1)
+    result = contributions.new_zeros(len(contributions))
+    for group in groups:
+        of_members = contributions.index_select(0, group.members) if len(groups) > 1 else contributions
+        shares = log_shares(of_members)[..., None, :] if group.name == "exclusive_pi" else None
+        if group.name == "l0" and fires is not None:  # a count has no slope but the one that goes straight through
+            values = fires.index_select(0, group.members).sum(-1).mean(-1)
         else:
-            values = penalty_value(name, of_members, scale, exponent, shares).mean(-1)
-        result = result.index_put((torch.tensor(members, device=result.device),), values)
+            values = penalty_value(group.name, of_members, group.scale, group.exponent, shares).mean(-1)
+        result = result.index_copy(0, group.members, values)
     return result
 
 
-def clipped(stack: Stack, gradient: Tensor, norms: Tensor) -> Tensor:
-    """Scale each SAE's gradient [n, parameter_count] of norm [n] down to its own largest: never one over the stack.
+def clipped(gradient: Tensor, norms: Tensor, limits: Tensor) -> Tensor:
+    """Scale each SAE's gradient [n, parameter_count] of norm [n] down to its own limit [n]: never one over the stack.
 
     NaN where that norm is not finite: an SAE that stood still would look trained.
     """
-    limits = torch.tensor([point.training.clip for point in stack.points], device=gradient.device)
     factors = (limits / norms.clamp_min(1e-30)).clamp_max(1.0)
-    return gradient * torch.where(norms.isfinite(), factors, torch.nan)[:, None]
+    return gradient * factors.masked_fill(~norms.isfinite(), torch.nan)[:, None]
 
 
-def adam(stack: Stack, gradient: Tensor, rates: Tensor) -> None:
-    """torch.optim.Adam's update for every SAE, with one learning rate each."""
-    correction1, correction2 = adam_scale(stack.step)
+def adam(stack: Stack, gradient: Tensor, rates: Tensor, correction1: Tensor, correction2: Tensor) -> None:
+    """torch.optim.Adam's update for every SAE: learning rates [n], and the step's two bias corrections []."""
     stack.first.lerp_(gradient, 1 - BETA1)
     stack.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
     denominator = (stack.second / correction2).sqrt_().add_(ADAM_EPS)

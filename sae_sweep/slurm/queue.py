@@ -22,6 +22,8 @@ _ENDED = {
     "TIMEOUT",
 }
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+# What Slurm and submitit replace in a path by the number of a job or task.
+NUMBERS = ("%j", "%t", "%A", "%a")
 # Ids in one call of a command.
 _AT_ONCE = 500
 

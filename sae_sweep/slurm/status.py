@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_sweep.slurm.queue import JobState, Phase, states
-from sae_sweep.slurm.submit import Submission, submissions
 from sae_sweep.slurm.task import known
+from sae_sweep.slurm.tasks import Submission, submissions
 from sae_sweep.store import results
 from sae_sweep.store.store import Store
 from sae_sweep.sweep import heartbeat

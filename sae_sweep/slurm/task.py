@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep import signals
+from sae_sweep import environment, signals
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.signals import Interrupted
 
@@ -50,6 +50,7 @@ def main(paths: list[str]) -> None:
     if place < len(devices) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[place]
     signals.note_signals()
+    environment.prepare()
     try:
         _run(path)
     except Interrupted as stop:
@@ -101,7 +102,7 @@ def _work(path: Path, task: dict[str, Any]) -> dict[str, Any]:
     from sae_sweep.store.store import Store
     from sae_sweep.sweep import run
     from sae_sweep.sweep.local import this_machine
-    from sae_sweep.tracking.observers import watch
+    from sae_sweep.tracking.logging import watch
 
     points = from_json(task["points"])
     evaluation, place = Evaluation(**task["evaluation"]), Path(task["output_dir"])

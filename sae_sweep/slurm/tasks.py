@@ -1,14 +1,16 @@
-"""Packs to tasks: each with about as much work as asked for; and a task as a file that a node can read."""
+"""Tasks: packs put together to about as much work as asked for, as files that a node can read, and as submitted."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sae_sweep.config.settings import Evaluation, Point, Toy, point_from, toy_id
 from sae_sweep.errors import EnvironmentProblem
+from sae_sweep.store.store import Store
 from sae_sweep.sweep.cost import pack_seconds, peak_bytes, toy_seconds
 from sae_sweep.sweep.hardware_profile import SPEEDS
 from sae_sweep.sweep.plan import Pack
@@ -26,6 +28,36 @@ class Task:
     def points(self) -> list[Point]:
         """All its points, in order."""
         return [point for pack in self.packs for point in pack]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One call of `submit`: its tasks (ids of points, seconds) and its arrays (job id, number of jobs), in order.
+
+    per_job: tasks that one job runs side by side.
+    """
+
+    id: str
+    user: str
+    created: float
+    job_name: str
+    tasks: list[dict[str, Any]]
+    arrays: list[dict[str, Any]] = field(default_factory=list)
+    per_job: int = 1
+
+    def job_of(self, task: int) -> str | None:
+        """The id of a task's job as Slurm writes it, or None if it was never accepted."""
+        job, first = task // self.per_job, 0
+        for array in self.arrays:
+            if job < first + array["count"]:
+                return str(array["job"]) if array["count"] == 1 else f"{array['job']}_{job - first}"
+            first += array["count"]
+        return None
+
+    @property
+    def sent(self) -> int:
+        """How many of the tasks were accepted."""
+        return min(len(self.tasks), self.per_job * sum(array["count"] for array in self.arrays))
 
 
 def make_tasks(
@@ -123,3 +155,14 @@ def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
             )
         points.append(point)
     return points
+
+
+def submissions(store: Store, sweep: str) -> list[Submission]:
+    """What was submitted for a sweep, oldest first."""
+    found = []
+    for path in sorted((store.sweep(sweep) / "jobs").glob("*.json")):
+        try:
+            found.append(Submission(**json.loads(path.read_bytes())))
+        except (OSError, ValueError, TypeError) as error:
+            raise EnvironmentProblem(f"{path} cannot be read: {error}") from error
+    return found

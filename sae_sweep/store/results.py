@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,6 +20,7 @@ from sae_sweep.config.gc import no_collection
 from sae_sweep.config.settings import Toy, check_plugins
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
+from sae_sweep.store.plateau import plateau
 from sae_sweep.store.store import NotThere, Store
 
 Known = Mapping[str, dict[str, Any]]
@@ -64,16 +65,32 @@ def untrained(store: Store, name: str) -> pd.DataFrame:
     return tables(store, name)[1]
 
 
-def tables(store: Store, name: str, known: Known | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def together(store: Store, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of several sweeps under each other, with a first column `sweep`; a point of two sweeps is in both."""
+    varied = list(dict.fromkeys(key for name in names for key in sweep_info(store, name).get("varied") or []))
+    both = {name: tables(store, name, varied=varied) for name in names}
+    trained, start = (pd.concat({name: each[i] for name, each in both.items()}, names=["sweep"]) for i in (0, 1))
+    return _with_sweep(trained), _with_sweep(start)
+
+
+def _with_sweep(table: pd.DataFrame) -> pd.DataFrame:
+    # Copied into one piece: pandas warns of frames put together from many.
+    return table.reset_index(level="sweep").reset_index(drop=True).astype({"sweep": "string"}).copy()
+
+
+def tables(
+    store: Store, name: str, known: Known | None = None, varied: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The results table and the untrained one, from one pass over the records. Damaged records: `store.damaged`.
 
     known: records of points by id that this process has just read and proved.
+    varied: the keys that have a column; None: those that the sweep varies.
     """
     info = sweep_info(store, name)
     check_plugins(info.get("plugins", {}))
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
-        settings = _settings(records, info.get("varied") or [])
+        settings = _settings(records, info.get("varied") or [] if varied is None else varied)
         trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
         start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
@@ -242,12 +259,17 @@ def _swept_type(name: str, values: list[Any]) -> str:
 def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
     """`seconds` and the columns of TRAINING, which a record may be too old to know."""
     columns = {"seconds": record.get("seconds")}
-    norms = [row["gradient"] for row in record.get("curve") or () if row.get("gradient") is not None]
-    if norms:
-        late = norms[len(norms) // 2 :]
-        usual = statistics.median(late)
-        columns |= {"gradient_largest": max(norms), "gradient_late": usual}
-        columns["gradient_spike"] = max(late) / usual if usual else math.nan
+    curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
+    if not curve:
+        return columns
+    norms = [row["gradient"] for row in curve]
+    late = [row["gradient"] for row in curve if 2 * row["step"] >= curve[-1]["step"]]
+    usual = statistics.median(late)
+    columns |= {"gradient_largest": max(norms), "gradient_late": usual}
+    columns["gradient_spike"] = max(late) / usual if usual else math.nan
+    # While p falls, so does what the loss means.
+    annealed = record["settings"]["penalty"]["name"] == "lp_annealed"
+    columns["plateau"] = math.nan if annealed else plateau(curve)
     return columns
 
 

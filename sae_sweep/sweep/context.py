@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.config.settings import Evaluation, Point, Sae, Toy, toy_id
-from sae_sweep.metrics.evaluate import Measurement, measure
+from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
+from sae_sweep.errors import UserError
+from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.folding import fold, unfold
+from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.inits import start
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import penalty_value
@@ -28,8 +30,8 @@ from sae_sweep.toys import model
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
 
-# Codes in the largest dense tensor of a measurement.
-DENSE_NUMBERS = 1 << 22
+# Codes in the largest dense tensor of a measurement, and on a GPU, which a few inputs at a time would leave idle.
+DENSE_NUMBERS, GPU_DENSE_NUMBERS = 1 << 22, 1 << 27
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
@@ -106,9 +108,15 @@ class Ground:
 
     def measure(self, point: Point, folded: Parameters, nulls: bool = True) -> Measurement:
         """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
-        parameters = saelens_export.unfold(folded, self.mean, self.scale)
+        parameters = unfold(folded, self.mean, self.scale)
         sae = PointSae(point, parameters.map(lambda tensor: tensor.to(self.device)))
-        penalty = point.penalty
+        return self._measured(sae, point.penalty, nulls)
+
+    def measure_loaded(self, sae: LoadedSae, penalty: Penalty) -> Measurement:
+        """Measure an SAE that a file describes."""
+        return self._measured(_Loaded(sae.normalised(self.mean, self.scale).to(self.device)), penalty, True)
+
+    def _measured(self, sae: MeasurableSAE, penalty: Penalty, nulls: bool) -> Measurement:
         return measure(
             sae,
             self.inputs,
@@ -120,7 +128,7 @@ class Ground:
     def measure_start(self, point: Point) -> Measurement:
         """Measure the untrained SAE of a point: the same for every coefficient of its penalty."""
         # What shuffled labels make of an untrained SAE nobody asks, and where much fires that takes longest.
-        return self.measure(point, saelens_export.fold(self.start(point), self.mean, self.scale), nulls=False)
+        return self.measure(point, fold(self.start(point), self.mean, self.scale), nulls=False)
 
     def start_key(self, point: Point) -> Any:
         """Points with the same key have the same `measure_start`."""
@@ -154,11 +162,31 @@ class PointSae:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
+            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+            for part in x.split(max(1, most // len(self.W_dec))):
                 yield Active.of(self.encode(part))
 
     def encode(self, x: Tensor) -> Tensor:
         return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A loaded SAE as measures see it."""
+
+    sae: LoadedSae
+
+    @property
+    def W_dec(self) -> Tensor:
+        return self.sae.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        return self.sae.b_dec
+
+    def active(self, x: Tensor) -> Iterator[Active]:
+        for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
+            yield Active.of(self.sae.encode(part))
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:
@@ -181,11 +209,15 @@ def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None
 
 
 def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
-    """A toy of the store, on the CPU; trained first if it is missing or damaged."""
-    while True:
-        train_toys([toy], store, device, say)
-        with suppress(StoreDamaged):
-            return load_toy(toy, store)
+    """A toy of the store, on the CPU; trained first if it is missing or damaged. UserError: it cannot be loaded."""
+    train_toys([toy], store, device, say)
+    with suppress(StoreDamaged):
+        return load_toy(toy, store)
+    train_toys([toy], store, device, say)  # the damaged one was set aside
+    try:
+        return load_toy(toy, store)
+    except StoreDamaged as error:  # training it yet again would not help
+        raise UserError(f"a toy cannot be loaded, though it was just trained anew: {error}") from None
 
 
 def load_toy(toy: Toy, store: Store) -> model.Model:

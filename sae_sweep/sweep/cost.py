@@ -99,10 +99,10 @@ def parameter_count(point: Point) -> int:
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    penalty = get("penalty", point.penalty.name)
-    return speed.device not in get("architecture", point.sae.architecture).compiled or (
-        speed.device != "cpu" and bool(penalty.largest)
-    )
+    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled
+    if speed.device != "cpu":
+        by_kernels = by_kernels and not get("penalty", point.penalty.name).largest
+    return not by_kernels or activation_size(point) > speed.longest
 
 
 def state_bytes(point: Point, kind: str) -> int:

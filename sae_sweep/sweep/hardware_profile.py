@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+
+from sae_sweep.kernels import LONGEST
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Speed:
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
     dense_flops, dense_code: the same products, and numbers, of a step in which much of the dictionary fires
-    device: cpu or cuda
+    device: cpu or cuda; longest: numbers of an activation up to which steps of our own train there
     autograd_step, autograd_flops, autograd_code: where autograd trains; spilled: more, where it leaves the cache
 
     Measuring: measured_input, measured_entry: per input, and per active latent of one; measured_row: each pair of a
@@ -58,6 +62,7 @@ class Speed:
     dense_flops: float
     dense_code: float
     device: str
+    longest: float
     autograd_step: float
     autograd_flops: float
     autograd_code: float
@@ -104,6 +109,7 @@ XEON = Speed(
     dense_flops=1e11,
     dense_code=1.3e-8,
     device="cpu",
+    longest=math.inf,
     autograd_step=6e-4,
     autograd_flops=4e10,
     autograd_code=2e-8,
@@ -127,6 +133,8 @@ XEON = Speed(
 # Without products of bytes nothing is rounded (kernels/cpu/int8_prefilter.py).
 _CPUINFO = Path("/proc/cpuinfo")
 _ROUNDS = _CPUINFO.exists() and "avx512_vnni" in _CPUINFO.read_text()
+# Without Triton no kernel of ours runs on a GPU.
+_TRITON = find_spec("triton") is not None
 CORE = XEON if _ROUNDS else replace(XEON, rounded_flops=XEON.product_flops, rounded_code=XEON.code, settled=0.0)
 SPEEDS = {
     "cpu": CORE,
@@ -145,6 +153,7 @@ SPEEDS = {
         code=0.0,
         chosen=0.0,
         rounded_flops=2e13,
+        rounded_code=0.0,
         settled=0.0,
         input=0.0,
         entry=1e-10,
@@ -153,12 +162,13 @@ SPEEDS = {
         dense_flops=2e13,
         dense_code=1e-11,
         device="cuda",
+        longest=LONGEST if _TRITON else 0,
         autograd_step=1e-4,
         autograd_flops=2e13,
         autograd_code=1e-11,
         spilled=0.0,
         pack_bytes=32 * 2**30,
         base_bytes=2**30,
-        shared_bytes=1 << 28,
+        shared_bytes=1 << 32,
     ),
 }

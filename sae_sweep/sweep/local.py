@@ -13,7 +13,8 @@ from sae_sweep.store.store import Store
 from sae_sweep.sweep.context import train_toys
 from sae_sweep.sweep.cost import cores
 from sae_sweep.sweep.events import Note, PointFailed, Say
-from sae_sweep.sweep.pack import Machine, measure_again, out_of_memory, run_pack
+from sae_sweep.sweep.memory import out_of_memory
+from sae_sweep.sweep.pack import Machine, measure_again, run_pack
 from sae_sweep.sweep.plan import Work, device_kind, stacks
 
 

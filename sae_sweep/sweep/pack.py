@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import sys
@@ -18,7 +19,8 @@ import yaml
 
 from sae_sweep.config.settings import Evaluation, Point, canonical, measure_id
 from sae_sweep.metrics.evaluate import Measurement
-from sae_sweep.saes.formats import saelens_export
+from sae_sweep.saes.folding import fold
+from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Backend, Look, train
@@ -29,13 +31,12 @@ from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.context import Ground
 from sae_sweep.sweep.events import Note, PointDone, PointFailed, Say, TrainProgress
+from sae_sweep.sweep.memory import out_of_memory
 from sae_sweep.toys.sampling import Stream
 
-# Rows kept of a training curve.
-CURVE_ROWS = 40
-
-# What a RuntimeError says that is one of too little memory.
-_OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", "can't start new thread")
+# Rows that a training curve keeps of every doubling of the step, however long the training: enough to see where it
+# leads (store/plateau.py).
+ROWS_AN_OCTAVE = 16
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,21 @@ def run_pack(
     if looks:
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
-        backend = pick_backend(stack, pool, machine.threads)
+        backend = pick_backend(stack, pool, machine.threads, say)
         _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)
+        del backend  # its buffers are not needed to measure
     for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
         stack.failed.setdefault(i, stack.step)
     failed = {i: (step, f"loss or parameters were not finite by step {step}") for i, step in stack.failed.items()}
 
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
-            folded = saelens_export.fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
-            stored = saelens_export.to_files(points[i], folded)
-            measured = ground.measure(points[i], saelens_export.from_files(stored[saelens_export.WEIGHTS]))
+            folded = fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
+            stored = saelens.to_files(points[i], folded)
+            measured = ground.measure(points[i], saelens.from_files(stored[saelens.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained)
-            record["curve"] = list(_curve(looks, i))
+            record["curve"] = list(_curve(stack, looks, i))
             if not math.isfinite(record["metrics"]["loss"]):
                 raise ArithmeticError("the loss on the evaluation inputs is not finite")
             return _files(points[i], stored, measured), record
@@ -122,19 +124,13 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     ground = Ground(points[0], store, evaluation, machine.device, say)
     for point in points:
         began = time.monotonic()
-        trained = store.parse("points", point.id, saelens_export.WEIGHTS, saelens_export.from_files)
+        trained = store.parse("points", point.id, saelens.WEIGHTS, saelens.from_files)
         measured, untrained = ground.measure(point, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained)
         record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
         files = {"latents.parquet": _parquet(measured)}
         store.commit_measure(point.id, measure_id(evaluation), record, files)
         say(PointDone(point, record))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch, numpy or a thread to be started found too little memory, on the device or on the CPU."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _train(
@@ -156,21 +152,29 @@ def _train(
             say(TrainProgress(number, packs, len(stack.points), look.step, steps, fvu, l0))
 
 
-def _curve(looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
-    """SAE i's rows of the curve: about CURVE_ROWS evenly spaced looks, the last among them.
+def _curve(stack: Stack, looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
+    """SAE i's rows of the curve, ROWS_AN_OCTAVE of them for every doubling of the step, the last look at the end.
 
-    Of the gradient's norm the largest since the row before: a peak is not to fall between two rows.
+    Each is the mean of the steps since the row before, with the learning rate and coefficient of its last step. Of the
+    gradient's norm it has the largest: a peak is not to fall between two rows.
     """
-    stride = -(-len(looks) // CURVE_ROWS)
-    for at in range((len(looks) - 1) % stride, len(looks), stride):
-        look, since = looks[at], looks[max(0, at - stride + 1) : at + 1]
-        yield {
-            "step": look.step,
-            "loss": float(look.loss[i]),
-            "fvu": float(look.fvu[i]),
-            "l0": float(look.l0[i]),
-            "gradient": max(float(each.gradient[i]) for each in since),
+    begin = 0
+    for part in _octave_parts(looks):
+        length = torch.tensor([begin, *(look.step for look in part)]).diff()
+        begin = part[-1].step
+        means = {
+            name: float((torch.stack([getattr(look, name)[i] for look in part]).double() * length).sum() / length.sum())
+            for name in ("loss", "fvu", "l0")
         }
+        gradient = max(float(look.gradient[i]) for look in part)
+        lr, coefficient = stack.schedule(i, begin - 1)
+        yield {"step": begin, **means, "gradient": gradient, "lr": lr, "coefficient": coefficient}
+
+
+def _octave_parts(looks: list[Look]) -> Iterator[list[Look]]:
+    """The looks in groups of consecutive ones: parts of octaves, counted from the last look back."""
+    parts = itertools.groupby(looks, lambda look: math.floor(ROWS_AN_OCTAVE * math.log2(looks[-1].step / look.step)))
+    return (list(part) for _, part in parts)
 
 
 def _on_cpu(parameters: Parameters) -> Parameters:

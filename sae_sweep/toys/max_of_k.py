@@ -269,7 +269,8 @@ def activation_size(toy: Toy, site: str) -> int:
     return size
 
 
-def _count(toy: Toy) -> float:
+def count_inputs(toy: Toy) -> float:
+    """Sequences of k tokens there are; infinity where that is beyond a float."""
     return math.inf if toy.k * math.log(toy.d_vocab) > 300 else float(toy.d_vocab**toy.k)
 
 
@@ -311,7 +312,7 @@ register(
         size=_size,
         classes=_classes,
         d=activation_size,
-        inputs=_count,
+        inputs=count_inputs,
         trains=training_cost,
         sites=SITES,
         distributions=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -100,6 +100,10 @@ def _alike(toy: Toy) -> Any:
     return None
 
 
+def _as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ToyKind(Kind):
     """A kind of toy: how toys of it are made, and what can be said of them before they are.
@@ -115,6 +119,7 @@ class ToyKind(Kind):
     factors_depend: whether the factors of a cell depend on each other
     trains(toy): steps of training and multiplications in each, for the planner; (0, 0) where nothing is trained
     model_cost: what an input's activations take, in those of max-of-K
+    resolve(settings) -> settings that follow from those given, such as sizes in a file; UserError if it cannot be read
     """
 
     family = "toy"
@@ -132,6 +137,7 @@ class ToyKind(Kind):
     factors_depend: bool = False
     model_cost: float = 1.0
     stack_key: Callable[[Toy], Any] = _alike
+    resolve: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_given
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from commandline import SEVERAL, TINY, call, fresh
 
+from sae_sweep.cli import app
 from sae_sweep.config import overrides
 from sae_sweep.config.settings import PARTITIONS
 from sae_sweep.registry import kinds
@@ -61,6 +64,20 @@ def test_what_is_finished_is_known_without_pytorch(words: list[str], root: Path)
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stderr == ""
     assert json.loads(out.stdout).get("skipped", 6) == 6
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app.app).commands))
+def test_each_command_has_two_examples_that_it_understands(name: str) -> None:
+    program = typer.main.get_command(app.app)
+    command = program.commands[name]
+    lines = [line.strip() for line in (command.epilog or "").splitlines() if line.strip()]
+    assert lines[0] == "Examples:" and len(lines) == 3
+    for line in lines[1:]:
+        words = shlex.split(line.partition(" >")[0])
+        assert words[:2] == ["sae-sweep", name]
+        given = command.make_context(name, words[2:]).params
+        if given.get("overrides"):
+            overrides.load(given["overrides"], ["launcher=slurm"] if name == "submit" else [])
 
 
 # Data
@@ -132,7 +149,7 @@ def test_results_in_every_format(root: Path) -> None:
     assert [row["point_id"] for row in rows] == expected["point_id"].tolist()
     assert rows[0]["penalty_p"] is None and rows[0]["on_front"] in (True, False)
     table = show().decode()
-    assert all(name in table for name in ("fvu", "splits_per_max"))
+    assert all(name in table for name in ("fvu", "coefficient"))
     assert "penalty_p" not in table
 
 
@@ -172,8 +189,13 @@ def test_listings() -> None:
     assert [row["name"] for row in architectures] == list(kinds("architecture"))
     for row in (*listed, *architectures):
         assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
-    assert all(name in call("penalties").out for name in PENALTIES)
-    assert all(name in call("architectures").out for name in kinds("architecture"))
+    for kind, names in (("penalties", PENALTIES), ("architectures", kinds("architecture"))):
+        lines = call(kind).out.splitlines()
+        assert [line.split()[0] for line in lines[lines.index("") + 1 :]] == list(names)
+    assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
+    assert "Lomax" in call("penalties", "log1p").out
+    end = call("penalties", "lgo1p")
+    assert end.code == 2 and "did you mean 'log1p'?" in end.err
 
 
 def test_python_dash_m_and_no_colour(root: Path) -> None:
@@ -297,3 +319,75 @@ def test_closed_streams(closed: str, tmp_path: Path) -> None:
     end = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (end.returncode, end.stderr) == (0, "")
     assert (json.loads(end.stdout)["points"] == 1) if ">&- 2" not in closed else end.stdout == ""
+
+
+# Looking
+
+
+def test_results_are_chosen_sorted_and_filtered(root: Path) -> None:
+    def rows(*words: str) -> list[dict]:
+        return json.loads(call("results", "seeds", "--output-dir", str(root), "--format", "json", *words).out)
+
+    assert {row["coefficient"] for row in rows("--where", "coefficient=1")} == {1.0}
+    assert len(rows("--where", "penalty.coefficient=0.1,1", "--where", "seed!=0")) == 4
+    found = rows("--sort", "-fvu", "--top", "2", "--columns", "fvu,seed")
+    assert [list(row) for row in found] == [["fvu", "seed"]] * 2 and found[0]["fvu"] >= found[1]["fvu"]
+    lowest = sorted(row["l0"] for row in rows())[:3]
+    assert [row["l0"] for row in rows("--sort", "l0", "--top", "3")] == lowest
+    (mean,) = rows("--seeds", "mean", "--where", "seed=0,1", "--where", "coefficient=1")
+    assert mean["n"] == 2
+    assert rows("--where", "partition=null") == rows()
+    for words, said in (
+        (["--columns", "fvuu"], "did you mean 'fvu'?"),
+        (["--sort", "-nothing"], "there is no such column"),
+        (["--where", "fvu"], "expected a column"),
+        (["--where", "fvu<low"], "compares with a number"),
+    ):
+        end = call("results", "seeds", "--output-dir", str(root), *words)
+        assert end.code == 2 and said in end.err and len(end.err.splitlines()) == 1
+
+
+def test_a_table_for_people_has_what_varies_and_fits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    end = call("results", "seeds", "--output-dir", str(root))
+    lines = end.out.splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) <= 12
+    assert {"coefficient", "seed", "l0", "fvu"} <= set(lines[-8].split())
+    assert "width" not in end.out and lines[-1].endswith("--format csv has all")
+
+
+def test_sweeps_beside_each_other(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = [word for word in SEEDS if not word.startswith("name=")]
+    assert call("run", *other, "training.lr=0.01", "name=other", f"output_dir={root}", "--json").code == 0
+    monkeypatch.chdir(tmp_path)
+    end = call("compare", "seeds", "other", "--output-dir", str(root), "--json")
+    found = json.loads(end.out)
+    assert [row["sweep"] for row in found["rows"]] == ["seeds"] * 6 + ["other"] * 6
+    assert Path(found["report"]).read_text().startswith("<!doctype html>")
+    assert set(pd.read_csv("seeds-other-figures/front.csv")["given"]) == {"seeds", "other"}
+    end = call("compare", "seeds", "other", "--output-dir", str(root))
+    assert "5 kmeans seeds" in end.out and "5 kmeans other" in end.out
+    assert call("compare", "seeds", "--output-dir", str(root)).code == 2
+    assert call("compare", "seeds", "nothing", "--output-dir", str(root)).code == 2
+
+
+def test_a_run_writes_the_page_and_names_it(root: Path) -> None:
+    page = root / "sweeps/seeds/report.html"
+    page.unlink(missing_ok=True)
+    end = call("run", *SEEDS, f"output_dir={root}")
+    assert end.code == 0 and str(page) in end.out and page.exists()
+    written = page.stat().st_mtime_ns
+    full = call("run", *SEEDS, f"output_dir={root}", "--full")
+    assert page.stat().st_mtime_ns == written
+    assert "Results by width, start and penalty" in full.out and "Results by width" not in end.out
+
+
+def test_latents_are_sorted_and_all_of_them_listed(root: Path) -> None:
+    point = json.loads(call("results", "seeds", "--output-dir", str(root), "--format", "json").out)[0]["point_id"]
+    listed = json.loads(call("inspect", point, "--sort", "-density", "--json", "--output-dir", str(root)).out)[
+        "latents"
+    ]
+    densities = [row["density"] for row in listed]
+    assert densities == sorted(densities, reverse=True)
+    assert call("inspect", point, "--all", "--output-dir", str(root)).code == 0
+    assert call("inspect", point, "--sort", "nothing", "--output-dir", str(root)).code == 2

@@ -52,6 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commands_and_options() -> None:
     assert {"run", "plan", "status", "completion"} <= set(offered("")) and "complete" not in offered("")
     assert offered("re") == ["results", "report"]
+    assert offered("compare", "a", "--o") == ["--output", "--output-dir"]
     assert offered("nothing", "") == []
     assert offered("status", "--w") == ["--watch"]
     assert "--watch" not in offered("status", "--watch", "--")
@@ -87,7 +88,7 @@ def test_values_and_lists_of_values() -> None:
 
 
 def test_names_of_what_there_is(here: Path) -> None:
-    assert offered("status", "") == offered("report", "") == ["quickstart", "wide"]
+    assert offered("status", "") == offered("report", "") == offered("compare", "") == ["quickstart", "wide"]
     assert offered("status", "quickstart", "") == []
     assert offered("logs", "quickstart", "") == ["a1", "b2"]
     assert offered("run", "name=w") == ["name=wide"]

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from sae_sweep.config import files
 from sae_sweep.config import overrides as config
 from sae_sweep.config.axes import listing
-from sae_sweep.config.claims import check_claims
 from sae_sweep.config.compose import compose
 from sae_sweep.config.files import GROUPS, conf_dir
 from sae_sweep.config.keys import point_keys, sweep_keys
+from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import PARTS, Evaluation, Point
 from sae_sweep.errors import UserError
 from sae_sweep.registry import kinds
@@ -291,51 +291,6 @@ def test_an_option_may_not_reach_outside_its_group(conf: Path) -> None:
         config.load(["penalty=l1,mine"])
 
 
-CLAIM = {
-    "name": "a",
-    "prediction": "b",
-    "measure": "owned_maxes",
-    "aggregate": "median",
-    "where": {"width": 16, "penalty.p": [1, 2]},
-    "at_least": 3,
-}
-
-
-def test_claims_pass_through_as_they_are() -> None:
-    share = {**CLAIM, "name": "b", "aggregate": "share", "threshold": 1, "versus": {"where": {"init": "oracle"}}}
-    two = {**CLAIM, "name": "c", "measure": "label_mq - label_mn", "best_of_seeds": True}
-    assert check_claims([CLAIM, share, two], "here") == [CLAIM, share, two]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mesure": "loss"}, "did you mean 'measure'?"),
-        ({"name": None}, "must be a word"),
-        ({"measure": "owned_max"}, "did you mean 'owned_maxes'?"),
-        ({"aggregate": "med"}, "did you mean 'median'?"),
-        ({"at_most": 3}, "one of at_least and at_most"),
-        ({"at_least": "3"}, "must be a number"),
-        ({"aggregate": "share"}, "threshold"),
-        ({"at": {"fvu": 0.1, "l0": 2}}, "one column and its value"),
-        ({"at": {"fvy": 0.1}}, "did you mean 'fvu'?"),
-        ({"at": {"fvu": "low"}}, "must be a number"),
-        ({"threshold": 1}, "threshold"),
-        ({"where": {"widht": 3}}, "did you mean 'width'"),
-        ({"where": 3}, "must be a mapping"),
-        ({"versus": {}}, "takes where"),
-        ({"versus": {"where": {"x y": 1}}}, "unknown key"),
-        ({"best_of_seeds": 1}, "true or false"),
-    ],
-)
-def test_a_wrong_claim_is_refused(change: Mapping[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_claims([{**CLAIM, **change}], "here")
-    assert message in str(caught.value)
-    with pytest.raises(UserError, match="two claims"):
-        check_claims([CLAIM, CLAIM], "here")
-
-
 # Names
 
 
@@ -381,7 +336,7 @@ def test_what_is_one_for_the_whole_sweep(tmp_path: Path) -> None:
     sweep = config.load(["seed=1", "evaluation.inputs=99", "device=cpu", f"output_dir={tmp_path}", "logger.project=x"])
     assert sweep.evaluation == Evaluation(inputs=99)
     assert (sweep.device, sweep.output_dir) == ("cpu", tmp_path)
-    assert sweep.logger == {"name": "wandb", "project": "x", "entity": None, "mode": "auto", "artifacts": False}
+    assert sweep.logger == {"name": "wandb", **vars(Logger(project="x"))}
     assert sweep.launcher["name"] == "local"
     assert sweep.overrides[0] == "seed=1"
     assert config.load(["logger=none"], ["logger=wandb"]).logger == {"name": "none"}

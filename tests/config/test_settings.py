@@ -28,7 +28,14 @@ from sae_sweep.registry import Setting
 
 # Written down at TRAIN_VERSION 3. An id here changes only with that, or with the version of one of its kinds.
 IDS = {
-    "IDS": Point(),
+    "43695af543216bbc": Point(),
+    "d96b96a05eff9e95": Point(sae=Sae("topk", width=136, k=4, init="whitened", margin=0.0)),
+    "6a7f7ae1ad45dce1": Point(
+        toy=Toy("parents", modifiers=3), sae=Sae("jumprelu"), penalty=Penalty("lp", 0.5, p=0.3), seed=2
+    ),
+    "e722be043890fe3e": Point(
+        site=Site("post_unembed"), sae=Sae(init="oracle", partition="mq", ridge=1e-4), data_seed=1
+    ),
 }
 
 

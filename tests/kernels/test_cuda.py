@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from stacks import EXCLUSIVE, PENALTIES, batches, points, stack_of
+from stacks import PENALTIES, batches, points, stack_of
 
 # Read when a kernel is defined.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -19,15 +18,15 @@ pytest.importorskip("triton")
 
 from sae_sweep import registry
 from sae_sweep.config.settings import Penalty, Site, Toy
-from sae_sweep.kernels import LONGEST
 from sae_sweep.kernels.cuda import tiling
 from sae_sweep.kernels.cuda.backend import PRECISION, CudaBackend, _Trainer
+from sae_sweep.kernels.cuda.captured import Step
 from sae_sweep.kernels.cuda.penalty_gradients import triton_slopes
-from sae_sweep.registry import Setting, kinds
+from sae_sweep.kernels.cuda.self_check import Check, compare
+from sae_sweep.registry import Setting
 from sae_sweep.saes import penalties
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
-from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.cost import state_bytes
 
 # The interpreter's numpy warns of 0·inf and the like, which the kernels mask.
@@ -100,7 +99,7 @@ def test_topk_keeps_the_lower_of_equal_latents() -> None:
     backend = CudaBackend()
     backend.advance(stack, batches(1, BATCH))
     assert backend._trainer is not None
-    assert backend._trainer.slots.sort(-1).values.unique(dim=1).tolist() == [[[[3, 99]]]]
+    assert backend._trainer.candidates.sort(-1).values.unique(dim=1).tolist() == [[[3, 99]]]
 
 
 def test_many_segments_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +126,8 @@ def test_an_sae_without_room_for_its_entries_takes_the_step_by_products() -> Non
     data = batches(3, BATCH)
     backend = CudaBackend()
     assert agree(stack, data[:1], backend) == [False, True, False]
-    # One input for which more fires than its slots hold, while all together fit.
-    data[1, 5] *= 30
+    # A few inputs on which half of all fires.
+    data[1, 3:6] *= 30
     assert agree(stack, data[1:2], backend) == [True, True, True]
     # The next step is by entries again.
     assert agree(stack, data[2:], backend) == [False, True, False]
@@ -213,19 +212,6 @@ def test_a_new_penalty_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         triton_slopes("strange")
 
 
-def test_the_backend_for_a_stack_on_a_gpu() -> None:
-    def picked(architecture: str, d: int = 32, penalty: Penalty = PENALTIES[0]) -> object:
-        lies = SimpleNamespace(device=torch.device("cuda"))
-        kind, chosen = kinds("architecture")[architecture], points([penalty])
-        return pick_backend(SimpleNamespace(flat=lies, d=d, architecture=kind, points=chosen), None, 2)  # type: ignore[arg-type]
-
-    assert isinstance(picked("relu"), CudaBackend)
-    assert isinstance(picked("topk"), CudaBackend)
-    assert isinstance(picked("relu", LONGEST + 1), AutogradBackend)
-    assert isinstance(picked("batchtopk"), AutogradBackend)
-    assert isinstance(picked("relu", penalty=EXCLUSIVE), AutogradBackend)
-
-
 @pytest.mark.parametrize(
     ("architecture", "width", "d", "b"),
     [("relu", 40, 16, 70), ("relu", 700, 24, 300), ("relu", 9000, 16, 33), ("topk", 90, 100, 64)],
@@ -250,10 +236,37 @@ def test_an_annealed_stack() -> None:
     agree(stack, batches(1, BATCH), backend)
 
 
+SLOW = pytest.mark.slow
+# Every batch that the kernels cut differently; larger ones take minutes here, and seconds on a GPU (bench_gpu --check).
+SEVERAL_STEPS = [("relu", 24, 8)]
+SEVERAL_STEPS += [pytest.param(*case, marks=SLOW) for case in (("relu", ENTRIES, 8), ("topk", 24, 8))]
+SEVERAL_STEPS += [pytest.param("relu", 24, b, marks=SLOW) for b in (64, 512, 1024, 4096)]
+SEVERAL_STEPS += [pytest.param("relu", ENTRIES, b, marks=SLOW) for b in (64, 512)]
+
+
+@pytest.mark.parametrize(("architecture", "width", "b"), SEVERAL_STEPS)
+def test_four_steps_and_four_more_with_annealing_between(architecture: str, width: int, b: int) -> None:
+    """Launched, captured, replayed: against the reference, a second time, and one SAE alone."""
+    captured: list[int] = []
+
+    def capture(step: Step) -> Step:
+        captured.append(1)
+        return step
+
+    penalties_of = [Penalty("none", 0.0)] * 2 if architecture == "topk" else [PENALTIES[0], Penalty("lp_annealed", 0.1)]
+    chosen = points(penalties_of, architecture, width, steps=100, lr=1e-4, batch_size=b)
+    check = Check(tuple(chosen), 16, b, "cpu", steps=4)
+    assert compare(check, lambda: CudaBackend(capture=capture)) == ""
+    assert len(captured) == 3  # of each of the three stacks once: annealing captures nothing anew
+
+
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     del environment["TRITON_INTERPRET"]
     script = Path(__file__).parents[1] / "compile_kernels.py"
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "screen" in done.stdout and "choose" in done.stdout and "reconstruct" in done.stdout
+    warps = dict(line.split() for line in done.stdout.splitlines())
+    assert {"screen", "choose", "reconstruct"} <= set(warps)
+    # It clears the words that it has read, which a second warp would read again.
+    assert warps["gradients_of_latents"] == "1"

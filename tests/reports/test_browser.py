@@ -74,7 +74,8 @@ def visit(opened: Visit, report: Path) -> Iterator[Visit]:
     assert opened.requests == [report.as_uri()]
 
 
-SHOWN = "chart.data.filter((trace) => trace.meta && trace.visible !== false).map((trace) => trace.meta)"
+SHOWN_TRACES = "chart.data.filter((trace) => trace.meta && trace.visible !== false)"
+SHOWN = f"{SHOWN_TRACES}.map((trace) => trace.meta)"
 
 
 def test_by_keyboard_alone(visit: Visit) -> None:
@@ -167,6 +168,34 @@ def test_axes_become_linear_and_logarithmic_again(visit: Visit) -> None:
     assert visit.chart("front", "chart._fullLayout.yaxis.type") == "log"
 
 
+def test_the_page_opens_with_question_answer_and_what_was_run(visit: Visit) -> None:
+    head = visit.page.locator("header").text_content()
+    words = ("How does what latents stand for change", "The best trade-off", "What was run", "sae-sweep run toy=small")
+    places = [head.index(each) for each in words]
+    assert places == sorted(places)
+
+
+def test_a_mark_opens_its_sae(visit: Visit) -> None:
+    page = visit.page
+    page.locator("#chart-front").focus()
+    _said_after(page, "End", "FVU")
+    wanted = visit.chart(
+        "front", "chart.data.filter((trace) => trace.meta && trace.visible !== false).at(-1).customdata.at(-1).at(-1)"
+    )
+    page.keyboard.press("Enter")
+    assert wanted[:8] in page.locator("#pick-sae option:checked").text_content()
+    page.locator("#pick-sae").select_option(index=0)
+
+
+def test_the_table_is_sorted_by_a_heading(visit: Visit) -> None:
+    page = visit.page
+    for direction in ("ascending", "descending"):
+        page.locator(".results .sort", has_text="FVU").click()
+        assert page.locator(".results th[aria-sort]").get_attribute("aria-sort") == direction
+        found = [float(text) for text in page.locator(".results tbody td:nth-child(6)").all_text_contents()]
+        assert found == sorted(found, reverse=direction == "descending") and len(found) == 4
+
+
 def test_latents_answer(visit: Visit) -> None:
     page = visit.page
     saes = page.locator("#pick-sae option").count()
@@ -183,6 +212,7 @@ def test_latents_answer(visit: Visit) -> None:
     assert "width 5" in page.locator("#pick-sae option:checked").text_content()
     page.locator("#find").fill("nothing like it")
     assert page.locator("#pick-latent option").count() == 0 and page.locator("#card").is_hidden()
+    assert page.locator("#none").is_visible()
     page.locator("#find").fill("")
     assert page.locator("#card").is_visible()
     for kind in page.locator("#pick-label option").evaluate_all("options => options.map((option) => option.value)"):

@@ -162,7 +162,7 @@ def test_labels_add_up_to_the_width(tables: Tables) -> None:
 def test_information_spans_the_points(tables: Tables) -> None:
     data = figure_data.information(*tables)
     row = data[(data["factor"] == "query") & (data["state"] == "trained")].iloc[0]
-    assert (row["told"], row["told_low"], row["told_high"], row["points"]) == pytest.approx((0.6, 0.5, 0.7, 18))
+    assert tuple(row[["explained", "explained_low", "explained_high", "points"]]) == pytest.approx((0.6, 0.5, 0.7, 18))
     assert len(figures.information(data).data) == 6
 
 
@@ -177,7 +177,7 @@ def test_structure_is_drawn_beside_its_null_where_it_was_measured(tables: Tables
 
 
 def test_distribution_and_curves_are_those_of_the_middle_coefficient(tables: Tables) -> None:
-    chosen = figure_data.middle(tables[0])
+    chosen = figure_data.knees(tables[0])
     assert set(chosen["setting"]) == {"0.1"} and len(chosen) == 24
     per_max = {id: {"splits": [0, 1, seed], "duplicates": [1, 0, 0]} for id, seed in _seeds(tables[0])}
     data = figure_data.distribution(tables[0], per_max)
@@ -198,7 +198,7 @@ def test_rows_of_one_block_lie_together_and_each_holds_its_own_counts(tables: Ta
     (heatmap,) = figures.distribution(figure_data.distribution(table, per_max)).data
     blocks = list(heatmap.y[0])
     assert [block for i, block in enumerate(blocks) if blocks[i - 1] != block] == list(dict.fromkeys(blocks))
-    chosen = figure_data.middle(table).assign(at=lambda rows: rows["point_id"].map(lambda id: per_max[id]["splits"][0]))
+    chosen = figure_data.knees(table).assign(at=lambda rows: rows["point_id"].map(lambda id: per_max[id]["splits"][0]))
     means = chosen.groupby(["start", "width", "penalty_name"])["at"].mean()
     for block, name, row in zip(*heatmap.y, heatmap.z, strict=True):
         start, width = block.split(", ")

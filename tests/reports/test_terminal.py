@@ -21,6 +21,7 @@ from sae_sweep.config.settings import Penalty, Point, Toy, Training
 from sae_sweep.reports import layout, terminal
 from sae_sweep.reports.claims import Verdict
 from sae_sweep.reports.live import LiveView, clock, describe
+from sae_sweep.reports.material import Finished, Material
 from sae_sweep.reports.results_table import penalty_name, representatives
 from sae_sweep.store.results import load, tables, write
 from sae_sweep.store.store import Store
@@ -74,7 +75,9 @@ def rendered(store: Store, width: int = 80, encoding: str = "utf-8", **more: Any
     console = layout.console(io.TextIOWrapper(raw, encoding=encoding))
     console.width = width
     verdicts = more.pop("verdicts", [])
-    terminal.show(console, *tables(store, "quick"), INFO, verdicts, store.sweep("quick"), **more)
+    material = Material(INFO, Finished(*tables(store, "quick")), verdicts, more.pop("failures", {}))
+    show = more.pop("show", terminal.show_all)
+    show(console, material, store.sweep("quick"))
     return raw.getvalue().decode(encoding)
 
 
@@ -143,7 +146,7 @@ def test_the_charts_show_every_penalty_and_the_same_axes(quick: Store) -> None:
         line.split()[0] for line in second.splitlines() if "┤" in line
     ]
     assert "+" in first  # l1, tanh and topk lie on one another; the last is seen
-    assert re.search(r"^ +2 +5$", first, re.MULTILINE)
+    assert re.search(r"^ +2 +3 +4 +5 +6$", first, re.MULTILINE)
 
 
 def test_a_single_setting_is_no_front(tmp_path: Path) -> None:
@@ -207,6 +210,23 @@ def test_claims_failures_and_where_it_lies(quick: Store) -> None:
     scope: dict[str, Any] = {}
     exec(textwrap.dedent(text[text.index("  from sae_sweep import") :]), scope)
     assert len(scope["df"]) == 36
+
+
+def test_the_short_report_is_verdicts_and_ten_rows_in_fifty_lines(quick: Store) -> None:
+    long = "A claim that takes some words to make, and some more to say what was found of it; " * 4
+    verdicts = [
+        Verdict(name, "supported", 1.0, 1.0, 1.0, 1, 1, None, None, f"{name}: {long}") for name in map(str, range(60))
+    ]
+    failures = {f"f{i}": {"reason": "reason " * 30} for i in range(7)}
+    for width, some in ((80, verdicts), (80, verdicts[:2]), (200, [])):
+        text = rendered(quick, width, show=terminal.show, verdicts=some, failures=failures)
+        assert len(text.splitlines()) <= 50
+        assert "Where it lies" in text and "--full" in text
+        rows = [line for line in text.splitlines() if re.match(r"(16|136) (kmeans|whitened|oracle)", line)]
+        # Three penalties of two widths and three starts: each start with its best.
+        assert len(rows) == 9 and rows[0].startswith("16 kmeans")
+        assert len([line for line in text.splitlines() if line.startswith("✓")]) >= min(2, len(some))
+    assert "of each width and start in turn" not in text
 
 
 def test_nothing_finished_and_nothing_measured(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from stacks import PENALTIES, batches, cpu_backend, points, stack_of
 
 from sae_sweep.config.settings import Point
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import BLOCK, AutogradBackend, Look, penalties
-from sae_sweep.sweep.pack import CURVE_ROWS, _curve
+from sae_sweep.saes.train import BLOCK, AutogradBackend, Look, PenaltyGroup, penalties
+from sae_sweep.sweep.pack import ROWS_AN_OCTAVE, _curve
 
 
 def by_autograd(stack: Stack, x: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ def by_autograd(stack: Stack, x: torch.Tensor) -> torch.Tensor:
     codes = (x @ W_enc.mT + b_enc[:, None]).relu()
     error = (codes @ W_dec + b_dec[:, None] - x).square().sum(-1).mean(-1)
     coefficients = torch.tensor([stack.schedule(i, stack.step)[1] for i in range(len(stack.points))])
-    loss = error + coefficients * penalties(stack, codes * W_dec.norm(dim=-1)[:, None], None)
+    loss = error + coefficients * penalties(PenaltyGroup.of(stack), codes * W_dec.norm(dim=-1)[:, None], None)
     (gradient,) = torch.autograd.grad(loss.sum(), flat)
     return gradient.norm(dim=1)
 
@@ -56,19 +56,32 @@ def test_of_several_steps_it_is_the_largest(name: str) -> None:
     assert not torch.equal(together, norms[0]) or not torch.equal(together, norms[-1])
 
 
-def test_a_curve_keeps_every_peak() -> None:
-    blocks = 3 * CURVE_ROWS + 7
-    peak = 5
+def test_a_curve_has_as_many_rows_for_every_doubling_and_keeps_every_peak() -> None:
+    blocks, peak = 1000, 77
+    stack = stack_of(points(PENALTIES[:2], steps=BLOCK * blocks))
     looks = [
-        Look(BLOCK * (i + 1), *(torch.ones(2) for _ in range(3)), torch.tensor([1.0, 90.0 if i == peak else 2.0]))
+        Look(
+            BLOCK * (i + 1),
+            *(torch.full((2,), float(i)) for _ in range(3)),
+            torch.tensor([1.0, 90.0 if i == peak else 2.0]),
+        )
         for i in range(blocks)
     ]
-    first, second = (list(_curve(looks, i)) for i in (0, 1))
-    assert len(first) <= CURVE_ROWS and first[-1]["step"] == BLOCK * blocks
-    assert {row["gradient"] for row in first} == {1.0}
+    first, second = (list(_curve(stack, looks, i)) for i in (0, 1))
+    steps = [row["step"] for row in first]
+    assert steps[-1] == BLOCK * blocks
+    for octave in range(5):
+        late, early = steps[-1] / 2**octave, steps[-1] / 2 ** (octave + 1)
+        assert sum(early < step <= late for step in steps) == ROWS_AN_OCTAVE
+    assert [row["gradient"] for row in first] == [1.0] * len(first)
     assert [row["step"] for row in second if row["gradient"] == 90.0] == [
         min(row["step"] for row in second if row["step"] >= BLOCK * (peak + 1))
     ]
+    # Each row is the mean of the looks since the row before, so that together they are the mean of all.
+    lengths = [now - before for before, now in zip([0, *steps], steps, strict=False)]
+    whole = sum(row["loss"] * length for row, length in zip(first, lengths, strict=True)) / steps[-1]
+    assert whole == pytest.approx((blocks - 1) / 2)
+    assert (first[-1]["lr"], first[-1]["coefficient"]) == stack.schedule(0, steps[-1] - 1)
 
 
 def test_the_steeper_the_penalty_at_zero_the_larger_the_norm() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -20,17 +21,16 @@ from sae_sweep import signals
 from sae_sweep.config import overrides as config
 from sae_sweep.config.settings import measure_id, toy_id
 from sae_sweep.errors import EnvironmentProblem, UserError
-from sae_sweep.slurm import queue
+from sae_sweep.slurm import queue, submit
 from sae_sweep.slurm import task as node
 from sae_sweep.slurm.status import status
-from sae_sweep.slurm.submit import Submission
-from sae_sweep.slurm.tasks import from_json, make_tasks, to_json
+from sae_sweep.slurm.tasks import Submission, from_json, make_tasks, to_json
 from sae_sweep.store.store import Store
 from sae_sweep.sweep.checkpoint import Checkpoint
 from sae_sweep.sweep.cost import pack_seconds
 from sae_sweep.sweep.hardware_profile import SPEEDS
 from sae_sweep.sweep.plan import Work, plan
-from sae_sweep.tracking.wandb_sync import unsynced
+from sae_sweep.tracking.logging import unsynced
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +167,20 @@ def test_a_job_of_several_gpus_has_a_task_for_each(tmp_path: Path) -> None:
     submission = Submission("x", "me", 0.0, "name", [{}] * 9, [{"job": "12", "count": 2}], per_job=4)
     assert [submission.job_of(task) for task in (0, 3, 4, 7, 8)] == ["12_0", "12_0", "12_1", "12_1", None]
     assert submission.sent == 8
+
+
+def test_a_percent_sign_in_the_output_folder_is_no_number_of_a_job(tmp_path: Path) -> None:
+    folder = tmp_path / "50% off"
+    end = call("submit", *TINY, "launcher.gpus=0", "launcher.memory=64G", f"output_dir={folder}", "--dry-run")
+    # The folder of a submission is not known yet: it is made up in a dry run.
+    assert end.code == 0, end.err
+    made = submit._executor(SimpleNamespace(launcher={"name": "slurm"}, output_dir=folder), "name", folder / "jobs")
+    text = made.script(2)
+    assert f"--output='{tmp_path}/50%% off/jobs/%A_%a_0_log.out'" in text
+    assert f"--output '{tmp_path}/50%% off/jobs/%A_%a_%t_log.out'" in text
+    assert f"_submit '{folder}/jobs'" in text
+    end = call("submit", *TINY, f"output_dir={tmp_path}/run%j", "--dry-run")
+    assert end.code == 2 and "stand for numbers of jobs" in end.err
 
 
 def test_what_cannot_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,7 +475,10 @@ def test_the_doctor_says_what_to_do(fake: Fake) -> None:
     fake("sinfo", 'echo "gpu* 12 nodes gpu:8"')
     fake("sacct", "exit 0")
     findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}
-    assert set(findings) == {"GPU", "output folder", "shared filesystem", "Slurm", "sacct", "W&B"}
+    machine = {"current folder", "home", "user", "text", "compiled code"}
+    assert set(findings) == {"GPU", "output folder", "shared filesystem", "Slurm", "sacct", "W&B", *machine}
+    # What is merely not there is no fault.
+    assert findings["W&B"]["absent"] and not findings["Slurm"]["absent"]
     assert findings["Slurm"]["usable"]
     assert "gpu:8" in findings["Slurm"]["found"]
     assert findings["sacct"]["usable"]

@@ -109,8 +109,8 @@ def plant(root: Path, name: str, content: bytes) -> None:
 
 
 # Read as text, some of it as YAML. In the place of the others YAML is as foreign as a pickle.
-TEXTS = (sealed.RECORD, "overrides.yaml", "cfg.json", "sweep.yaml", "points.txt")
-POINT_FILES = ("overrides.yaml", "sae_weights.safetensors", "cfg.json", "latents.parquet", "toy.safetensors")
+TEXTS = (sealed.RECORD, "config.yaml", "cfg.json", "sweep.yaml", "points.txt")
+POINT_FILES = ("config.yaml", "sae_weights.safetensors", "cfg.json", "latents.parquet", "toy.safetensors")
 SWEEP_FILES = ("sweep.yaml", "points.txt", "results.parquet", "untrained.parquet")
 
 

@@ -172,7 +172,9 @@ def test_what_is_chosen_is_what_is_trained(run: Path) -> None:
         l0 = rows[rows["seed"] == 0].sort_values("coefficient")["l0"]
         assert np.abs(np.log(l0.to_numpy() / np.geomspace(1.5, 0.4, 3))).max() < 0.7
     assert "not known" not in call("plan", *ASKED, f"output_dir={run}").out
-    report = " ".join(call("report", "even", "--output-dir", str(run), "--output", str(run / "page.html")).out.split())
+    report = " ".join(
+        call("report", "even", "--full", "--output-dir", str(run), "--output", str(run / "page.html")).out.split()
+    )
     assert report.count("coefficient → expected L0: ") == 2 and "Coefficients chosen for L0 0.4 to 1.5" in report
     assert (run / "page.html").read_text().count("coefficient → expected L0: ") == 2
 

@@ -128,14 +128,11 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     from sae_sweep.metrics import evaluate as measure
     from sae_sweep.metrics import firing, information
     from sae_sweep.metrics.extra import priors, probing
-    from sae_sweep.saes import autograd, stack, train
-    from sae_sweep.saes import inits as starts
+    from sae_sweep.saes import stack, train
     from sae_sweep.toys import sampling
 
     assert (cost.BLOCK, cost.BLOCK_ROWS) == (train.BLOCK, sampling.BLOCK_ROWS)
     assert (cost.TABLE_INPUTS, cost.CENTRED) == (sampling.TABLE_INPUTS, sampling.CONSTANTS_INPUTS)
-    assert (cost.POOL_PER_LATENT, cost.POOL_AT_LEAST) == (starts.POOL_PER_LATENT, starts.POOL_AT_LEAST)
-    assert cost.LLOYD_STEPS == starts.LLOYD_STEPS
     assert cost.SHARED == 2 * cpu.PART
     assert (cost.DENSE_ABOVE, cost.DENSE_AT_LEAST) == (cpu.DENSE_ABOVE, cpu.DENSE_AT_LEAST)
     assert cost.ROUND_BELOW == sparse.ROUND_BELOW
@@ -143,7 +140,7 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     # With the column that some architectures have of their own.
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
     assert {name for name in ARCHITECTURES if rule_of(name).dense} == set(cost.DENSE)
-    assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (autograd.COPIES, autograd.GPU_BYTES)
+    assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (train.COPIES, train.GPU_BYTES)
     assert (cost.MEASURED_INPUTS, cost.MEASURED_ENTRIES) == (measure.BLOCK_INPUTS, measure.BLOCK_NUMBERS)
     assert 2 * firing.ROWS_HELD == cost.FOLDED_ROWS
     assert (2 * len(information.COLUMNS), information.DEALT) == (cost.DEALS, cost.DEALT)

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +18,12 @@ import pytest
 from wandb_server import KEY, serving
 
 from sae_sweep.config.columns import COLUMNS, LABELS
+from sae_sweep.config.logger import Logger, resolved
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Site, canonical, measure_id
-from sae_sweep.tracking.wandb import WandbLog
-from sae_sweep.tracking.wandb_charts import BarChart, LineChart, sweep_charts
-from sae_sweep.tracking.wandb_runs import point_name, point_run
+from sae_sweep.errors import UserError
+from sae_sweep.tracking.content import point_name, point_run, run_id
+from sae_sweep.tracking.logging import WandbLog
+from sae_sweep.tracking.process import TIMEOUT
 
 METRICS = {"loss": 2.5, "fvu": 0.04, "l0": 2.25, "owned_maxes": 15, "kl": None, "oracle_gap": float("nan")}
 COEFFICIENTS = (0.5, 1.0, 2.0)
@@ -117,6 +120,11 @@ def logs(sweep: Path) -> dict[str, SimpleNamespace]:
     return {log.run.run_id: log for log in found}
 
 
+def ids(some: Iterable[Point], sweep: str = "quick start") -> set[str]:
+    """The ids of points' runs."""
+    return {run_id(point.id, sweep) for point in some}
+
+
 @pytest.fixture(autouse=True)
 def nothing_configured(monkeypatch, tmp_path):
     """No key, no settings, a home of its own, a current folder of its own: what a fresh machine has."""
@@ -135,8 +143,9 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def open_log(tmp_path, notes):
-    def make(folder: str = "sweep", **settings) -> WandbLog:
-        return WandbLog(tmp_path / folder, "quick start", project="toys", note=notes.append, **settings)
+    def make(folder: str = "sweep", timeout: float = TIMEOUT, **settings) -> WandbLog:
+        logger = Logger(project="toys", **settings)
+        return WandbLog(tmp_path / folder, "quick start", logger, note=notes.append, timeout=timeout)
 
     return make
 
@@ -150,9 +159,9 @@ def test_every_point_is_read_back(open_log, notes, tmp_path, capfd):
         for point in points():
             log.log_point(record(point))
     read = logs(tmp_path / "sweep")
-    assert set(read) == {point.id for point in points()}
+    assert set(read) == ids(points())
     for point in points():
-        log = read[point.id]
+        log = read[run_id(point.id, "quick start")]
         assert (log.run.run_group, log.run.job_type, log.run.project) == ("quick start", "sae", "toys")
         assert log.run.display_name == point_name(point.to_dict())
         for key, value in canonical(point).to_dict().items():
@@ -166,7 +175,7 @@ def test_every_point_is_read_back(open_log, notes, tmp_path, capfd):
         assert log.summary["oracle_gap"] is None
         assert log.summary["seconds"] == 1.5
         assert log.exit_code == 0
-    own = {point.id: f"front/{point.penalty.name}" for point in points()}
+    own = {run_id(point.id, "quick start"): f"front/{point.penalty.name}" for point in points()}
     assert {log.summary[own[id]] for id, log in read.items()} == {0.04}
     assert len({(*sorted(log.config), *sorted({*log.summary} - {own[id]})) for id, log in read.items()}) == 1
     assert notes == []
@@ -196,56 +205,12 @@ def test_the_sweeps_run_carries_table_and_charts(open_log, notes, tmp_path):
     assert [row[0] for row in tables["results"]["data"]] == [*frame["point_id"]]
     assert {row[tables["results"]["columns"].index("kl")] for row in tables["results"]["data"]} == {None}
     assert {row[tables["untrained"]["columns"].index("fvu")] for row in tables["untrained"]["data"]} == {0.7}
-    for name in ("front", "split_counts", "phases"):
-        assert tables[f"figure_{name}"]["data"]
-    assert {tables["figure_front"]["layout"][axis]["type"] for axis in ("xaxis", "yaxis")} == {"log"}
+    # The figures of the report page.
+    for name in ("front", "split_counts", "labels"):
+        assert tables[f"figure/{name}"]["data"]
+    assert {tables["figure/front"]["layout"][axis]["type"] for axis in ("xaxis", "yaxis")} == {"log"}
     assert tables["claims"]["data"] == [[*VERDICTS[0].values()]]
-    for width in (16, 136):
-        for name in ("front", "splits", "duplicates", "owned", "labels"):
-            key = f"{name}_width_{width}"
-            chart = run.config[f"_wandb.visualize.{key}"]
-            assert chart["panel_type"] == "Vega2"
-            assert f"width {width}" in chart["panel_config"]["stringSettings"]["title"]
-            assert tables[f"{key}_table"]["data"]
     assert notes == []
-
-
-def test_charts_hold_fronts_splits_and_labels():
-    charts = {chart.key: chart for chart in sweep_charts(results())}
-    front = charts["front_width_16"]
-    assert isinstance(front, LineChart)
-    assert set(front.lines) == {"l1", "sqrt"}
-    # The middle coefficient is off the front; the two seeds are one point; FVU is drawn as its logarithm.
-    assert [x for x, _ in front.lines["l1"]] == [2.0, 8.0]
-    assert [10**y for _, y in front.lines["l1"]] == pytest.approx([0.0205, 0.0055])
-    splits = charts["splits_width_136"]
-    assert splits.lines["sqrt"] == [(2.0, 1.0), (4.0, 0.5), (8.0, 0.25)]
-    assert charts["duplicates_width_136"].lines["l1"] == [(2.0, 7.5), (4.0, 7.5), (8.0, 7.5)]
-    assert charts["owned_width_16"].bars == {"l1": 14.5, "sqrt": 14.5}
-    labels = charts["labels_width_136"]
-    assert isinstance(labels, BarChart)
-    assert labels.bars == {"l1: m": 3.0, "sqrt: m": 3.0, "sqrt: mq": 2.0}
-    assert "FVU" in front.title
-    assert "L0" in front.x_name
-
-
-def test_lines_are_told_apart_by_what_varies():
-    frame = results()
-    oracle = frame.assign(init="oracle", partition="mq")
-    swept = pd.concat([frame, oracle]).assign(**{"training.lr": [0.001] * 24 + [0.003] * 24, "seed": 0})
-    (front, *_) = sweep_charts(swept[swept["width"] == 16])
-    assert set(front.lines) == {
-        f"{penalty} {start} lr={lr}"
-        for start, lr in (("kmeans", "0.001"), ("oracle-mq", "0.003"))
-        for penalty in ("l1", "sqrt")
-    }
-    lone = frame[(frame["width"] == 16) & (frame["penalty"] == "l1")]
-    assert set(next(iter(sweep_charts(lone))).lines) == {"l1"}
-
-
-def test_nothing_measured_draws_nothing():
-    blank = ["fvu", "l0", "owned_maxes", "label_m", "label_mq", "on_front"]
-    assert [*sweep_charts(results().assign(**dict.fromkeys(blank)).astype(COLUMNS))] == []
 
 
 def test_logging_again_logs_nothing(open_log, tmp_path):
@@ -263,7 +228,7 @@ def test_logging_again_logs_nothing(open_log, tmp_path):
     assert files(tmp_path / "sweep") == before
     with open_log() as log:
         log.log_point(record(second))
-    assert set(logs(tmp_path / "sweep")) >= {first.id, second.id}
+    assert set(logs(tmp_path / "sweep")) >= ids([first, second])
 
 
 def test_a_new_measurement_and_a_grown_table_replace_the_old(open_log, tmp_path):
@@ -275,19 +240,19 @@ def test_a_new_measurement_and_a_grown_table_replace_the_old(open_log, tmp_path)
         log.log_point({**record(point, fvu=0.01), "measure_id": "another"})
         log.log_sweep(results())
     read = logs(tmp_path / "sweep")
-    assert read.pop(point.id).summary["fvu"] == 0.01
+    assert read.pop(run_id(point.id, "quick start")).summary["fvu"] == 0.01
     assert [run.summary["points"] for run in read.values()] == [24]
 
 
 def test_a_run_killed_half_way_is_logged_again(open_log, tmp_path):
     point = points()[0]
-    half = tmp_path / "sweep" / "wandb" / f"offline-run-20260101_000000-{point.id}"
+    half = tmp_path / "sweep" / "wandb" / f"offline-run-20260101_000000-{run_id(point.id, 'quick start')}"
     half.mkdir(parents=True)
-    (half / f"run-{point.id}.wandb").write_bytes(b":W&B")
+    (half / "run-half.wandb").write_bytes(b":W&B")
     with open_log() as log:
         log.log_point(record(point))
     assert not half.exists()
-    assert logs(tmp_path / "sweep")[point.id].exit_code == 0
+    assert logs(tmp_path / "sweep")[run_id(point.id, "quick start")].exit_code == 0
 
 
 @pytest.mark.parametrize("variable", ["disabled", "offline"])
@@ -305,7 +270,7 @@ def test_wandb_mode_is_honoured(variable, open_log, tmp_path, monkeypatch, notes
 def test_online_without_a_key_is_offline_and_says_so(open_log, tmp_path, notes):
     with open_log(mode="online") as log:
         log.log_point(record(points()[0]))
-    assert set(logs(tmp_path / "sweep")) == {points()[0].id}
+    assert set(logs(tmp_path / "sweep")) == ids(points()[:1])
     (note,) = notes
     assert "offline" in note
     assert "wandb login" in note
@@ -317,7 +282,7 @@ def test_an_unwritable_folder_is_a_note(open_log, tmp_path, notes):
         for point in points():
             log.log_point(record(point))
     assert len(notes) == 1
-    assert notes[0].startswith("W&B: no longer logging, training goes on")
+    assert notes[0].startswith("W&B: logging stopped (")
 
 
 @pytest.mark.parametrize("call", ["init", "setup"])
@@ -334,10 +299,10 @@ def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
                 log.log_point(record(point))
             log.log_sweep(results())
     (note,) = notes
-    assert "(all is lost)" in note
+    assert "(all is lost); nothing trained is lost, and running the sweep again logs what is missing" in note
     with open_log() as log:
         log.log_point(record(points()[0]))
-    assert set(logs(tmp_path / "sweep")) == {points()[0].id}
+    assert set(logs(tmp_path / "sweep")) == ids(points()[:1])
 
 
 def descendants(process: int) -> list[int]:
@@ -359,10 +324,10 @@ def assert_gone(processes: list[int]) -> None:
 def test_a_logger_that_dies_is_a_note(open_log, notes, tmp_path):
     with open_log(mode="offline") as log:
         log.start()
-        os.kill(log._logger.pid, signal.SIGKILL)
+        os.kill(log._process.pid, signal.SIGKILL)
         log.log_point(record(points()[0]))
     (note,) = notes
-    assert note.startswith("W&B: no longer logging, training goes on")
+    assert note.startswith("W&B: logging stopped (")
     assert "-9" in note
 
 
@@ -373,11 +338,12 @@ def test_the_logger_ends_with_the_process(number, server, tmp_path):
     script = f"""
         import signal, sys, time, pathlib
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
-        from sae_sweep.tracking import wandb as ours
+        from sae_sweep.config.logger import Logger
+        from sae_sweep.tracking import logging as ours
         ours.INTERRUPTED_TIMEOUT = 0.2
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from test_wandb import points, record
-        with ours.WandbLog(pathlib.Path("sweep"), "s", project="p", note=lambda text: print(text, flush=True)) as log:
+        with ours.WandbLog(pathlib.Path("sweep"), "s", Logger(), note=lambda text: print(text, flush=True)) as log:
             log.start()
             log.log_point(record(points()[0]))
             time.sleep(600)
@@ -443,7 +409,7 @@ def test_with_a_key_points_go_to_the_server(server, open_log, notes):
     started = {
         content["name"]: content for what, content in server.told if what == "UpsertBucket" and content["groupName"]
     }
-    assert set(started) == {point.id for point in points()[:3]}
+    assert set(started) == ids(points()[:3])
     assert {(content["project"], content["groupName"]) for content in started.values()} == {("toys", "quick start")}
     history = [
         json.loads(line)
@@ -474,7 +440,7 @@ def test_a_server_that_lets_down_is_one_note_and_an_offline_log(
     with open_log(timeout=0.5) as log:
         for point in points()[:3]:
             log.log_point(record(point))
-    assert set(logs(tmp_path / "sweep")) == {point.id for point in points()[:3]}
+    assert set(logs(tmp_path / "sweep")) == ids(points()[:3])
     (note,) = notes
     assert "offline" in note
 
@@ -483,6 +449,47 @@ def test_an_upload_that_does_not_end_is_given_up(server, open_log, notes, tmp_pa
     server.hangs = "file_stream"
     with open_log(timeout=0.5) as log:
         log.log_point(record(points()[0]))
-    assert set(logs(tmp_path / "sweep")) == {points()[0].id}
+    assert set(logs(tmp_path / "sweep")) == ids(points()[:1])
     (note,) = notes
     assert "offline" in note
+
+
+TYPED = {"name": "wandb", "project": None, "entity": None, "mode": "auto", "artifacts": False, "dir": None}
+TYPED |= {"group": None, "tags": [], "notes": None, "job_type": None}
+
+
+def test_what_was_typed_comes_before_the_environment_and_that_before_our_defaults(tmp_path):
+    environment = {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "team", "WANDB_TAGS": "a,b", "WANDB_DIR": str(tmp_path)}
+    environment |= {"WANDB_RUN_GROUP": "g", "WANDB_NOTES": "n", "WANDB_JOB_TYPE": "j"}
+    assert resolved(TYPED, {})["project"] == "sae-sweep"
+    found = resolved(TYPED | {"project": "typed", "tags": ["c"]}, environment)
+    assert (found["project"], found["entity"], found["tags"]) == ("typed", "team", ["c"])
+    assert (found["dir"], found["group"], found["notes"], found["job_type"]) == (str(tmp_path), "g", "n", "j")
+    assert resolved(TYPED, environment)["tags"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("wrong", ["a/b", "50%", "x" * 129])
+def test_a_project_that_the_server_will_refuse_is_refused_before_training(wrong):
+    with pytest.raises(UserError, match=r"^WANDB_PROJECT=.* is no name of a W&B project"):
+        resolved(TYPED, {"WANDB_PROJECT": wrong})
+    with pytest.raises(UserError, match=r"^logger\.project="):
+        resolved(TYPED | {"project": wrong}, {})
+    with pytest.raises(UserError, match=r"^logger\.tags: ''"):
+        resolved(TYPED | {"tags": [""]}, {})
+
+
+def test_runs_carry_group_tags_and_notes_where_the_logger_says(open_log, notes, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    settings = {"group": "g", "tags": ["a", "b"], "notes": "why", "job_type": "try", "dir": str(tmp_path / "elsewhere")}
+    with open_log(mode="offline", **settings) as log:
+        log.log_point(record(points()[0]))
+    assert not list((tmp_path / "sweep/wandb").glob("*run-*"))
+    (run,) = (log.run for log in logs(tmp_path / "elsewhere/sweep").values())
+    assert (run.run_group, [*run.tags], run.notes, run.job_type) == ("g", ["a", "b"], "why", "try")
+    assert log.complete and notes == []
+
+
+def test_a_point_in_two_sweeps_is_two_runs():
+    runs = [point_run(record(points()[0]), sweep) for sweep in ("first", "second")]
+    assert runs[0].id != runs[1].id
+    assert {run.config["point_id"] for run in runs} == {points()[0].id}

@@ -16,15 +16,17 @@ from pathlib import Path
 
 import pytest
 from commandline import TINY, Result, call, fresh
-from test_wandb import logs, points, record, results
+from test_wandb import ids, logs, points, record, results
 from wandb_server import KEY, Server, serving
 
 from sae_sweep.config.columns import LABELS, METRICS
+from sae_sweep.config.logger import Logger
 from sae_sweep.store.results import sweep_ids
 from sae_sweep.store.store import Store
-from sae_sweep.tracking.wandb import WandbLog
-from sae_sweep.tracking.wandb_sync import unsynced
-from sae_sweep.tracking.wandb_views import views
+from sae_sweep.tracking.content import run_id
+from sae_sweep.tracking.logging import WandbLog, unsynced
+from sae_sweep.tracking.process import TIMEOUT
+from sae_sweep.tracking.workspace import views
 
 ONLINE = [*(word for word in TINY if word != "logger=none"), "logger.mode=online", "penalty=l1,sqrt", "seed=0,1"]
 ONLINE += ["penalty.coefficient=1", "name=online"]
@@ -48,10 +50,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 def log_points(tmp_path: Path) -> Callable[..., list[str]]:
     """Log some points and the sweep; returns what the user was told."""
 
-    def log(count: int = 3, **settings: float) -> list[str]:
+    def log(count: int = 3, timeout: float = TIMEOUT) -> list[str]:
         notes: list[str] = []
         folder, note = tmp_path / "outputs/sweeps/s", notes.append
-        with WandbLog(folder, "s", project="toys", mode="online", note=note, **settings) as log:
+        with WandbLog(folder, "s", Logger(project="toys", mode="online"), note=note, timeout=timeout) as log:
             for point in points()[:count]:
                 log.log_point(record(point))
             log.log_sweep(results())
@@ -70,12 +72,11 @@ def run(*words: str) -> Result:
 def test_a_sweep_with_its_table_charts_files_and_artifacts(server: Server, tmp_path: Path) -> None:
     assert run("logger.artifacts=true", "--json").code == 0
     ids = sweep_ids(Store(tmp_path / "outputs"), "online")
-    (sweep,) = server.runs().keys() - set(ids)
-    assert server.runs().keys() == {*ids, sweep}
+    runs = {run_id(id, "online") for id in ids}
+    (sweep,) = server.runs().keys() - runs
+    assert server.runs().keys() == {*runs, sweep}
     assert {(each["project"], each["groupName"]) for each in server.runs().values()} == {("sae-sweep", "online")}
-    # The default workspace draws what is in the run's own configuration: fronts and counts, without a click.
-    config = [json.loads(each["config"]) for each in server.asked("UpsertBucket") if each["name"] == sweep][-1]
-    assert {"front_width_5", "splits_width_5", "labels_width_5"} <= config["_wandb"]["value"]["visualize"].keys()
+    assert {"figure/front", "figure/split_counts"} <= {key for row in server.history() for key in row}
     (table,) = (body for name, body in server.files.items() if "media/table/results" in name)
     assert sorted(row[0] for row in json.loads(table)["data"]) == sorted(ids)
     uploaded = {name.partition("/")[2]: body for name, body in server.files.items()}
@@ -109,7 +110,7 @@ def test_what_a_server_refuses_for_a_while_is_sent_again(
 ) -> None:
     server.fails, server.status, server.times = what, status, 1
     assert log_points() == []
-    assert {point.id for point in points()[:3]} < server.runs().keys()
+    assert ids(points()[:3], "s") < server.runs().keys()
     assert server.times == 0
     assert sorted(row["train/loss"] for row in server.history() if "train/loss" in row) == sorted(3 * [9.0, 8.5, 8.0])
 
@@ -121,7 +122,7 @@ def test_a_server_that_always_refuses_is_one_note_and_an_offline_log(
     server.fails, server.status = "UpsertBucket", status
     (note,) = log_points(timeout=1.0)
     assert note.startswith("W&B: logging online failed, going on offline")
-    assert {point.id for point in points()[:3]} < logs(tmp_path / "outputs/sweeps/s").keys()
+    assert ids(points()[:3], "s") < logs(tmp_path / "outputs/sweeps/s").keys()
 
 
 def test_several_runs_are_sent_at_a_time(server: Server, tmp_path: Path) -> None:
@@ -136,23 +137,23 @@ def test_several_runs_are_sent_at_a_time(server: Server, tmp_path: Path) -> None
     threading.Thread(target=release, daemon=True).start()
     notes: list[str] = []
     folder = tmp_path / "outputs/sweeps/s"
-    with WandbLog(folder, "s", project="toys", mode="online", note=notes.append, timeout=30.0) as log:
+    with WandbLog(folder, "s", Logger(project="toys", mode="online"), note=notes.append, timeout=30.0) as log:
         for point in points()[:3]:
             log.log_point(record(point))
     assert notes == []
-    assert {point.id for point in points()[:3]} == server.runs().keys()
+    assert ids(points()[:3], "s") == server.runs().keys()
 
 
 def test_a_run_that_is_refused_among_others_is_logged_offline(
     server: Server, log_points: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    server.refused = points()[3].id
+    (server.refused,) = ids(points()[3:4], "s")
     (note,) = log_points(12, timeout=2.0)
     assert note.startswith("W&B: logging online failed, going on offline")
     found = logs(tmp_path / "outputs/sweeps/s")  # each once
     offline = {id for id, log in found.items() if "offline-run" in str(log.path)}
-    assert server.refused in offline and points()[0].id not in offline
-    assert {point.id for point in points()} < found.keys()
+    assert server.refused in offline and not ids(points()[:1], "s") & offline
+    assert ids(points(), "s") < found.keys()
     ledger = [path.name.partition(".")[0] for path in (tmp_path / "outputs/sweeps/s/wandb/logged").iterdir()]
     assert sorted(ledger) == sorted(found)
 
@@ -194,9 +195,10 @@ def test_a_kill_in_the_middle_loses_nothing(server: Server, tmp_path: Path) -> N
         import os, pathlib, sys, threading, time
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from test_wandb import points, record
-        from sae_sweep.tracking.wandb import WandbLog
+        from sae_sweep.config.logger import Logger
+        from sae_sweep.tracking.logging import WandbLog
         folder = pathlib.Path("outputs/sweeps/s")
-        log = WandbLog(folder, "s", project="toys", mode="online", note=print)
+        log = WandbLog(folder, "s", Logger(project="toys", mode="online"), note=print)
         log.start()
         log.log_point(record(points()[0]))
         while not list((folder / "wandb/logged").glob("*")):
@@ -210,14 +212,14 @@ def test_a_kill_in_the_middle_loses_nothing(server: Server, tmp_path: Path) -> N
     end = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, timeout=100)
     assert end.returncode == -9, end.stderr
     notes: list[str] = []
-    with WandbLog(tmp_path / "outputs/sweeps/s", "s", project="toys", mode="online", note=notes.append) as log:
+    with WandbLog(tmp_path / "outputs/sweeps/s", "s", Logger(project="toys", mode="online"), note=notes.append) as log:
         for point in points()[:3]:
             log.log_point(record(point))
     assert notes == []
     started = [each["name"] for each in server.asked("UpsertBucket") if each.get("groupName")]
-    assert set(started) == {point.id for point in points()[:3]}
+    assert set(started) == ids(points()[:3], "s")
     # What was finished before the kill is not sent again.
-    assert started.count(points()[0].id) == 1
+    assert started.count(*ids(points()[:1], "s")) == 1
     ledger = {path.name.partition(".")[0] for path in (tmp_path / "outputs/sweeps/s/wandb/logged").iterdir()}
     assert ledger == set(started)
 
@@ -246,7 +248,7 @@ def test_views_draw_what_runs_log() -> None:
     ]
     spec = json.loads(json.dumps(main._spec["spec"]))["section"]
     assert [section["name"] for section in spec["panelBankConfig"]["sections"]] == [
-        *("Front", "Splits", "Labels", "Phases", "Grid", "Sweep", "Training")
+        *("Answer", "Front", "Splits", "Labels", "Phases", "Grid", "Sweep", "Training")
     ]
     # Every metric that a panel or the run table asks for is one that runs log.
     logged = {
@@ -271,7 +273,9 @@ def test_views_draw_what_runs_log() -> None:
         "config:penalty.value.coefficient",
     ]
     colours = spec["customRunColors"]
-    of_penalty = {name: {colours[id] for id in rows["point_id"]} for name, rows in frame.groupby("penalty")}
+    of_penalty = {
+        name: {colours[run_id(id, "quick start")] for id in rows["point_id"]} for name, rows in frame.groupby("penalty")
+    }
     assert all(len(found) == 1 for found in of_penalty.values()) and of_penalty["l1"] != of_penalty["sqrt"]
     (grouped,) = json.loads(json.dumps(means._spec["spec"]))["section"]["runSets"]
     assert len(grouped["grouping"]) == 3

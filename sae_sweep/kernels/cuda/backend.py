@@ -16,43 +16,46 @@ import triton
 from torch import Tensor
 
 from sae_sweep.kernels.cuda import dense, encode, sparse, tiling, update
+from sae_sweep.kernels.cuda.captured import Capture, CapturedStep, addresses, cuda_graph, uncaptured
 from sae_sweep.kernels.cuda.penalty_gradients import Slopes, triton_slopes
 from sae_sweep.kernels.cuda.tiling import TILE, Tiles, power_of_two
 from sae_sweep.saes.stack import Stack, adam_scale
 from sae_sweep.saes.train import Progress
 
-# float32 products on tensor cores: three of TF32, which lose nothing that float32 would keep.
+# float32 products on tensor cores: three of TF32, with a relative error of about 1e-6 where one has 3e-4 to 1e-3.
+# Triton's "ieee" products run on no tensor core, and their tiles spill 16 KB a thread from registers.
 PRECISION = "tf32x3"
 
 
 class CudaBackend:
     """Holds the buffers of the stack it trains: beside the gradient, a bit per input and latent is the largest."""
 
-    def __init__(self, precision: str = PRECISION) -> None:
-        """`precision`: Triton's input_precision of float32 products, "tf32", "tf32x3" or "ieee"."""
+    def __init__(self, precision: str = PRECISION, capture: Capture | None = None) -> None:
+        """`precision` of float32 products by Triton's names: "tf32x3", "tf32". `capture`: by default CUDA's."""
         self.precision = precision
+        self._capture = capture
         self._trainer: _Trainer | None = None
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         trainer = self._trainer
         if trainer is None or not trainer.fits(stack, batches):
-            trainer = self._trainer = _Trainer(stack, batches.shape[1], self.precision)
+            capture = self._capture or (cuda_graph if stack.flat.is_cuda else uncaptured)
+            trainer = self._trainer = _Trainer(stack, batches.shape[1], self.precision, capture)
         return trainer.advance(batches)
 
 
 class _Trainer:
     """One stack: its buffers, and the launches of a step."""
 
-    def __init__(self, stack: Stack, b: int, precision: str) -> None:
+    def __init__(self, stack: Stack, b: int, precision: str, capture: Capture = uncaptured) -> None:
         self.stack, self.b, self.precision = stack, b, precision
         self.n, self.width, self.d, self.stride = len(stack.points), stack.width, stack.d, stack.flat.stride(0)
         self.tiles = Tiles.of(stack.points[0].sae, self.d, b)
         self.k, self.sparse = self.tiles.k, self.tiles.sparse
         self.shape = {"D": self.d, "DP": self.tiles.padded}
-        self.addresses = _addresses(stack)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.launched = False
+        self.addresses = addresses(stack)
+        self.captured = CapturedStep(self._launch, capture)
 
         self.groups = [(triton_slopes(name), self._ints(members)) for name, members in _by_penalty(stack).items()]
         settings = [
@@ -87,9 +90,9 @@ class _Trainer:
         self.slopes = self._zeros(self.n, self.b, 2)
 
     def _room_for_entries(self) -> None:
-        cells = (self.n, self.b, self.tiles.segments)
-        self.slots = self._zeros(*cells, self.tiles.capacity, dtype=torch.int32)
-        self.counts = self._zeros(*cells, dtype=torch.int32)
+        # Latents that may fire on each input: a bit each, or the k that were chosen.
+        self.candidates = self._zeros(self.n, self.b, self.k or self.tiles.latent_words, dtype=torch.int32)
+        self.counts = self._zeros(self.n, self.tiles.cells, dtype=torch.int32)
         self.reach, self.squares = self._zeros(self.n, self.width), self._zeros(self.n, self.width)
         self.packed = self._zeros(self.n, self.width, self.shape["DP"], dtype=torch.float16)
         # The inputs that a latent fires on, a bit each; how many so far; and the latents that fire on any.
@@ -102,7 +105,7 @@ class _Trainer:
 
     def fits(self, stack: Stack, batches: Tensor) -> bool:
         """Whether the captured addresses are still those of this stack, and the batches of this size."""
-        return stack is self.stack and _addresses(stack) == self.addresses and batches.shape[1:] == self.x.shape
+        return stack is self.stack and addresses(stack) == self.addresses and batches.shape[1:] == self.x.shape
 
     def advance(self, batches: Tensor) -> Progress:
         """Steps through batches [steps, b, d]."""
@@ -114,15 +117,7 @@ class _Trainer:
             self.schedule[:, :, 2] = self.coefficients * self.stack.rescale.to(self.coefficients)
         for x in batches:
             self.x.copy_(x)
-            if self.graph is None and self.launched and self.x.is_cuda:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self._launch()
-            if self.graph is None:
-                self._launch()  # the first step compiles the kernels
-                self.launched = True
-            else:
-                self.graph.replay()
+            self.captured()
         self.stack.step += len(batches)
         variance = batches.square().sum(-1).mean(1).sum()
         return Progress(len(batches), variance, *self.metrics.clone().unbind(1))
@@ -162,42 +157,40 @@ class _Trainer:
         self.step.add_(1)
 
     def _screen(self) -> None:
-        """Slots of the latents that may fire, and which SAEs have no room for them."""
-        rows, n, width = 2 * TILE if self.tiles.wide else TILE, self.n, self.width
+        """The latents that may fire, and in which SAEs these are too many to be taken one by one."""
+        n, width = self.n, self.width
         before = (self.x, self.stack.flat)
-        after = (self.reach, self.packed, self.slots, self.counts, self.b, width, self.stride)
         if self.k:
-            places = power_of_two(self.k)
-            rows = min(rows, 16)
-            encode.choose[(triton.cdiv(self.b, rows), n)](
-                *before, self.norms, *after, K=self.k, KP=places, **self.shape, ROWS=rows, LATENTS=TILE,
-                PRECISION=self.precision,
+            encode.choose[(triton.cdiv(self.b, 16), n)](
+                *before, self.norms, self.reach, self.packed, self.candidates, self.counts, self.b, width, self.stride,
+                K=self.k, KP=power_of_two(self.k), **self.shape, ROWS=16, LATENTS=TILE, PRECISION=self.precision,
             )  # fmt: skip
         else:
             segment = triton.cdiv(triton.cdiv(width, self.tiles.segments), TILE) * TILE
-            encode.screen[(triton.cdiv(self.b, rows), self.tiles.segments, n)](
-                *before, *after, segment, **self.shape, ROWS=rows, LATENTS=TILE, CAPACITY=self.tiles.capacity,
-                num_warps=rows // 16,
+            words = self.candidates.view(torch.int64)  # one to a tile
+            encode.screen[(triton.cdiv(self.b, TILE), self.tiles.segments, n)](
+                *before, self.reach, self.packed, words, self.counts, self.b, width, self.stride, words.shape[2],
+                segment, **self.shape, ROWS=TILE, LATENTS=TILE, num_warps=4,
             )  # fmt: skip
         sparse.check_room[(n,)](
-            self.counts, self.dense, self.fired_count, self.b * self.tiles.segments, self.b * self.tiles.most,
-            CAPACITY=self.tiles.capacity, BLOCK=1024,
+            self.counts, self.dense, self.fired_count, self.tiles.cells, self.b * self.tiles.most, BLOCK=1024
         )  # fmt: skip
         self.squares.zero_()
 
     def _entries(self, slopes: Slopes, members: Tensor) -> None:
         fires = self.masks, self.hits, self.fired, self.fired_count
         sparse.decode[(self.b, len(members))](
-            self.x, self.stack.flat, self.norms, self.slots, self.counts, self.dense, members, self.settings, *fires,
-            self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride, self.tiles.words,
-            TERMS=slopes.terms, OUTER=slopes.outer, **self.shape, SEGMENTS=self.tiles.segments,
-            CAPACITY=self.tiles.capacity, CHUNK=16, num_warps=1,
+            self.x, self.stack.flat, self.norms, self.candidates, self.counts, self.dense, members, self.settings,
+            *fires, self.residuals, self.rows_sums, self.slopes, self.b, self.width, self.stride,
+            1 if self.k else self.tiles.latent_words, self.tiles.words,
+            TERMS=slopes.terms, OUTER=slopes.outer, **self.shape, K=self.k,
+            WORDS=min(tiling.LATENT_WORDS, power_of_two(self.tiles.latent_words)), CHUNK=16, num_warps=1,
         )  # fmt: skip
         sparse.gradients_of_latents[(self.programs, len(members))](
             self.x, self.stack.flat, self.norms, members, self.settings, self.schedule, self.step, *fires,
             self.residuals, self.slopes, self.gradient, self.squares, self.b, self.n, self.width, self.stride,
             self.tiles.words, TERM_SLOPES=slopes.term_slopes, **self.shape, CHUNK=16,
-            WORDS=min(tiling.WORDS, power_of_two(self.tiles.words)), num_warps=2,
+            WORDS=min(tiling.WORDS, power_of_two(self.tiles.words)), num_warps=1,
         )  # fmt: skip
 
     def _products(self, slopes: Slopes, members: Tensor) -> None:
@@ -213,10 +206,6 @@ class _Trainer:
             self.width, self.stride, self.tiles.share, TERM_SLOPES=slopes.term_slopes, **tile,
             ROWS=self.tiles.rows // 2,
         )  # fmt: skip
-
-
-def _addresses(stack: Stack) -> list[int]:
-    return [t.data_ptr() for t in (stack.flat, stack.first, stack.second)]
 
 
 def _by_penalty(stack: Stack) -> dict[str, list[int]]:

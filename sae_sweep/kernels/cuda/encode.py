@@ -1,7 +1,7 @@
 """Which latents fire on which input, found without a [batch, width] tensor.
 
-`screen` multiplies in half precision and keeps every latent that might fire within the error of that product;
-triton_sparse.py computes those few again in float32: so the codes are float32's, at the speed of half precision.
+`screen` multiplies in half precision and marks every latent that might fire within the error of that product;
+sparse.py computes those few again in float32: so the codes are float32's, at the speed of half precision.
 
 The last index of a grid is the SAE. Its parameters lie at flat + i·stride: W_enc | W_dec | b_enc | b_dec.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from sae_sweep.kernels.cuda.bits import ones_in
 
 # |half-precision w·x − w·x| ≤ ERROR·‖w‖·‖x‖: two operands rounded to 11 bits give 2⁻¹⁰, and 5% of that is more than
 # what sums of up to 128 products in float32 add. Rounding below half precision's normal numbers is covered by TINY.
@@ -50,25 +52,25 @@ def measure_latents(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def screen(  # type: ignore[no-untyped-def]
-    x, flat, reach, packed, slots, counts, b, width, stride, segment,
-    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr, CAPACITY: tl.constexpr,
+    x, flat, reach, packed, candidates, counts, b, width, stride, words, segment,
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr,
 ):  # fmt: skip
-    """Append the latents that may fire on x [b, d] to slots [n, b, segments, CAPACITY], ascending.
+    """Which latents may fire on which input of x [b, d]: a bit each in candidates [n, b, words], LATENTS to a word.
 
-    A program scans `segment` latents for ROWS inputs. counts [n, b, segments] goes on counting where the slots end:
-    a count above CAPACITY tells that latents are missing.
+    A program scans `segment` latents for ROWS inputs, and counts [n, row blocks, segments] how many bits it set.
     """
     i, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
     rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DP)
-    there = rows < b
+    there, lanes = rows < b, tl.arange(0, LATENTS)
     inputs = tl.load(x + rows[:, None] * D + columns[None, :], mask=there[:, None] & (columns < D)[None, :], other=0.0)
     half, length = _halve(inputs)
     # An input or a latent that is not there never fires: its sum is -inf or NaN.
     length = tl.where(there, length + 1e-3, -float("inf"))
-    cells = (i * b + rows) * tl.num_programs(1) + part
-    filled = tl.zeros([ROWS], tl.int32)
+    to = candidates + (i * b + rows) * words
+    bit = (lanes * 0 + 1).to(tl.int64) << lanes
+    found = tl.zeros([ROWS], tl.int32)
     for start in range(part * segment, tl.minimum((part + 1) * segment, width), LATENTS):
-        latents = start + tl.arange(0, LATENTS)
+        latents = start + lanes
         exists = latents < width
         W_enc = tl.load(
             packed + (i * width + latents)[:, None] * DP + columns[None, :], mask=exists[:, None], other=0.0
@@ -76,26 +78,22 @@ def screen(  # type: ignore[no-untyped-def]
         b_enc = tl.load(flat + i * stride + 2 * width * D + latents, mask=exists, other=-float("inf"))
         margin = tl.load(reach + i * width + latents, mask=exists, other=0.0)
         most = tl.dot(half, tl.trans(W_enc)) + b_enc[None, :] + margin[None, :] * length[:, None]
-        fires = (most > 0).to(tl.int32)
-        found = tl.sum(fires, 1)
-        if tl.sum(found, 0) > 0:  # most tiles of a wide SAE are empty
-            place = filled[:, None] + tl.cumsum(fires, 1) - 1
-            tl.store(
-                slots + cells[:, None] * CAPACITY + place,
-                tl.broadcast_to(latents[None, :], (ROWS, LATENTS)),
-                mask=(fires > 0) & (place < CAPACITY),
-            )
-            filled += found
-    tl.store(counts + cells, filled, mask=there)
+        word = tl.sum(tl.where(most > 0, bit[None, :], 0), 1)
+        tl.store(to + start // LATENTS, word, mask=there)
+        found += ones_in(word.to(tl.int32)) + ones_in((word >> 32).to(tl.int32))
+    program = (i * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + part
+    tl.store(counts + program, tl.sum(found, 0))
 
 
 @triton.jit
 def choose(  # type: ignore[no-untyped-def]
-    x, flat, norms, reach, packed, slots, counts, b, width, stride,
+    x, flat, norms, reach, packed, chosen_latents, counts, b, width, stride,
     K: tl.constexpr, KP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, LATENTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The K latents of largest contribution for each input (TopK), of equals the lower: slots [n, b, 1, K].
+    """The K latents of largest contribution for each input (TopK), of equals the lower: chosen_latents [n, b, K].
+
+    counts [n, b]: how many there are, fewer than K where fewer fire.
 
     Keeps the best so far while it scans; a tile none of whose latents may be better is never computed in float32.
     """
@@ -138,5 +136,5 @@ def choose(  # type: ignore[no-untyped-def]
                 largest = tl.max(v, 1)
     taken = (chosen >= 0) & there[:, None]
     cells = i * b + rows
-    tl.store(slots + cells[:, None] * K + places[None, :], chosen, mask=taken)
+    tl.store(chosen_latents + cells[:, None] * K + places[None, :], chosen, mask=taken)
     tl.store(counts + cells, tl.sum(taken.to(tl.int32), 1), mask=there)

@@ -9,57 +9,63 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sae_sweep.kernels.cuda.bits import ones_in, places_of_bits
+
 
 @triton.jit
-def check_room(  # type: ignore[no-untyped-def]
-    counts, dense, fired_count, cells, room, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Whether the slots hold all latents that may fire, counts [n, cells], and those are few: dense [n] is 0 then.
+def check_room(counts, dense, fired_count, cells, room, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether few latents may fire, counts [n, cells]: then dense [n] is 0. fired_count [n] becomes 0.
 
-    It becomes 1 where a cell holds more than CAPACITY or the SAE more than `room`: none may be dropped, and many cost
-    more than products, so such an SAE takes this step by triton_dense.py. fired_count [n] becomes 0.
+    It becomes 1 where an SAE holds more than `room`: so many cost more than products, and such an SAE takes this step
+    by dense.py.
     """
     i = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([], tl.int32)
-    most = tl.zeros([], tl.int32)
+    total = tl.zeros([], tl.int64)
     for start in range(0, cells, BLOCK):
         cell = start + tl.arange(0, BLOCK)
-        count = tl.load(counts + i * cells + cell, mask=cell < cells, other=0)
-        # Bounded, so that a sum over a wide SAE cannot wrap around.
-        total += tl.minimum(tl.sum(tl.minimum(count, CAPACITY + 1), 0), room + 1)
-        total = tl.minimum(total, room + 1)
-        most = tl.maximum(most, tl.max(count, 0))
-    tl.store(dense + i, ((total > room) | (most > CAPACITY)).to(tl.int32))
+        total += tl.sum(tl.load(counts + i * cells + cell, mask=cell < cells, other=0).to(tl.int64), 0)
+    tl.store(dense + i, (total > room).to(tl.int32))
     tl.store(fired_count + i, 0)
 
 
 @triton.jit
 def decode(  # type: ignore[no-untyped-def]
-    x, flat, norms, slots, counts, dense, members, settings, masks, hits, fired, fired_count,
-    residuals, rows_sums, slopes, b, width, stride, words,
+    x, flat, norms, candidates, counts, dense, members, settings, masks, hits, fired, fired_count,
+    residuals, rows_sums, slopes, b, width, stride, latent_words, words,
     TERMS: tl.constexpr, OUTER: tl.constexpr,
-    D: tl.constexpr, DP: tl.constexpr, SEGMENTS: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, K: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One input of one SAE: residuals x̂ − x [n, b, d], rows_sums [n, b, 3]: error, penalty, latents on.
 
+    Its candidates are bits [n, b, latent_words], read WORDS words at a time; with K > 0 latents [n, b, K] instead, of
+    which there are counts [n, b], and latent_words is 1.
     slopes [n, b, 2]: the penalty's derivatives in the two sums of an input. Of each latent that fires sets the input's
     bit in masks [n, width, words]; the first of its inputs to come adds it to fired [n, width], fired_count [n] so far.
     """
     i, row = tl.load(members + tl.program_id(1)), tl.program_id(0)
     if tl.load(dense + i) == 0:
         parameters, columns, lanes = flat + i * stride, tl.arange(0, DP), tl.arange(0, CHUNK)
-        inside = columns < D
+        inside, places = columns < D, tl.arange(0, WORDS)
         scale, p = tl.load(settings + 3 * i), tl.load(settings + 3 * i + 1)
         inputs_row = tl.load(x + row * D + columns, mask=inside, other=0.0)
         residual = tl.load(parameters + 2 * width * D + width + columns, mask=inside, other=0.0) - inputs_row
         sum0, sum1, on = 0.0, 0.0, 0.0
         bit = (lanes * 0 + 1) << (row % 32)
-        for segment in range(SEGMENTS):
-            cell = (i * b + row) * SEGMENTS + segment
-            entries = tl.load(counts + cell)
+        cell = i * b + row
+        for block in range(0, latent_words, WORDS):
+            if K > 0:
+                entries = tl.load(counts + cell)
+            else:
+                word_at = candidates + cell * latent_words + block + places
+                bits = tl.load(word_at, mask=block + places < latent_words, other=0)
+                ends = tl.cumsum(ones_in(bits), 0)
+                entries = tl.max(ends, 0)
             for start in range(0, entries, CHUNK):
                 here = start + lanes < entries
-                latents = tl.load(slots + cell * CAPACITY + start + lanes, mask=here, other=0)
+                if K > 0:
+                    latents = tl.load(candidates + cell * K + start + lanes, mask=here, other=0)
+                else:
+                    latents = tl.where(here, block * 32 + places_of_bits(bits, ends, start + lanes, WORDS), 0)
                 at = parameters + latents[:, None] * D + columns[None, :]
                 both = here[:, None] & inside[None, :]
                 W_enc = tl.load(at, mask=both, other=0.0)
@@ -83,23 +89,12 @@ def decode(  # type: ignore[no-untyped-def]
                     place = tl.atomic_add(fired_count + i, new, sem="relaxed") + tl.cumsum(first, 0) - 1
                     tl.store(fired + i * width + place, latents, mask=first > 0)
         value, slope0, slope1 = OUTER(sum0, sum1)
-        at_row = i * b + row
-        tl.store(residuals + at_row * D + columns, residual, mask=inside)
-        tl.store(rows_sums + at_row * 3, tl.sum(residual * residual, 0))
-        tl.store(rows_sums + at_row * 3 + 1, tl.where(on > 0, value, 0.0))
-        tl.store(rows_sums + at_row * 3 + 2, on)
-        tl.store(slopes + at_row * 2, slope0)
-        tl.store(slopes + at_row * 2 + 1, slope1)
-
-
-@triton.jit
-def ones_in(word):  # type: ignore[no-untyped-def]
-    """How many bits of each int32 are set (Warren, Hacker's Delight, 5-1); what its sign shifts in is masked."""
-    pairs = word - ((word >> 1) & 0x55555555)
-    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
-    eights = (fours + (fours >> 4)) & 0x0F0F0F0F
-    sixteens = eights + (eights >> 8)
-    return (sixteens + (sixteens >> 16)) & 0x3F
+        tl.store(residuals + cell * D + columns, residual, mask=inside)
+        tl.store(rows_sums + cell * 3, tl.sum(residual * residual, 0))
+        tl.store(rows_sums + cell * 3 + 1, tl.where(on > 0, value, 0.0))
+        tl.store(rows_sums + cell * 3 + 2, on)
+        tl.store(slopes + cell * 2, slope0)
+        tl.store(slopes + cell * 2 + 1, slope1)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -112,6 +107,8 @@ def gradients_of_latents(  # type: ignore[no-untyped-def]
 
     A program takes every num_programs-th of them, and their inputs in order: WORDS words of bits, of these CHUNK inputs
     at a time, whose codes it computes again. Leaves masks and hits at 0.
+    One warp alone may run this: of two, each holding a copy of the same words, the faster would clear them before the
+    slower has read them.
     """
     i = tl.load(members + tl.program_id(1))
     parameters, columns = flat + i * stride, tl.arange(0, DP)
@@ -138,14 +135,7 @@ def gradients_of_latents(  # type: ignore[no-untyped-def]
             for start in range(0, entries, CHUNK):
                 rank = start + lanes
                 here = rank < entries
-                # The word that holds a rank is the first that ends above it.
-                which = tl.sum((ends[None, :] <= rank[:, None]).to(tl.int32), 1)
-                its = places[None, :] == which[:, None]
-                word = tl.sum(tl.where(its, bits[None, :], 0), 1)
-                begin = tl.sum(tl.where(its, ends[None, :], 0), 1) - ones_in(word)
-                # And in it the place of a bit is how many places end at or below what comes before it.
-                so_far = tl.cumsum((word[:, None] >> tl.arange(0, 32)[None, :]) & 1, 1)
-                row = (block + which) * 32 + tl.sum((so_far <= (rank - begin)[:, None]).to(tl.int32), 1)
+                row = tl.where(here, block * 32 + places_of_bits(bits, ends, rank, WORDS), 0)
                 at_row = i * b + row
                 both = here[:, None] & inside[None, :]
                 rows = tl.load(x + row[:, None] * D + columns[None, :], mask=both, other=0.0)

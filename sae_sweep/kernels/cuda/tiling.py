@@ -11,12 +11,12 @@ from sae_sweep.config.settings import Sae
 
 # Up to this width matrix products beat lists of active latents, however little fires.
 NARROW = 512
-# From this width an input's latents are looked for by SEGMENTS programs at once, in larger tiles.
+# From this width an input's latents are looked for by SEGMENTS programs at once.
 WIDE, SEGMENTS = 8192, 8
 # Inputs, and latents, in a tile.
 TILE = 64
-# Words of 32 inputs' bits that are read at once.
-WORDS = 128
+# Words of 32 bits that are read at once: of a latent's inputs, and of an input's latents. Registers decide.
+WORDS, LATENT_WORDS = 128, 32
 # Programs per SAE that its gradient is split among, at least, where there are inputs enough.
 PROGRAMS = 32
 
@@ -73,7 +73,7 @@ class Tiles:
 
     @property
     def segments(self) -> int:
-        """Segments of the latents, each with slots of its own for every input."""
+        """Segments of the latents, each looked through by a program of its own."""
         return SEGMENTS if self.wide else 1
 
     @property
@@ -82,9 +82,14 @@ class Tiles:
         return self.k or min(max(self.width // 32, 32), 256)
 
     @property
-    def capacity(self) -> int:
-        """Slots of an input in a segment."""
-        return self.k or power_of_two(4 * self.most // self.segments)
+    def latent_words(self) -> int:
+        """Words of 32 bits, an even number of them, that have one for every latent."""
+        return 2 * over(self.width, TILE)
+
+    @property
+    def cells(self) -> int:
+        """Counts of latents that may fire: of TopK one for every input, else one for every program that looks."""
+        return self.b if self.k else over(self.b, TILE) * self.segments
 
     @property
     def words(self) -> int:
@@ -98,7 +103,7 @@ class Tiles:
         gradient = self.parts * (2 * self.width * self.d + 2 * self.width + self.d)
         numbers = sums + gradient + self.width + self.b * (self.d + 5)
         if self.sparse:
-            numbers += self.b * self.segments * (self.capacity + 1) + self.width * (self.words + 4)
+            numbers += self.b * (self.k or self.latent_words) + self.cells + self.width * (self.words + 4)
             numbers += self.width * self.padded // 2
         return 4 * numbers
 

@@ -37,7 +37,7 @@ def sum_latents(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Square of the gradient's norm over LATENTS latents: sums [n, blocks].
 
-    Where the gradient came in parts (triton_dense.py), adds them up in the first with the penalty's pull: PARTS at a
+    Where the gradient came in parts (dense.py), adds them up in the first with the penalty's pull: PARTS at a
     time, of TILE latents.
     """
     i, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -65,6 +65,9 @@ def sum_latents(  # type: ignore[no-untyped-def]
                 pull_at = pulls + (part[:, None] * n + i) * width + latents[None, :]
                 pull += tl.sum(tl.load(pull_at, mask=flats, other=0.0), 0)
             g_dec += pull[:, None] * tl.load(flat + width * D + at, mask=tile, other=0.0)
+            # Where a tile has fewer numbers than there are threads, several warps hold the same ones: all must have
+            # read the first part before any of them writes the sum over it.
+            tl.debug_barrier()
             tl.store(gradient + at, g_enc, mask=tile)
             tl.store(gradient + width * D + at, g_dec, mask=tile)
             tl.store(gradient + bias_at, g_benc, mask=exists)

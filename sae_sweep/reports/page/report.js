@@ -105,19 +105,23 @@
           off[name][on ? "delete" : "add"](value);
           const visible = chart.data.map((trace) => {
             if (trace.meta) return !NAMES.some((key) => off[key]?.has(trace.meta[key]));
-            const group = String(trace.legendgroup).replace(/^start /, "");
-            return off.penalty?.has(group) || off.start?.has(group) ? "legendonly" : true;
+            const [, kind = "penalty", value] = /^(?:(start|width) )?(.*)$/.exec(String(trace.legendgroup));
+            return off[kind]?.has(value) ? "legendonly" : true;
           });
           Plotly.restyle(chart, { visible });
         });
       }
     }
+    // Panels share their axes, of which the first of a row or column has the title.
     const axes = Object.keys(chart.layout).filter((key) => /^[xy]axis/.test(key) && chart.layout[key].type === "log");
-    if (!axes.length) return;
+    const titles = [...new Set(axes.map((axis) => chart.layout[axis].title?.text).filter(Boolean))];
+    if (!titles.length) return;
     const set = fieldset(parent, "logarithmic");
-    for (const axis of axes) {
-      const title = chart.layout[axis].title?.text?.split(":")[0] ?? axis;
-      checkbox(set, title, true, (on) => Plotly.relayout(chart, { [`${axis}.type`]: on ? "log" : "linear", [`${axis}.dtick`]: on ? "D2" : null, [`${axis}.autorange`]: true }));
+    for (const title of titles) {
+      const letter = axes.find((axis) => chart.layout[axis].title?.text === title)[0];
+      const same = axes.filter((axis) => axis[0] === letter && [title, undefined].includes(chart.layout[axis].title?.text));
+      checkbox(set, title.split(":")[0], true, (on) => Plotly.relayout(chart, Object.fromEntries(same.flatMap((axis) => [
+        [`${axis}.type`, on ? "log" : "linear"], [`${axis}.tickmode`, on && chart.layout[axis].tickvals ? "array" : "auto"], [`${axis}.autorange`, true]]))));
     }
   }
 
@@ -156,6 +160,9 @@
     if (["ArrowRight", "ArrowLeft", "Home", "End"].includes(event.key)) {
       event.preventDefault();
       step(chart, event.key);
+    } else if (event.key === "Enter" && chart.dataset.key === "front" && chart.at !== undefined) {
+      const { curveNumber, pointNumber } = marks(chart)[chart.at];
+      open(chart.data[curveNumber].customdata[pointNumber].at(-1));
     } else if (event.key === "Escape") Plotly.Fx.unhover(chart);
   });
 
@@ -187,6 +194,7 @@
     $("pick-latent").replaceChildren(...found.map((j) => make("option", `${j} · ${sae.class[j] ?? (sae.live[j] ? "no label" : "dead")}${sae.f1[j] === null ? "" : ` · F1 ${number(sae.f1[j])}`}`, { value: j })));
     const chosen = latent ?? found[0];
     $("card").hidden = chosen === undefined;
+    $("none").hidden = chosen !== undefined;
     if (chosen === undefined) return undefined;
     $("pick-latent").value = chosen;
     return showLatent(chosen);
@@ -208,6 +216,10 @@
       row.append(make("td", cell), middle, make("td", percent(fires), { className: "n" }));
       return row;
     }));
+    $("more").hidden = !sae.whole;
+    $("less").hidden = sae.whole;
+    $("less-id").textContent = sae.id.slice(0, 8);
+    if (!sae.whole) return;
     const near = sae.nearest[j].map(([other, cosine, name]) => {
       const item = make("li"), place = cards.findIndex((card) => card.id === sae.narrower);
       const words = `latent ${other}: ${name ?? "no label"}`;
@@ -232,11 +244,37 @@
     $("browser").addEventListener("submit", (event) => event.preventDefault());
   }
 
+  // A mark of the front opens its SAE.
+  function open(id) {
+    const place = cards.findIndex((card) => card.id === id);
+    if (!id) return;
+    if (place >= 0) showSae(place);
+    else $("open-note").textContent = `The latents of ${id.slice(0, 8)} are not in this page: sae-sweep report … --latents ${id.slice(0, 8)} puts them here.`;
+    $("open-note").hidden = place >= 0;
+    $("latents").scrollIntoView();
+  }
+
+  // -- the table ---------------------------------------------------------------------------------------------------
+
+  for (const [column, button] of document.querySelectorAll(".results .sort").entries()) {
+    button.addEventListener("click", () => {
+      const head = button.closest("th"), body = head.closest("table").tBodies[0];
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const value = (row) => row.cells[column].textContent.replace("k=", "");
+      const compare = (a, b) => (Number.isNaN(Number(a)) || Number.isNaN(Number(b)) ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+      body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * compare(value(a), value(b))));
+    });
+  }
+
   // -- all of it ---------------------------------------------------------------------------------------------------
 
   for (const chart of document.querySelectorAll(".chart[data-key]")) {
     await draw(chart, figures[chart.dataset.key]);
     switches(chart);
+    // A finger that taps asks for the label.
+    if (chart.dataset.key === "front" && mouse) chart.on("plotly_click", ({ points: [point] }) => open(point.customdata?.at(-1)));
   }
   if (cards.length) await showSae(0);
   document.body.dataset.ready = "yes";

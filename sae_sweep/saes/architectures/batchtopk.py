@@ -24,10 +24,15 @@ def batchtopk(pre: Tensor, sae: Parameters, settings: Sae, training: bool) -> Te
     threshold = sae.threshold
     if training:
         batch = contributions.flatten(-2)
-        # The (k·b)-th largest: topk on [n, b·width] would also sort what nobody reads.
-        rank = batch.shape[-1] - min(settings.k * pre.shape[-2], batch.shape[-1]) + 1
-        threshold = batch.kthvalue(rank, dim=-1).values
+        threshold = kth_largest(batch, min(settings.k * pre.shape[-2], batch.shape[-1]))
     return codes * (contributions >= threshold[..., None, None])
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of values [..., count] -> [...]."""
+    if values.is_cuda:  # where `kthvalue` gives each row to one block of threads, and `topk` to all
+        return values.topk(k, dim=-1, sorted=False).values.amin(-1)
+    return values.kthvalue(values.shape[-1] - k + 1, dim=-1).values
 
 
 register(

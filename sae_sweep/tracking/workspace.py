@@ -1,4 +1,4 @@
-"""The W&B workspace of a sweep as objects of wandb-workspaces: what `sae-sweep dashboard` saves.
+"""The W&B workspace of a sweep as objects of wandb-workspaces, and how `sae-sweep dashboard` saves it.
 
 A saved view for each sweep, of the runs of its group, and with several seeds one more in which W&B groups the runs of a
 setting. W&B draws marks of runs, not lines through them: a front is drawn as the running minimum of FVU from left to
@@ -7,7 +7,10 @@ right, with a panel for every penalty, since each logs its FVU under a name of i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,8 +18,11 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from sae_sweep.config.columns import LABELS, is_seed
+from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import counts
-from sae_sweep.tracking.wandb_runs import front_key
+from sae_sweep.errors import EnvironmentProblem
+from sae_sweep.tracking.content import FIGURE, front_key, run_id
+from sae_sweep.tracking.process import own_environment, set_up
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too: one for each penalty, in the order of the table.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -42,11 +48,11 @@ def views(sweep: str, frame: pd.DataFrame, varied: Sequence[str], entity: str, p
     def view(name: str, groupby: Sequence[str]) -> ws.Workspace:
         columns = [*(_column(key) for key in varied), *(f"summary:{name}" for name in _RUN_TABLE)]
         runs = ws.RunsetSettings(
-            filters=[ws.Metric("Group") == sweep],
+            filters=[ws.Config("sweep") == sweep],
             order=[ws.Ordering(ws.Summary("fvu"), ascending=True)],
             groupby=[ws.Config(key) for key in groupby],
             pinned_columns=columns,
-            run_settings=_colours(frame),
+            run_settings=_colours(frame, sweep),
         )
         return ws.Workspace(
             entity=entity, project=project, name=name, sections=sections, settings=settings, runset_settings=runs
@@ -72,12 +78,13 @@ def _sections(frame: pd.DataFrame, keys: Sequence[str]) -> list[ws.Section]:
         for name in _penalties(frame)
     ]
     return [
+        _section("Answer", [*_answer()], columns=2),
         _section("Front", [*fronts, _scatter("l0", "fvu", "All penalties: FVU against L0", log_y=True)]),
         _section("Splits", [*_splits()]),
         _section("Labels", [*_labels()]),
         _section("Phases", [*_phases()]),
         _section("Grid", [_grid(frame, keys)], columns=1),
-        _section("Sweep", [*_tables()], columns=2),
+        _section("Sweep", [wr.WeavePanelSummaryTable(table_name="results")], columns=1),
         _section("Training", [*_training()], is_open=False),
     ]
 
@@ -100,16 +107,19 @@ def _splits() -> Iterator[Any]:
         ("splits_per_max", "Split latents per maximum, by width"),
         ("distinct_splits_per_max", "Distinct splits per maximum, by width"),
         ("duplicates_per_max", "Duplicate latents per maximum, by width"),
-        ("dead_latents", "Dead latents, by width"),
     ):
-        yield wr.BarPlot(
-            title=title,
-            metrics=[name],
-            groupby=wr.Config("sae.width"),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
-            orientation="v",
-        )
+        yield _by_width(name, title)
+
+
+def _by_width(name: str, title: str) -> wr.BarPlot:
+    return wr.BarPlot(
+        title=title,
+        metrics=[name],
+        groupby=wr.Config("sae.width"),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        orientation="v",
+    )
 
 
 def _labels() -> Iterator[Any]:
@@ -158,10 +168,12 @@ def _grid(frame: pd.DataFrame, keys: Sequence[str]) -> wr.ParallelCoordinatesPlo
     return wr.ParallelCoordinatesPlot(title="The grid", columns=[*axes, *results], gradient=_gradient())
 
 
-def _tables() -> Iterator[Any]:
-    """What the sweep's own run holds."""
-    for name in ("claims", "results"):
-        yield wr.WeavePanelSummaryTable(table_name=name)
+def _answer() -> Iterator[Any]:
+    """The first screen: the verdicts, the front, splits by width, dead latents. What the sweep's own run holds."""
+    yield wr.WeavePanelSummaryTable(table_name="claims")
+    for key in ("front", "split_counts"):
+        yield wr.MediaBrowser(media_keys=[f"{FIGURE}{key}"], num_columns=1)
+    yield _by_width("dead_latents", "Dead latents, by width")
 
 
 def _training() -> Iterator[Any]:
@@ -179,17 +191,61 @@ def _penalties(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in frame["penalty"].mask(counted, frame["architecture"]).unique()]
 
 
-def _colours(frame: pd.DataFrame) -> dict[str, ws.RunSettings]:
+def _colours(frame: pd.DataFrame, sweep: str) -> dict[str, ws.RunSettings]:
     """A colour for each point's run, by its penalty."""
     if len(frame) > _MOST_COLOURED:
         return {}
     names = _penalties(frame)
     counted = frame["architecture"].map(counts)
     of_point = zip(frame["point_id"], frame["penalty"].mask(counted, frame["architecture"]), strict=True)
-    return {str(id): ws.RunSettings(color=COLOURS[names.index(str(name)) % len(COLOURS)]) for id, name in of_point}
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    return {run_id(str(id), sweep): ws.RunSettings(color=colour[str(name)]) for id, name in of_point}
 
 
 def _column(key: str) -> str:
     """The runs table's name for a key of the configuration."""
     first, dot, rest = key.partition(".")
     return f"config:{first}.value{dot}{rest}"
+
+
+def save(folder: Path, sweep: str, frame: pd.DataFrame, varied: Sequence[str], logger: Logger) -> dict[str, str]:
+    """Save the views in place of those of an earlier call; returns the URL of each by its name.
+
+    folder: the sweep's `wandb` folder, which remembers where the views are. EnvironmentProblem: no key, or no server.
+    """
+    known = folder / "views.json"
+    with own_environment(folder):
+        client = set_up("online")
+        try:
+            found = views(sweep, frame, varied, logger.entity or client.Api().default_entity, logger.project)
+            saved = {view.name: _save(view, _read(known).get(view.name)) for view in found}
+        except Exception as problem:
+            reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+            raise EnvironmentProblem(
+                f"W&B: nothing saved ({reason}); --json prints the views all the same"
+            ) from problem
+        finally:
+            client.teardown()
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(saved, indent=1))
+    return {name: place["url"] for name, place in saved.items()}
+
+
+def _save(view: ws.Workspace, known: dict[str, str] | None) -> dict[str, str]:
+    """Save a view, in place of the one known; says where it is."""
+    if known is not None:
+        # Not by Workspace.from_url: it reads the whole view back, and refuses those that a newer app has written.
+        view._internal_name, view._internal_id = known["name"], known["id"]
+        with suppress(Exception):  # deleted since, or of another account: a new one then
+            view.save()
+            return known
+        view._internal_name = view._internal_id = ""
+    view.save()
+    return {"url": view.url, "name": view._internal_name, "id": view._internal_id}
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -10,11 +10,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep.config.settings import Sae, Site, counts
-from sae_sweep.tracking.wandb_charts import sweep_charts
-from sae_sweep.tracking.wandb_client import Run
+from sae_sweep.tracking.process import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,15 +22,21 @@ if TYPE_CHECKING:
 # A row costs about 0.4 ms, most of the price of logging a point; the record in the store keeps every row.
 CURVE_ROWS = 40
 
+# Before the key of a figure in the sweep's run.
+FIGURE = "figure/"
+
 # In the fingerprint of a run that carries files: asked for later, it is logged anew.
 WITH_FILES = "+files"
-
-FIGURES = ("front", "split_counts", "phases")
 
 Rows = Sequence[Sequence[Any]]
 
 
-def point_run(record: Mapping[str, Any], sweep: str, folder: str | None = None) -> Run:
+def run_id(point_id: str, sweep: str) -> str:
+    """The id of a point's run in a sweep."""
+    return f"{point_id}-{_digest(sweep)[:8]}"
+
+
+def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None, job_type: str | None = None) -> Run:
     """The run of a finished point: all its settings, the training curve as `train/…`, its metrics as they are named
     in the results table, as `untrained/…` the same of its start, and the files of its `folder` if that is given."""
     settings = record["settings"]
@@ -45,10 +51,10 @@ def point_run(record: Mapping[str, Any], sweep: str, folder: str | None = None) 
     counted = counts(sae["architecture"])
     summary[front_key(sae["architecture"] if counted else settings["penalty"]["name"])] = summary.get("fvu")
     return Run(
-        id=record["id"],
+        id=run_id(record["id"], sweep),
         fingerprint=record["measure_id"] + (WITH_FILES if folder else ""),
         name=point_name(settings),
-        job_type="sae",
+        job_type=job_type or "sae",
         config={
             **settings,
             "point_id": record["id"],
@@ -58,7 +64,7 @@ def point_run(record: Mapping[str, Any], sweep: str, folder: str | None = None) 
         },
         history=curve,
         summary={**summary, "seconds": _plain(record["seconds"])},
-        folder=folder,
+        folder=str(folder) if folder else None,
     )
 
 
@@ -98,7 +104,7 @@ def sweep_run(
     verdicts: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
 ) -> Run:
-    """The run of a sweep: its tables (results, untrained starts, claims) and charts, and a few numbers as summary.
+    """The run of a sweep: its tables (results, untrained starts, claims) and figures, and a few numbers as summary.
 
     Its id follows from the name alone: a sweep that was interrupted and completed is one run.
     """
@@ -118,7 +124,7 @@ def sweep_run(
         config={**config, "sweep": sweep},
         history=(),
         summary=_sweep_summary(frame),
-        media=tables | _charts(frame) | _figures(frame),
+        media=tables | _figures(frame, frame.iloc[:0] if untrained is None else untrained),
     )
 
 
@@ -130,20 +136,15 @@ def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
     return {"points": len(frame), "on_front": int(frame["on_front"].astype(float).sum()), **values}
 
 
-def _charts(frame: pd.DataFrame) -> dict[str, Any]:
-    return {
-        chart.key: {key: value for key, value in vars(chart).items() if key != "key"} for chart in sweep_charts(frame)
-    }
+def _figures(frame: pd.DataFrame, untrained: pd.DataFrame) -> dict[str, Any]:
+    """The figures of the report page, but for those that need records."""
+    from sae_sweep.reports.figures import FIGURES
+    from sae_sweep.reports.material import Finished
 
-
-def _figures(frame: pd.DataFrame) -> dict[str, Any]:
-    """Figures of the report page, which unlike W&B's own charts have logarithmic axes and name their marks."""
-    from sae_sweep.reports import figure_data, figures
-
-    if frame.empty:
-        return {}
-    drawn = {name: getattr(figures, name)(getattr(figure_data, name)(frame)) for name in FIGURES}
-    return {f"figure_{name}": {"figure": json.loads(figure.to_json())} for name, figure in drawn.items()}
+    finished = Finished(frame, untrained)
+    tables = {figure: figure.table(finished) for figure in FIGURES} if len(frame) else {}
+    drawn = {figure.key: figure.draw(table) for figure, table in tables.items() if len(table)}
+    return {f"{FIGURE}{key}": {"figure": json.loads(figure.to_json())} for key, figure in drawn.items()}
 
 
 def _frame_table(frame: pd.DataFrame) -> dict[str, Any]:

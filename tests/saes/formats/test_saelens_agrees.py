@@ -1,18 +1,21 @@
-"""SAELens itself loads what we write: the same activations and reconstructions of raw activations."""
+"""SAELens itself loads what is written here, and computes what is read here: the same codes and reconstructions."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from layouts import SAELENS, X
 from stacks import PENALTIES, points, start_of
 
 from sae_sweep.config.settings import Point
 from sae_sweep.registry import kinds
-from sae_sweep.saes.formats import saelens_export
-from sae_sweep.saes.formats.saelens_import import from_saelens
+from sae_sweep.saes.folding import fold
+from sae_sweep.saes.formats import saelens
+from sae_sweep.saes.formats.index import read_sae
 from sae_sweep.saes.parameters import Parameters
 
 sae_lens = pytest.importorskip("sae_lens", exc_type=ImportError)
@@ -34,7 +37,7 @@ def trained(point: Point, threshold: float = 0.8) -> Parameters:
 
 
 def loaded(point: Point, parameters: Parameters, folder: Path, mean: torch.Tensor = MEAN, scale: float = SCALE):
-    for name, content in saelens_export.to_files(point, saelens_export.fold(parameters, mean, scale)).items():
+    for name, content in saelens.to_files(point, fold(parameters, mean, scale)).items():
         (folder / name).write_bytes(content)
     return sae_lens.SAE.load_from_disk(folder)
 
@@ -89,23 +92,69 @@ def test_saelens_keeps_what_we_say_of_an_sae(architecture: str, tmp_path: Path) 
     assert (metadata.point_id, metadata.site) == (point.id, "pre_unembed")
 
 
+@pytest.mark.parametrize("name", SAELENS)
+@torch.no_grad()
+def test_saelens_reads_every_layout_as_we_do(name: str, tmp_path: Path) -> None:
+    folder = SAELENS[name].write(tmp_path)
+    theirs, ours = sae_lens.SAE.load_from_disk(folder), read_sae(folder)
+    codes = theirs.encode(X)
+    assert 0 < (codes != 0).float().mean() < 0.9
+    torch.testing.assert_close(ours.encode(X), codes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.decode(codes), theirs(X), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("rescaled", [False, True])
 @pytest.mark.parametrize("centred", [False, True])
 @torch.no_grad()
-def test_what_saelens_saves_is_read_as_it_was_meant(architecture: str, centred: bool, tmp_path: Path) -> None:
+def test_what_saelens_saves_is_read_as_it_was_meant(
+    architecture: str, rescaled: bool, centred: bool, tmp_path: Path
+) -> None:
     kind, config = sae_lens.registry.SAE_CLASS_REGISTRY[architecture]
-    further = {"k": 3, "rescale_acts_by_decoder_norm": True} if architecture == "topk" else {}
+    further = {"k": 3, "rescale_acts_by_decoder_norm": rescaled} if architecture == "topk" else {}
     sae = kind(config(d_in=16, d_sae=40, device="cpu", apply_b_dec_to_input=centred, **further))
+    _filled(sae)
+    sae.save_model(tmp_path)
+    _same(sae, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated"])
+@pytest.mark.parametrize("inference", [False, True])
+@torch.no_grad()
+def test_what_saelens_trains_is_read_as_it_is_used(architecture: str, inference: bool, tmp_path: Path) -> None:
+    """A checkpoint of training gives the codes of the SAE that SAELens saves for use."""
+    kind, config = sae_lens.registry.SAE_TRAINING_CLASS_REGISTRY[architecture]
+    further = {"k": 3} if "topk" in architecture else {}
+    further |= {"matryoshka_widths": [10, 40]} if "matryoshka" in architecture else {}
+    sae = kind(config(d_in=16, d_sae=40, device="cpu", **further))
+    _filled(sae)
+    if "batchtopk" in architecture:
+        sae.topk_threshold = torch.tensor(0.6, dtype=torch.double)
+    sae.save_inference_model(tmp_path / "use")
+    sae.save_model(tmp_path / "checkpoint")
+    _same(sae_lens.SAE.load_from_disk(tmp_path / "use"), tmp_path / ("use" if inference else "checkpoint"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@torch.no_grad()
+def test_weights_are_rounded_as_saelens_rounds_them(dtype: str, tmp_path: Path) -> None:
+    layout = SAELENS["topk_by_activation"]
+    folder = dataclasses.replace(layout, config={**layout.config, "dtype": dtype}).write(tmp_path)
+    theirs, ours = sae_lens.SAE.load_from_disk(folder), read_sae(folder)
+    assert torch.equal(theirs.W_enc.float().T, ours.W_enc)
+    assert torch.equal(theirs.W_dec.float(), ours.W_dec)
+
+
+def _filled(sae: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sae.named_parameters():
-        parameter.copy_(torch.rand(parameter.shape, generator=generator) - (0.2 if name == "threshold" else 0.5))
-    sae.save_model(tmp_path)
-    settings = json.loads((tmp_path / "cfg.json").read_text())
-    ours, parameters = from_saelens(settings, (tmp_path / "sae_weights.safetensors").read_bytes())
-    x = torch.randn(300, 16, generator=generator)
-    codes, theirs = kinds("architecture")[ours.architecture].codes(x, parameters, ours), sae.encode(x)
-    assert 0 < (theirs != 0).float().mean() < 0.9
-    # Where contributions choose, SAELens's activations are contributions.
-    scale = parameters.norms() if architecture == "topk" else 1
-    torch.testing.assert_close(codes * scale, theirs, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(codes @ parameters.W_dec + parameters.b_dec, sae(x), atol=1e-4, rtol=1e-4)
+        parameter.copy_(torch.rand(parameter.shape, generator=generator) - (0 if name == "threshold" else 0.5))
+
+
+def _same(theirs: Any, folder: Path) -> None:
+    ours = read_sae(folder)
+    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(1))
+    codes = theirs.encode(x)
+    assert 0 < (codes != 0).float().mean() < 0.9
+    torch.testing.assert_close(ours.encode(x), codes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.decode(ours.encode(x)), theirs(x), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,124 @@
+"""An SAE as the file that holds it describes it, whichever library wrote the file.
+
+The architectures of this package compare contributions z‖d‖, other libraries compare activations z: where decoder rows
+differ in norm, the two choose other latents. A loaded SAE therefore computes its codes by itself, as its library does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sae_sweep.errors import UserError
+from sae_sweep.saes.folding import extras, unfold
+from sae_sweep.saes.parameters import Parameters
+
+# Decoder norms within this factor are one norm.
+ALIKE = 1e-3
+
+
+@dataclass(frozen=True)
+class LoadedSae:
+    """An SAE that takes raw activations [b, d]: centring, scales and factors of its file are folded into its tensors.
+
+    library: who wrote the file · kind: the library's own name for the architecture
+    architecture: the one of this package that selects latents alike: relu, topk, jumprelu, gated; or groupmax, which
+    keeps the largest of each of k groups of latents that follow each other
+    parameters: `thresholds` [width] (JumpReLU) are compared with what `by_contribution` says
+    k: latents kept per input (TopK), or groups (groupmax)
+    by_contribution: contributions z‖d‖ are compared with thresholds and each other, instead of activations z
+    squashed: codes are tanh of what they would be otherwise
+    """
+
+    library: str
+    kind: str
+    architecture: str
+    parameters: Parameters = field(repr=False)
+    k: int | None = None
+    by_contribution: bool = False
+    squashed: bool = False
+
+    @property
+    def W_enc(self) -> Tensor:
+        """Encoder rows [width, d]."""
+        return self.parameters.W_enc
+
+    @property
+    def b_enc(self) -> Tensor:
+        """Encoder bias [width]."""
+        return self.parameters.b_enc
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder rows [width, d]."""
+        return self.parameters.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:
+        """Decoder bias [d]."""
+        return self.parameters.b_dec
+
+    @torch.no_grad()
+    def encode(self, acts: Tensor) -> Tensor:
+        """Codes [b, width] of activations [b, d]: those that the library itself computes."""
+        parameters = self.parameters
+        pre = acts @ parameters.W_enc.T + parameters.b_enc
+        codes = pre.relu()
+        if self.architecture == "gated":
+            magnitudes = parameters.r_mag.exp() * (pre - parameters.b_enc) + parameters.b_mag
+            codes = magnitudes.relu() * (pre > 0)
+        elif self.architecture == "topk":
+            codes = _kept(codes, self._compared(codes).topk(self._k, dim=-1).indices)
+        elif self.architecture == "groupmax":
+            largest = codes.unflatten(-1, (self._k, -1)).argmax(-1)
+            codes = _kept(codes, largest + torch.arange(self._k, device=codes.device) * (codes.shape[-1] // self._k))
+        elif self.architecture == "jumprelu":
+            codes = codes * (self._compared(codes) > parameters.thresholds)
+        return codes.tanh() if self.squashed else codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Reconstructed activations [b, d] from codes [b, width]."""
+        return codes @ self.W_dec + self.b_dec
+
+    @property
+    def _k(self) -> int:
+        assert self.k is not None, "a count comes with what selects by it"
+        return self.k
+
+    def _compared(self, codes: Tensor) -> Tensor:
+        return codes * self.parameters.norms() if self.by_contribution else codes
+
+    def normalised(self, mean: Tensor, scale: float) -> LoadedSae:
+        """The same SAE on x = (raw − mean)·scale: the same codes, and (x̂ − mean)·scale where x̂ was reconstructed."""
+        parameters, own = unfold(self.parameters, mean, scale), extras(self.parameters)
+        if "thresholds" in own and not self.by_contribution:  # codes, and with them thresholds on them, stay
+            parameters = parameters.replace(thresholds=own["thresholds"])
+        return dataclasses.replace(self, parameters=parameters)
+
+    def to(self, device: str | torch.device) -> LoadedSae:
+        """The same SAE on `device`."""
+        return dataclasses.replace(self, parameters=self.parameters.map(lambda tensor: tensor.to(device)))
+
+    def as_ours(self) -> tuple[str, Parameters]:
+        """The architecture of this package that gives the same codes, and its parameters on raw activations.
+
+        UserError where none does: TopK by activations whose decoder rows differ in norm, groupmax, tanh.
+        """
+        norms = self.parameters.norms()
+        if self.squashed or self.architecture == "groupmax":
+            raise UserError(f"no architecture here computes {'tanh-relu' if self.squashed else 'groupmax'}")
+        if self.by_contribution:
+            return self.architecture, self.parameters
+        if self.architecture == "topk" and norms.max() > norms.min() * (1 + ALIKE):
+            raise UserError("this TopK SAE chooses by activations although its decoder rows differ in norm")
+        if "thresholds" not in extras(self.parameters):
+            return self.architecture, self.parameters
+        return self.architecture, self.parameters.replace(thresholds=self.parameters.thresholds * norms)
+
+
+def _kept(codes: Tensor, indices: Tensor) -> Tensor:
+    """The codes [b, width] at `indices` [b, kept], zero elsewhere."""
+    return torch.zeros_like(codes).scatter(-1, indices, codes.gather(-1, indices))
