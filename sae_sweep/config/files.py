@@ -205,7 +205,9 @@ def _axes(grid: Any) -> Iterator[dict[str, Any]]:
     """The mappings of keys to values in a grid; what is of another shape is refused where the grid is used."""
     if isinstance(grid, dict):
         blocks = grid.get("blocks")
-        yield from (each for each in [grid.get("axes"), *(blocks if isinstance(blocks, list) else [])] if each)
+        yield from (
+            each for each in [grid.get("axes"), *(blocks if isinstance(blocks, list) else [])] if isinstance(each, dict)
+        )
 
 
 def _beside(path: Path, option: Any) -> Any:
