@@ -424,6 +424,32 @@ def penalties(name: KindName = None, json: Json = False) -> None:
 
 @app.command(
     epilog=_examples(
+        "prior log1p 2",
+        "prior 'a/(a+s)' 1 --scale 2",
+    )
+)
+def prior(
+    penalty: Annotated[str, typer.Argument(metavar="PENALTY", help="A penalty's name, or a formula: 'a/(a+s)'.")],
+    coefficients: Annotated[
+        list[float] | None, typer.Argument(metavar="[COEFFICIENT]…", help="None: the penalty's ladder; a formula's: 1.")
+    ] = None,
+    outer: Annotated[str | None, typer.Option(help="What a formula's sum T enters: 'exp(T) - 1'.")] = None,
+    scale: Annotated[float, typer.Option(help="penalty.scale, s in formulas.")] = 1.0,
+    p: Annotated[float | None, typer.Option("--p", help="penalty.p, p in formulas.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Noise σ in each number: λ = coefficient/(2σ²). None: √½, so λ = coefficient.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The prior that a penalty implies: density, normalisation, mean, tail and slope at zero, with a chart."""
+    from sae_sweep.cli import prior as priors
+
+    asked = priors.ask(penalty, coefficients or [], outer, scale, p, priors.SIGMA if sigma is None else sigma)
+    priors.prior(asked, json)
+
+
+@app.command(
+    epilog=_examples(
         "architectures",
         "architectures topk",
     )

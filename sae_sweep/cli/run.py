@@ -50,8 +50,10 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
     config.check_writable(sweep.output_dir)
 
     from sae_sweep.sweep import run as runner
+    from sae_sweep.sweep.attainable import check_attainable
 
     runner.check_weights(sweep)
+    check_attainable(sweep)
     store = Store(sweep.output_dir)
     sweep = running.calibrated(sweep, store)
     outcome, results, untrained = running.train(sweep, runner.look(sweep, store, part), store, fail_fast)
@@ -114,10 +116,12 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
         cluster.run(sweep, False, Output(json), dry_run=True)
         return
 
+    from sae_sweep.sweep.attainable import check_attainable
     from sae_sweep.sweep.plan import plan as make_plan
     from sae_sweep.sweep.run import check_weights
 
     check_weights(sweep)
+    check_attainable(sweep)
     store = Store(sweep.output_dir)
     sweep = running.known(sweep, store)
     finished, toys = store.ids("points"), store.ids("toys")

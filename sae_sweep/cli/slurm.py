@@ -73,10 +73,12 @@ def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
     """The sweep with the coefficients that grid.calibrate chooses: by trial, here, before anything is sent."""
     if sweep.calibration is None:
         return sweep
+    from sae_sweep.sweep.attainable import check_attainable
     from sae_sweep.sweep.run import check_weights
 
     config.check_writable(sweep.output_dir)
     check_weights(sweep)
+    check_attainable(sweep)
     store = Store(sweep.output_dir)
     if not dry_run:
         # Trials take what this machine has, whatever the nodes have.

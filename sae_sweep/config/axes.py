@@ -44,7 +44,7 @@ def is_file(group: str, option: Any) -> bool:
 def is_sweep_key(key: str) -> bool:
     """Whether the key is one for the whole sweep, and no setting of a point."""
     part = key.partition(".")[0]
-    return part in ("evaluation", "grid", "logger", "launcher", "experiment", "device", "output_dir", "name")
+    return part in ("evaluation", "grid", "logger", "launcher", "experiment", "device", "output_dir", "name", "claims")
 
 
 def check_values(key: str, values: list[Any]) -> list[Any]:

@@ -48,7 +48,17 @@ from sae_sweep.config.grid import (
     keys_read,
     varied,
 )
-from sae_sweep.config.keys import CHOSEN, SEEDS, check_axis, coerce, nearest, point_keys, show, sweep_keys
+from sae_sweep.config.keys import (
+    CHOSEN,
+    SEEDS,
+    check_axis,
+    coerce,
+    nearest,
+    point_keys,
+    show,
+    split_at_commas,
+    sweep_keys,
+)
 from sae_sweep.config.launcher import Launcher
 from sae_sweep.config.logger import resolved
 from sae_sweep.config.settings import PARTS, Evaluation, Point, measure_id
@@ -110,7 +120,7 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         points=points,
         varied=varied(points),
         evaluation=evaluation,
-        claims=check_claims(counted(tree["claims"], points), where),
+        claims=check_claims(counted(values["claims"] or [], points), where),
         logger=resolved(_free(tree["logger"], "logger", one), os.environ),
         launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],
@@ -212,12 +222,14 @@ def axes_of(sweep: Sweep) -> list[tuple[str, list[Any]]]:
     return [(key, list(dict.fromkeys(point.get(key) for point in sweep.points))) for key in sweep.varied]
 
 
+def ladder(penalty: str) -> list[float]:
+    """The coefficients that a penalty takes where none is given."""
+    return check_axis("penalty.coefficient", compose({"penalty": penalty}).tree["penalty"]["ladder"])
+
+
 def ladders() -> dict[str, list[float]]:
-    """The coefficients that each penalty takes where none is given."""
-    found = {}
-    for name in listing("penalty"):
-        found[name] = check_axis("penalty.coefficient", compose({"penalty": name}).tree["penalty"]["ladder"])
-    return found
+    """The ladder of each penalty."""
+    return {name: ladder(name) for name in listing("penalty")}
 
 
 def _parse(words: Sequence[str], largest: int | None) -> Axes:
@@ -225,6 +237,11 @@ def _parse(words: Sequence[str], largest: int | None) -> Axes:
     parser = OverridesParser.create()
     asked: Axes = {}
     for word in words:
+        name, _, text = word.partition("=")
+        rule = point_keys().get(name)
+        if rule and rule.verbatim:
+            _keep(asked, name, as_typed(text))
+            continue
         try:
             override = parser.parse_override(word)
         # The grammar's actions raise whatever Python raises on odd input, and the input is always the user's.
@@ -235,10 +252,24 @@ def _parse(words: Sequence[str], largest: int | None) -> Axes:
             raise UserError(f"{show(word)}: a key cannot be deleted, only given another value")
         if override.package is not None:
             raise UserError(f"{show(word)}: packages (@) are not used here")
-        if key in asked:
-            raise UserError(f"{show(key)} is given twice: give all its values at once, as {key}=a,b")
-        asked[key] = check_values(key, _values(key, override, largest))
+        _keep(asked, key, _values(key, override, largest))
     return asked
+
+
+def _keep(asked: Axes, key: str, values: list[Any]) -> None:
+    if key in asked:
+        raise UserError(f"{show(key)} is given twice: give all its values at once, as {key}=a,b")
+    asked[key] = check_values(key, values)
+
+
+def as_typed(text: str) -> list[str]:
+    """The values of a setting whose text is not Hydra's: between commas that stand in no bracket, quotes taken off."""
+    return [_unquoted(part.strip()) for part in split_at_commas(_unquoted(text.strip()))]
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]
+    return text[1:-1] if quoted else text
 
 
 def _unreadable(word: str, error: Exception) -> str:
