@@ -15,11 +15,9 @@ from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, poi
 
 from sae_sweep import registry
 from sae_sweep.config.settings import Penalty, Point, Sae
-from sae_sweep.kernels.cpu import architecture_steps as rules
+from sae_sweep.kernels.cpu import architecture_steps, narrow, work_queue
 from sae_sweep.kernels.cpu import backend as cpu
-from sae_sweep.kernels.cpu import narrow
 from sae_sweep.kernels.cpu import sparse_step as sparse
-from sae_sweep.kernels.cpu import work_queue as crew
 from sae_sweep.kernels.cpu.backend import DENSE_AT_LEAST, CpuBackend
 from sae_sweep.kernels.cpu.function_pointers import address_of, function_at
 from sae_sweep.kernels.cpu.simd import LANES, forget_older
@@ -181,7 +179,7 @@ def test_no_architecture_holds_batch_times_width() -> None:
 import resource
 from stacks import *
 from sae_sweep.registry import kinds
-from sae_sweep.kernels.cpu.architecture_steps import rule_of
+from sae_sweep.kernels.cpu.architecture_steps import steps_of
 for architecture in kinds("architecture"):
     chosen = points(PENALTIES[-1:], architecture, 40)
     with cpu_backend(1) as backend:
@@ -270,16 +268,16 @@ def test_steps_in_one_call_are_those_one_by_one(architecture: str, penalties: li
 
 
 def test_a_thread_that_fails_or_is_interrupted_keeps_no_other_waiting() -> None:
-    shared = np.zeros(crew.CREW, np.int64)
-    crew.offer(shared, 1, 2)
-    assert [crew.take(shared), crew.take(shared)] == [(1, 1), (1, 0)]
-    assert [crew.last(shared, 2), crew.last(shared, 2)] == [False, True]
-    crew.offer(shared, 2, 1)
-    with pytest.raises(KeyboardInterrupt), crew.heard(shared):
-        assert crew.take(shared) == (2, 0)
+    shared = np.zeros(work_queue.QUEUE_SIZE, np.int64)
+    work_queue.publish(shared, 1, 2)
+    assert [work_queue.claim(shared), work_queue.claim(shared)] == [(1, 1), (1, 0)]
+    assert [work_queue.finish_piece(shared, 2), work_queue.finish_piece(shared, 2)] == [False, True]
+    work_queue.publish(shared, 2, 1)
+    with pytest.raises(KeyboardInterrupt), work_queue.abort_on_error(shared):
+        assert work_queue.claim(shared) == (2, 0)
         raise KeyboardInterrupt
     with pytest.raises(MemoryError, match="another thread"):
-        crew.take(shared)
+        work_queue.claim(shared)
 
 
 def test_company_and_threads_change_no_bit_of_the_reference() -> None:
@@ -464,10 +462,12 @@ def test_the_backend_for_a_stack_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         with cpu_backend() as backend:
             return pick_backend(stack_of(points([penalty], architecture)), backend.pool, 2)
 
-    assert {name for name, kind in kinds("architecture").items() if "cpu" in kind.compiled} == set(rules.RULES)
+    assert {name for name, kind in kinds("architecture").items() if "cpu" in kind.compiled} == set(
+        architecture_steps.STEPS
+    )
     for architecture, penalties in SEVERAL:
         assert isinstance(picked(architecture, penalties[0]), CpuBackend)
-    # What has no rule yet trains all the same.
+    # What has no compiled functions yet trains all the same.
     tied = dataclasses.replace(kinds("architecture")["tied"], compiled=())
     monkeypatch.setitem(registry._kinds["architecture"], "tied", tied)
     assert isinstance(picked("tied", PENALTIES[0]), AutogradBackend)

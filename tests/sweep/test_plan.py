@@ -124,7 +124,7 @@ def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
 def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     from sae_sweep.kernels.cpu import backend as cpu
     from sae_sweep.kernels.cpu import sparse_step as sparse
-    from sae_sweep.kernels.cpu.architecture_steps import rule_of
+    from sae_sweep.kernels.cpu.architecture_steps import steps_of
     from sae_sweep.metrics import evaluate as measure
     from sae_sweep.metrics import firing, information
     from sae_sweep.metrics.extra import priors, probing
@@ -139,7 +139,7 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     assert cost.LISTED == cpu.MOST_PARTS * cpu.ENTRIES
     # With the column that some architectures have of their own.
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
-    assert {name for name in ARCHITECTURES if rule_of(name).dense} == set(cost.DENSE)
+    assert {name for name in ARCHITECTURES if steps_of(name).dense} == set(cost.DENSE)
     assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (train.COPIES, train.GPU_BYTES)
     assert (cost.MEASURED_INPUTS, cost.MEASURED_ENTRIES) == (measure.BLOCK_INPUTS, measure.BLOCK_NUMBERS)
     assert 2 * firing.ROWS_HELD == cost.FOLDED_ROWS

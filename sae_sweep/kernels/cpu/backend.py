@@ -1,4 +1,4 @@
-"""The CPU step: a dense encoder product, then work on the active latents only (sparse.py).
+"""The CPU step: a dense encoder product, then work on the active latents only (sparse_step.py).
 
 Parts and slices follow from shapes, sums run in a fixed order, and an SAE touches nothing of its pack-mates: so its
 bits depend neither on the stack nor on the number of threads.
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweep.kernels.cpu.architecture_steps import TOTALS, rule_of
-from sae_sweep.kernels.cpu.batchtopk import HALF, contributions, drop_below, rank_in, tally
+from sae_sweep.kernels.cpu.architecture_steps import TOTALS, steps_of
+from sae_sweep.kernels.cpu.batchtopk import HALF, drop_below, norm_scaled_acts, rank_in, tally
 from sae_sweep.kernels.cpu.dense_gradient import add_gradient
 from sae_sweep.kernels.cpu.function_pointers import address_of
 from sae_sweep.kernels.cpu.narrow import NarrowStack, is_narrow
@@ -29,9 +29,9 @@ from sae_sweep.kernels.cpu.steps import (
     L0,
     LIST,
     LOSS,
+    METRICS,
     NORM,
     PLACE,
-    SEEN,
     STATE,
     STEP,
     arrange,
@@ -41,14 +41,14 @@ from sae_sweep.kernels.cpu.steps import (
     take_steps,
 )
 from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
-from sae_sweep.kernels.cpu.work_queue import CREW, heard, offer
+from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack, adam_scale
 from sae_sweep.saes.train import THRESHOLD_RATE, Progress
 
 # One part for so many products of the encoder (0.2 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
 PART, MOST_PARTS = 1 << 24, 16
-# Entries that a part lists before their gradients are collected; and always room for one more input.
+# Entries that a part lists before their gradients are collected; a list always has room for one more input besides.
 ENTRIES = 1 << 17
 # Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
 DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
@@ -96,19 +96,19 @@ class _Trainer:
         self.stack, self.i = stack, i
         self.point, self.width, self.d = stack.points[i], stack.width, stack.d
         self.k = self.point.sae.k if stack.architecture.name == "topk" else 0
-        # BatchTopK: so many entries of a batch.
+        # BatchTopK keeps so many entries of a batch.
         self.chosen = b * self.point.sae.k if stack.architecture.learns_threshold else 0
         self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
-        self.rule = rule_of(stack.architecture.name)
-        self.own = np.array(self.rule.own(self.point), np.float64)
-        self.slopes = compile_slopes(formula_of(self.point.penalty), self.rule.at_zero)
+        self.steps = steps_of(stack.architecture.name)
+        self.own = np.array(self.steps.own(self.point), np.float64)
+        self.slopes = compile_slopes(formula_of(self.point.penalty), self.steps.at_zero)
         self.weighs = formula_of(self.point.penalty).weighs
         self.shares = np.empty(self.width, np.float32)
         self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
         self.parts = _cut(b, parts, GROUP)
         self.slices = _cut(self.width, 1 if parts == 1 else 2 * parts, LANES)
-        # How many threads share a step, and by what means.
+        # How many threads share a step, and the map that shares it.
         self.threads, self.share = (threads, share) if parts > 1 else (1, cast(Share, map))
         self.guess = GUESS * np.float32(stack.threshold[i])
         self._allocate(b)
@@ -116,25 +116,25 @@ class _Trainer:
     def _allocate(self, b: int) -> None:
         width, d, parts = self.width, self.d, len(self.parts)
         panels = -(-width // LANES)
-        # Of extras what no latent adds to stays 0.
+        # The gradient of an extra parameter to which no latent adds stays 0.
         self.gradient = np.zeros(self.flat.size, np.float32)
         # The rows as they are used. Torch's memory begins on a cache line: libraries choose kernels by that.
         self.W_enc, self.W_dec = self.flat[: 2 * width * d].reshape(2, width, d)
-        if self.rule.unit:
+        if self.steps.unit:
             self.W_enc = self.W_dec = torch.empty(width, d).numpy()
         self.active, self.idle = np.zeros((2, width), np.uint8)
         self.norms, ones = np.ones((2, panels * LANES), np.float32)
-        # What decides which latents count is their contribution, or only its sign.
+        # What decides which latents count is their norm-scaled activation, or only its sign.
         self.weights = self.norms if self.k or self.chosen else ones
         rounded = float(self.stack.density[self.i]) < ROUND_BELOW * width
         self.encoder = encoder_of(self.W_enc, self.weights, rounded, self.k)
         capacity = ENTRIES + width
         self.codes = np.empty((parts, capacity, LISTED), np.float32)
-        self.sums = np.empty((parts * capacity, self.rule.columns), np.float32)
+        self.sums = np.empty((parts * capacity, self.steps.columns), np.float32)
         self.latents, self.rows = self.codes.view(np.int32), self.sums.view(np.int32)
         self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
         self.bounds, self.places = np.empty(width + 1, np.int64), np.empty((parts, width), np.int32)
-        self.residuals = np.empty((b * self.rule.levels(self.point), d), np.float32)
+        self.residuals = np.empty((b * self.steps.levels(self.point), d), np.float32)
         self.g_bdec = np.empty((parts, d), np.float32)
         # The inputs of each part that are listed; what is counted of each; ‖g‖² of each slice.
         self.begins, self.stops = np.empty((2, parts), np.int64)
@@ -145,12 +145,12 @@ class _Trainer:
         the largest norm of their gradients."""
         find_idle(self.first, self.second, self.width, self.d, self.idle)
         none = np.zeros_like(self.idle)
-        self.rule.lay_out(self.flat, self.W_dec, self.encoder, self.norms, none, self.own, 0, self.width)
-        dense = self.rule.dense and not self.weighs
+        self.steps.refresh(self.flat, self.W_dec, self.encoder, self.norms, none, self.own, 0, self.width)
+        dense = self.steps.dense and not self.weighs
         most = max(DENSE_ABOVE * self.width, DENSE_AT_LEAST) if dense else np.inf
         totals, largest, step = np.zeros(3), 0.0, 0
         while step < len(batches):
-            kind, ahead, floor = LIST, batches[step:], np.float32(self.rule.floor)
+            kind, ahead, floor = LIST, batches[step:], np.float32(self.steps.floor)
             self.begins[:], self.totals[:], self.g_bdec[:] = self.parts[:, 0], 0, 0
             if float(self.stack.density[self.i]) > most:
                 kind, ahead = CLIP, batches[step : step + 1]
@@ -161,20 +161,20 @@ class _Trainer:
             elif self.weighs:
                 ahead = batches[step : step + 1]
                 kind = self._weigh(ahead[0].numpy(), floor)
-            taken, seen = self._steps(ahead, self.stack.step + step, kind, floor, most)
-            totals += seen[[LOSS, ERROR, L0]]
-            largest, step = max(largest, seen[NORM]), step + taken
+            taken, metrics = self._steps(ahead, self.stack.step + step, kind, floor, most)
+            totals += metrics[[LOSS, ERROR, L0]]
+            largest, step = max(largest, metrics[NORM]), step + taken
         return np.append(totals, largest)
 
     def _steps(self, batches: Tensor, first: int, kind: int, floor: np.float32, most: float) -> tuple[int, Array]:
         """Steps from a phase of the first on, with no Python between them, until more than `most` latents fire.
 
-        floor: what a contribution has to exceed. Returns how many they were, and what they have seen.
+        floor: what a norm-scaled activation has to exceed. Returns how many they were, and their metrics.
         """
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
-        crew, state, seen = np.zeros(CREW, np.int64), np.zeros(STATE, np.int64), np.zeros(SEEN)
+        queue, state, metrics = np.zeros(QUEUE_SIZE, np.int64), np.zeros(STATE, np.int64), np.zeros(METRICS)
         sae = self.flat, self.gradient, self.first, self.second, self.W_dec, self.k, floor
-        rule = *self.rule.addresses, self.own, self.rule.seen
+        architecture = *self.steps.addresses, self.own, self.steps.residual_column
         setting = (
             address_of(self.slopes, penalises),
             self.shares,
@@ -186,26 +186,26 @@ class _Trainer:
         encoder, lists = (self.encoder, self.norms), (self.codes, self.latents, self.starts)
         entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
         cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares
-        arrays = *sae, *rule, *setting, *encoder, *lists, *entries, *cuts
+        arrays = *sae, *architecture, *setting, *encoder, *lists, *entries, *cuts
 
         def work(_: int) -> None:
-            with heard(crew):
-                take_steps(batches.numpy(), schedule, crew, state, seen, *arrays)
+            with abort_on_error(queue):
+                take_steps(batches.numpy(), schedule, queue, state, metrics, *arrays)
 
-        offer(crew, kind, 1 if kind == CLIP else len(self.parts))
-        with heard(crew):
+        publish(queue, kind, 1 if kind == CLIP else len(self.parts))
+        with abort_on_error(queue):
             list(self.share(work, range(self.threads)))
-        self.stack.density[self.i] = seen[DENSITY]
-        return int(state[STEP]), seen
+        self.stack.density[self.i] = metrics[DENSITY]
+        return int(state[STEP]), metrics
 
     def _encode(self, x: Array, floor: np.float32) -> None:
         """List the latents that fire; `stops` receives where each part ran out of room, or its end."""
         lists = self.codes, self.latents, self.starts
-        rule = self.encoder, self.k, floor
-        self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *rule, *lists))
+        encoder = self.encoder, self.k, floor
+        self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *encoder, *lists))
 
     def _weigh(self, x: Array, floor: np.float32) -> int:
-        """exclusive_pi: learn the shares of a batch; the phase to go on with, as the whole of it may be listed."""
+        """exclusive_pi: learn the shares of a batch; the phase to go on with, PLACE if all of it is listed, or LIST."""
         wins, rounds = np.zeros(self.width, np.int64), 0
         own = self.stack.parameters(self.i).tensors.get("thresholds")
         thresholds = np.zeros(self.width, np.float32) if own is None else own.numpy()
@@ -224,7 +224,10 @@ class _Trainer:
         return PLACE
 
     def _choose(self, x: Array, step: int) -> tuple[int, np.float32]:
-        """BatchTopK: the phase to go on with, as what is kept may be listed, and what its contributions exceed."""
+        """BatchTopK: the phase to go on with, and what the norm-scaled activations that are kept exceed.
+
+        The phase is PLACE if what is kept is listed already, else LIST.
+        """
         least = self._least_listed(x)
         listed = least is not None
         if least is None:
@@ -238,7 +241,10 @@ class _Trainer:
         return PLACE if listed else LIST, np.nextafter(least, np.float32(0))
 
     def _least_listed(self, x: Array) -> np.float32 | None:
-        """The smallest contribution to keep, if all that reach a guess can be listed and suffice; lists what stays."""
+        """The smallest norm-scaled activation to keep, and lists of the entries that stay.
+
+        None if the entries that reach the guess are more than the lists hold, or fewer than are to be kept.
+        """
         if not self.guess > 0:
             return None
         rows = self.parts[:, 1] - self.parts[:, 0]
@@ -249,7 +255,7 @@ class _Trainer:
         ]
         if (self.stops < self.parts[:, 1]).any():
             return None
-        candidates = np.concatenate([contributions(*part) for part in parts])
+        candidates = np.concatenate([norm_scaled_acts(*part) for part in parts])
         if len(candidates) < self.chosen:
             return None
         least: np.float32 = np.partition(candidates, len(candidates) - self.chosen)[len(candidates) - self.chosen]
@@ -258,7 +264,10 @@ class _Trainer:
         return least
 
     def _least_counted(self, x: Array) -> np.float32:
-        """The same from two counts over all contributions: of the upper halves of their bits, then of the lower."""
+        """The same from two counts over all norm-scaled activations.
+
+        The first counts the upper halves of their bits, the second the lower halves.
+        """
         upper, rank = self._count(x, -1, self.chosen)
         if upper < 0:
             return np.float32(0)
@@ -293,10 +302,10 @@ class _Trainer:
         torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))
         biases = 2 * self.width * self.d + self.width
         self.g_bdec[0] = self.gradient[biases : biases + self.d]
-        # Nothing is listed that would add to what is summed.
+        # No entry is listed, so nothing is added to these sums.
         self.active[:], self.bounds[:] = 1, 0
         entries = self.sums, self.bounds, self.gradient, self.active, len(batch), True, of_penalty, self.own
-        self.rule.settle(self.flat, self.W_dec, self.norms, *entries, 0, self.width)
+        self.steps.finish_gradient(self.flat, self.W_dec, self.norms, *entries, 0, self.width)
         square_slices(self.gradient, self.width, self.d, self.active, self.slices, self.squares)
 
     def _scheduled(self, step: int) -> tuple[float, float, float]:

@@ -1,8 +1,8 @@
-"""The smallest contribution that BatchTopK keeps, exactly, without a batch × width tensor to sort.
+"""The smallest norm-scaled activation that BatchTopK keeps, exactly, without a batch × width tensor to sort.
 
-Positive floats sort as their bits do: a count of the upper halves of all contributions finds that of the one wanted, a
-count of the lower halves under it the rest. That encodes the batch twice; usually a guess just below the last step's
-threshold leaves few enough candidates to list, and their order decides.
+Positive floats sort as their bits do. A count of the upper halves of the bits of all norm-scaled activations finds the
+upper half of the one that is wanted, and a count of the lower halves under it finds the rest. That encodes the batch
+twice. Usually a guess just below the last step's threshold leaves few enough candidates to list and to sort.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ HALF = 16
 
 @_jit
 def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[no-untyped-def]
-    """Count the contributions of parts [chunk[0], chunk[1]) in counts [parts, 2¹⁶] by the upper halves of their bits.
+    """Count the norm-scaled activations of parts [chunk[0], chunk[1]) by the upper halves of their bits.
 
-    upper ≥ 0: by the lower halves, of those whose upper half is that.
+    counts [parts, 2¹⁶] receives the counts. If upper ≥ 0, only activations with that upper half are counted, by the
+    lower halves of their bits.
     """
     floors, out, masks = np.zeros(ROWS, np.float32), np.empty((ROWS, ACROSS), np.float32), np.empty(WORDS, np.int64)
     value = np.empty(1, np.float32)
@@ -61,8 +62,8 @@ def rank_in(counts, rank):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def contributions(norms, codes, latents, starts, rows):  # type: ignore[no-untyped-def]
-    """The contributions of all entries of a part with `rows` inputs."""
+def norm_scaled_acts(norms, codes, latents, starts, rows):  # type: ignore[no-untyped-def]
+    """The norm-scaled activations of all entries of a part with `rows` inputs."""
     result = np.empty(starts[rows], np.float32)
     for entry in range(len(result)):
         result[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
@@ -71,7 +72,7 @@ def contributions(norms, codes, latents, starts, rows):  # type: ignore[no-untyp
 
 @_jit
 def drop_below(least, norms, codes, latents, starts, rows):  # type: ignore[no-untyped-def]
-    """Leave only the entries whose contribution is `least` or more."""
+    """Leave only the entries whose norm-scaled activation is `least` or more."""
     kept = begin = 0
     for row in range(rows):
         end = starts[row + 1]

@@ -36,7 +36,9 @@ def add_gradient(
     of_error: float,
     of_penalty: float,
 ) -> tuple[float, ...]:
-    """Add the gradient over inputs x [b, d], each weighed as in rules.py, and return the totals named there.
+    """Add the gradient over inputs x [b, d] and return the totals.
+
+    Inputs are weighed, and totals named, as in architecture_steps.py.
 
     sae and gradients: W_enc, W_dec [width, d], b_enc [width], b_dec [d]. penalty: its slopes, scale and exponent.
     """
@@ -50,8 +52,8 @@ def add_gradient(
         codes = torch.addmm(b_enc, chunk, W_enc.T).relu_()
         bounds = np.arange(0, codes.numel() + 1, width)
         slope = torch.empty_like(codes)
-        contributions = (codes * norms).numpy().ravel()
-        value += slopes(contributions, latents, bounds, shares, scale, exponent, slope.numpy().ravel())
+        norm_scaled_acts = (codes * norms).numpy().ravel()
+        value += slopes(norm_scaled_acts, latents, bounds, shares, scale, exponent, slope.numpy().ravel())
         residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
         error += float(residual.square().sum(dtype=torch.float64))
         residual *= of_error

@@ -1,7 +1,8 @@
-"""Gated: z = H(pre)·m, m = max(exp(r_mag)·(pre − b_enc) + b_mag, 0), and pre is the gate. Signatures as in rules.py.
+"""Gated: z = H(pre)·m, m = max(exp(r_mag)·(pre − b_enc) + b_mag, 0), and pre is the gate.
 
-Listed is where the gate is open. The gate's gradient comes from the penalty on max(pre, 0)‖d‖, d held, and from its own
-reconstruction x̂(max(pre, 0)) through the decoder as it stands; the magnitude's from x̂(z), which no slope of H passes.
+Signatures are those of architecture_steps.py. An entry is listed where the gate is open. The gate's gradient comes from
+the penalty on max(pre, 0)‖d‖, d held, and from its own reconstruction x̂(max(pre, 0)) through the decoder as it stands;
+the magnitude's from x̂(z), which no slope of H passes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     FURTHER,
     PENALTY,
     SQUARED,
-    Rule,
+    ArchitectureSteps,
+    finishes_gradient,
     reconstructs,
-    settles,
 )
-from sae_sweep.kernels.cpu.relu import lay_out_all
+from sae_sweep.kernels.cpu.relu import refresh_relu
 from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
 from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, OWN, ROW, SLOPE, views
 
@@ -39,16 +40,19 @@ def _magnitudes(flat, width, d):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _opened(codes, latents, flat, norms, width, d, strengths, contributions):  # type: ignore[no-untyped-def]
-    """z of each entry in `strengths` [entries, 1], the gate's contribution, and how many have a magnitude above 0."""
+def _opened(codes, latents, flat, norms, width, d, strengths, norm_scaled_acts):  # type: ignore[no-untyped-def]
+    """How many entries have a magnitude above 0.
+
+    strengths [entries, 1] receives z of each entry, norm_scaled_acts [entries] its gate's norm-scaled activation.
+    """
     _, _, b_enc, _ = views(flat, width, d)
     r_mag, b_mag = _magnitudes(flat, width, d)
     count = 0
-    for entry in range(len(contributions)):
+    for entry in range(len(norm_scaled_acts)):
         latent, pre = latents[entry, LATENT], codes[entry, CODE]
         magnitude = np.float32(math.exp(r_mag[latent])) * (pre - b_enc[latent]) + b_mag[latent]
         strengths[entry, 0] = max(magnitude, np.float32(0))
-        contributions[entry] = pre * norms[latent]
+        norm_scaled_acts[entry] = pre * norms[latent]
         count += strengths[entry, 0] > 0
     return count
 
@@ -63,10 +67,10 @@ def reconstruct(  # type: ignore[no-untyped-def]
     _, _, _, b_dec = views(flat, width, d)
     r_mag, _ = _magnitudes(flat, width, d)
     total, bounds = starts[end - begin], starts[: end - begin + 1]
-    contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
+    norm_scaled_acts, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     strengths, by_gate = np.empty((total, 1), np.float32), np.empty((1, d), np.float32)
-    totals[FIRED] += _opened(codes, latents, flat, norms, width, d, strengths, contributions)
-    totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
+    totals[FIRED] += _opened(codes, latents, flat, norms, width, d, strengths, norm_scaled_acts)
+    totals[PENALTY] += slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope)
     error, further = 0.0, 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]
@@ -100,8 +104,8 @@ def reconstruct(  # type: ignore[no-untyped-def]
     totals[ENTRIES] += total
 
 
-@numba.njit(settles, **OPTIONS)
-def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+@numba.njit(finishes_gradient, **OPTIONS)
+def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
     """b_enc's, which the gate alone has; r_mag's, exp(r_mag)·(pre − b_enc) = m − b_mag for each gain; b_mag's."""
     width, d = W_dec.shape
     _, _, g_benc, _ = views(gradient, width, d)
@@ -113,4 +117,4 @@ def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of
             g_bias[latent] += sums[entry, MAGNITUDE]
 
 
-GATED = Rule(reconstruct, settle, lay_out_all, columns=MAGNITUDE + 1)
+GATED = ArchitectureSteps(reconstruct, finish_gradient, refresh_relu, columns=MAGNITUDE + 1)

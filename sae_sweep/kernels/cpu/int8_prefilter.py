@@ -37,7 +37,7 @@ from sae_sweep.kernels.cpu.simd import (
 )
 
 # Whether the processor multiplies bytes, and how many it adds up in each lane.
-SCREENS = has("avx512vnni")
+PREFILTERS = has("avx512vnni")
 DIGITS = 4
 # The largest whole number of a rounded row. An encoder's are kept with OFFSET added, as the product wants one side so.
 LARGEST, OFFSET = 127, 128
@@ -45,8 +45,8 @@ LARGEST, OFFSET = 127, 128
 OFFSETS = np.int32(-0x7F7F7F80)
 # Rows whose largest number lies outside are not rounded: their latents, or inputs, are never passed over.
 LEAST, MOST = 1e-30, 1e30
-# What is kept of a latent in [BOUNDS, latents], all times the weight of its contribution: its step; the most that its
-# bias may be; ‖w‖ and ‖s_w·e_w‖.
+# What is kept of a latent in [BOUNDS, latents], all times the latent's weight: its step; the most that
+# its bias may be; ‖w‖ and ‖s_w·e_w‖.
 STEP, BIAS, NORM, GAP, BOUNDS = 0, 1, 2, 3, 4
 # And of an input behind its whole numbers, as bits of float32 but for START: where its sums begin; one over its step;
 # its floor over its step. Behind the last input lies what NORM and GAP are multiplied by, in any input's steps.
@@ -166,7 +166,7 @@ def set_floors(floors, rows, sides):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def look(typingctx, x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, at, out, masks):  # type: ignore[no-untyped-def]
+def prefilter_tile(typingctx, x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, at, out, masks):  # type: ignore[no-untyped-def]
     """What `tile` says of inputs first + [0, rows), panels at + [0, PANELS), a tile after the other.
 
     floors [inputs]; out [inputs, ACROSS]; masks [inputs · ACROSS / 64]; room for whole tiles. Beyond the last of
@@ -193,7 +193,7 @@ def look(typingctx, x, first, rows, panels, bias, weights, floors, coarse, bound
 
         with builder.if_else(screened) as (by_bytes, by_floats):
             with by_bytes:
-                if SCREENS:
+                if PREFILTERS:
                     blocks(lambda block, to: emit_screen(builder, rough, block, coarse, at, bounds, to))
             with by_floats:
                 blocks(exactly)

@@ -1,7 +1,7 @@
 """JumpReLU: z = max(pre, 0)·H(u), u = max(pre, 0)‖d‖ − θ, whose slope passes straight through the jump.
 
 With H′ = 1/bandwidth where |u| < bandwidth/2, and g = ∂L/∂z as in relu.py, ∂L/∂H = g·max(pre, 0), and coefficient/b
-more under penalty l0, which counts H. What has H or H′ is listed. Signatures as in rules.py.
+more under penalty l0, which counts H. An entry is listed where H or H′ is not 0. Signatures: architecture_steps.py.
 """
 
 from __future__ import annotations
@@ -17,19 +17,31 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     FIRED,
     PENALTY,
     SQUARED,
-    Rule,
-    lays_out,
+    ArchitectureSteps,
+    finishes_gradient,
     reconstructs,
-    settles,
+    refreshes,
 )
 from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
-from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, OWN, ROW, SLOPE, lay_out, views
+from sae_sweep.kernels.cpu.sparse_step import (
+    AHEAD,
+    CODE,
+    GAIN,
+    LATENT,
+    OPTIONS,
+    OWN,
+    ROW,
+    SLOPE,
+    refresh_latents,
+    views,
+)
 
-# Numbers of the rule, and what an entry has in a column of its own: ∂L/∂u.
+# Places of the numbers in `own`, and the column of its own that an entry has: ∂L/∂u.
 BANDWIDTH, COUNTS = 0, 1
-JUMP = OWN
-# Listed is what exceeds the lower end of its window, or comes within rounding of it: the rest is decided when it is
-# reconstructed. Where the window reaches 0 that is all above 0: of a weight that bounds in screen.py can still hold.
+GATE_GRADIENT = OWN
+# An entry is listed if it exceeds the lower end of its window, or comes within rounding of it; whether it does is
+# decided when it is reconstructed. Where the window reaches 0, every entry above 0 is listed: its latent's weight is
+# then the largest that the bounds of int8_prefilter.py can still hold.
 NEAR, MOST = np.float32(1 - 2**-20), np.float32(1e20)
 
 _jit = numba.njit(**OPTIONS)
@@ -42,15 +54,15 @@ def _thresholds(flat, width, d):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _counted(codes, latents, total, norms, thresholds, fired, contributions):  # type: ignore[no-untyped-def]
-    """z of each entry in `fired` [entries, 1], its contribution, and how many fire."""
+def _counted(codes, latents, total, norms, thresholds, fired, norm_scaled_acts):  # type: ignore[no-untyped-def]
+    """How many entries fire; `fired` [entries, 1] receives their z, `norm_scaled_acts` z‖d‖."""
     count = 0
     for entry in range(total):
         latent = latents[entry, LATENT]
         reach = codes[entry, CODE] * norms[latent]
         fires = reach > thresholds[latent]
         fired[entry, 0] = codes[entry, CODE] if fires else np.float32(0)
-        contributions[entry] = reach if fires else np.float32(0)
+        norm_scaled_acts[entry] = reach if fires else np.float32(0)
         count += fires
     return count
 
@@ -76,14 +88,14 @@ def reconstruct(  # type: ignore[no-untyped-def]
     _, _, _, b_dec = views(flat, width, d)
     thresholds, bandwidth = _thresholds(flat, width, d), np.float32(own[BANDWIDTH])
     total, bounds = starts[end - begin], starts[: end - begin + 1]
-    contributions, slope = np.empty(total, np.float32), np.zeros(total, np.float32)
+    norm_scaled_acts, slope = np.empty(total, np.float32), np.zeros(total, np.float32)
     fired = np.empty((total, 1), np.float32)
-    totals[FIRED] += _counted(codes, latents, total, norms, thresholds, fired, contributions)
+    totals[FIRED] += _counted(codes, latents, total, norms, thresholds, fired, norm_scaled_acts)
     counted = of_penalty if own[COUNTS] else np.float32(0)
     if own[COUNTS]:
         totals[PENALTY] += _count_penalty(latents, total, end - begin, thresholds, fired)
     else:
-        totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
+        totals[PENALTY] += slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope)
     error = 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]
@@ -98,22 +110,22 @@ def reconstruct(  # type: ignore[no-untyped-def]
             g_bdec[0, i] += residuals[row, i]
         for entry in range(first, last):
             latent, pre, weighted = latents[entry, LATENT], codes[entry, CODE], of_penalty * slope[entry]
-            gain, jump = dot(residuals, row, W_dec, latent) + weighted * norms[latent], np.float32(0)
+            gain, gate_gradient = dot(residuals, row, W_dec, latent) + weighted * norms[latent], np.float32(0)
             if abs(pre * norms[latent] - thresholds[latent]) < bandwidth / 2:
-                jump = (gain * pre + counted) / bandwidth
+                gate_gradient = (gain * pre + counted) / bandwidth
             at = places[latent]
             places[latent] += 1
             sums[at, CODE] = fired[entry, 0]
-            sums[at, GAIN] = (gain if fired[entry, 0] > 0 else np.float32(0)) + jump * norms[latent]
-            sums[at, SLOPE] = weighted * fired[entry, 0] + jump * pre
-            sums[at, JUMP] = jump
+            sums[at, GAIN] = (gain if fired[entry, 0] > 0 else np.float32(0)) + gate_gradient * norms[latent]
+            sums[at, SLOPE] = weighted * fired[entry, 0] + gate_gradient * pre
+            sums[at, GATE_GRADIENT] = gate_gradient
             rows[at, ROW] = row
     totals[SQUARED] += error
     totals[ENTRIES] += total
 
 
-@numba.njit(settles, **OPTIONS)
-def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+@numba.njit(finishes_gradient, **OPTIONS)
+def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
     """The biases', the thresholds', and what reaches a row through its norm.
 
     Under l0 the slope of H reaches a threshold so near to 0 from the inputs, too, on which its latent is not listed.
@@ -126,22 +138,22 @@ def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of
         first, last = bounds[latent], bounds[latent + 1]
         if own[COUNTS] and abs(thresholds[latent]) < bandwidth / 2:
             g_thresholds[latent] -= (inputs - (last - first)) * (of_penalty / bandwidth)
-        bias, pull, jumps = np.float32(0), np.float32(0), np.float32(0)
+        bias, pull, gate_gradients = np.float32(0), np.float32(0), np.float32(0)
         for entry in range(first, last):
             bias += sums[entry, GAIN]
             pull += sums[entry, SLOPE]
-            jumps += sums[entry, JUMP]
+            gate_gradients += sums[entry, GATE_GRADIENT]
         if first < last:
             g_benc[latent] += bias
-            g_thresholds[latent] -= jumps
+            g_thresholds[latent] -= gate_gradients
             pull = pull / norms[latent] if norms[latent] > 0 else np.float32(0)
             for i in range(d):
                 g_dec[latent, i] += pull * W_dec[latent, i]
 
 
-@numba.njit(lays_out, **OPTIONS)
-def lay_out_thresholds(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
-    """Norms and the encoder, and weights that list what reaches a window: contributions over its lower end."""
+@numba.njit(refreshes, **OPTIONS)
+def refresh_jumprelu(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+    """Norms, the encoder, and weights that make an entry count once it reaches the lower end of its window."""
     width, d = W_dec.shape
     _, _, b_enc, _ = views(flat, width, d)
     thresholds, half = _thresholds(flat, width, d), np.float32(own[BANDWIDTH] / 2)
@@ -153,13 +165,14 @@ def lay_out_thresholds(flat, W_dec, encoder, norms, idle, own, begin, end):  # t
         # A threshold may move where its latent does not.
         still[latent] = idle[latent] and weight == weights[latent]
         weights[latent] = weight
-    lay_out(W_dec, b_enc, encoder, norms, still, begin, end)
+    refresh_latents(W_dec, b_enc, encoder, norms, still, begin, end)
 
 
 def _numbers(point: Point) -> list[float]:
     return [point.sae.bandwidth, point.penalty.name == "l0"]
 
 
-JUMPRELU = Rule(
-    reconstruct, settle, lay_out_thresholds, columns=JUMP + 1, own=_numbers, floor=float(NEAR), at_zero=True
+JUMPRELU = ArchitectureSteps(
+    reconstruct, finish_gradient, refresh_jumprelu, columns=GATE_GRADIENT + 1, own=_numbers, floor=float(NEAR),
+    at_zero=True,
 )  # fmt: skip

@@ -1,6 +1,7 @@
-"""Matryoshka: BatchTopK of which the first latents of each nested level reconstruct x too. Signatures as in rules.py.
+"""Matryoshka: BatchTopK of which the first latents of each nested level reconstruct x too.
 
-A latent adds to its own level and to all wider ones: it sees the sum of their residuals, as if that were the residual.
+A latent adds to its own level and to all wider ones, so its gradient lies along the sum of their residuals. Signatures
+are those of architecture_steps.py.
 """
 
 from __future__ import annotations
@@ -9,14 +10,22 @@ import numba
 import numpy as np
 
 from sae_sweep.config.settings import Point
-from sae_sweep.kernels.cpu.architecture_steps import ENTRIES, FIRED, FURTHER, PENALTY, SQUARED, Rule, reconstructs
-from sae_sweep.kernels.cpu.relu import lay_out_all, settle
+from sae_sweep.kernels.cpu.architecture_steps import (
+    ENTRIES,
+    FIRED,
+    FURTHER,
+    PENALTY,
+    SQUARED,
+    ArchitectureSteps,
+    reconstructs,
+)
+from sae_sweep.kernels.cpu.relu import finish_gradient, refresh_relu
 from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
 from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, OWN, ROW, SLOPE, views
 from sae_sweep.saes.architectures.matryoshka import prefixes
 
-# Which residual an entry sees: there is one for each level of an input.
-SEEN = OWN
+# The column that says along which residual an entry's gradient lies: an input has one residual for each level.
+RESIDUAL = OWN
 
 _jit = numba.njit(**OPTIONS)
 
@@ -42,14 +51,17 @@ def reconstruct(  # type: ignore[no-untyped-def]
     x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
     codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
 ):  # fmt: skip
-    """As of relu.py, with r the sum of the residuals that a latent sees. residuals [b · levels, d]; own: their ends."""
+    """As of relu.py, with r the sum of the residuals of a latent's levels.
+
+    residuals is [b · levels, d]; own holds the levels' ends.
+    """
     width, d = W_dec.shape
     _, _, _, b_dec = views(flat, width, d)
     total, bounds = starts[end - begin], starts[: end - begin + 1]
-    contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
+    norm_scaled_acts, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     for entry in range(total):
-        contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
-    totals[PENALTY] += slopes(contributions, latents, bounds, shares, scale, p, slope)
+        norm_scaled_acts[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
+    totals[PENALTY] += slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope)
     for row in range(begin, end):
         first, last, base = bounds[row - begin], bounds[row - begin + 1], row * len(own)
         for entry in range(last, min(total, last + AHEAD)):
@@ -66,17 +78,17 @@ def reconstruct(  # type: ignore[no-untyped-def]
                     residuals[at, i] += residuals[at + 1, i]
         for i in range(d):
             g_bdec[0, i] += residuals[base, i]
-        seen = base
+        residual = base
         for entry in range(first, last):
             latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
-            while latent >= own[seen - base]:
-                seen += 1
+            while latent >= own[residual - base]:
+                residual += 1
             at = places[latent]
             places[latent] += 1
             sums[at, CODE] = codes[entry, CODE]
-            sums[at, GAIN] = dot(residuals, seen, W_dec, latent) + weighted * norms[latent]
+            sums[at, GAIN] = dot(residuals, residual, W_dec, latent) + weighted * norms[latent]
             sums[at, SLOPE] = weighted
-            rows[at, ROW], rows[at, SEEN] = row, seen
+            rows[at, ROW], rows[at, RESIDUAL] = row, residual
     totals[FIRED] += total
     totals[ENTRIES] += total
 
@@ -85,6 +97,12 @@ def _ends(point: Point) -> list[float]:
     return [float(end) for end in prefixes(point.sae)]
 
 
-MATRYOSHKA = Rule(
-    reconstruct, settle, lay_out_all, columns=SEEN + 1, seen=SEEN, own=_ends, levels=lambda point: len(_ends(point))
+MATRYOSHKA = ArchitectureSteps(
+    reconstruct,
+    finish_gradient,
+    refresh_relu,
+    columns=RESIDUAL + 1,
+    residual_column=RESIDUAL,
+    own=_ends,
+    levels=lambda point: len(_ends(point)),
 )

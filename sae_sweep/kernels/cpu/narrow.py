@@ -23,7 +23,7 @@ from sae_sweep.kernels.cpu.narrow_step import (
 )
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
 from sae_sweep.kernels.cpu.simd import LANES
-from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, L0, LOSS, NORM, SEEN
+from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, L0, LOSS, METRICS, NORM
 from sae_sweep.kernels.cpu.vector_penalty import (
     compile_vectors,
     slopes_codes,
@@ -31,7 +31,7 @@ from sae_sweep.kernels.cpu.vector_penalty import (
     vectorises,
     weighs_terms,
 )
-from sae_sweep.kernels.cpu.work_queue import CREW, heard, offer
+from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.saes.formula import Formula, parse
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack, adam_scale
@@ -58,10 +58,10 @@ def is_narrow(stack: Stack, i: int) -> bool:
 
 @functools.cache
 def _penalty(formula: Formula) -> dict[str, int]:
-    """What a setting says of a penalty by itself: whether it couples latents, and its functions by address."""
-    known = vectorises(formula)
-    by_input = not known or formula.coupled
-    functions = compile_vectors(formula if known else parse("a"))
+    """The fields of Setting that depend on the penalty alone."""
+    vectorised = vectorises(formula)
+    by_input = not vectorised or formula.coupled
+    functions = compile_vectors(formula if vectorised else parse("a"))
     signatures = (sums_terms, weighs_terms, slopes_codes)
     addresses = [address_of(*pair) for pair in zip(functions, signatures, strict=True)]
     return {
@@ -93,17 +93,17 @@ class NarrowTrainer:
         )
         refresh(self.sae)
 
-    def advance(self, batches: Array, first: int, seen: Array, share: Any, threads: int) -> None:
-        """Steps first, first + 1, … on batches [steps, b, d]; `seen` receives what they saw."""
-        crew, step, parts = np.zeros(CREW, np.int64), np.zeros(1, np.int64), len(self.work.cuts)
-        arrays = batches, self._schedule(first, len(batches)), self.sae, self.setting, self.work, crew, step, seen
+    def advance(self, batches: Array, first: int, metrics: Array, share: Any, threads: int) -> None:
+        """Steps first, first + 1, … on batches [steps, b, d]; their metrics are added to `metrics`."""
+        queue, step, parts = np.zeros(QUEUE_SIZE, np.int64), np.zeros(1, np.int64), len(self.work.cuts)
+        arrays = batches, self._schedule(first, len(batches)), self.sae, self.setting, self.work, queue, step, metrics
 
         def work(_: int) -> None:
-            with heard(crew):
+            with abort_on_error(queue):
                 take_narrow_steps(*arrays)
 
-        offer(crew, GRADIENT, parts)
-        with heard(crew):
+        publish(queue, GRADIENT, parts)
+        with abort_on_error(queue):
             list(share(work, range(min(threads, parts))))
 
     def _schedule(self, first: int, steps: int) -> Array:
@@ -142,7 +142,7 @@ def workspace(b: int, width: int, d: int, k: int) -> Workspace:
         masks=zeros(width, kind=np.int64),
         gains=zeros(LATENTS, INPUTS),
         slopes=zeros(LATENTS, INPUTS),
-        contributions=zeros(width * INPUTS),
+        norm_scaled_acts=zeros(width * INPUTS),
         entry_slopes=zeros(2 * width * INPUTS),
         order=zeros(width * INPUTS, kind=np.int32),
         ranks=zeros(max(k, 1), INPUTS),
@@ -171,8 +171,8 @@ class NarrowStack:
         threads, (_, b, d) = self.threads if alone else 1, batches.shape
         shape = b, stack.width, d, stack.points[0].sae.k if stack.architecture.name == "topk" else 0
         free = self.free.setdefault(shape, [])
-        seen = np.zeros((len(members), SEEN))
-        seen[:, DENSITY] = stack.density.numpy()[members]
+        metrics = np.zeros((len(members), METRICS))
+        metrics[:, DENSITY] = stack.density.numpy()[members]
         together = max(1, BATCHES // (4 * b * d))
 
         def train(at: int) -> None:
@@ -180,12 +180,12 @@ class NarrowStack:
                 work = free.pop()
             except IndexError:
                 work = workspace(*shape)
-            NarrowTrainer(stack, members[at], work).advance(chunk.numpy(), first, seen[at], within, threads)
+            NarrowTrainer(stack, members[at], work).advance(chunk.numpy(), first, metrics[at], within, threads)
             free.append(work)
 
         first = stack.step
         for chunk in batches.split(together):
             list(across(train, range(len(members))))
             first += len(chunk)
-        stack.density[members] = stack.density.new_tensor(seen[:, DENSITY])
-        return list(seen[:, [LOSS, ERROR, L0, NORM]])
+        stack.density[members] = stack.density.new_tensor(metrics[:, DENSITY])
+        return list(metrics[:, [LOSS, ERROR, L0, NORM]])

@@ -36,7 +36,7 @@ from sae_sweep.kernels.cpu.rows import dot
 from sae_sweep.kernels.cpu.sparse_step import LISTED, OPTIONS, views
 from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, FACTOR, L0, LOSS, NORM, adam, clip_factor
 from sae_sweep.kernels.cpu.vector_penalty import SLOPE_CODES, SUM_TERMS, WEIGH_TERMS
-from sae_sweep.kernels.cpu.work_queue import END, last, offer, take
+from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece, publish
 
 _jit = numba.njit(**OPTIONS)
 
@@ -69,7 +69,7 @@ class Sae(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a step is told.
+    """The settings of a step.
 
     k: latents of an input that stay, 0: all. dense_above: latents of an input above which products are taken. by_input:
     whether the penalty couples the latents of an input. The rest: addresses of the penalty's functions
@@ -93,8 +93,8 @@ class Workspace(NamedTuple):
 
     cuts [parts, 2]: the inputs of each. Of a tile: x [INPUTS, padded], transposed [padded, INPUTS], the residual both
     ways, codes [width, INPUTS] and masks [width], gains and slopes [LATENTS, INPUTS]; of its entries, one for each code
-    above 0, contributions and slopes [width · INPUTS], and the order by input; ranks and latents [k, INPUTS]. padded is
-    d, rounded up to whole vectors.
+    above 0, norm-scaled activations and slopes [width · INPUTS], and the order by input; ranks and latents [k, INPUTS].
+    padded is d, rounded up to whole vectors.
     """
 
     cuts: Array
@@ -106,7 +106,7 @@ class Workspace(NamedTuple):
     masks: Array
     gains: Array
     slopes: Array
-    contributions: Array
+    norm_scaled_acts: Array
     entry_slopes: Array
     order: Array
     ranks: Array
@@ -130,7 +130,7 @@ class Tile(NamedTuple):
     masks: Array
     gains: Array
     slopes: Array
-    contributions: Array
+    norm_scaled_acts: Array
     entry_slopes: Array
     order: Array
     ranks: Array
@@ -300,12 +300,12 @@ def _penalise_entries(sae, setting, tile):  # type: ignore[no-untyped-def]
         while rest:
             r = lowest(rest)
             rest &= rest - 1
-            tile.contributions[entry] = tile.codes[latent, r] * norm
+            tile.norm_scaled_acts[entry] = tile.codes[latent, r] * norm
             entry += 1
     # Whose the entries are makes no difference: they pass for the codes of a few latents of norm 1.
     rows = (entry + INPUTS - 1) // INPUTS
-    tile.contributions[entry : rows * INPUTS] = 0
-    codes, slopes = tile.contributions.reshape(-1, INPUTS)[:rows], tile.entry_slopes.reshape(-1, INPUTS)[:rows]
+    tile.norm_scaled_acts[entry : rows * INPUTS] = 0
+    codes, slopes = tile.norm_scaled_acts.reshape(-1, INPUTS)[:rows], tile.entry_slopes.reshape(-1, INPUTS)[:rows]
     norms, scale, exponent = np.ones(rows, np.float32), np.float32(setting.scale), np.float32(setting.exponent)
     sum_terms, slope_codes = _sum_terms_at(setting.sum_terms_at), _slope_codes_at(setting.slope_codes_at)
     weigh_terms = _weigh_terms_at(setting.weigh_terms_at)
@@ -335,13 +335,13 @@ def _penalise_by_input(sae, setting, tile):  # type: ignore[no-untyped-def]
         while rest:
             r = lowest(rest)
             rest &= rest - 1
-            tile.contributions[places[r]] = tile.codes[latent, r] * norm
+            tile.norm_scaled_acts[places[r]] = tile.codes[latent, r] * norm
             tile.order[entry] = places[r]
             places[r] += 1
             entry += 1
     # The second half of the memory of slopes, of which each entry then has one.
     by_input = tile.entry_slopes[entry:]
-    penalty = slopes(tile.contributions, latents, bounds, shares, setting.scale, setting.exponent, by_input)
+    penalty = slopes(tile.norm_scaled_acts, latents, bounds, shares, setting.scale, setting.exponent, by_input)
     for at in range(entry):
         tile.entry_slopes[at] = by_input[tile.order[at]]
     return penalty
@@ -364,7 +364,7 @@ def _add_gradient(x, sae, setting, tile, cut, weights, dense, totals):  # type: 
                     tile.x[r, i] = x[first + r, i]
         own = Tile(
             inputs, tile.transposed, tile.residual, tile.residual_transposed, tile.codes, tile.masks, tile.gains,
-            tile.slopes, tile.contributions, tile.entry_slopes, tile.order, tile.ranks, tile.latents, tile.g_enc,
+            tile.slopes, tile.norm_scaled_acts, tile.entry_slopes, tile.order, tile.ranks, tile.latents, tile.g_enc,
             tile.g_dec, tile.g_benc, tile.g_bdec, tile.pulls,
         )  # fmt: skip
         transpose(inputs, tile.transposed)
@@ -388,7 +388,7 @@ def _part(work, part):  # type: ignore[no-untyped-def]
     """The memory of one part."""
     return Tile(
         work.x[part], work.transposed[part], work.residual[part], work.residual_transposed[part], work.codes[part],
-        work.masks[part], work.gains[part], work.slopes[part], work.contributions[part], work.entry_slopes[part],
+        work.masks[part], work.gains[part], work.slopes[part], work.norm_scaled_acts[part], work.entry_slopes[part],
         work.order[part], work.ranks[part], work.latents[part], work.g_enc[part], work.g_dec[part], work.g_benc[part],
         work.g_bdec[part], work.pulls[part],
     )  # fmt: skip
@@ -421,7 +421,7 @@ def _add_up(sae, work):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _update(sae, work, rule):  # type: ignore[no-untyped-def]
+def _update(sae, work, scales):  # type: ignore[no-untyped-def]
     """Adam's step of every parameter."""
     width, padded = sae.rows.shape
     d = (len(sae.flat) - width) // (2 * width + 1)
@@ -432,54 +432,54 @@ def _update(sae, work, rule):  # type: ignore[no-untyped-def]
         for row in range(rows):
             begin = side * width * d + row * d
             here = slice(begin, begin + length)
-            adam(sae.flat[here], gradient[row * padded :], sae.first[here], sae.second[here], rule, 1, 0, length)
+            adam(sae.flat[here], gradient[row * padded :], sae.first[here], sae.second[here], scales, 1, 0, length)
     for begin, gradient in ((2 * width * d, work.g_benc[0]), (2 * width * d + width, work.g_bdec[0])):
         end = min(begin + len(gradient), len(sae.flat))
         here = slice(begin, end)
-        adam(sae.flat[here], gradient, sae.first[here], sae.second[here], rule, 1, 0, end - begin)
+        adam(sae.flat[here], gradient, sae.first[here], sae.second[here], scales, 1, 0, end - begin)
 
 
 # Not even fused: loss by loss these are the numbers that Python would sum.
 @numba.njit(**(OPTIONS | {"fastmath": False}))
-def _accumulate_metrics(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
-    """Add what a step has seen: totals [parts, TOTALS]."""
+def accumulate_metrics(totals, b, coefficient, metrics):  # type: ignore[no-untyped-def]
+    """Add the metrics of a step to `metrics`; totals [parts, TOTALS] are those of its parts."""
     penalty, error, fired = 0.0, 0.0, 0.0
     for part in range(len(totals)):
         penalty, error = penalty + totals[part, PENALTY], error + totals[part, SQUARED]
         fired += totals[part, FIRED]
-    seen[DENSITY] = fired / b
-    seen[LOSS] += (error + coefficient * penalty) / b
-    seen[ERROR] += error / b
-    seen[L0] += fired / b
+    metrics[DENSITY] = fired / b
+    metrics[LOSS] += (error + coefficient * penalty) / b
+    metrics[ERROR] += error / b
+    metrics[L0] += fired / b
 
 
 @_jit
-def take_narrow_steps(batches, schedule, sae, setting, work, crew, step, seen):  # type: ignore[no-untyped-def]
+def take_narrow_steps(batches, schedule, sae, setting, work, queue, step, metrics):  # type: ignore[no-untyped-def]
     """Adam steps of one SAE on batches [steps, b, d].
 
-    As many threads may be in here as there are, with the same arguments: each does what `crew` has to do
-    (work_queue.py). schedule [steps, 3]: learning rate over the first bias correction, second bias correction,
-    coefficient. step [1]: how many are done; seen (steps.py): what was seen of them.
+    As many threads may be in here as there are, with the same arguments: each does the pieces that it
+    claims from `queue` (work_queue.py). schedule [steps, 3]: learning rate over the first bias correction, second bias
+    correction, coefficient. step [1]: how many steps are done; metrics [METRICS] (steps.py): their sums.
     """
     steps, b, _ = batches.shape
     while True:
-        kind, part = take(crew)
+        kind, part = claim(queue)
         if kind == END:
             return
         now = step[0]
         rate, correction2, coefficient = schedule[now, 0], schedule[now, 1], schedule[now, 2]
         _add_gradient(
             batches[now], sae, setting, _part(work, part), work.cuts[part],
-            (np.float32(2 / b), np.float32(coefficient / b)), seen[DENSITY] > setting.dense_above, work.totals[part],
+            (np.float32(2 / b), np.float32(coefficient / b)), metrics[DENSITY] > setting.dense_above, work.totals[part],
         )  # fmt: skip
-        if last(crew, len(work.cuts)):
-            seen[FACTOR], norm = clip_factor(_add_up(sae, work), np.empty(0), setting.clip)
-            seen[NORM] = max(seen[NORM], norm)
-            _update(sae, work, (np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)))
+        if finish_piece(queue, len(work.cuts)):
+            metrics[FACTOR], norm = clip_factor(_add_up(sae, work), np.empty(0), setting.clip)
+            metrics[NORM] = max(metrics[NORM], norm)
+            _update(sae, work, (np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)))
             refresh(sae)
-            _accumulate_metrics(work.totals, b, coefficient, seen)
+            accumulate_metrics(work.totals, b, coefficient, metrics)
             step[0] += 1
             if step[0] == steps:
-                offer(crew, END, 0)
+                publish(queue, END, 0)
             else:
-                offer(crew, GRADIENT, len(work.cuts))
+                publish(queue, GRADIENT, len(work.cuts))

@@ -26,11 +26,11 @@ SLOPES = numba.types.FunctionType(penalises)
 def compile_slopes(formula: Formula, at_zero: bool = False) -> Callable[..., float]:
     """`slopes(v, latents, rows, shares, scale, p, out) -> sum of the penalty over inputs`.
 
-    v float32 [entries]: contributions a‖d‖, those of input r at rows[r]:rows[r+1]; out float32 [entries] receives the
-    slope of that input's penalty in each: 0 where v is 0, unless `at_zero` asks for the slope there, as of a latent
-    about to fire beside the others. Where latents compete, latents int32 [entries, LISTED] says whose entries are if
-    `at_zero`, or if latents are weighed apart, by log π in shares float32 [width]. Sums run in double precision and in
-    order, so bits never vary.
+    v float32 [entries]: norm-scaled activations a‖d‖, those of input r at rows[r]:rows[r+1]; out float32 [entries]
+    receives the slope of that input's penalty in each: 0 where v is 0, unless `at_zero` asks for the slope there, as of
+    a latent about to fire beside the others. Where latents compete, latents int32 [entries, LISTED] says whose entries
+    are if `at_zero`, or if latents are weighed apart, by log π in shares float32 [width]. Sums run in double precision
+    and in order, so bits never vary.
     """
     terms, outer, largest = formula.numeric_expressions()
     if not formula.coupled:

@@ -1,4 +1,4 @@
-"""Codes that are the pre-activations listed: ReLU, TopK, BatchTopK. Signatures as in rules.py."""
+"""Codes that are the pre-activations listed: ReLU, TopK, BatchTopK. Signatures as in architecture_steps.py."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     FIRED,
     PENALTY,
     SQUARED,
-    Rule,
-    lays_out,
+    ArchitectureSteps,
+    finishes_gradient,
     reconstructs,
-    settles,
+    refreshes,
 )
 from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
-from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, ROW, SLOPE, lay_out, views
+from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS, ROW, SLOPE, refresh_latents, views
 
 
 @numba.njit(reconstructs, **OPTIONS)
@@ -30,10 +30,10 @@ def reconstruct(  # type: ignore[no-untyped-def]
     width, d = W_dec.shape
     _, _, _, b_dec = views(flat, width, d)
     total, bounds = starts[end - begin], starts[: end - begin + 1]
-    contributions, slope = np.empty(total, np.float32), np.empty(total, np.float32)
+    norm_scaled_acts, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     for entry in range(total):
-        contributions[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
-    penalty, error = slopes(contributions, latents, bounds, shares, scale, p, slope), 0.0
+        norm_scaled_acts[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
+    penalty, error = slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope), 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]
         for entry in range(last, min(total, last + AHEAD)):
@@ -59,8 +59,8 @@ def reconstruct(  # type: ignore[no-untyped-def]
     totals[ENTRIES] += total
 
 
-@numba.njit(settles, **OPTIONS)
-def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+@numba.njit(finishes_gradient, **OPTIONS)
+def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
     """The biases', and what reaches a row through its norm."""
     width, d = W_dec.shape
     _, g_dec, g_benc, _ = views(gradient, width, d)
@@ -78,14 +78,14 @@ def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of
             g_dec[latent, i] += pull * W_dec[latent, i]
 
 
-@numba.njit(lays_out, **OPTIONS)
-def lay_out_all(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+@numba.njit(refreshes, **OPTIONS)
+def refresh_relu(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
     """Norms and the encoder."""
     width, d = W_dec.shape
     _, _, b_enc, _ = views(flat, width, d)
-    lay_out(W_dec, b_enc, encoder, norms, idle, begin, end)
+    refresh_latents(W_dec, b_enc, encoder, norms, idle, begin, end)
 
 
-RELU = Rule(reconstruct, settle, lay_out_all, dense=True)
+RELU = ArchitectureSteps(reconstruct, finish_gradient, refresh_relu, dense=True)
 # Sparse by construction.
 CHOSEN = dataclasses.replace(RELU, dense=False)

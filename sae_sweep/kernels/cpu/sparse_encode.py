@@ -24,13 +24,13 @@ class Lister:
     """The encoder of one SAE on the CPU, laid out for `tile`."""
 
     def __init__(self, parameters: Parameters, architecture: str, k: int) -> None:
-        """`architecture` is one of LISTED; BatchTopK fires where a contribution reaches its threshold."""
+        """`architecture` is one of LISTED; BatchTopK fires where a norm-scaled activation reaches its threshold."""
         W_enc, W_dec = parameters.W_enc, parameters.W_dec
         self.width, self.d = W_enc.shape
         self.k = k if architecture == "topk" else 0
         self.flat = torch.cat([W_enc.flatten(), W_dec.flatten(), parameters.b_enc, parameters.b_dec]).numpy()
         self.floor = np.float32(0)
-        # What decides which latents count is their contribution, or only its sign.
+        # What decides which latents count is their norm-scaled activation, or only its sign.
         self.by_sign = architecture in ("relu", "tied")
         self.density = 0.0  # of the latest inputs: on those to come it is about the same
         if architecture in ("batchtopk", "matryoshka"):

@@ -24,12 +24,12 @@ from sae_sweep.kernels.cpu.encoder_tile import ACROSS, PANELS, ROWS, SHIFT, keep
 from sae_sweep.kernels.cpu.int8_prefilter import (
     BIAS,
     BOUNDS,
-    SCREENS,
+    PREFILTERS,
     SIDES,
     coarsen,
     coarsen_inputs,
     digits,
-    look,
+    prefilter_tile,
     set_floors,
 )
 from sae_sweep.kernels.cpu.rows import SIDE_BY_SIDE, add_rows, chains, dot, prefetch
@@ -41,11 +41,11 @@ GROUP = 8 * ROWS
 # number of any latent.
 WAITING, FREE = 2 * ACROSS, np.iinfo(np.int32).max
 # A listed entry: its pre-activation and its latent. One that has its place: its code, what the loss gains per unit of
-# its pre-activation, and, through the penalty, of its contribution (a rule may put another number there); its input;
-# and, where rules have one, a column of their own.
+# its pre-activation, and, through the penalty, of its norm-scaled activation (an architecture may put another number
+# there); its input; and, where an architecture has one, a column of its own.
 CODE, LATENT, LISTED = 0, 1, 2
 GAIN, SLOPE, ROW, OWN = 1, 2, 3, 4
-# Where fewer than this share of the latents fires, most are passed over by products of rounded rows (screen.py).
+# Where fewer than this share of the latents fires, products of rounded rows pass over most of them (int8_prefilter.py).
 ROUND_BELOW = 0.016
 # Latents, for each of k, after which few of the others are among the k largest so far.
 FIRST = 24
@@ -74,8 +74,8 @@ def views(flat, width, d):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def lay_out(W_dec, b_enc, encoder, norms, idle, begin, end):  # type: ignore[no-untyped-def]
-    """Take the ‖d‖ of latents [begin, end) but idle ones, then lay out their encoder as `look` reads it.
+def refresh_latents(W_dec, b_enc, encoder, norms, idle, begin, end):  # type: ignore[no-untyped-def]
+    """Take the ‖d‖ of latents [begin, end) but idle ones, then lay out their encoder as `prefilter_tile` reads it.
 
     norms may be the encoder's weights. One call for many: to hand over arrays costs as much as a latent.
     """
@@ -95,9 +95,9 @@ def lay_out(W_dec, b_enc, encoder, norms, idle, begin, end):  # type: ignore[no-
 
 @_jit
 def refresh(flat, width, d, encoder, norms):  # type: ignore[no-untyped-def]
-    """Lay out every latent."""
+    """Bring every latent up to date."""
     _, W_dec, b_enc, _ = views(flat, width, d)
-    lay_out(W_dec, b_enc, encoder, norms, np.zeros(width, np.uint8), 0, width)
+    refresh_latents(W_dec, b_enc, encoder, norms, np.zeros(width, np.uint8), 0, width)
 
 
 @_jit
@@ -133,7 +133,7 @@ def list_all(x, first, rows, encoder, rough, sides, floor, values, found, counts
     counts[:] = 0
     set_floors(floors, rows, sides)
     for panel in range(0, len(bias) // LANES, PANELS):
-        look(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
+        prefilter_tile(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
         candidates = unpack(masks, places)
         if panel >= len(panels):
             chains(W, panel * LANES, x, first, places, candidates, bias, pre)
@@ -167,7 +167,7 @@ def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found,
         latents[:, slot] = FREE - slot
     for panel in range(0, len(bias) // LANES, PANELS):
         set_floors(floors, rows, sides)
-        look(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
+        prefilter_tile(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
         candidates, full = unpack(masks, places_found), False
         if panel >= len(panels):
             chains(W, panel * LANES, x, first, places_found, candidates, bias, pre)
@@ -195,7 +195,7 @@ def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found,
         counts[row] = kept
 
 
-# W_enc [width, d]; the first of it in panels; b_enc and weights; the rest rounded (screen.py), with bounds.
+# W_enc [width, d]; the first of it in panels; b_enc and weights; the rest rounded (int8_prefilter.py), with bounds.
 ENCODER = numba.types.Tuple((_table, _cube, _row, _row, numba.int32[:, :, ::1], _table))
 
 
@@ -207,7 +207,7 @@ def encoder_of(W_enc: Array, weights: Array, rounded: bool, k: int = 0) -> tuple
     latents anyway that these are not rounded.
     """
     panels, d = len(weights) // LANES, W_enc.shape[1]
-    exact = min(PANELS * -(-FIRST * k // ACROSS), panels) if rounded and SCREENS else panels
+    exact = min(PANELS * -(-FIRST * k // ACROSS), panels) if rounded and PREFILTERS else panels
     coarse = panels if exact < panels else 0
     # Latents that fill up the last panel never fire.
     bias, bounds = np.full(len(weights), -np.inf, np.float32), np.zeros((BOUNDS, coarse * LANES), np.float32)
@@ -281,11 +281,11 @@ def _entries_of(latent, bounds, places, first, last):  # type: ignore[no-untyped
 
 
 @_jit
-def collect(x, residuals, sums, rows, seen, bounds, places, gradient, active, begin, end, first, last):  # type: ignore[no-untyped-def]
+def collect(x, residuals, sums, rows, residual_column, bounds, places, gradient, active, begin, end, first, last):  # type: ignore[no-untyped-def]
     """Add the gradient of latents [begin, end) over the entries of parts [first, last), but for scalars.
 
     The gradient of a latent counts only where it is marked active; whatever lies there before is overwritten.
-    seen: the column that says which residual an entry sees.
+    residual_column: the column that says along which residual an entry's gradient lies.
     """
     g_enc, g_dec, g_benc, _ = views(gradient, len(active), x.shape[1])
     here, stop = _entries_of(begin, bounds, places, first, last)
@@ -295,7 +295,7 @@ def collect(x, residuals, sums, rows, seen, bounds, places, gradient, active, be
             here, stop = _entries_of(latent + 1, bounds, places, first, last)
             for entry in range(here, min(here + AHEAD, stop)):
                 prefetch(x, rows[entry, ROW])
-                prefetch(residuals, rows[entry, seen])
+                prefetch(residuals, rows[entry, residual_column])
         if at == until:
             continue
         if not active[latent]:
@@ -304,4 +304,4 @@ def collect(x, residuals, sums, rows, seen, bounds, places, gradient, active, be
             g_dec[latent, :] = 0
             g_benc[latent] = 0
         add_rows(g_enc, latent, sums, GAIN, x, rows, ROW, at, until)
-        add_rows(g_dec, latent, sums, CODE, residuals, rows, seen, at, until)
+        add_rows(g_dec, latent, sums, CODE, residuals, rows, residual_column, at, until)

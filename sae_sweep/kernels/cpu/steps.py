@@ -1,4 +1,7 @@
-"""Adam on the latents that need it, and whole steps of an SAE without Python between them. Shapes as in sparse.py."""
+"""Adam on the latents that need it, and whole steps of an SAE without Python between them.
+
+Shapes are those of sparse_step.py.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import numpy as np
 
 from sae_sweep.kernels.cpu.architecture_steps import (
     ENTRIES,
+    FINISH_GRADIENT,
     FIRED,
     FURTHER,
-    LAY_OUT,
     PENALTY,
     RECONSTRUCT,
-    SETTLE,
+    REFRESH,
     SQUARED,
 )
 from sae_sweep.kernels.cpu.function_pointers import function_at
@@ -30,7 +33,7 @@ from sae_sweep.kernels.cpu.sparse_step import (
     place,
     views,
 )
-from sae_sweep.kernels.cpu.work_queue import END, last, offer, take
+from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece, publish
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
 
 _jit = numba.njit(**OPTIONS)
@@ -41,13 +44,15 @@ _bounds, _ints = _int[:, ::1], numba.int32[:, ::1]
 
 # The phases of a step, of which a piece is a part (1, 2), a slice (3, 5) or all there is.
 LIST, PLACE, COLLECT, CLIP, UPDATE = 1, 2, 3, 4, 5
-# Where steps are, int64: how many are done, and from which part on entries are collected.
+# How far steps have come, int64: how many are done, and from which part on entries are collected.
 STEP, FIRST_PART, STATE = 0, 1, 2
-# What is seen of them, float64: loss, squared error and L0 summed over the steps, the largest norm of their gradients,
-# how many entries an input had last, and by what the gradient is multiplied.
-LOSS, ERROR, L0, NORM, DENSITY, FACTOR, SEEN = 0, 1, 2, 3, 4, 5, 6
+# Metrics of steps, float64: loss, squared error and L0 summed over the steps; the largest norm of their gradients; how
+# many entries an input had in the last step; and what its gradient is multiplied by.
+LOSS, ERROR, L0, NORM, DENSITY, FACTOR, METRICS = 0, 1, 2, 3, 4, 5, 6
 
-_reconstruct_at, _settle_at, _lay_out_at, _slopes_at = map(function_at, (RECONSTRUCT, SETTLE, LAY_OUT, SLOPES))
+_reconstruct_at, _finish_gradient_at, _refresh_at, _slopes_at = map(
+    function_at, (RECONSTRUCT, FINISH_GRADIENT, REFRESH, SLOPES)
+)
 
 
 @_jit
@@ -65,9 +70,9 @@ def find_idle(first, second, width, d, idle):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def adam(flat, gradient, first, second, rule, own, begin, end):  # type: ignore[no-untyped-def]
+def adam(flat, gradient, first, second, scales, own, begin, end):  # type: ignore[no-untyped-def]
     """torch.optim.Adam's update of flat[begin:end]; `own` 0 stands for a gradient of 0, whatever lies there."""
-    clip, step, correction = rule
+    clip, step, correction = scales
     beta1, beta2, epsilon = np.float32(BETA1), np.float32(BETA2), np.float32(ADAM_EPS)
     one = np.float32(1)
     for i in range(begin, end):
@@ -78,7 +83,7 @@ def adam(flat, gradient, first, second, rule, own, begin, end):  # type: ignore[
 
 
 @_jit
-def update(flat, gradient, first, second, width, d, active, idle, rule, begin, end):  # type: ignore[no-untyped-def]
+def update(flat, gradient, first, second, width, d, active, idle, scales, begin, end):  # type: ignore[no-untyped-def]
     """Adam's step for latents [begin, end), but for their extras, whose gradient is spent. Leaves none active.
 
     A latent without gradient takes the step that Adam takes at a gradient of 0. An idle one, which has never had any
@@ -92,7 +97,7 @@ def update(flat, gradient, first, second, width, d, active, idle, rule, begin, e
             continue
         own = np.int64(active[latent])
         for offset, length in ((latent * d, d), (size + latent * d, d), (2 * size + latent, 1)):
-            adam(flat, gradient, first, second, rule, own, offset, offset + length)
+            adam(flat, gradient, first, second, scales, own, offset, offset + length)
         active[latent] = 0
     for at in range(2 * size + width + d, len(gradient), width):
         gradient[at + begin : at + end] = 0
@@ -163,8 +168,8 @@ def clip_factor(square, squares, clip):  # type: ignore[no-untyped-def]
 
 # Not even fused: loss by loss these are the numbers that Python would sum.
 @numba.njit(**(OPTIONS | {"fastmath": False}))
-def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
-    """Add what a step has seen: totals [parts, TOTALS]."""
+def accumulate_metrics(totals, b, coefficient, metrics):  # type: ignore[no-untyped-def]
+    """Add the metrics of a step to `metrics`; totals [parts, TOTALS] are those of its parts."""
     penalty, error, further, fired, entries = 0.0, 0.0, 0.0, 0.0, 0.0
     for part in range(len(totals)):
         penalty, error = penalty + totals[part, PENALTY], error + totals[part, SQUARED]
@@ -173,10 +178,10 @@ def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
             fired + totals[part, FIRED],
             entries + totals[part, ENTRIES],
         )
-    seen[DENSITY] = entries / b
-    seen[LOSS] += (error + coefficient * penalty + further) / b
-    seen[ERROR] += error / b
-    seen[L0] += fired / b
+    metrics[DENSITY] = entries / b
+    metrics[LOSS] += (error + coefficient * penalty + further) / b
+    metrics[ERROR] += error / b
+    metrics[L0] += fired / b
 
 
 @numba.njit(
@@ -189,24 +194,30 @@ def see(totals, b, coefficient, seen):  # type: ignore[no-untyped-def]
     **OPTIONS,
 )  # fmt: skip
 def take_steps(  # type: ignore[no-untyped-def]
-    batches, schedule, crew, state, seen, flat, gradient, first, second, W_dec, k, floor,
-    reconstruct_at, settle_at, lay_out_at, own, column, slopes_at, shares, scale, p, clip, dense_above, encoder, norms,
+    batches, schedule, queue, state, metrics, flat, gradient, first, second, W_dec, k, floor,
+    reconstruct_at, finish_gradient_at, refresh_at, own, column, slopes_at, shares, scale, p, clip, dense_above,
+    encoder, norms,
     codes, latents, starts, sums, rows, places, bounds, residuals, g_bdec, active, idle,
     parts, slices, begins, stops, totals, squares,
 ):  # fmt: skip
     """Adam steps of one SAE on batches [steps, b, d], until they end or more than `dense_above` latents fire.
 
-    As many threads may be in here as there are, with the same arguments: each does what `crew` has to do (crew.py).
-    schedule [steps, 3]: learning rate over the first bias correction, second bias correction, coefficient. floor: as of
-    `encode`. reconstruct_at to column: the rule (rules.py), its functions by address, and W_dec as it uses it. parts,
-    slices [·, 2]: where each begins and ends. state and seen: what is done and was seen so far.
+    Any number of threads may be in here with the same arguments: each does the pieces that it claims from `queue`
+    (work_queue.py). schedule [steps, 3]: learning rate over the first bias correction, second bias correction,
+    coefficient. floor: as of `encode`. reconstruct_at to column: the architecture's functions by address, its own
+    numbers, and the column of residuals (architecture_steps.py); W_dec is as that architecture uses it. parts, slices
+    [·, 2]: where each begins and ends. state [STATE]: how far the steps have come; metrics [METRICS]: their sums.
     """
     steps, b, d = batches.shape
     width, slopes = len(W_dec), _slopes_at(slopes_at)
-    reconstruct, settle, lay_out = _reconstruct_at(reconstruct_at), _settle_at(settle_at), _lay_out_at(lay_out_at)
+    reconstruct, finish_gradient, refresh = (
+        _reconstruct_at(reconstruct_at),
+        _finish_gradient_at(finish_gradient_at),
+        _refresh_at(refresh_at),
+    )
     together, biases = max(1, COLLECTED // (d * parts[0, 1])), 2 * width * d + width
     while True:
-        kind, piece = take(crew)
+        kind, piece = claim(queue)
         if kind == END:
             return
         step = state[STEP]
@@ -217,18 +228,18 @@ def take_steps(  # type: ignore[no-untyped-def]
                 codes[piece], latents[piece], starts[piece],
             )  # fmt: skip
             count(latents[piece], starts[piece, stops[piece] - begins[piece]], places[piece])
-            if last(crew, len(parts)):
+            if finish_piece(queue, len(parts)):
                 place(places, bounds)
-                offer(crew, PLACE, len(parts))
+                publish(queue, PLACE, len(parts))
         elif kind == PLACE:
             reconstruct(
                 x, begins[piece], stops[piece], flat, W_dec, norms, slopes, shares, scale, p,
                 np.float32(2 / b), np.float32(coefficient / b), codes[piece], latents[piece], starts[piece],
                 residuals, places[piece], sums, rows, g_bdec[piece : piece + 1], own, totals[piece],
             )  # fmt: skip
-            if last(crew, len(parts)):
+            if finish_piece(queue, len(parts)):
                 state[FIRST_PART] = 0
-                offer(crew, COLLECT, len(slices))
+                publish(queue, COLLECT, len(slices))
         elif kind == COLLECT:
             begin, end = slices[piece]
             stop = min(state[FIRST_PART] + together, len(parts))
@@ -238,36 +249,36 @@ def take_steps(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             full = (stops < parts[:, 1]).any()  # a list was
             if stop == len(parts):
-                settle(
+                finish_gradient(
                     flat, W_dec, norms, sums, bounds, gradient, active, (stops - begins).sum(), not full,
                     np.float32(coefficient / b), own, begin, end,
                 )  # fmt: skip
                 squares[piece] = square(gradient, width, d, active, begin, end)
-            if last(crew, len(slices)):
+            if finish_piece(queue, len(slices)):
                 if stop < len(parts):
                     state[FIRST_PART] = stop
-                    offer(crew, COLLECT, len(slices))
+                    publish(queue, COLLECT, len(slices))
                 elif full:
                     begins[:] = stops
-                    offer(crew, LIST, len(parts))
+                    publish(queue, LIST, len(parts))
                 else:
-                    offer(crew, CLIP, 1)
+                    publish(queue, CLIP, 1)
         elif kind == CLIP:
-            seen[FACTOR], norm = clip_factor(finish(gradient, biases, g_bdec), squares, clip)
-            seen[NORM] = max(seen[NORM], norm)
-            rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
-            adam(flat, gradient, first, second, rule, 1, biases, len(flat))
-            offer(crew, UPDATE, len(slices))
+            metrics[FACTOR], norm = clip_factor(finish(gradient, biases, g_bdec), squares, clip)
+            metrics[NORM] = max(metrics[NORM], norm)
+            scales = np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)
+            adam(flat, gradient, first, second, scales, 1, biases, len(flat))
+            publish(queue, UPDATE, len(slices))
         else:
-            rule = np.float32(seen[FACTOR]), np.float32(rate), np.float32(1 / correction2)
+            scales = np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)
             begin, end = slices[piece]
-            update(flat, gradient, first, second, width, d, active, idle, rule, begin, end)
-            lay_out(flat, W_dec, encoder, norms, idle, own, begin, end)
-            if last(crew, len(slices)):
-                see(totals, b, coefficient, seen)
+            update(flat, gradient, first, second, width, d, active, idle, scales, begin, end)
+            refresh(flat, W_dec, encoder, norms, idle, own, begin, end)
+            if finish_piece(queue, len(slices)):
+                accumulate_metrics(totals, b, coefficient, metrics)
                 state[STEP] += 1
                 begins[:], g_bdec[:], totals[:] = parts[:, 0], 0, 0
-                if state[STEP] == steps or seen[DENSITY] > dense_above:
-                    offer(crew, END, 0)
+                if state[STEP] == steps or metrics[DENSITY] > dense_above:
+                    publish(queue, END, 0)
                 else:
-                    offer(crew, LIST, len(parts))
+                    publish(queue, LIST, len(parts))

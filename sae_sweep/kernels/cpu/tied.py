@@ -1,7 +1,7 @@
-"""Tied weights: ReLU whose encoder and decoder are the rows w/‖w‖ of one matrix. Signatures as in rules.py.
+"""Tied weights: ReLU whose encoder and decoder are the rows w/‖w‖ of one matrix.
 
-What reaches a row of either reaches w by what of it is at right angles to w, over ‖w‖: also the pull of the penalty on
-the norm of a row, which therefore comes to nothing.
+Signatures are those of architecture_steps.py. What reaches a row of either reaches w by what of it is at right angles
+to w, over ‖w‖: also the pull of the penalty on the norm of a row, which therefore comes to nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import math
 import numba
 import numpy as np
 
-from sae_sweep.kernels.cpu.architecture_steps import Rule, lays_out, settles
+from sae_sweep.kernels.cpu.architecture_steps import ArchitectureSteps, finishes_gradient, refreshes
 from sae_sweep.kernels.cpu.relu import reconstruct
 from sae_sweep.kernels.cpu.rows import dot
-from sae_sweep.kernels.cpu.sparse_step import GAIN, OPTIONS, lay_out, views
+from sae_sweep.kernels.cpu.sparse_step import GAIN, OPTIONS, refresh_latents, views
 
 # What F.normalize divides by at least, and then has no slope.
 LEAST = np.float32(1e-12)
 
 
-@numba.njit(settles, **OPTIONS)
-def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+@numba.njit(finishes_gradient, **OPTIONS)
+def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
     """The biases'; and once it is whole, the gradient of both rows as that of the one that is trained."""
     width, d = W_dec.shape
     _, rows, _, _ = views(flat, width, d)
@@ -40,8 +40,8 @@ def settle(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of
             g_dec[latent, i] = (g_dec[latent, i] - along * W_dec[latent, i]) / max(norm, LEAST)
 
 
-@numba.njit(lays_out, **OPTIONS)
-def lay_out_unit_rows(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+@numba.njit(refreshes, **OPTIONS)
+def refresh_tied(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
     """The rows of unit norm, W_dec, which are the encoder's too; norms, and the encoder."""
     width, d = W_dec.shape
     _, rows, b_enc, _ = views(flat, width, d)
@@ -51,7 +51,7 @@ def lay_out_unit_rows(flat, W_dec, encoder, norms, idle, own, begin, end):  # ty
         norm = max(np.float32(math.sqrt(dot(rows, latent, rows, latent))), LEAST)
         for i in range(d):
             W_dec[latent, i] = rows[latent, i] / norm
-    lay_out(W_dec, b_enc, encoder, norms, idle, begin, end)
+    refresh_latents(W_dec, b_enc, encoder, norms, idle, begin, end)
 
 
-TIED = Rule(reconstruct, settle, lay_out_unit_rows, unit=True, dense=True)
+TIED = ArchitectureSteps(reconstruct, finish_gradient, refresh_tied, unit=True, dense=True)

@@ -59,9 +59,9 @@ def compile_vectors(formula: Formula) -> tuple[Callable[..., None], Callable[...
     """`sum_terms(codes, norms, scale, p, sums)`, `weigh_terms(sums, scale, p, weights) -> value`, and
     `slope_codes(codes, norms, scale, p, weights, slopes)` of a penalty.
 
-    The first adds the terms of contributions codes [n, INPUTS] · norms [n] to sums [2, INPUTS]; the second gives the
-    sum of the penalty over the inputs and ∂outer/∂Tᵢ in weights [2, INPUTS]; the third the penalty's slope in each
-    contribution, slopes [n, INPUTS].
+    The first adds the terms of the norm-scaled activations codes [n, INPUTS] · norms [n] to sums [2, INPUTS]; the
+    second gives the sum of the penalty over the inputs and ∂outer/∂Tᵢ in weights [2, INPUTS]; the third the penalty's
+    slope in each norm-scaled activation, slopes [n, INPUTS].
     """
     of_latents, outer, _ = formula.numeric_expressions()
     first, second = (*of_latents, sp.Integer(0))[:2]

@@ -14,9 +14,10 @@ Array = np.ndarray[Any, Any]
 
 @numba.njit(**OPTIONS)
 def count_wins(norms, thresholds, codes, latents, starts, rows, wins):  # type: ignore[no-untyped-def]
-    """Add to wins [width] on how many inputs of a part each latent's contribution is the largest, of equals the first.
+    """Add to wins [width] on how many inputs of a part each latent wins.
 
-    thresholds [width]: what a contribution has to exceed. codes, latents and starts are the part's list.
+    The latent with the largest norm-scaled activation wins; of equals the first.
+    thresholds [width]: what a norm-scaled activation has to exceed. codes, latents and starts are the part's list.
     """
     for row in range(rows):
         most, winner = np.float32(0), -1
