@@ -169,7 +169,10 @@ def test_claims_come_first_with_number_spread_and_null(tmp_path: Path) -> None:
 def test_a_claim_that_failed_points_at_the_figure_that_shows_it(tmp_path: Path) -> None:
     seeds = [(toy, seed) for toy in range(5) for seed in range(2)]
     results = [
-        (point(toy=SMALL.replace(seed=toy), width=8, seed=seed), {"l0": 1.0, "fvu": 0.1, "splits_per_max": 0.5 + 0.1 * seed})
+        (
+            point(toy=SMALL.replace(seed=toy), width=8, seed=seed),
+            {"l0": 1.0, "fvu": 0.1, "splits_per_max": 0.5 + 0.1 * seed},
+        )
         for toy, seed in seeds
     ]
     measures = {"splits_per_max": "split_counts", "label_mq - label_m": "labels", "loss": ""}
