@@ -1,7 +1,8 @@
 """Feature-splitting sweeps: toy models, stacked sparse autoencoders, exact ground truth.
 
-For notebooks: `load_sweep(name)`, `load_sae(id)`, `load_toy(id)`, and figures of what they return, `plot_front(df)` and
-others. For packages that add kinds: `register(kind)`, `Setting`, and a class for each family of kinds. Each is imported
+For notebooks: `run(…)`, `plan(…)`, `score(path, …)` and `compare(name, …)`, `load_sweep(name)`, `load_sae(id)`,
+`load_toy(id)`, and figures of what they return, `plot_front(df)` and others.
+For packages that add kinds: `register(kind)`, `Setting`, and a class for each family of kinds. Each is imported
 when it is first asked for.
 """
 
@@ -12,14 +13,19 @@ from sae_sweep.version import __version__
 
 if TYPE_CHECKING:
     from sae_sweep.api import (
+        Results,
+        compare,
         load_sae,
         load_sweep,
         load_toy,
+        plan,
         plot_front,
         plot_information,
         plot_labels,
         plot_phases,
         plot_split_counts,
+        run,
+        score,
     )
     from sae_sweep.metrics.metric import Metric
     from sae_sweep.registry import Setting, register
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 
 # Public name → the module that has it.
 _HOMES = {
+    **dict.fromkeys(("Results", "compare", "plan", "run", "score"), "api"),
     **dict.fromkeys(("load_sae", "load_sweep", "load_toy"), "api"),
     **dict.fromkeys(("plot_front", "plot_information", "plot_labels", "plot_phases", "plot_split_counts"), "api"),
     **dict.fromkeys(("Setting", "register"), "registry"),
@@ -48,19 +55,24 @@ __all__ = [
     "Init",
     "Metric",
     "PenaltyFormula",
+    "Results",
     "Setting",
     "SiteKind",
     "ToyKind",
     "__version__",
+    "compare",
     "load_sae",
     "load_sweep",
     "load_toy",
+    "plan",
     "plot_front",
     "plot_information",
     "plot_labels",
     "plot_phases",
     "plot_split_counts",
     "register",
+    "run",
+    "score",
 ]
 
 

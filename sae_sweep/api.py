@@ -1,13 +1,22 @@
-"""What sweeps left in the store, opened again in Python: a sweep's table, a trained SAE, the toy that it reads.
+"""Sweeps from Python: run one, plan it, measure an SAE, and open again what the store holds.
 
-from sae_sweep import load_sweep, load_sae, load_toy
+    import sae_sweep
+    results = sae_sweep.run("experiment=splitting", seed=[0, 1])
+    results.frame, results.verdicts, results.front(), results.report()
+
+Overrides are those of the command line, as text, as mappings, or as keywords, in which two underscores are a dot:
+`run("sae.width=8,16")`, `run({"sae.width": [8, 16]})` and `run(sae__width=[8, 16])` are the same. What is wrong with
+them is a UserError with the line that the command line prints.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +25,124 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from sae_sweep import running
+from sae_sweep.config import files
+from sae_sweep.config import overrides as config
+from sae_sweep.config.grid import Sweep
 from sae_sweep.config.keys import nearest
 from sae_sweep.config.settings import Point, Toy, point_from, toy_id
+from sae_sweep.config.words import Override, words
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.ground_truth import cosines
 from sae_sweep.reports import figure_data, figures
+from sae_sweep.reports import report as reports
+from sae_sweep.reports.claims import evaluate_all
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.formats.index import read_sae
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
 from sae_sweep.sweep import context
+from sae_sweep.sweep import run as runner
+from sae_sweep.sweep.plan import Plan
+from sae_sweep.sweep.plan import plan as make_plan
 from sae_sweep.toys.model import Model
 
 OUTPUTS = Path("outputs")
+Folders = str | Path | Sequence[str | Path]
 # Points named by an error about an id that begins several.
 _NAMED = 4
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep that was run.
+
+    frame: the results table, a row per finished point; untrained: the same of the SAEs before training
+    failed: how many points failed
+    """
+
+    sweep: Sweep
+    frame: pd.DataFrame
+    untrained: pd.DataFrame
+    failed: int
+
+    @property
+    def name(self) -> str:
+        """The sweep's name, as `load_sweep` and the commands take it."""
+        return self.sweep.name
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """The verdict on each claim: a row each, with what was predicted and what was found."""
+        found = evaluate_all(self.sweep.claims, self.frame, self.untrained)
+        return pd.DataFrame([dataclasses.asdict(verdict) for verdict in found])
+
+    def front(self) -> go.Figure:
+        """FVU against L0, a line per penalty, width and start."""
+        return plot_front(self.frame)
+
+    def report(self, output: Path | str | None = None) -> Path:
+        """Write the page of the sweep, by default report.html in its folder; returns where it is."""
+        store = Store(self.sweep.output_dir)
+        info = frame.sweep_info(store, self.name)
+        both = self.frame, self.untrained
+        material = reports.gather(store, [self.name], info, both, evaluate_all(info["claims"], *both))
+        target = None if output is None else Path(output)
+        return reports.write(store, material, target, reports.choose_few(self.frame), images=False)[0]
+
+    def __repr__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"Results({self.name}: {len(self.frame)} points{failed}, {len(self.sweep.claims)} claims)"
+
+
+def run(*overrides: Override, config_dir: Folders = (), yes: bool = False, **settings: Any) -> Results:
+    """Train what is missing of a sweep, and measure it; what is finished is kept. Progress goes to stderr.
+
+    Args:
+        overrides: text as on the command line, or mappings of keys to values; a list of values is an axis.
+        config_dir: folders of options of your own, before ./conf and the package's.
+        yes: let grids of more than 100,000 combinations through.
+        settings: keys and values, with two underscores for a dot.
+
+    UserError: what the command line would refuse; EnvironmentProblem: the output folder, or a GPU that is not there.
+    """
+    sweep = _configured(overrides, config_dir, yes, settings)
+    config.check_writable(sweep.output_dir)
+    runner.check_weights(sweep)
+    store = Store(sweep.output_dir)
+    sweep = running.calibrated(sweep, store)
+    outcome, results, untrained = running.train(sweep, runner.look(sweep, store), store, fail_fast=False)
+    return Results(sweep, results, untrained, outcome.failed)
+
+
+def plan(*overrides: Override, config_dir: Folders = (), yes: bool = False, **settings: Any) -> Plan:
+    """What `run` would do: its points, those finished, the packs left, seconds and bytes. Nothing is written."""
+    sweep = _configured(overrides, config_dir, yes, settings)
+    runner.check_weights(sweep)
+    store = Store(sweep.output_dir)
+    return make_plan(running.known(sweep, store), store.ids("points"), trained_toys=store.ids("toys"))
+
+
+def score(path: Path | str, *overrides: Override, **settings: Any) -> dict[str, Any]:
+    """The metrics, by column, of an SAE of any library, by its folder or file, on a toy of the overrides."""
+    return running.measured(Path(path), words(overrides, settings))[2]
+
+
+def compare(*names: str, output_dir: Path | str = OUTPUTS) -> pd.DataFrame:
+    """The results tables of several sweeps as one, whose first column `sweep` says which."""
+    return frame.together(Store(output_dir), names)[0]
+
+
+def _configured(overrides: Sequence[Override], config_dir: Folders, yes: bool, settings: Mapping[str, Any]) -> Sweep:
+    files.search_first([config_dir] if isinstance(config_dir, str | Path) else config_dir)
+    try:
+        sweep = config.load(words(overrides, settings), yes=yes)
+    finally:
+        files.search_first([])
+    if sweep.launcher["name"] == "slurm":
+        raise UserError("launcher=slurm is for the command line: sae-sweep submit, with the same overrides")
+    return sweep
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Setting:
     identity, so that ids given before it existed stay
     told: whether it has an effect on numbers; a path has none beside the digest of what it leads to
     given: whether a user may set it; what is derived from another setting may not
+    verbatim: whether its text is taken as typed, and not read by Hydra's grammar, whose brackets and signs it may hold
     """
 
     default: Any
@@ -64,6 +65,7 @@ class Setting:
     legacy: Any = UNSET
     told: bool = True
     given: bool = True
+    verbatim: bool = False
 
     def __post_init__(self) -> None:
         if not self.kind:

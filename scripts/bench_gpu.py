@@ -59,7 +59,7 @@ from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, Backend, Progress
 
-COMPETING = tuple(name for name, kind in kinds("penalty").items() if kind.largest)
+COMPETING = tuple(name for name, kind in kinds("penalty").items() if kind.parsed.largest)
 PENALTIES = tuple(kinds("penalty"))
 
 DEVICE = "cpu" if DRY else "cuda"

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.config.settings import Distribution, Toy
+from sae_sweep.config.settings import Distribution, Evaluation, Toy
+from sae_sweep.metrics.evaluation_classes import EvaluationClasses
 from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.toys.classes import Cells
@@ -30,6 +31,10 @@ class Planted:
         self.cell = self.cells.index(self.sequences)
         self.chance = cell_weights(self.cells, Distribution(distribution))
         self.weight = (self.chance / self.cells.sizes)[self.cell]
+
+    def classes(self, evaluation: Evaluation | None = None, drawn: bool = False) -> EvaluationClasses:
+        """The classes of an evaluation of all inputs, or of one that is taken to have drawn them."""
+        return EvaluationClasses(self.cells, self.chance, self.cells.sizes, drawn, evaluation or Evaluation())
 
     def factor(self, name: str) -> NDArray[np.int32]:
         """m, q, n or c of every input [N]."""

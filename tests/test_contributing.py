@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from commandline import fresh
 
-from sae_sweep.config import axes, overrides
-from sae_sweep.config.axes import conf_dir, listing
+from sae_sweep.config import files, overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -46,15 +44,8 @@ def test_a_recipe_is_swept(code: str, tmp_path: Path) -> None:
 
 def test_the_experiment_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (text,) = (text for language, text in BLOCKS if language == "yaml")
-    conf = tmp_path / "conf"
-    shutil.copytree(conf_dir(), conf)
-    (conf / "experiment" / "trial.yaml").write_text(text)
-    for module in (overrides, axes):
-        monkeypatch.setattr(module, "conf_dir", lambda: conf)
-    listing.cache_clear()
-    try:
-        sweep = overrides.load(["experiment=trial"])
-    finally:
-        monkeypatch.undo()
-        listing.cache_clear()
-    assert len(sweep.points) == 2 * 2 * 2 and [claim["name"] for claim in sweep.claims] == ["wider_splits_more"]
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "trial.yaml").write_text(text)
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
+    sweep = overrides.load(["experiment=trial"])
+    assert len(sweep.points) == 5 * 2 * 2 * 2 and [claim["name"] for claim in sweep.claims] == ["wider_splits_more"]

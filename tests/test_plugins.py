@@ -79,7 +79,7 @@ register(
     PenaltyFormula(
         name="saturating",
         description="approaches 1 as a grows",
-        sums=("a/(a + s)",),
+        formula="a/(a + s)",
         prior="improper",
         settings={"scale": Setting(1.0, gt=0)},
         ladder=(0.1, 0.2, 0.4, 0.8),

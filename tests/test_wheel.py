@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_sweep.config.axes import conf_dir, listing
+from sae_sweep.config.axes import listing
+from sae_sweep.config.files import conf_dir
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

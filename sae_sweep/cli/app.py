@@ -36,6 +36,23 @@ Overrides = Annotated[
 OfToy = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE[,VALUE…]]…", help="Hydra overrides; none: toy=max_of_k.")
 ]
+
+
+def _search_first(folders: list[Path] | None) -> None:
+    from sae_sweep.config import files
+
+    files.search_first(folders or [])
+
+
+ConfigDir = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config-dir",
+        metavar="DIR",
+        callback=_search_first,
+        help="A folder of experiment/, penalty/ and other groups of your own, before ./conf and ours; repeat for more.",
+    ),
+]
 KindName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them: all about it.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the points whose id ≡ I mod N, I from 0.")]
@@ -90,11 +107,17 @@ def run(
     yes: Yes = False,
     json: Json = False,
     full: Full = False,
+    config_dir: ConfigDir = None,
+    cfg: Annotated[bool, typer.Option("--cfg", help="Print the resolved configuration as YAML, and stop.")] = False,
 ) -> None:
     """Plan a grid, train what is missing, count the splits, report: verdicts, the rows that matter, a page."""
     from sae_sweep.cli import run as commands
 
-    if dry_run:
+    if cfg:
+        from sae_sweep.cli.experiments import print_configuration
+
+        print_configuration(overrides or [], yes)
+    elif dry_run:
         commands.plan(overrides or [], shard, yes, json, dry_run=True)
     else:
         raise typer.Exit(commands.run(overrides or [], shard, fail_fast, yes, commands.Output(json, full)))
@@ -106,7 +129,13 @@ def run(
         "plan sae.width=64,256,1024 penalty=l1,log1p --json",
     )
 )
-def plan(overrides: Overrides = None, shard: Shard = None, yes: Yes = False, json: Json = False) -> None:
+def plan(
+    overrides: Overrides = None,
+    shard: Shard = None,
+    yes: Yes = False,
+    json: Json = False,
+    config_dir: ConfigDir = None,
+) -> None:
     """Axes, points, finished, packs, and an estimate of memory and time."""
     from sae_sweep.cli import run as commands
 
@@ -127,6 +156,7 @@ def submit(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop all jobs at the first failed point.")] = False,
     yes: Yes = False,
     json: Json = False,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Send what is missing of a grid to Slurm as job arrays."""
     from sae_sweep.cli import slurm
@@ -394,6 +424,32 @@ def penalties(name: KindName = None, json: Json = False) -> None:
 
 @app.command(
     epilog=_examples(
+        "prior log1p 2",
+        "prior 'a/(a+s)' 1 --scale 2",
+    )
+)
+def prior(
+    penalty: Annotated[str, typer.Argument(metavar="PENALTY", help="A penalty's name, or a formula: 'a/(a+s)'.")],
+    coefficients: Annotated[
+        list[float] | None, typer.Argument(metavar="[COEFFICIENT]…", help="None: the penalty's ladder; a formula's: 1.")
+    ] = None,
+    outer: Annotated[str | None, typer.Option(help="What a formula's sum T enters: 'exp(T) - 1'.")] = None,
+    scale: Annotated[float, typer.Option(help="penalty.scale, s in formulas.")] = 1.0,
+    p: Annotated[float | None, typer.Option("--p", help="penalty.p, p in formulas.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Noise σ in each number: λ = coefficient/(2σ²). None: √½, so λ = coefficient.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The prior that a penalty implies: density, normalisation, mean, tail and slope at zero, with a chart."""
+    from sae_sweep.cli import prior as priors
+
+    asked = priors.ask(penalty, coefficients or [], outer, scale, p, priors.SIGMA if sigma is None else sigma)
+    priors.prior(asked, json)
+
+
+@app.command(
+    epilog=_examples(
         "architectures",
         "architectures topk",
     )
@@ -403,6 +459,34 @@ def architectures(name: KindName = None, json: Json = False) -> None:
     from sae_sweep.cli import listings
 
     listings.architectures(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "experiments",
+        "experiments splitting",
+    )
+)
+def experiments(name: KindName = None, json: Json = False, config_dir: ConfigDir = None) -> None:
+    """The experiments there are, yours and ours: what each asks, its claims, its points, how long, where from."""
+    from sae_sweep.cli import experiments as listing
+
+    listing.experiments(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "init ideas",
+        "init .",
+    )
+)
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder; what lies in it is never overwritten.")],
+) -> None:
+    """Write a starter: an experiment, a penalty, a plugin package and a notebook of your own."""
+    from sae_sweep.cli import experiments as listing
+
+    listing.init(directory)
 
 
 class Shell(StrEnum):

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from sae_sweep.config.axes import GROUPS, conf_dir, is_sweep_key, listing
+from sae_sweep.config import files
+from sae_sweep.config.axes import GROUPS, is_sweep_key, listing
 from sae_sweep.config.keys import point_keys, sweep_keys
+from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting
 
 _KINDS = {"int": "whole number", "float": "number", "str": "word"}
@@ -59,6 +63,7 @@ def candidates(program: Any, before: Sequence[str], word: str) -> list[Candidate
     if command is None:
         return []
     rest = before[list(before).index(names[0]) + 1 :]
+    _search_first(rest)
     taking = {name: each for each in command.params for name in each.opts if _takes_value(each)}
     if rest and rest[-1] in taking:
         return _starting(word, _of_kind(command, taking[rest[-1]], word))
@@ -142,6 +147,14 @@ def _outputs(words: Sequence[str]) -> Path:
     return Path("outputs")
 
 
+def _search_first(words: Sequence[str]) -> None:
+    """Options of the folders that the line names are offered too."""
+    named = [after for word, after in pairwise(words) if word == "--config-dir"]
+    named += [word.removeprefix("--config-dir=") for word in words if word.startswith("--config-dir=")]
+    with suppress(UserError):
+        files.search_first(named)
+
+
 def _names(folder: Path) -> Iterator[Candidate]:
     try:
         yield from map(Candidate, sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")))
@@ -205,8 +218,8 @@ def _rules() -> dict[str, Setting | None]:
     """Every key and what it takes; of loggers and launchers the files alone know."""
     rules: dict[str, Setting | None] = {**point_keys(), **sweep_keys()}
     for group in ("logger", "launcher"):
-        for option in listing(group):
-            lines = (conf_dir() / group / f"{option}.yaml").read_text().splitlines()
+        for path in files.options(group).values():
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
             names = (match[1] for line in lines if (match := re.match(r"(\w+):", line)))
             rules |= {f"{group}.{name}": None for name in names if name != "name"}
     return rules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from sae_sweep import registry
 from sae_sweep.config import overrides as config
-from sae_sweep.config.keys import nearest
+from sae_sweep.config.keys import nearest, show
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -23,61 +24,87 @@ _INDENT = 17
 
 def cells(overrides: Sequence[str], json: bool) -> None:
     """Print the ground truth of a toy."""
-    toys = {point.toy for point in config.load(overrides, ["experiment=null"]).points}
-    if len(toys) > 1:
-        raise UserError(f"cells shows one toy at a time, got {len(toys)}")
-    (toy,) = toys
+    sweep = config.load(overrides, ["experiment=null"])
+    settings = {(point.toy, point.distribution) for point in sweep.points}
+    if len(settings) > 1:
+        raise UserError(f"cells shows one toy under one distribution at a time, got {len(settings)}")
+    ((toy, distribution),) = settings
     if not toy.kind.distributions:
         raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
 
     from sae_sweep.config.settings import PARTITIONS
+    from sae_sweep.metrics.ceilings import ceilings_of
     from sae_sweep.toys.classes import cells_per_max, count_cells, count_classes
 
     per_max = [int(cells_per_max(m, toy.k)) for m in range(toy.d_vocab)]
     partitions = {name: count_classes(name, toy.d_vocab, toy.k) for name in PARTITIONS}
     total = int(count_cells(toy.d_vocab, toy.k))
+    found = ceilings_of(toy, distribution, sweep.evaluation)
+    assert found is not None
     if json:
         head = {"schema": 1, "d_vocab": toy.d_vocab, "k": toy.k, "cells": total}
-        print(json_module.dumps(head | {"per_max": per_max, "partitions": partitions}))
+        about = {"distribution": distribution.name, "inputs": sweep.evaluation.inputs}
+        ceilings = {name: dataclasses.asdict(ceiling) for name, ceiling in found.items()}
+        print(json_module.dumps(head | {"per_max": per_max, "partitions": partitions, **about, "ceilings": ceilings}))
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("partition")
-    table.add_column("cells", justify="right")
+    for title in ("classes", "countable", "splits"):
+        table.add_column(title, justify="right")
     table.add_column("tells apart")
     spelled = {"m": "maximum", "q": "query", "n": "runner-up", "c": "copies of the maximum"}
     for name, count in partitions.items():
-        table.add_row(name, f"{count:,}", ", ".join(spelled[letter] for letter in name))
+        told_apart = ", ".join(spelled[letter] for letter in name)
+        table.add_row(name, f"{count:,}", f"{found[name].countable:,}", f"{found[name].splits:,}", told_apart)
     sentence = (
         f"max of {toy.k} tokens out of {toy.d_vocab}: {toy.d_vocab**toy.k:,} inputs in {total:,} cells "
         f"(maximum, query, runner-up, copies); from {per_max[0]} for maximum 0 to {per_max[-1]:,} for {toy.d_vocab - 1}"
     )
-    layout.write(layout.console(sys.stdout), sentence, table)
+    drawn = toy.d_vocab**toy.k > sweep.evaluation.inputs
+    rule = (
+        f"countable: classes that can be judged under {distribution.name}, "
+        + (
+            f"of which an evaluation expects 8 inputs among the {sweep.evaluation.inputs:,} that it draws"
+            if drawn
+            else "as every input is enumerated"
+        )
+        + "; splits: what a perfect code for the partition scores, one latent for each countable class"
+    )
+    layout.write(layout.console(sys.stdout), sentence, table, rule)
 
 
 def penalties(name: str | None, json: bool) -> None:
-    """Print the penalties there are, or all about one."""
-    from sae_sweep.saes.penalties import spell
+    """Print the penalties there are, or one of them with the prior that it implies."""
+    from sae_sweep.cli import prior
 
-    ladders = config.ladders()
+    known = registry.kinds("penalty")
+    if name is not None and name not in known:
+        raise UserError(f"there is no penalty {show(name)}{nearest(name, known)}")
     rows = [
         {
             "name": each,
-            "formula": formula.formula,
-            "slope_at_zero": spell(formula.slope_at_zero),
-            "prior": formula.prior,
-            "keys": [f"penalty.{key}" for key in formula.settings],
-            "ladder": ladders.get(each),
-            "source": formula.source,
+            "description": kind.description,
+            "formula": kind.parsed.whole,
+            "slope_at_zero": kind.parsed.slope_at_zero,
+            "prior": kind.prior,
+            "keys": [f"penalty.{key}" for key in kind.settings],
+            "ladder": config.ladder(each),
+            "source": kind.source,
         }
-        for each, formula in registry.kinds("penalty").items()
+        for each, kind in known.items()
+        if name in (None, each)
     ]
-    _listing(
-        "penalty",
-        rows,
-        name,
-        json,
-        "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000",
-    )
+    question = prior.ask(name) if name not in (None, "none") else None
+    if json and name is not None:
+        print(json_module.dumps(rows[0] | {"implied_prior": question and prior.as_json(question)}))
+        return
+    heading = "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000"
+    _listing("penalty", rows, name, json, heading, () if name else prior.QUESTIONS)
+    if question:
+        console = layout.console(sys.stdout)
+        # Its closed form stands in the listing already.
+        shown = dataclasses.replace(question, closed_form=None)
+        layout.write(console, Text(""), *prior.paragraphs(shown, console.width))
 
 
 def architectures(name: str | None, json: bool) -> None:
@@ -97,8 +124,15 @@ def architectures(name: str | None, json: bool) -> None:
     _listing("architecture", rows, name, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 
 
-def _listing(kind: str, rows: Sequence[Mapping[str, Any]], name: str | None, json: bool, heading: str) -> None:
-    """A line per row, its name and what says most of it; or of the one that is named, everything."""
+def _listing(
+    kind: str,
+    rows: Sequence[Mapping[str, Any]],
+    name: str | None,
+    json: bool,
+    heading: str,
+    remarks: Sequence[str] = (),
+) -> None:
+    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remarks."""
     named = [row for row in rows if row["name"] == name]
     if name is not None and not named:
         raise UserError(f"there is no {kind} {name}{nearest(name, [row['name'] for row in rows])}")
@@ -121,4 +155,5 @@ def _listing(kind: str, rows: Sequence[Mapping[str, Any]], name: str | None, jso
                 first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))
                 parts += [Text(" " * _INDENT + line) for line in more]
+    parts += [Text("\n" + "\n".join(wrap(remark, console.width))) for remark in remarks]
     layout.write(console, *parts)

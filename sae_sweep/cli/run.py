@@ -6,18 +6,18 @@ import dataclasses
 import json as json_module
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from sae_sweep import running
 from sae_sweep.cli import show
 from sae_sweep.config import keys
 from sae_sweep.config import overrides as config
 from sae_sweep.config.calibration import coefficients
-from sae_sweep.config.grid import Sweep
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import layout
 from sae_sweep.store.store import NotThere, Store, StoreDamaged
@@ -25,10 +25,6 @@ from sae_sweep.store.store import NotThere, Store, StoreDamaged
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sae_sweep.sweep.events import Event
-    from sae_sweep.sweep.plan import Work
-    from sae_sweep.sweep.run import Outcome
-    from sae_sweep.tracking.logging import WandbLog
 
 OK, FAILED_POINTS = 0, 3
 
@@ -54,75 +50,18 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
     config.check_writable(sweep.output_dir)
 
     from sae_sweep.sweep import run as runner
+    from sae_sweep.sweep.attainable import check_attainable
 
     runner.check_weights(sweep)
+    check_attainable(sweep)
     store = Store(sweep.output_dir)
-    sweep = calibrated(sweep, store)
-    outcome, results, untrained = _work(sweep, runner.look(sweep, store, part), store, fail_fast)
+    sweep = running.calibrated(sweep, store)
+    outcome, results, untrained = running.train(sweep, runner.look(sweep, store, part), store, fail_fast)
     if output.json:
         print(json_module.dumps(outcome.to_json()))
     else:
         show.end_of_run(store, sweep.name, (results, untrained), output.full, new=outcome.ran > 0)
     return FAILED_POINTS if outcome.failed else OK
-
-
-def calibrated(sweep: Sweep, store: Store) -> Sweep:
-    """The sweep with the coefficients that grid.calibrate chooses, by trial where they are not known; says so."""
-    if sweep.calibration is None:
-        return sweep
-    from sae_sweep.sweep.calibrate import calibrated as choose
-
-    sweep = choose(sweep, store, _trials)
-    for line in sweep.calibration.lines.values() if sweep.calibration else ():
-        print(line.sentence, file=sys.stderr)
-        if line.warning:
-            print(f"warning: {line.warning}", file=sys.stderr)
-    return sweep
-
-
-@contextmanager
-def _trials(work: Work) -> Iterator[Callable[[Event], None]]:
-    """Shows the runs that choose coefficients."""
-    from sae_sweep.reports.live import LiveView
-    from sae_sweep.sweep.events import Note
-
-    count = layout.plural(sum(map(len, work.plan.packs)), "SAE")
-    with LiveView(len(work.plan.points), len(work.plan.finished), work.plan.seconds) as view:
-        view.handle(Note(f"choosing coefficients by L0: {count}, about {layout.duration(work.plan.seconds)}"))
-        yield view.handle
-
-
-def _work(sweep: Sweep, work: Work, store: Store, fail_fast: bool) -> tuple[Outcome, pd.DataFrame, pd.DataFrame]:
-    """Run with a live view, log to W&B beside it, and write the sweep's tables, which come back too."""
-    from sae_sweep.store.results import sweep_info
-    from sae_sweep.sweep import run as runner
-    from sae_sweep.sweep.events import Note
-    from sae_sweep.tracking.logging import watch
-
-    with watch(sweep, work, store) as seen:
-        outcome = runner.run(sweep, work, store, seen.handle, fail_fast)
-        if seen.log is not None and outcome.ran:
-            seen.log.start()  # nothing more is trained that it could slow
-        results, untrained = _write_tables(sweep, work, outcome, store)
-        for line in store.damaged:
-            seen.handle(Note(line))
-        if seen.log is not None:
-            _log_the_sweep(seen.log, sweep_info(store, sweep.name), store, results, untrained)
-    return outcome, results, untrained
-
-
-def _write_tables(sweep: Sweep, work: Work, outcome: Outcome, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write a sweep's tables. EnvironmentProblem if they lack points that the run found or made."""
-    from sae_sweep.store import results as frame
-
-    if sweep.name not in store.sweeps():
-        raise EnvironmentProblem(f"{store.sweep(sweep.name)} was deleted while the sweep ran: run it again")
-    results, untrained = frame.write(store, sweep.name, frame.tables(store, sweep.name, work.records))
-    there = set(results["point_id"])
-    lost = outcome.ran + outcome.skipped - sum(point.id in there for point in work.plan.points)
-    if lost:
-        raise EnvironmentProblem(f"{lost} finished points were deleted or damaged while the sweep ran: run it again")
-    return results, untrained
 
 
 def verify(json: bool, output_dir: Path) -> int:
@@ -164,7 +103,7 @@ def log_rest(store: Store, name: str, logger: Mapping[str, Any]) -> bool:
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
     with LiveView(len(results), len(results), 0.0) as view, open_log(store, name, logger, view.handle) as log:
-        _log_the_sweep(log, info, store, results, untrained)
+        running.log_sweep(log, info, store, results, untrained)
     return log.complete
 
 
@@ -177,12 +116,14 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
         cluster.run(sweep, False, Output(json), dry_run=True)
         return
 
+    from sae_sweep.sweep.attainable import check_attainable
     from sae_sweep.sweep.plan import plan as make_plan
     from sae_sweep.sweep.run import check_weights
 
     check_weights(sweep)
+    check_attainable(sweep)
     store = Store(sweep.output_dir)
-    sweep = known(sweep, store)
+    sweep = running.known(sweep, store)
     finished, toys = store.ids("points"), store.ids("toys")
     planned = make_plan(sweep, finished, parse_shard(shard), toys)
     unknown = [] if sweep.calibration is None else coefficients(sweep.calibration.rungs)
@@ -208,15 +149,6 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     layout.write(layout.console(sys.stdout), f"{sweep.name}", table)
 
 
-def known(sweep: Sweep, store: Store) -> Sweep:
-    """The sweep with the coefficients that grid.calibrate chose before; as it is where they are not known yet."""
-    if sweep.calibration is None:
-        return sweep
-    from sae_sweep.sweep.calibrate import calibrated as choose
-
-    return choose(sweep, store, view=None)
-
-
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """`I/N` to (I, N). UserError if it is not that."""
     if shard is None:
@@ -225,17 +157,3 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     if match is None:
         raise UserError(f"--shard {keys.show(shard)}: expected I/N, such as 0/4 for the first of four")
     return int(match[1]), int(match[2])
-
-
-def _log_the_sweep(
-    log: WandbLog, info: Mapping[str, Any], store: Store, results: pd.DataFrame, untrained: pd.DataFrame
-) -> None:
-    """Log the points that are finished but were not logged, then the sweep's own run. `info`: its sweep.yaml."""
-    from sae_sweep.store.results import measured
-
-    wanted = info["measure_id"]
-    missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
-    for record in measured(store, missing, wanted):
-        log.log_point(record)
-    verdicts = [dataclasses.asdict(verdict) for verdict in show.verdicts_of(info["claims"], results, untrained)]
-    log.log_sweep(results, untrained, verdicts, {"experiment": info["experiment"], "overrides": info["overrides"]})

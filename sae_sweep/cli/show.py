@@ -39,6 +39,11 @@ def results(sweep: str, format: str, seeds: str, choice: Choice, output_dir: Pat
     store = Store(output_dir)
     table = frame.load(store, sweep)
     warn_of_damage(store)
+    if seeds == "mean":
+        from sae_sweep.store.seed_agreement import seed_agreement
+
+        # From the weights of every point, so only where it is asked for.
+        table["seed_agreement"] = seed_agreement(store, table)
     _print_table(table, format, seeds, choice)
 
 

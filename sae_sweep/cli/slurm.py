@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sae_sweep import running
 from sae_sweep.cli import run as commands
 from sae_sweep.cli import show
 from sae_sweep.config import overrides as config
@@ -72,16 +73,18 @@ def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
     """The sweep with the coefficients that grid.calibrate chooses: by trial, here, before anything is sent."""
     if sweep.calibration is None:
         return sweep
+    from sae_sweep.sweep.attainable import check_attainable
     from sae_sweep.sweep.run import check_weights
 
     config.check_writable(sweep.output_dir)
     check_weights(sweep)
+    check_attainable(sweep)
     store = Store(sweep.output_dir)
     if not dry_run:
         # Trials take what this machine has, whatever the nodes have.
-        chosen = commands.calibrated(dataclasses.replace(sweep, device="auto"), store)
+        chosen = running.calibrated(dataclasses.replace(sweep, device="auto"), store)
         return dataclasses.replace(chosen, device=sweep.device)
-    sweep = commands.known(sweep, store)
+    sweep = running.known(sweep, store)
     if sweep.calibration is not None and sweep.calibration.rungs:
         print(sweep.calibration.sentence.replace("the run", "submit, on this machine"), file=sys.stderr)
     return sweep

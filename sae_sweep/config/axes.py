@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sae_sweep import registry
+from sae_sweep.config import files
+from sae_sweep.config.files import GROUPS
 from sae_sweep.config.keys import CHOSEN, check_axis, nearest, point_keys, show, sweep_keys
 from sae_sweep.config.settings import PARTS
 from sae_sweep.errors import UserError
-
-# The folders of conf/. Those that are no part of a point take one option for the whole sweep.
-GROUPS = (*PARTS, "evaluation", "logger", "launcher", "experiment")
 
 # What the grid of an experiment takes beside its axes and blocks.
 CALIBRATION = ("calibrate", "l0_range", "coefficients")
@@ -25,42 +22,35 @@ PLAIN = ("training", "evaluation")
 Axes = dict[str, list[Any]]
 
 
-@functools.cache
-def conf_dir() -> Path:
-    """The folder of YAML: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return next(place for place in (package / "conf", package.parent / "conf") if (place / "config.yaml").exists())
-
-
-@registry.derived
 def listing(group: str) -> list[str]:
-    """The options of a config group: its YAML files, and the kinds that are registered."""
-    files = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    """The options of a config group: YAML files of the user's folders and ours, and the kinds that are registered."""
     kinds = registry.kinds(FAMILIES[group]) if group in FAMILIES else {}
-    return sorted({*files, *kinds, *(["default"] if group in PLAIN else [])})
+    return sorted({*files.options(group), *kinds, *(["default"] if group in PLAIN else [])})
 
 
-@registry.derived
 def fileless(group: str) -> list[str]:
     """The options of a group that are kinds without a YAML file."""
     if group not in FAMILIES:
         return []
-    return [name for name in registry.kinds(FAMILIES[group]) if not (conf_dir() / group / f"{name}.yaml").exists()]
+    return [name for name in registry.kinds(FAMILIES[group]) if name not in files.options(group)]
 
 
 def is_file(group: str, option: Any) -> bool:
     """A distribution may be named by its file of weights."""
-    return group == "distribution" and isinstance(option, str) and ("/" in option or option.endswith(".csv"))
+    named = group == "distribution" and isinstance(option, str) and not files.is_path(option)
+    return named and ("/" in option or option.endswith(".csv"))
 
 
 def is_sweep_key(key: str) -> bool:
     """Whether the key is one for the whole sweep, and no setting of a point."""
     part = key.partition(".")[0]
-    return part in ("evaluation", "grid", "logger", "launcher", "experiment", "device", "output_dir", "name")
+    return part in ("evaluation", "grid", "logger", "launcher", "experiment", "device", "output_dir", "name", "claims")
 
 
 def check_values(key: str, values: list[Any]) -> list[Any]:
     """The values of one key, converted. UserError: no such key or option, a setting out of its limits, no values."""
+    if key.startswith(("hydra.", "hydra/")):
+        raise files.refuse_hydra(key.replace("/", "."))
     if key in GROUPS:
         if key == "experiment" and values == [None]:
             return values
@@ -87,8 +77,11 @@ class UnknownOption(UserError):
 
 
 def _options_exist(group: str, values: Sequence[Any]) -> None:
+    known = listing(group)
     for value in values:
-        if value not in listing(group) and not is_file(group, value):
+        if files.is_path(value):
+            files.locate(group, value)
+        elif value not in known and not is_file(group, value):
             raise UnknownOption(group, value)
     if not values:
         raise UserError(f"{group} has no values: an empty axis makes an empty grid")

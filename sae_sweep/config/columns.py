@@ -43,6 +43,8 @@ COLUMN_OF: dict[str, str] = {key: column for column, key in KEYS.items()}
 # What only tells repetitions of one experiment apart.
 SEEDS = ("toy_seed", "seed", "data_seed")
 LABELS = ("q", "n", "c", "m", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
+# The partitions in which pure latents and the classes they find are counted; for m these are pure_latents, owned_maxes.
+PURE = tuple(label for label in LABELS if label != "m")
 # Measured where features were planted.
 PLANTED: dict[str, str] = {
     "mcc": "float64",
@@ -57,10 +59,14 @@ PLANTED: dict[str, str] = {
 # Measured again on shuffled labels, as `shuffled_<measure>`: see `metrics/nulls.py`.
 WITHIN = (
     *("splits_per_max", "distinct_splits_per_max", "split_maxes"),
-    *(f"label_{label}" for label in LABELS if label.startswith("m") and label != "m"),
-    *(f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")),
+    *(f"{kind}_{label}" for kind in ("label", "pure", "found") for label in PURE if label.startswith("m")),
+    "below_cell",
 )
-ACROSS = ("pure_latents", "owned_maxes", "duplicates_per_max", "label_m", "label_q", "label_n", "label_c")
+ACROSS = (
+    *("pure_latents", "owned_maxes", "duplicates_per_max", "label_m"),
+    *(f"{kind}_{label}" for kind in ("label", "pure", "found") for label in PURE if not label.startswith("m")),
+)
+INFORMATION = tuple(f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies"))
 # Measured on request: evaluation.priors, evaluation.structure.
 PRIORS = tuple(
     f"prior_{family}"
@@ -78,6 +84,29 @@ def shuffled(measure: str) -> str:
     return f"{measure}_null" if measure in STRUCTURE else f"shuffled_{measure}"
 
 
+def spread(measure: str) -> str:
+    """The column of the standard deviation of a measure's null over permutations."""
+    return f"{shuffled(measure)}_sd"
+
+
+# What a perfect code for one partition scores at best under the same rules, and counts as shares of it; how many
+# classes of each partition can be judged.
+CEILINGS: dict[str, str] = {
+    "owned_ceiling": "Int64",
+    "splits_ceiling": "float64",
+    "distinct_splits_ceiling": "float64",
+    **dict.fromkeys(("owned_share", "splits_share", "distinct_splits_share"), "float64"),
+    **{f"countable_{label}": "Int64" for label in LABELS},
+}
+# Measured on request (evaluation.order): what latents tell of the order of the tokens.
+ORDER = ("info_order", "unique_order")
+# Measured on request (evaluation.inference), of the best codes for the SAE's dictionary: as `inferred_<measure>`.
+INFERRED: dict[str, str] = {
+    **dict.fromkeys(("loss", "fvu", "l0"), "float64"),
+    **dict.fromkeys(("live_latents", "owned_maxes", "split_maxes"), "Int64"),
+    **dict.fromkeys(("splits_per_max", "distinct_splits_per_max"), "float64"),
+    **{f"found_{label}": "float64" for label in PURE if label.startswith("m")},
+}
 # Of training, from its curve: the largest norm of a gradient, over all parameters of an SAE and before it is clipped;
 # of the second half of training, the median of the largest in each stretch of the curve, and the largest over that; by
 # how much, relative to the loss, twice the steps would still lower it.
@@ -114,8 +143,18 @@ METRICS: dict[str, str] = {
     "cofiring": "float64",
     **PLANTED,
     **dict.fromkeys((*PRIORS, *STRUCTURE), "float64"),
-    **dict.fromkeys(map(shuffled, (*WITHIN, *ACROSS, *PLANTED)), "float64"),
+    **dict.fromkeys(map(shuffled, (*WITHIN, *ACROSS, *INFORMATION, *PLANTED)), "float64"),
     **TRAINING,
+    **dict.fromkeys(map(spread, (*WITHIN, *ACROSS, *INFORMATION, *PLANTED)), "float64"),
+    **dict.fromkeys((f"pure_{label}" for label in PURE), "Int64"),
+    **dict.fromkeys((f"found_{label}" for label in PURE), "float64"),
+    "below_cell": "Int64",
+    **CEILINGS,
+    **{f"inferred_{name}": kind for name, kind in INFERRED.items()},
+    "encoder_gap": "float64",
+    **dict.fromkeys((*ORDER, *map(shuffled, ORDER), *map(spread, ORDER)), "float64"),
+    # Of points with other seeds: see `store/results.py`.
+    "seed_agreement": "float64",
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
 FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}

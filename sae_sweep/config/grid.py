@@ -30,6 +30,7 @@ class Sweep:
 
     `points` are canonical, unique and in grid order; `varied` are the dotted keys that differ among them.
     `calibration`: which coefficients are to be chosen, or were; None if all are given.
+    `files`: the user's own files that it was composed of, path → content.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Sweep:
     device: str
     output_dir: Path
     calibration: Calibration | None = None
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,19 @@ def varied(points: Sequence[Point]) -> list[str]:
             if setting.told and len({each.get(name) for each in seen if name in each.to_dict()}) > 1:
                 keys.append(f"{part}.{name}")
     return keys + [name for name in SEEDS if len({getattr(point, name) for point in points}) > 1]
+
+
+def keys_read(settings: Settings, blocks: Sequence[Block]) -> set[str]:
+    """The dotted keys that the kinds of some point have, before what has no effect is put to its default."""
+    read: set[str] = set()
+    for product in (product for block in blocks for product in _products(settings, block, None)):
+        for part, kind in PARTS.items():
+            named = {f"{part}.{key}": default for key, (_, default) in kind.choices.items()}
+            values = [product.axes.get(key, [product.base.get(key, default)]) for key, default in named.items()]
+            for chosen in itertools.product(*values):
+                own = kind.own_settings(*chosen)
+                read |= {*named, *(f"{part}.{name}" for name, setting in own.items() if setting.given)}
+    return read
 
 
 def counted(claims: Any, points: Sequence[Point]) -> Any:

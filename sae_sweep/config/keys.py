@@ -28,6 +28,8 @@ _OF_SWEEP = {
     "device": Setting("auto", choices=("auto", "cpu", "cuda")),
     "output_dir": Setting("outputs"),
     "name": Setting(None, kind="str", optional=True),
+    # On a command line to leave an experiment's claims out: claims=[].
+    "claims": Setting(None, kind="list", optional=True),
 }
 
 
@@ -88,6 +90,26 @@ def check_axis(key: str, values: Sequence[Any]) -> list[Any]:
         raise UserError(f"{key} has no values: an empty axis makes an empty grid")
     rule = point_keys()[key]
     return [value if isinstance(value, str) and "${" in value else coerce(key, rule, value) for value in values]
+
+
+def split_at_commas(text: str, closing: bool = False) -> list[str]:
+    """The parts of a text between the commas that stand in no bracket.
+
+    closing: end where a bracket closes that was not opened in the text
+    """
+    parts: list[str] = []
+    depth, begin = 0, 0
+    for at, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth < 0 and closing:
+                return [*parts, text[begin:at]]
+        elif character == "," and depth == 0:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [*parts, text[begin:]]
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -1,43 +1,33 @@
 """From what the user typed to a sweep: compose the YAML, apply the overrides, check everything.
 
-The only file that imports hydra. Hydra composes once for each option of a config group; plain values are applied to
-plain dictionaries (config/grid.py), since composing costs about 0.1 s a time.
+Hydra's grammar is read here; it composes once for each option of a config group (config/compose.py); plain values are
+applied to plain dictionaries (config/grid.py), since composing costs about 0.1 s a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import decimal
 import hashlib
 import math
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sae_sweep import registry
+from sae_sweep.config import files
 from sae_sweep.config.axes import (
     FAMILIES,
     GROUPS,
-    PLAIN,
     Axes,
     UnknownOption,
     check_values,
-    conf_dir,
-    fileless,
     is_file,
     is_sweep_key,
     listing,
@@ -45,6 +35,7 @@ from sae_sweep.config.axes import (
 )
 from sae_sweep.config.calibration import LEAST, Calibration
 from sae_sweep.config.claims import check_claims
+from sae_sweep.config.compose import compose
 from sae_sweep.config.gc import no_collection
 from sae_sweep.config.grid import (
     LARGEST_GRID,
@@ -54,20 +45,30 @@ from sae_sweep.config.grid import (
     counted,
     expand,
     expand_uncalibrated,
+    keys_read,
     varied,
 )
-from sae_sweep.config.keys import SEEDS, check_axis, coerce, nearest, point_keys, show, sweep_keys
+from sae_sweep.config.keys import (
+    CHOSEN,
+    SEEDS,
+    check_axis,
+    coerce,
+    nearest,
+    point_keys,
+    show,
+    split_at_commas,
+    sweep_keys,
+)
 from sae_sweep.config.launcher import Launcher
 from sae_sweep.config.logger import resolved
-from sae_sweep.config.settings import PARTS, Evaluation, Part, Point, measure_id
+from sae_sweep.config.settings import PARTS, Evaluation, Point, measure_id
+from sae_sweep.config.text import resolve
 from sae_sweep.environment import dangling
 from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting
 
 # Overrides of these alone leave the grid as it is.
 NEUTRAL = ("logger", "device", "output_dir", "launcher", "name")
-# What a configuration has where nothing is said: a width that goes with the toy, and the ladder of the penalty.
-IN_CONFIG: dict[str, dict[str, Any]] = {"sae": {"width": "${toy.d_vocab}"}, "penalty": {"coefficient": None}}
 # Beyond this an axis is not even counted out, --yes or not.
 LONGEST_AXIS = 10_000_000
 
@@ -87,35 +88,29 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         asked = {**_parse(command_defaults, largest), **_parse(words, largest)}
     except UnknownOption as error:
         raise _with_its_package(error, words) from error
-    experiment, alone = _experiment(asked)
+    option, alone = _experiment(asked)
+    typed = tuple(key for key in asked if not is_sweep_key(key))
+    asked = {**_swept_by_hydra(option, largest), **asked}
     one = {key: values[0] for key, values in asked.items() if is_sweep_key(key)}
     axes = {key: values for key, values in asked.items() if key not in one}
 
     # With several options of a group, the first stands for it wherever the others do not matter.
-    first = {group: values[0] for group, values in asked.items() if group in GROUPS} | {"experiment": experiment}
-    tree, chosen = _compose(first)
-    where = f"experiment={experiment}" if experiment else "conf"
+    first = {group: values[0] for group, values in asked.items() if group in GROUPS} | {"experiment": option}
+    composed = compose(first)
+    tree, chosen = composed.tree, composed.chosen
+    where = f"experiment={option}" if option else "conf"
     blocks = merge_blocks(tree["grid"], axes, where)
     options = _options(first, tree, chosen, blocks)
-    values = {key: coerce(key, rule, one.get(key, _lookup(tree, key))) for key, rule in sweep_keys().items()}
     settings = Settings(options, chosen, {name: tree[name] for name in SEEDS})
-    calibration = _calibration(values, one)
-    if calibration is None:
-        with no_collection():
-            points = expand(settings, blocks, largest)
-    else:
-        points, calibration = expand_uncalibrated(settings, blocks, calibration, largest)
-        if not calibration.rungs:
-            raise UserError(
-                "grid.calibrate=l0 has nothing to choose: every coefficient is given, or sae.k counts in its place "
-                "(leave penalty.coefficient out, or give penalty.coefficient=null)"
-            )
-    if "distribution.file" in axes and not any(point.distribution.get("file") for point in points):
-        raise UserError("distribution.file is read by distribution=weights alone (did you mean distribution=FILE?)")
+    _check_read(settings, blocks, typed, tree, where)
+    values = {key: coerce(key, rule, one.get(key, _lookup(tree, key))) for key, rule in sweep_keys().items()}
+    points, calibration = _points(settings, blocks, _calibration(values, one), largest)
 
     evaluation = Evaluation(**{name: values[f"evaluation.{name}"] for name in Evaluation.all_settings()})
+    experiment = Path(option).stem if option and files.is_path(option) else option
     grid = _hash(points, evaluation, calibration)
-    name = values["name"] or (experiment if alone else None) or f"{experiment or 'adhoc'}-{grid}"
+    name = values["name"] and resolve("name", values["name"])
+    name = name or (experiment if alone else None) or f"{experiment or 'adhoc'}-{grid}"
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name, re.ASCII):
         raise UserError(f"name={show(name)} names a folder: letters, digits, dot, plus, minus and underscore only")
     return Sweep(
@@ -125,13 +120,75 @@ def load(overrides: Sequence[str], command_defaults: Sequence[str] = (), yes: bo
         points=points,
         varied=varied(points),
         evaluation=evaluation,
-        claims=check_claims(counted(tree["claims"], points), where),
+        claims=check_claims(counted(values["claims"] or [], points), where),
         logger=resolved(_free(tree["logger"], "logger", one), os.environ),
         launcher=_launcher(_free(tree["launcher"], "launcher", one)),
         device=values["device"],
-        output_dir=Path(values["output_dir"]),
+        output_dir=Path(resolve("output_dir", values["output_dir"])),
         calibration=calibration,
+        files={str(path): path.read_text(encoding="utf-8-sig") for path in composed.user_files},
     )
+
+
+def _points(
+    settings: Settings, blocks: Sequence[Axes], calibration: Calibration | None, largest: int | None
+) -> tuple[list[Point], Calibration | None]:
+    """The points of the grid; with the calibration, that holds its stand-ins."""
+    if calibration is None:
+        with no_collection():
+            return expand(settings, blocks, largest), None
+    points, calibration = expand_uncalibrated(settings, blocks, calibration, largest)
+    if not calibration.rungs:
+        raise UserError(
+            "grid.calibrate=l0 has nothing to choose: every coefficient is given, or sae.k counts in its place "
+            "(leave penalty.coefficient out, or give penalty.coefficient=null)"
+        )
+    return points, calibration
+
+
+def _swept_by_hydra(experiment: str | None, largest: int | None) -> Axes:
+    """What the file of an experiment sweeps under `hydra.sweeper.params`, as the command line would."""
+    path = files.locate("experiment", experiment) if experiment else None
+    if path is None:
+        return {}
+    params = files.read("experiment", path).get(files.PARAMS, {})
+    listed = {key: value if isinstance(value, list) else [value] for key, value in params.items()}
+    words = [f"{key}={','.join(map(str, value))}" for key, value in listed.items()]
+    try:
+        return _parse(words, largest)
+    except UserError as error:
+        raise UserError(f"{path}: {files.PARAMS}: {error}") from error
+
+
+def _check_read(
+    settings: Settings, blocks: Sequence[Axes], typed: Sequence[str], tree: Mapping[str, Any], where: str
+) -> None:
+    """UserError for a key that no point of the grid reads, with the kinds that would read it.
+
+    Of an experiment, what the command line took the use of is let be: with another penalty, its exponent.
+    """
+    read = keys_read(settings, blocks)
+    replaced = {key.partition(".")[0] for key in typed}
+    given = dict.fromkeys(typed, "")
+    named = [f"{part}.{name}" for part in PARTS for name in tree[part]]
+    named += [key for block in blocks for key in block]
+    given |= {key: f"{where}: " for key in named if key.partition(".")[0] not in replaced}
+    for key, prefix in given.items():
+        if key in point_keys() and key not in read and key not in SEEDS:
+            raise UserError(f"{prefix}{key} is read by {_readers(key)} alone, and no point of this grid has that")
+
+
+def _readers(key: str) -> str:
+    """The kinds that have a setting: `penalty=lp`, or `sae.init=kmeans, oracle`."""
+    part, _, name = key.partition(".")
+    found = []
+    for chooser, (family, _) in PARTS[part].choices.items():
+        able = [
+            kind.name for kind in registry.kinds(family).values() if name in kind.settings and kind.settings[name].given
+        ]
+        group = CHOSEN.get(f"{part}.{chooser}", f"{part}.{chooser}")
+        found += [f"{group}={', '.join(able)}"] if able else []
+    return " or ".join(found)
 
 
 def _with_its_package(error: UnknownOption, words: Sequence[str]) -> UserError:
@@ -165,13 +222,14 @@ def axes_of(sweep: Sweep) -> list[tuple[str, list[Any]]]:
     return [(key, list(dict.fromkeys(point.get(key) for point in sweep.points))) for key in sweep.varied]
 
 
+def ladder(penalty: str) -> list[float]:
+    """The coefficients that a penalty takes where none is given."""
+    return check_axis("penalty.coefficient", compose({"penalty": penalty}).tree["penalty"]["ladder"])
+
+
 def ladders() -> dict[str, list[float]]:
-    """The coefficients that each penalty takes where none is given."""
-    found = {}
-    for name in listing("penalty"):
-        tree, _ = _compose({"penalty": name})
-        found[name] = check_axis("penalty.coefficient", tree["penalty"]["ladder"])
-    return found
+    """The ladder of each penalty."""
+    return {name: ladder(name) for name in listing("penalty")}
 
 
 def _parse(words: Sequence[str], largest: int | None) -> Axes:
@@ -179,6 +237,11 @@ def _parse(words: Sequence[str], largest: int | None) -> Axes:
     parser = OverridesParser.create()
     asked: Axes = {}
     for word in words:
+        name, _, text = word.partition("=")
+        rule = point_keys().get(name)
+        if rule and rule.verbatim:
+            _keep(asked, name, as_typed(text))
+            continue
         try:
             override = parser.parse_override(word)
         # The grammar's actions raise whatever Python raises on odd input, and the input is always the user's.
@@ -189,10 +252,24 @@ def _parse(words: Sequence[str], largest: int | None) -> Axes:
             raise UserError(f"{show(word)}: a key cannot be deleted, only given another value")
         if override.package is not None:
             raise UserError(f"{show(word)}: packages (@) are not used here")
-        if key in asked:
-            raise UserError(f"{show(key)} is given twice: give all its values at once, as {key}=a,b")
-        asked[key] = check_values(key, _values(key, override, largest))
+        _keep(asked, key, _values(key, override, largest))
     return asked
+
+
+def _keep(asked: Axes, key: str, values: list[Any]) -> None:
+    if key in asked:
+        raise UserError(f"{show(key)} is given twice: give all its values at once, as {key}=a,b")
+    asked[key] = check_values(key, values)
+
+
+def as_typed(text: str) -> list[str]:
+    """The values of a setting whose text is not Hydra's: between commas that stand in no bracket, quotes taken off."""
+    return [_unquoted(part.strip()) for part in split_at_commas(_unquoted(text.strip()))]
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]
+    return text[1:-1] if quoted else text
 
 
 def _unreadable(word: str, error: Exception) -> str:
@@ -267,90 +344,11 @@ def _options(
         for option in dict.fromkeys(option for block in blocks for option in block.get(part, ())):
             if option in options[part]:
                 continue
-            other, _ = _compose({**first, part: option})
+            other = compose({**first, part: option}).tree
             if {**other, part: None} != {**tree, part: None}:
-                raise UserError(f"conf/{part}/{option}.yaml sets keys outside its group")
+                raise UserError(f"{files.locate(part, option)} sets keys outside its group")
             options[part][option] = other[part] | ({"file": option} if is_file(part, option) else {})
     return options
-
-
-def _compose(asked: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The composed configuration and the option that each group ended up with; references are left unresolved."""
-    named = {group: "weights" if is_file(group, option) else option for group, option in asked.items() if option}
-    # Options without a file differ in nothing but their name: one composition serves them all.
-    alike = {group: fileless(group) for group in named if named[group] in fileless(group)}
-    words = (f"{group}={alike[group][0] if group in alike else option}" for group, option in named.items())
-    tree, chosen = copy.deepcopy(_composed(tuple(words)))
-    for group in alike:
-        tree[group][next(iter(PARTS[group].choices))] = chosen[group] = named[group]
-    return {**tree, **{part: _with_defaults(part, tree[part]) for part in PARTS}}, chosen
-
-
-@registry.derived
-def _composed(overrides: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    _offer_kinds()
-    try:
-        # Hydra 1.3 warns where the version is not given, 1.4 where it is.
-        with warnings.catch_warnings(action="ignore"), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("config", list(overrides), return_hydra_config=True)
-        chosen = dict(config.hydra.runtime.choices)
-        OmegaConf.set_readonly(config, False)
-        OmegaConf.set_struct(config, False)
-        del config["hydra"]
-        tree: Any = OmegaConf.to_container(config, resolve=False)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())[:300]}") from error
-    _check_tree(tree, " ".join(overrides))
-    return tree, chosen
-
-
-@registry.derived
-def _offer_kinds() -> None:
-    """Let `penalty: NAME` be composed for every kind: only what differs from its defaults needs a YAML file."""
-    store = ConfigStore.instance()
-    for group, family in FAMILIES.items():
-        key = next(iter(PARTS[group].choices))
-        for name in registry.kinds(family):
-            store.store(group=group, name=name, node={key: name})
-    for group in PLAIN:
-        store.store(group=group, name="default", node={})
-
-
-def _with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a group, with what a configuration has in place of the defaults of the settings."""
-    if part not in FAMILIES:
-        return given
-    key, (family, default) = next(iter(PARTS[part].choices.items()))
-    kinds = registry.kinds(family)
-    name = given.get(key, default)
-    if name not in kinds:
-        raise UserError(f"{part}.{key} cannot be {show(name)}{nearest(str(name), kinds)}")
-    found = {key: name, **IN_CONFIG.get(part, {}), **kinds[name].defaults}
-    if part == "penalty":
-        found["ladder"] = list(kinds[name].ladder)
-    return {**found, **given}
-
-
-def _check_tree(tree: Any, where: str) -> None:
-    """Every key of the composed YAML is known."""
-    known: dict[str, set[str]] = {part: _given(kind) for part, kind in PARTS.items()}
-    known["penalty"] |= {"ladder"}
-    known["evaluation"] = _given(Evaluation)
-    top = {*known, *SEEDS, "logger", "launcher", "device", "output_dir", "name", "grid", "claims"}
-    for name, keys, expected in [("", tree, top), *((f"{part}.", tree.get(part), known[part]) for part in known)]:
-        if not isinstance(keys, dict):
-            raise UserError(f"{where}: {name[:-1]} must be a mapping, got {show(keys)}")
-        wrong = min(set(keys) - expected, key=str, default=None)
-        if wrong is not None:
-            raise UserError(f"{where}: unknown key {show(f'{name}{wrong}')}{nearest(str(wrong), expected)}")
-    if missing := min(top - set(tree), default=None):
-        raise UserError(f"{where}: {missing} is missing")
-    if not isinstance(tree["penalty"].get("ladder", []), list):
-        raise UserError(f"{where}: penalty.ladder must be a list, got {show(tree['penalty']['ladder'])}")
-
-
-def _given(kind: type[Part]) -> set[str]:
-    return {name for name, setting in kind.all_settings().items() if setting.given}
 
 
 def _lookup(tree: Mapping[str, Any], key: str) -> Any:
@@ -370,12 +368,22 @@ def _free(settings: Mapping[str, Any], group: str, one: Mapping[str, Any]) -> di
         if name == "name":
             raise UserError(f"{key} comes with its group: give {group}=… instead")
         if name not in settings:
-            raise UserError(f"unknown key {show(key)}{nearest(key, [f'{group}.{each}' for each in settings])}")
+            raise _no_setting(key, group, name, settings)
         if group != "launcher":  # what each key of that takes is its own affair
             kind = "str" if settings[name] is None else type(settings[name]).__name__
             value = coerce(key, Setting(None, kind=kind, optional=settings[name] is None), value)
         settings[name] = value
-    return settings
+    return {name: resolve(f"{group}.{name}", value) for name, value in settings.items()}
+
+
+def _no_setting(key: str, group: str, name: str, settings: Mapping[str, Any]) -> UserError:
+    """The option of the group that has such a setting, or the nearest setting of the one that is chosen."""
+    for option, path in files.options(group).items():
+        if name in files.read(group, path):
+            return UserError(f"{key} is read by {group}={option} alone: give {group}={option} too")
+    known = [f"{group}.{each}" for each in settings if each != "name"]
+    hint = nearest(key, known) if known else f": {group}={settings['name']} has no settings"
+    return UserError(f"unknown key {show(key)}{hint}")
 
 
 def _launcher(settings: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sae_sweep.registry import UNSET, Setting
 # before. Where only what a kind computes changes, raise that kind's version.
 TRAIN_VERSION = 3
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 6
+MEASURE_VERSION = 7
 
 # Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
 PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
@@ -216,14 +216,17 @@ class Penalty(Part):
     shared: ClassVar = {"coefficient": Setting(1.0, "multiplies it; null: every value of its ladder", ge=0)}
 
     @property
+    def title(self) -> str:
+        """Its name, or the formula that is a penalty of one's own."""
+        name: str = registry.get("penalty", self.name).title(self)
+        return name
+
+    @property
     def words(self) -> str:
-        """Its name and the settings that are its own: "lp p=0.3"."""
-        own = registry.get("penalty", self.name).settings
-        values = {key: self.get(key) for key in own}
-        spelled = (
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
-        )
-        return " ".join([self.name, *spelled])
+        """Its title and the settings that are its own: "lp p=0.3"."""
+        values = {key: self.get(key) for key in registry.get("penalty", self.name).reads(self)}
+        short = {key: f"{value:g}" if isinstance(value, float) else value for key, value in values.items()}
+        return " ".join([self.title, *(f"{key}={value}" for key, value in short.items())])
 
     @property
     def last_p(self) -> float:
@@ -259,6 +262,8 @@ class Evaluation(Part):
         "probing": Setting(False, "k-sparse probes and absorption: a pass and some seconds for every SAE"),
         "priors": Setting(False, "which prior activations follow where they fire"),
         "structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left"),
+        "order": Setting(False, "what latents tell of the order of the tokens", legacy=False),
+        "inference": Setting(False, "the best codes for the dictionary, whatever the encoder finds", legacy=False),
     }
 
     @classmethod

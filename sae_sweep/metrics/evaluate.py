@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,25 +11,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sae_sweep.config.columns import INFERRED, INFORMATION
 from sae_sweep.config.settings import PARTITIONS, Evaluation
-from sae_sweep.metrics.evaluation_batches import blocks
+from sae_sweep.metrics.ceilings import beside_ceilings
+from sae_sweep.metrics.evaluation_batches import blocks, classes_of
+from sae_sweep.metrics.evaluation_classes import LIVE_INPUTS, NOTHING
+from sae_sweep.metrics.extra.inference import Objective, PerfectEncoder
 from sae_sweep.metrics.extra.priors import priors
 from sae_sweep.metrics.extra.probing import INPUTS, probing
 from sae_sweep.metrics.extra.structure import structure
+from sae_sweep.metrics.extra.token_order import token_order
 from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold, fold_dense
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter, planted_metrics
 from sae_sweep.metrics.information import cofiring, information, winner_entropy
-from sae_sweep.metrics.labels import (
-    LIVE_INPUTS,
-    NOTHING,
-    Latents,
-    class_name,
-    count_splits,
-    describe,
-    detectors,
-    lightest,
-    live_floor,
-)
+from sae_sweep.metrics.labels import Latents, class_name, count, describe, detectors, least_inputs, only_one
 from sae_sweep.metrics.metric import Measured
 from sae_sweep.metrics.nulls import shuffled_cells, shuffled_features
 from sae_sweep.metrics.reconstruction import Reconstruction
@@ -75,37 +70,48 @@ def measure(
     evaluation: Evaluation,
     *,
     nulls: bool = True,
+    objective: Objective | None = None,
 ) -> Measurement:
     """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
 
     `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b]. `nulls`: with the columns shuffled_*.
+    `objective`: with the columns inferred_*, if `evaluation.inference` asks for them.
     Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
-    fold = None if inputs.cells is None else fold_dense(inputs.cells, inputs.chance, evaluation.f1)
+    classes = classes_of(inputs, evaluation)
+    fold = None if classes is None else fold_dense(classes.cells, classes.chance, evaluation.f1)
     table, detection = _one_pass(sae, inputs, reconstruction, evaluation.fires_above, fold)
     metrics: dict[str, float | int | None] = {**reconstruction.metrics, "winner_entropy": winner_entropy(table)}
     metrics["cofiring"] = cofiring(table)
     per_max: dict[str, list[int]] = {}
-    if inputs.cells is not None and fold is not None:
-        latents = describe(table, inputs.cells, evaluation)
-        splitting = count_splits(latents, inputs.cells, evaluation)
-        metrics |= splitting.metrics | information(table, inputs.cells, evaluation.permutations)
-        metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": live_floor(table)}
+    if classes is not None:
+        latents = describe(table, classes)
+        counts = count(latents, classes)
+        metrics |= {"live_latents": int(latents.live.sum()), "dead_latents": int((~latents.live).sum())}
+        metrics |= only_one(counts.metrics) | beside_ceilings(counts.metrics, classes, table.width)
+        metrics |= {"live_floor_inputs": classes.live_inputs, "live_floor_mass": classes.live_mass}
+        found = information(table, classes.cells, evaluation.permutations)
+        metrics |= found if nulls else {name: found[name] for name in INFORMATION}
         if nulls:
-            metrics |= shuffled_cells(table, inputs.cells, evaluation, fold)
-        per_max = {"splits": splitting.splits.tolist(), "duplicates": splitting.duplicates.tolist()}
+            metrics |= shuffled_cells(table, classes)
+        per_max = {"splits": counts.splits[0].tolist(), "duplicates": counts.duplicates[0].tolist()}
     if detection is not None and inputs.model.planted is not None:
-        if inputs.cells is None:
+        if classes is None:
             latents = detectors(detection)
             metrics |= {"live_latents": int(latents.live.sum()), "dead_latents": int((~latents.live).sum())}
-            metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": lightest(detection) / detection.total}
-            metrics["fvu_above_ceiling"] = None
+            least = least_inputs(detection) / detection.total
+            metrics |= {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": least, "fvu_above_ceiling": None}
         directions = inputs.model.planted.directions
-        for columns in (planted_metrics, shuffled_features) if nulls else (planted_metrics,):
-            metrics |= columns(detection, sae.W_dec, directions, latents.live, evaluation.f1)
+        metrics |= planted_metrics(detection, sae.W_dec, directions, latents.live, evaluation.f1)
+        if nulls:
+            metrics |= shuffled_features(detection, sae.W_dec, directions, latents.live, evaluation)
     norms = sae.W_dec.norm(dim=1)
     described = _frame(latents, inputs.cells, norms)
+    if evaluation.inference and objective is not None:
+        metrics |= inferred(sae, inputs, objective, evaluation, metrics)
+    if evaluation.order:
+        metrics |= token_order(sae, inputs, evaluation)
     if evaluation.probing:
         metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(INPUTS))
     if evaluation.priors:
@@ -118,6 +124,36 @@ def measure(
     for metric in kinds("metric").values():
         metrics |= metric.measure(Measured(sae, inputs, evaluation, table, latents, metrics))
     return Measurement(metrics, described, per_max)
+
+
+def inferred(
+    sae: MeasurableSAE,
+    inputs: EvaluationInputs,
+    objective: Objective,
+    evaluation: Evaluation,
+    own: Mapping[str, float | int | None],
+) -> dict[str, float | int | None]:
+    """The columns inferred_* of an SAE's dictionary with the best codes for it, and what they save of its loss."""
+    reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, objective.penalty_value)
+    classes = classes_of(inputs, evaluation)
+    fold = None if classes is None else fold_dense(classes.cells, classes.chance, evaluation.f1)
+    table, _ = _one_pass(PerfectEncoder(sae, objective), inputs, reconstruction, evaluation.fires_above, fold)
+    found = {**reconstruction.metrics, "winner_entropy": winner_entropy(table)}
+    loss = _loss(found, objective)
+    counts: dict[str, float | int | None] = {}
+    if classes is not None:
+        latents = describe(table, classes)
+        counts = {"live_latents": int(latents.live.sum()), **only_one(count(latents, classes).metrics)}
+    columns = {f"inferred_{name}": {**found, **counts, "loss": loss}.get(name) for name in INFERRED}
+    return columns | {"encoder_gap": _loss(own, objective) - loss}
+
+
+def _loss(columns: Mapping[str, float | int | None], objective: Objective) -> float:
+    """E‖r‖² + coefficient · E penalty, from columns."""
+    error, penalty, entropy = (columns[name] for name in ("squared_error", "penalty_mean", "winner_entropy"))
+    assert error is not None and penalty is not None and entropy is not None
+    # A penalty that overflows must not turn a coefficient of 0 into nan.
+    return error + (objective.coefficient * (penalty + entropy * objective.shares) if objective.coefficient else 0.0)
 
 
 def _one_pass(

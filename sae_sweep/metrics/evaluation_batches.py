@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from sae_sweep.config.settings import Evaluation
+from sae_sweep.metrics.evaluation_classes import EvaluationClasses
 from sae_sweep.metrics.reconstruction import logits_of
 from sae_sweep.toys.sampling import EvaluationInputs
 
@@ -51,6 +53,21 @@ def blocks(inputs: EvaluationInputs, size: int) -> Iterable[Block]:
         if inputs not in _kept:
             _kept[inputs] = list(_made(inputs, size))
         return _kept[inputs]
+
+
+_classes: WeakKeyDictionary[EvaluationInputs, dict[Evaluation, EvaluationClasses]] = WeakKeyDictionary()
+
+
+def classes_of(inputs: EvaluationInputs, evaluation: Evaluation) -> EvaluationClasses | None:
+    """The classes of the inputs, kept as long as these are; None where a toy has none."""
+    if inputs.cells is None:
+        return None
+    with _keeping:
+        kept = _classes.setdefault(inputs, {})
+        if evaluation not in kept:
+            of_inputs = inputs.cells, inputs.chance, inputs.cell_inputs, not inputs.exact
+            kept[evaluation] = EvaluationClasses(*of_inputs, evaluation)
+        return kept[evaluation]
 
 
 def _made(inputs: EvaluationInputs, size: int) -> Iterator[Block]:

@@ -52,6 +52,8 @@ class FiringTable:
     top_count: Ints
     # Σ weight · ordered pairs of latents that fire on one input; nan where nobody counted.
     together: float = np.nan
+    # Latents that fire on more weight have rows that are merged: see `Fold`.
+    fold_above: float = np.inf
 
     @cached_property
     def cell_weight(self) -> Floats:
@@ -72,6 +74,16 @@ class FiringTable:
     def fired(self) -> Floats:
         """Evaluation weight of the inputs on which each latent fires [width]."""
         return np.bincount(self.latent, self.weight, self.width).astype(np.float64, copy=False)
+
+    @property
+    def folded(self) -> NDArray[np.bool_]:
+        """Which latents [width] have merged rows, of which only maximum and copies are known."""
+        return self.fired > self.fold_above
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Where in the first table the rows of every latent begin, and the last one's end [width + 1]."""
+        return np.searchsorted(self.latent, np.arange(self.width + 1))
 
     @cached_property
     def mean_mass(self) -> Floats:
@@ -163,7 +175,18 @@ class FiringCounter:
         latent, cell = np.divmod(key, self.cells)
         top_cell, top_latent = np.divmod(top_key, self.width + 1)
         top = (top_cell, top_latent + NO_LATENT, top_weight, top_count)
-        return FiringTable(self.width, self.cells, latent, cell, weight, mass, count, *top, self._together)
+        return FiringTable(
+            self.width,
+            self.cells,
+            latent,
+            cell,
+            weight,
+            mass,
+            count,
+            *top,
+            self._together,
+            self.fold.above if self.fold else np.inf,
+        )
 
 
 class _Rows:

@@ -7,12 +7,15 @@ it, or because it has so many latents that any factor would seem known. So infor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numba
 import numpy as np
 
 from sae_sweep.metrics.firing import NO_LATENT, FiringTable, Floats
+from sae_sweep.metrics.hashing import GOLDEN, mixed
+from sae_sweep.metrics.nulls import summary
 from sae_sweep.metrics.partitions import Classes, Ints, partition
 from sae_sweep.metrics.segment_sums import sum_by
 from sae_sweep.toys.classes import FACTORS, Factored
@@ -20,23 +23,39 @@ from sae_sweep.toys.classes import FACTORS, Factored
 COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
 # Entropies below this (nats) are zero; so is what a null leaves of 1.
 ZERO = 1e-9
-# Inputs dealt to before the mean of a null is good enough: its spread falls with the inputs of a single deal.
-DEALT = 1 << 21
+# Inputs permuted before the mean of a null is good enough: its spread falls with the inputs of one permutation.
+PERMUTED_INPUTS = 1 << 19
 
 
 def information(table: FiringTable, cells: Factored, permutations: int) -> dict[str, float | None]:
     """The columns info_* and unique_*: (value - null)/(1 - null), None where the factor is known without the latent.
 
-    Also None where the null is 1: every input has a top latent of its own, so that any factor would seem known.
+    Also None where the null is 1: every input has a top latent of its own, so that any factor would seem known. With
+    their own nulls shuffled_* and the spread of these: each permutation of the null, corrected by all the others.
     """
-    metrics: dict[str, float | None] = {}
+    asked: dict[str, tuple[Classes, Classes, Ints]] = {}
     for column, factor in COLUMNS.items():
         others = "".join(name for name in FACTORS if name != factor)
         for kind, given in (("info", "m"), ("unique", others)):
-            value = share_told(table, cells, factor, given)
-            null = null_share(table, cells, factor, given, permutations)
-            metrics[f"{kind}_{column}"] = corrected(value, null)
-    return metrics
+            asked[f"{kind}_{column}"] = _nested(cells, factor, given)
+    return shares_told(table, asked, permutations)
+
+
+def shares_told(
+    table: FiringTable, asked: Mapping[str, tuple[Classes, Classes, Ints]], permutations: int
+) -> dict[str, float | None]:
+    """For each column, the share that the top latent tells of rows given groups, corrected, with its null and spread.
+
+    asked: rows, groups, and the cells in the order of both, by column.
+    """
+    metrics: dict[str, float | None] = {}
+    permuted: dict[str, list[float | None] | None] = {}
+    tops = _tops(table)
+    for column, of in asked.items():
+        value, shares = share_between(table, *of[:2]), null_shares(table, tops, of, permutations)
+        metrics[column] = corrected(value, None if shares is None else float(shares.mean()))
+        permuted[column] = None if shares is None else _corrected_by_others(shares)
+    return metrics | summary(permuted)
 
 
 def winner_entropy(table: FiringTable) -> float:
@@ -63,12 +82,22 @@ def corrected(value: float | None, null: float | None) -> float | None:
     return (value - null) / (1 - null)
 
 
+def _corrected_by_others(shares: Floats) -> list[float | None]:
+    """Each of several shares [n], by the mean of all others as its null."""
+    others = (shares.sum() - shares) / (len(shares) - 1)
+    return [corrected(share, null) for share, null in zip(shares.tolist(), others.tolist(), strict=True)]
+
+
 def share_told(table: FiringTable, cells: Factored, factor: str, given: str) -> float | None:
     """I(top latent; factor | given)/H(factor | given), no latent being one of the values; None if the entropy is 0.
 
     `given`: the name of a partition without `factor`. Plug-in estimate in evaluation weights.
     """
-    rows, groups, _ = _nested(cells, factor, given)
+    return share_between(table, *_nested(cells, factor, given)[:2])
+
+
+def share_between(table: FiringTable, rows: Classes, groups: Classes) -> float | None:
+    """I(top latent; row | group)/H(row | group), each of the `rows` within one of the `groups` of cells."""
     entropy = _entropy(table, rows, groups)
     if entropy < ZERO * table.total:
         return None
@@ -106,24 +135,37 @@ def _log_sum(total: Floats) -> float:
     return float((total * np.log(total, where=total > 0, out=np.zeros_like(total))).sum())
 
 
-def null_share(table: FiringTable, cells: Factored, factor: str, given: str, permutations: int) -> float | None:
-    """The mean of `share_told` when the top latents are dealt anew among the inputs of each class of `given`.
+def _tops(table: FiringTable) -> tuple[Ints, Ints, Ints]:
+    """The starts, latents and counts of the rows of top latents, those of each cell in an order of their own.
 
-    Inputs keep their cell and their weight (the mean of their cell), so that the factor's entropy stays what it is;
-    each keeps to its class, so that the latents of a class stay too. None if the entropy is 0. A fixed seed. Up to
-    `permutations` deals, fewer where the inputs are so many that one deal is an average in itself.
+    That order follows from where each latent is on top, so that latents in another order are permuted alike.
     """
-    rows, groups, order = _nested(cells, factor, given)
+    rows = mixed(mixed(table.top_cell.astype(np.uint64)) + GOLDEN * table.top_count.astype(np.uint64))
+    content = np.zeros(table.width + 1, np.uint64)
+    np.add.at(content, table.top_latent - NO_LATENT, rows)
+    order = np.lexsort((content[table.top_latent - NO_LATENT], table.top_cell))
+    return table.top_starts, table.top_latent[order], table.top_count[order]
+
+
+def null_shares(
+    table: FiringTable, tops: tuple[Ints, Ints, Ints], of: tuple[Classes, Classes, Ints], permutations: int
+) -> Floats | None:
+    """`share_between` of rows and groups when the top latents are permuted among the inputs of each group.
+
+    of: rows, groups, and the cells in the order of both. Of each permutation [permutations]; None if the entropy is 0.
+    Inputs keep their cell and their weight (the mean of their cell), so that the entropy stays what it is; each keeps
+    to its group, so that the latents of a group stay too. A fixed seed. `tops`: as of `_tops`. There are at least two
+    permutations, and fewer than asked for where the inputs are so many that one is an average in itself.
+    """
+    rows, groups, order = of
     entropy = _entropy(table, rows, groups)
     if entropy < ZERO * table.total:
         return None
     counts = np.bincount(table.top_cell, table.top_count, table.cells)
     mean_weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
-    tops = table.top_starts, table.top_latent, table.top_count
     units, weight, row_start, group_start = _units(order, rows.of_cell, groups.of_cell, mean_weight, *tops)
-    deals = max(1, min(permutations, DEALT // len(units)))
-    told = _deal(units, weight, row_start, group_start, table.width + 1, deals)
-    return (told + entropy) / entropy
+    times = max(2, min(permutations, PERMUTED_INPUTS // len(units)))
+    return (_permute(units, weight, row_start, group_start, table.width + 1, times) + entropy) / entropy
 
 
 @numba.njit(cache=True, nogil=True)
@@ -175,34 +217,34 @@ def _units(order, of_row, of_group, mean_weight, starts, latents, counts):  # ty
 
 
 @numba.njit(cache=True, nogil=True)
-def _deal(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, latents: int, deals: int) -> float:
-    """The mean over deals of Σ w·log w by (row, latent), less the same by (group, latent).
+def _permute(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, latents: int, times: int) -> Floats:
+    """For each permutation [times], Σ w·log w by (row, latent), less the same by (group, latent).
 
     `units` [n]: the latent of each unit, shuffled in place within its group; `weight` [n]. Row r is the units from
     row_start[r] to row_start[r + 1]; group g is the rows from group_start[g] to group_start[g + 1].
     """
     np.random.seed(0)
     held, seen = np.zeros(latents), np.empty(latents, np.int64)
-    # What a row of one unit holds is the same in every deal.
+    # What a row of one unit holds is the same in every permutation.
     alone = np.empty(len(units))
     for unit in range(len(units)):
         alone[unit] = weight[unit] * np.log(weight[unit])
-    told = 0.0
-    for _ in range(deals):
+    told = np.zeros(times)
+    for time in range(times):
         for g in range(len(group_start) - 1):
             first, last = group_start[g], group_start[g + 1]
             # A group of one row tells nothing: both sums are the same.
             if last - first > 1:
                 start, end = row_start[first], row_start[last]
                 np.random.shuffle(units[start:end])
-                told -= _held_w_log_w(units, weight, start, end, held, seen)
+                told[time] -= _held_w_log_w(units, weight, start, end, held, seen)
                 for row in range(first, last):
                     start, end = row_start[row], row_start[row + 1]
                     if end - start == 1:
-                        told += alone[start]
+                        told[time] += alone[start]
                     else:
-                        told += _held_w_log_w(units, weight, start, end, held, seen)
-    return told / deals
+                        told[time] += _held_w_log_w(units, weight, start, end, held, seen)
+    return told
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,18 +1,22 @@
-"""What the counts would be if labels meant nothing: the same rules on a firing table whose inputs were dealt anew.
+"""What the counts would be if labels meant nothing: the same rules on a firing table whose inputs are permuted.
 
 Two nulls, each for the measures that it says something of:
-- within maxima: query, runner-up and copies are shuffled among the inputs of each maximum. A latent that knows its
-  maximum knows it still, and nothing finer: for splits, labels finer than m, and information given the maximum.
-- across maxima: whole labels are shuffled among all inputs: for owned maxima, duplicates and labels of one factor.
-Planted features are shuffled among all inputs, and their directions turned at random, all by one rotation.
+- within maxima: query, runner-up and copies are permuted among the inputs of each maximum. A latent that knows its
+  maximum knows it still, and nothing finer: for splits, and labels and purity finer than m.
+- across maxima: whole labels are permuted among all inputs: for owned maxima, duplicates and labels of one factor.
+For information, the top latents of all inputs are permuted (`information.py`). Planted features are permuted among all
+inputs, and their directions turned at random, all by one rotation.
 
-Inputs and not cells are shuffled: a latent that fires on one cell alone would fire on one cell still. Firing, weights
-of inputs and every loss stay what they are, so measures that use no label have no such null. One deal for each SAE,
-seeded by what it was counted to do: the same SAE has the same null everywhere, and unlike SAEs have unlike ones.
+Inputs and not cells are permuted: a latent that fires on one cell alone would fire on one cell still. Firing, weights
+of inputs and every loss stay what they are, so measures that use no label have no such null. Each null is the mean over
+`evaluation.permutations`, beside its standard deviation. What a latent is permuted to follows from where it fires and
+from the number of the permutation: the same SAE has the same nulls everywhere, in whatever order its latents are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numba
@@ -21,192 +25,231 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.config.columns import ACROSS, PLANTED, WITHIN, shuffled
-from sae_sweep.config.settings import Evaluation
-from sae_sweep.metrics.firing import NO_LATENT, FiringTable, Floats, Fold
+from sae_sweep.config.columns import ACROSS, PLANTED, WITHIN, shuffled, spread
+from sae_sweep.config.settings import PARTITIONS, Evaluation
+from sae_sweep.metrics.class_scores import Fits, Limits, Sums, class_weights, fit_one, layout
+from sae_sweep.metrics.evaluation_classes import FINER_THAN_M, ROUNDING, EvaluationClasses
+from sae_sweep.metrics.firing import FiringTable, Floats
 from sae_sweep.metrics.ground_truth import Detection, planted_metrics
-from sae_sweep.metrics.information import information
-from sae_sweep.metrics.labels import count_splits, describe
-from sae_sweep.metrics.partitions import Ints, partition
+from sae_sweep.metrics.hashing import GOLDEN, mixed
+from sae_sweep.metrics.labels import count, described
+from sae_sweep.metrics.partitions import Ints
 from sae_sweep.metrics.segment_sums import sum_by
-from sae_sweep.toys.classes import Factored
 
-# Units drawn in one go.
-DRAWN = 1 << 10
-# Looking at so many cells takes as long as sorting one.
-SWEPT = 32
+# A latent that fires on many inputs is permuted fewer times, as then a permutation is an average in itself: so often
+# that so many of its inputs are drawn, at least once. Each permutation then stands for several.
+DRAWN_INPUTS = 1 << 9
+# Permutations of latents that are fitted at a time; and how many there are at most in all: of very wide SAEs, each of
+# which has latents enough for an average, there are fewer than `evaluation.permutations`.
+FITTED, PERMUTED_LATENTS = 1 << 17, 1 << 19
+# Numbers of the partitions by one factor.
+SINGLE = tuple(i for i, name in enumerate(PARTITIONS) if len(name) == 1)
 
-
-def shuffled_cells(
-    table: FiringTable, cells: Factored, evaluation: Evaluation, fold: Fold
-) -> dict[str, float | int | None]:
-    """The columns shuffled_* of a toy with cells. `fold`: the table's own."""
-    within, across = (dealt(table, group, fold) for group in (partition(cells, "m").of_cell, np.zeros_like(fold.onto)))
-    finer, whole = (count_splits(describe(each, cells, evaluation), cells, evaluation) for each in (within, across))
-    # Corrected by one more deal: what is left has the mean 0.
-    of_m = {**finer.metrics, **information(within, cells, permutations=1)}
-    return {shuffled(name): of_m[name] for name in WITHIN} | {shuffled(name): whole.metrics[name] for name in ACROSS}
+_mixed, _32 = numba.njit(mixed), np.uint64(32)
 
 
-def shuffled_features(
-    detection: Detection, W_dec: Tensor, directions: Tensor, live: NDArray[np.bool_], f1: float
-) -> dict[str, float | int | None]:
-    """The columns shuffled_* of planted features, arguments as of `planted_metrics`."""
-    rng = np.random.default_rng(crc32(detection.both.tobytes()))
-    absent = detection.total - detection.active
-    both = rng.hypergeometric(detection.active, absent, detection.fired[:, None])
-    orthogonal, triangular = np.linalg.qr(rng.normal(size=(directions.shape[1],) * 2))
-    # So that every rotation (or reflection) is as likely.
-    turn = torch.from_numpy(orthogonal * np.sign(np.diag(triangular))).to(directions)
-    dealt = Detection(both, detection.fired, detection.active, detection.total)
-    found = planted_metrics(dealt, W_dec, directions @ turn, live, f1)
-    return {shuffled(name): found[name] for name in PLANTED}
+class Units(NamedTuple):
+    """The inputs that are permuted, group by group: `cell` [n] int32 of each, those of group g from starts[g] to
+    starts[g + 1]; `weight` [T]: what an input of each cell weighs on average."""
+
+    cell: NDArray[np.int32]
+    starts: Ints
+    weight: Floats
 
 
-def dealt(table: FiringTable, group: Ints, fold: Fold) -> FiringTable:
-    """The table after the inputs of each group of cells exchanged their cells at random, for each latent anew.
+class Draws(NamedTuple):
+    """What is drawn for latents: of latent i, the pairs from starts[i] to starts[i + 1], each so many `inputs`
+    [pairs] of a `group` [pairs], on which it fires with mean a‖d‖ `size` [pairs]; seed, times [latents]: of its random
+    numbers, and how often they are drawn."""
 
-    `group` [cells], numbered from 0. A latent fires on as many inputs of a group as before, by its mean a‖d‖ there;
-    top latents are on top of as many. An input weighs what those of its cell do on average. Rows of dense latents are
-    merged as `fold` says.
+    starts: Ints
+    group: Ints
+    inputs: Ints
+    size: Floats
+    seed: NDArray[np.uint64]
+    times: Ints
+
+
+def shuffled_cells(table: FiringTable, classes: EvaluationClasses) -> dict[str, float | None]:
+    """The columns shuffled_* and their spread of counts on a toy with cells."""
+    maxima, everything = classes.classes("m").of_cell, np.zeros(table.cells, np.int64)
+    found: dict[str, float | None] = {}
+    for group, partitions, columns in ((maxima, FINER_THAN_M, WITHIN), (everything, SINGLE, ACROSS)):
+        counts = permuted_counts(table, group, partitions, classes)
+        found |= summary({name: counts[name] for name in columns})
+    return found
+
+
+def summary(values: Mapping[str, NDArray[Any] | Sequence[float | int | None] | None]) -> dict[str, float | None]:
+    """The columns of nulls, from the values of each measure under every permutation: means and standard deviations.
+
+    None where a value is None; the standard deviation of one permutation is None too.
     """
+    found: dict[str, float | None] = {}
+    for name, of_trials in values.items():
+        known = of_trials is not None and not any(value is None for value in of_trials)
+        array = np.asarray(of_trials, np.float64) if known else np.zeros(0)
+        found[shuffled(name)] = float(array.mean()) if known else None
+        found[spread(name)] = float(array.std(ddof=1)) if len(array) > 1 else None
+    return found
+
+
+def permuted_counts(
+    table: FiringTable, group: Ints, partitions: Sequence[int], classes: EvaluationClasses
+) -> dict[str, NDArray[Any] | None]:
+    """`labels.count` of every permutation [permutations] of the inputs of each group of cells, for each latent anew.
+
+    group [T], numbered from 0; partitions: those whose labels and pure latents are asked for, as numbers
+    in PARTITIONS. A latent fires on as many inputs of a group as before, by its mean a‖d‖ there. An input weighs what
+    those of its cell do on average.
+    """
+    trials = min(classes.evaluation.permutations, max(1, PERMUTED_LATENTS // table.width))
+    units, draws = _units(table, group), _draws(table, group, trials)
+    evaluation, arranged = classes.evaluation, layout(classes)
+    scales = (
+        arranged,
+        class_weights(classes, table.cell_weight),
+        Limits(evaluation.f1, evaluation.purity, best_f1=False),
+    )
+    room = units.cell.copy(), Drawn.room(draws), Sums.room(arranged)
+    parts = []
+    for part in np.array_split(np.arange(table.width), 1 + trials * table.width // FITTED):
+        fits = Fits.room(int(draws.times[part].sum()))
+        _fit_permuted(part, draws, units, room, scales, fits)
+        parts.append(_all_trials(_fitting(part, draws.times[part], fits, partitions, evaluation), draws.times, trials))
+    fits = Fits._make(np.concatenate(values, axis=-1) for values in zip(*(fits for fits, *_ in parts), strict=True))
+    latent, trial = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+    permuted = described(fits, table.inputs[latent], table.folded[latent], table.total, classes, trial)
+    return count(permuted, classes, trial, trials).metrics
+
+
+def _fitting(
+    part: Ints, times: Ints, fits: Fits, partitions: Sequence[int], evaluation: Evaluation
+) -> tuple[Fits, Ints, Ints]:
+    """The permutations that fit some class of the given partitions: their fits, latents and numbers. Most fit none."""
+    f1, purity = evaluation.f1 - ROUNDING, evaluation.purity - ROUNDING
+    reach = (fits.share[list(partitions)] >= purity) | (fits.f1[list(partitions)] >= f1)
+    kept = np.flatnonzero(reach.any(0))
+    number = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+    return fits.take(kept), np.repeat(part, times)[kept], number[kept]
+
+
+def _all_trials(found: tuple[Fits, Ints, Ints], times: Ints, trials: int) -> tuple[Fits, Ints, Ints]:
+    """The same in every trial: permutation t of a latent that has few stands for t + times, t + 2·times, … as well."""
+    fits, latent, number = found
+    repeats = (trials - number + times[latent] - 1) // times[latent]
+    rows = np.repeat(np.arange(len(latent)), repeats)
+    again = np.arange(len(rows)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    return fits.take(rows), latent[rows], number[rows] + again * times[latent[rows]]
+
+
+def _units(table: FiringTable, group: Ints) -> Units:
+    """The inputs of a table by group."""
     counts = np.bincount(table.top_cell, table.top_count, table.cells).astype(np.int64)
     weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
     order = np.argsort(group, kind="stable")
-    units, groups = np.repeat(order, counts[order]), int(group.max()) + 1
-    starts = np.searchsorted(group[units], np.arange(groups + 1))
-    key, *sums = sum_by(table.latent * groups + group[table.cell], table.count, table.mass, table.weight)
+    cell = np.repeat(order, counts[order])
+    return Units(cell.astype(np.int32), np.searchsorted(group[cell], np.arange(int(group.max()) + 2)), weight)
+
+
+def _draws(table: FiringTable, group: Ints, trials: int) -> Draws:
+    """What each latent of a table draws."""
+    groups = int(group.max()) + 1
+    key, number, mass, weight = sum_by(table.latent * groups + group[table.cell], table.count, table.mass, table.weight)
     latent, of_group = np.divmod(key, groups)
-    most = np.minimum(sums[0], np.bincount(group, minlength=groups)[of_group])
-    dense = (table.fired > fold.above)[latent]
-    seed = crc32(table.top_latent.tobytes())
-    bounds = np.searchsorted(group[order], np.arange(groups + 1))
-    cells = order, bounds, weight, fold.onto
-    drawn = _draw(seed, of_group, sums[0], int(most.sum()), units, starts, dense, *cells)
-    rows, cell, fires, count = drawn
-    mass = fires * np.repeat(sums[1] / sums[2], rows)
-    top = np.argsort(group[table.top_cell], kind="stable")
-    tops = _shuffled(seed, np.repeat(table.top_latent[top], table.top_count[top]), starts)
-    keys, top_count = sum_by(*_counted(units, tops, table.width))
-    top_cell, top_latent = np.divmod(keys, table.width + 1)
-    top_weight = weight[top_cell] * top_count
-    top_rows = top_cell, top_latent - 1, top_weight, top_count
-    return FiringTable(table.width, table.cells, np.repeat(latent, rows), cell, fires, mass, count, *top_rows)
+    starts = np.searchsorted(latent, np.arange(table.width + 1))
+    times = np.clip(DRAWN_INPUTS // np.maximum(table.inputs, 1), 1, trials) * (table.inputs > 0)
+    return Draws(starts, of_group, number, mass / weight, _seeds(table), times)
+
+
+def _seeds(table: FiringTable) -> NDArray[np.uint64]:
+    """A number for each latent [width] that follows from the cells on which it fires, and how many inputs of each."""
+    rows = mixed(mixed(table.cell.astype(np.uint64)) + GOLDEN * table.count.astype(np.uint64))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(rows, dtype=np.uint64)])
+    return sums[table.starts[1:]] - sums[table.starts[:-1]]
+
+
+class Drawn(NamedTuple):
+    """Room for what is drawn for one latent: the cell, weight and mass of every input, and where among the units it
+    was: all [n], the inputs of the latent that fires on most."""
+
+    cell: Ints
+    weight: Floats
+    mass: Floats
+    place: Ints
+
+    @classmethod
+    def room(cls, draws: Draws) -> Drawn:
+        """Room for any latent of these."""
+        ends = np.concatenate([[0], np.cumsum(draws.inputs)])
+        most = int((ends[draws.starts[1:]] - ends[draws.starts[:-1]]).max(initial=0))
+        return cls(np.empty(most, np.int64), np.empty(most), np.empty(most), np.empty(most, np.int64))
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw(
-    seed: int,
-    of_group: Ints,
-    draws: Ints,
-    most: int,
-    units: Ints,
-    starts: Ints,
-    dense: NDArray[np.bool_],
-    order: Ints,
-    bounds: Ints,
-    weight: Floats,
-    onto: Ints,
-) -> tuple[Ints, Ints, Floats, Ints]:
-    """Of each pair of latent and group, draw so many units without replacement: how many cells came up, then cells,
-    weights and counts, those of one pair after the other, at most `most`.
+def _fit_permuted(part, draws, units, room, scales, fits):  # type: ignore[no-untyped-def]
+    """Draw inputs for each latent of `part` as often as it is to be, and fit them.
 
-    Units starts[g]:starts[g + 1] are of group g, each a cell of `weight`; a dense pair counts onto[cell] instead. The
-    cells themselves are order[bounds[g]:bounds[g + 1]], ascending.
+    room: of units.cell a copy, a Drawn, and Sums; scales: layout, class weights and limits.
     """
-    np.random.seed(seed)
-    units, others = units.astype(np.int32), np.empty(DRAWN, np.int64)
-    # As small as can be, since memory is slow: what a cell weighs is looked up once its units are counted.
-    came_up, onto_weight, onto_count = np.zeros(len(weight), np.int32), np.zeros(len(weight)), np.zeros(len(weight))
-    rows, cells = np.zeros(len(draws), np.int64), np.empty(most, np.int64)
-    weights, counts = np.empty(most), np.empty(most, np.int64)
-    begin = 0
-    for pair in range(len(draws)):
-        end, last = begin, starts[of_group[pair] + 1]
-        stop = starts[of_group[pair]] + draws[pair]
-        for first in range(starts[of_group[pair]], stop, len(others)):
-            # One loop after the other: what one waits for, memory or a number to draw, holds up no other.
-            places = range(first, min(first + len(others), stop))
-            for place in places:
-                others[place - first] = np.random.randint(place, last)
-            for place in places:
-                other = others[place - first]
-                units[place], units[other] = units[other], units[place]
-            for place in places:
-                cell = units[place]
-                if came_up[cell] == 0:
-                    cells[end] = cell
-                    end += 1
-                came_up[cell] += 1
-        group = order[bounds[of_group[pair]] : bounds[of_group[pair] + 1]]
-        _ascending(cells, begin, end, came_up, group)
-        if dense[pair]:
-            end = _merge(cells, begin, end, came_up, weight, onto, onto_weight, onto_count)
-        for row in range(begin, end):
-            cell = cells[row]
-            if dense[pair]:
-                weights[row], counts[row] = onto_weight[cell], np.int64(onto_count[cell])
-                onto_weight[cell] = onto_count[cell] = 0
-            else:
-                weights[row], counts[row] = came_up[cell] * weight[cell], came_up[cell]
-                came_up[cell] = 0
-        rows[pair] = end - begin
-        begin = end
-    return rows, cells[:begin].copy(), weights[:begin].copy(), counts[:begin].copy()
-
-
-@numba.njit(cache=True, nogil=True)
-def _ascending(cells, begin, end, came_up, group):  # type: ignore[no-untyped-def]
-    """Sort the cells from `begin` to `end`: those of the `group`, which is ascending, that `came_up`."""
-    if SWEPT * (end - begin) < len(group):
-        cells[begin:end].sort()
-        return
-    place = begin
-    for cell in group:
-        if came_up[cell]:
-            cells[place] = cell
+    taken, drawn, sums = room
+    place = 0
+    for latent in part:
+        for number in range(draws.times[latent]):
+            end = _draw(latent, number, draws, units, taken, drawn)
+            rows = drawn.cell[:end], drawn.weight[:end], drawn.mass[:end]
+            fit_one(rows, *scales, sums, fits, place)
             place += 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _merge(cells, begin, end, came_up, weight, onto, onto_weight, onto_count):  # type: ignore[no-untyped-def]
-    """Replace the sorted cells from `begin` to `end` by those `onto` which they are merged, sorted; returns their end.
-
-    Weight and count of these are added up from how often each cell `came_up`, which is set to 0.
-    """
-    merged = begin
-    for row in range(begin, end):
-        cell, target = cells[row], onto[cells[row]]
-        if onto_count[target] == 0:
-            cells[merged] = target
-            merged += 1
-        onto_weight[target] += came_up[cell] * weight[cell]
-        onto_count[target] += came_up[cell]
-        came_up[cell] = 0
-    cells[begin:merged].sort()
-    return merged
-
-
-@numba.njit(cache=True, nogil=True)
-def _shuffled(seed: int, values: Ints, starts: Ints) -> Ints:
-    """`values` shuffled in place within each run starts[g]:starts[g + 1]."""
-    np.random.seed(seed)
-    for group in range(len(starts) - 1):
-        np.random.shuffle(values[starts[group] : starts[group + 1]])
-    return values
+def _draw(latent, number, draws, units, taken, drawn):  # type: ignore[no-untyped-def]
+    """Draw inputs for one latent, without replacement within a group; returns how many. `taken` stays what it is."""
+    key, end = _mixed(draws.seed[latent] + GOLDEN * np.uint64(number + 1)), 0
+    for pair in range(draws.starts[latent], draws.starts[latent + 1]):
+        first, last = units.starts[draws.group[pair]], units.starts[draws.group[pair] + 1]
+        begin, end = end, end + draws.inputs[pair]
+        for row in range(begin, end):
+            key += GOLDEN
+            here = first + row - begin
+            # 32 random bits choose among those that are left.
+            other = here + np.int64(((_mixed(key) >> _32) * np.uint64(last - here)) >> _32)
+            cell = taken[other]
+            taken[here], taken[other] = cell, taken[here]
+            drawn.place[row], drawn.cell[row] = other, cell
+            drawn.weight[row] = units.weight[cell]
+            drawn.mass[row] = units.weight[cell] * draws.size[pair]
+        for row in range(begin, end):
+            here = first + row - begin
+            taken[here], taken[drawn.place[row]] = units.cell[here], units.cell[drawn.place[row]]
+    return end
 
 
-@numba.njit(cache=True, nogil=True)
-def _counted(units: Ints, tops: Ints, width: int) -> tuple[Ints, Ints]:
-    """Keys cell · (width + 1) + top - NO_LATENT of units [n], those of a cell side by side, and counts."""
-    keys, counts = np.empty(len(units), np.int64), np.empty(len(units), np.int64)
-    latest, rows = np.full(width + 1, -1, np.int64), 0
-    for unit in range(len(units)):
-        top = tops[unit] - NO_LATENT
-        key, place = units[unit] * (width + 1) + top, latest[top]
-        if place < 0 or keys[place] != key:
-            latest[top] = place = rows
-            keys[place], counts[place] = key, 0
-            rows += 1
-        counts[place] += 1
-    return keys[:rows].copy(), counts[:rows].copy()
+def shuffled_features(
+    detection: Detection,
+    W_dec: Tensor,
+    directions: Tensor,
+    live: NDArray[np.bool_],
+    evaluation: Evaluation,
+) -> dict[str, float | None]:
+    """The columns shuffled_* of planted features and their spread, other arguments as of `planted_metrics`."""
+    # Sorted, so that the order of latents has no say.
+    seed = crc32(np.sort(detection.both, axis=0).tobytes())
+    trials = []
+    for number in range(evaluation.permutations):
+        permuted, turned = _permuted(detection, directions, np.random.default_rng((seed, number)))
+        trials.append(planted_metrics(permuted, W_dec, turned, live, evaluation.f1))
+    return summary({name: [trial[name] for trial in trials] for name in PLANTED})
+
+
+def _permuted(detection: Detection, directions: Tensor, rng: np.random.Generator) -> tuple[Detection, Tensor]:
+    """A detection whose features come with other inputs, and directions all turned by one rotation."""
+    # Latents in an order that does not depend on theirs: equal ones draw in any order alike.
+    order = np.lexsort((*detection.both.T, detection.fired))
+    absent = detection.total - detection.active
+    both = np.empty_like(detection.both)
+    both[order] = rng.hypergeometric(detection.active, absent, detection.fired[order, None])
+    orthogonal, triangular = np.linalg.qr(rng.normal(size=(directions.shape[1],) * 2))
+    # So that every rotation (or reflection) is as likely.
+    turn = torch.from_numpy(orthogonal * np.sign(np.diag(triangular))).to(directions)
+    return Detection(both, detection.fired, detection.active, detection.total), directions @ turn

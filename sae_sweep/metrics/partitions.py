@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sae_sweep.config.settings import PARTITIONS
 from sae_sweep.toys.classes import Factored
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -37,7 +38,7 @@ class Classes:
         return run_starts(self.of_cell[self.order])
 
 
-@lru_cache(maxsize=2 * len(PARTITIONS))
+@lru_cache(maxsize=4 * len(PARTITIONS))
 def partition(cells: Factored, name: str) -> Classes:
     """The classes of `cells.partition(name)`."""
     of_cell = cells.partition(name).of_cell

@@ -34,6 +34,7 @@ from sae_sweep.config.columns import COLUMN_OF, COLUMNS, SEEDS, is_seed, is_sett
 from sae_sweep.reports import bootstrap, sentences
 from sae_sweep.reports.bootstrap import Array, Draws, Sample
 from sae_sweep.store.plateau import STILL_MOVING
+from sae_sweep.store.results import column_of, matches
 
 # The last bits of a difference do not decide a claim.
 SLACK = 1e-9
@@ -147,7 +148,7 @@ def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFr
     missing = _missing_column(claim["measure"], conditions, frame)
     if missing:
         return _unmeasured(claim, f"this sweep has no column {missing}")
-    chosen = [frame[_matches(frame, where)] for where in conditions]
+    chosen = [frame[matches(frame, where)] for where in conditions]
     measured = [_measured(claim, side) for side in chosen]
     compared = _Compared.on_shared_toys(claim, measured)
     if any(side.empty for side in compared.sides):
@@ -323,24 +324,9 @@ def _margin(claim: Mapping[str, Any], single: Sequence[float]) -> float | None:
     return 2 * float(np.std(single, ddof=1)) if len(single) > 1 else None
 
 
-def _column(key: str, frame: pd.DataFrame) -> str:
-    """The column that a condition's key means: a column's own name, or the key that sets it."""
-    return key if key in frame else COLUMN_OF.get(key, key)
-
-
 def _missing_column(measure: str, conditions: list[Mapping[str, Any]], frame: pd.DataFrame) -> str | None:
-    named = [*measure.split(" - "), *(_column(key, frame) for where in conditions for key in where)]
+    named = [*measure.split(" - "), *(column_of(key, frame) for where in conditions for key in where)]
     return next((name for name in named if name not in frame), None)
-
-
-def _matches(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
-    match = pd.Series(True, index=rows.index)
-    for key, wanted in where.items():
-        column = rows[_column(key, rows)]
-        values = wanted if isinstance(wanted, list | tuple) else [wanted]
-        given = [value for value in values if value is not None]
-        match &= (column.isin(given) & column.notna()) | (column.isna() & (None in values))
-    return match
 
 
 def _with_shuffled_labels(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:

@@ -208,8 +208,8 @@ def describe(point: Point) -> str:
     if counts(sae.architecture):
         sparsity = f"{sae.architecture} k={sae.k}"
     else:
-        further = penalty.words.removeprefix(penalty.name)
-        sparsity = f"{penalty.name} c={penalty.coefficient:g}{further}"
+        further = penalty.words.removeprefix(penalty.title)
+        sparsity = f"{penalty.title} c={penalty.coefficient:g}{further}"
     return f"width={sae.width} {start} {sparsity} seed={point.seed}"
 
 

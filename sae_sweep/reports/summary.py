@@ -6,12 +6,13 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
 
-from sae_sweep.config.axes import conf_dir
 from sae_sweep.config.columns import COLUMN_OF, shuffled
+from sae_sweep.config.files import conf_dir, opening
 from sae_sweep.reports.layout import listed, plural
 from sae_sweep.reports.material import Material
 from sae_sweep.reports.results_table import coefficient, penalty_name, representatives, start_name
@@ -39,13 +40,11 @@ _PACKAGES = ("sae-sweep", "torch", "numpy", "numba", "python")
 def question(info: Mapping[str, Any]) -> str:
     """What the experiment asks, from the comment that opens its file; of a grid without one, what it varies."""
     name = info.get("experiment")
+    own = (text for path, text in info.get("files", {}).items() if PurePath(path).stem == name)
     path = conf_dir() / "experiment" / f"{name}.yaml"
-    if name and path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        opening = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-        words = [line.removeprefix("#").strip() for line in lines[:opening] if "@package" not in line]
-        if words:
-            return " ".join(words)
+    text = next(own, path.read_text(encoding="utf-8") if name and path.is_file() else "")
+    if opening(text):
+        return opening(text)
     varied = [COLUMN_OF.get(key, key) for key in info.get("varied") or ()]
     axes = ", ".join(name.replace("_", " ") for name in varied if "seed" not in name)
     return f"How does what latents stand for change with {axes}?" if axes else "What do the latents stand for?"

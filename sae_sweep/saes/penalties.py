@@ -1,7 +1,7 @@
-"""The sparsity penalties, each one formula, from which value, slope, listing and compiled kernels all follow.
+"""The sparsity penalties, each one formula in text, from which value, slope, listing and compiled kernels all follow.
 
-A penalty maps the contributions aᵢ‖dᵢ‖ ≥ 0 of one input to a number: `outer(T0, T1, M)` with Tᵢ = Σⱼ sumsᵢ(aⱼ) and
-M = maxⱼ largest(aⱼ). Every term is 0 at a = 0, so latents that are off cost nothing and kernels may skip them.
+A penalty maps the contributions a = activation · decoder norm ≥ 0 of an input's latents to a number (saes/formula.py
+says how a formula is written). It is 0 where all are off, so that kernels may skip latents that do not fire.
 Contributions, not activations: otherwise growing the decoder and shrinking the code would evade the penalty.
 Priors are read as in maximum a posteriori estimation: penalty = −log p up to constants, λ the coefficient over 2σ².
 """
@@ -9,12 +9,13 @@ Priors are read as in maximum a posteriori estimation: penalty = −log p up to 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Kind, Setting, get, register
+from sae_sweep.saes.formula import Formula, check, parse, symbols
 
 if TYPE_CHECKING:
     import sympy as sp
@@ -24,34 +25,8 @@ if TYPE_CHECKING:
 else:
     sp, torch = lazy("sympy"), lazy("torch")
 
-# L_p's slope p(a+ε)^(p-1) stays finite at 0: with ε = 1e-3 and activations of norm √d it is at most 16 for p = 1/2.
-EPSILON = 1e-3
 # prod1p continues linearly above T = 8, where a dense start would overflow exp and drown the reconstruction.
 PRODUCT_CAP = 8
-# Under `exclusive` all but the largest have a scale of their own: this fraction of s.
-REST = "1/10"
-
-
-class _Symbols:
-    """The symbols of formulas: of a latent's contribution a, of settings, of sums T and of the largest M over latents;
-    log π is the logarithm of the share of inputs on which a latent is the largest."""
-
-    @functools.cached_property
-    def by_name(self) -> dict[str, Any]:
-        positive = {name: sp.Symbol(name, positive=True) for name in ("a", "s", "p", "ε", "T0", "T1")}
-        return positive | {name: sp.Symbol(name, real=True) for name in ("M", "logπ")}
-
-    def __getattr__(self, name: str) -> Any:
-        return self.by_name[name]
-
-
-symbols = _Symbols()
-
-
-def expression(text: str) -> Any:
-    """A formula as a SymPy expression."""
-    functions = {"where": lambda condition, low, high: sp.Piecewise((low, condition), (high, True))}
-    return sp.sympify(text, locals={**symbols.by_name, **functions})
 
 
 def _as_it_is(penalty: Penalty) -> Penalty:
@@ -60,7 +35,7 @@ def _as_it_is(penalty: Penalty) -> Penalty:
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyFormula(Kind):
-    """A penalty: `outer` of `sums` over latents and of the `largest` among them, all text.
+    """A penalty: the sum over latents of `formula`, or what `outer` makes of that sum.
 
     prior: the density it is −log of, or why none; ladder: coefficients where none is given, a geometric series
     canonical: the penalty that has the same value under another name, if there is one
@@ -68,84 +43,46 @@ class PenaltyFormula(Kind):
     """
 
     family = "penalty"
-    sums: tuple[str, ...]
-    outer: str = "T0"
-    largest: str = ""
+    formula: str
+    outer: str | None = None
     prior: str
     ladder: tuple[float, ...] = ()
     canonical: Callable[[Penalty], Penalty] = _as_it_is
     counts: bool = False
 
-    @functools.cached_property
-    def terms(self) -> tuple[Any, ...]:
-        """What is summed over latents, as SymPy expressions of a, s, p and ε."""
-        return tuple(expression(text) for text in self.sums)
-
-    @functools.cached_property
-    def combined(self) -> Any:
-        """`outer` as a SymPy expression of T0, T1 and M."""
-        return expression(self.outer)
-
-    @functools.cached_property
-    def of_largest(self) -> Any:
-        """`largest` as a SymPy expression; None where latents do not compete."""
-        return expression(self.largest) if self.largest else None
-
     @property
-    def numeric_terms(self) -> tuple[Any, ...]:
-        """The terms with ε put in: what is computed."""
-        return tuple(term.subs(symbols.ε, sp.Rational(1, 1000)) for term in self.terms)
+    def parsed(self) -> Formula:
+        """What the formula says."""
+        return parse(self.formula, self.outer)
 
-    @property
-    def numeric_outer(self) -> Any:
-        """`outer` with ε put in."""
-        return self.combined.subs(symbols.ε, sp.Rational(1, 1000))
+    def title(self, penalty: Penalty) -> str:
+        """How tables and figures name a penalty of this kind."""
+        return self.name
 
-    @property
-    def weighs(self) -> bool:
-        """Whether it asks for log π, which takes a pass over the batch first."""
-        return "logπ" in self.largest
-
-    @property
-    def formula(self) -> str:
-        """The whole penalty in one line, for people."""
-        names = zip(("T0", "T1"), self.terms, strict=False)
-        sums = {symbols.by_name[name]: sp.Symbol(f"Σ[{spell(term)}]") for name, term in names}
-        if self.largest:
-            sums[symbols.M] = sp.Symbol(f"max[{spell(self.of_largest)}]")
-        outer = self.combined.args[0].expr if isinstance(self.combined, sp.Piecewise) else self.combined
-        return spell(outer.subs(sums))
-
-    @property
-    def slope_at_zero(self) -> Any:
-        """The slope for a latent about to fire on an input where nothing else does."""
-        alone = {symbols.by_name[name]: term for name, term in zip(("T0", "T1"), self.terms, strict=False)}
-        if self.largest:
-            alone[symbols.M] = self.of_largest
-        return sp.diff(self.combined.subs(alone), symbols.a).subs(symbols.a, 0)
+    def reads(self, penalty: Penalty) -> Iterable[str]:
+        """The settings that change what it computes, beside the coefficient and those that its title tells."""
+        return self.settings
 
 
-def formula_of(name: str) -> PenaltyFormula:
-    """The formula of a penalty. KeyError if there is none of that name."""
-    formula: PenaltyFormula = get("penalty", name)
-    return formula
+class OwnFormula(PenaltyFormula):
+    """The kind whose formula is a setting: each formula is a penalty of its own."""
+
+    def title(self, penalty: Penalty) -> str:
+        """The formula in its canonical text."""
+        formula = formula_of(penalty)
+        return formula.whole if formula.coupled else formula.text
+
+    def reads(self, penalty: Penalty) -> Iterable[str]:
+        """What the formula names."""
+        return formula_of(penalty).reads
 
 
-def spell(formula: Any) -> str:
-    """An expression as people write it."""
-    return str(_speller()().doprint(formula)).replace("**", "^").replace("*", "·").replace("<=", "≤")
-
-
-@functools.cache
-def _speller() -> Any:
-    from sympy.printing.str import StrPrinter
-
-    class Speller(StrPrinter):
-        def _print_Piecewise(self, piecewise: Any) -> str:
-            (below, condition), (above, _) = piecewise.args
-            return f"{self._print(below)} where {self._print(condition)}, else {self._print(above)}"
-
-    return Speller
+def formula_of(penalty: Penalty | str) -> Formula:
+    """The formula of a penalty, or of the kind of that name: the user's own where the kind is `formula`."""
+    if not isinstance(penalty, str) and "formula" in penalty.to_dict():
+        return parse(penalty.formula, penalty.outer)
+    kind: PenaltyFormula = get("penalty", penalty if isinstance(penalty, str) else penalty.name)
+    return kind.parsed
 
 
 def _named(penalty: Penalty) -> Penalty:
@@ -155,6 +92,18 @@ def _named(penalty: Penalty) -> Penalty:
     return type(penalty)("sqrt" if penalty.p == 0.5 else "l1", penalty.coefficient)
 
 
+def _canonical_formula(penalty: Penalty) -> Penalty:
+    """A formula of one's own in its canonical text, with settings that it does not name at their defaults."""
+    formula = formula_of(penalty)
+    unread = {setting: 1.0 for setting in ("scale", "p") if setting not in formula.reads}
+    return penalty.replace(formula=formula.text, outer=formula.outer_text or "T", **unread)
+
+
+def _check_formula(penalty: Penalty) -> None:
+    """UserError unless a formula of one's own is a penalty at its settings."""
+    check(formula_of(penalty), penalty.scale, penalty.p)
+
+
 _SCALE = {"scale": Setting(1.0, "s, in activations of E‖x‖² = d", gt=0)}
 _GROSS = "LessWrong comment EkibeZomncsPxfYwu"
 
@@ -162,7 +111,7 @@ register(
     PenaltyFormula(
         name="none",
         description="no penalty",
-        sums=("0",),
+        formula="0",
         prior="none: flat, every code as likely",
         source="no penalty",
         ladder=(0.0,),
@@ -172,7 +121,7 @@ register(
     PenaltyFormula(
         name="l1",
         description="the sum of contributions",
-        sums=("a",),
+        formula="a",
         prior="exponential (one-sided Laplace), rate λ",
         source="Tibshirani 1996; arXiv 2309.08600",
         ladder=(0.25, 0.5, 1.0, 2.0),
@@ -182,7 +131,7 @@ register(
     PenaltyFormula(
         name="lp",
         description="their p-th powers",
-        sums=("(a + ε)**p - ε**p",),
+        formula="(a + ε)^p - ε^p",
         prior="exponential power, Z = Γ(1/p)/(p·λ^(1/p)) as ε → 0",
         source=f"{_GROSS} (P7)",
         settings={"p": Setting(0.5, "the exponent", gt=0)},
@@ -194,7 +143,7 @@ register(
     PenaltyFormula(
         name="sqrt",
         description="their square roots: L_p at p = 1/2",
-        sums=("sqrt(a + ε) - sqrt(ε)",),
+        formula="sqrt(a + ε) - sqrt(ε)",
         prior="exponential power with p = 1/2: Z = 2/λ² as ε → 0",
         source=f"{_GROSS} (P7)",
         ladder=(0.25, 0.5, 1.0, 2.0),
@@ -204,7 +153,7 @@ register(
     PenaltyFormula(
         name="log1p",
         description="concave, with a slope that falls as 1/a",
-        sums=("log(1 + a/s)",),
+        formula="log(1 + a/s)",
         prior="Lomax (Pareto II), shape λ-1, scale s; improper for λ ≤ 1",
         source=f"{_GROSS} (P6)",
         settings=_SCALE,
@@ -215,7 +164,7 @@ register(
     PenaltyFormula(
         name="log1p_sq",
         description="quadratic near zero, logarithmic far out",
-        sums=("log(1 + a**2/s**2)",),
+        formula="log(1 + a^2/s^2)",
         prior="Student-t, ν = 2λ-1 (Cauchy at λ = 1; improper for λ ≤ 1/2)",
         source=f"Olshausen & Field 1996; {_GROSS} (P6)",
         settings=_SCALE,
@@ -226,7 +175,7 @@ register(
     PenaltyFormula(
         name="tanh",
         description="a smooth count of what fires",
-        sums=("tanh(a/s)",),
+        formula="tanh(a/s)",
         prior="improper: a spike and a flat slab",
         source="transformer-circuits.pub/2024/feb-update",
         settings=_SCALE,
@@ -237,8 +186,8 @@ register(
     PenaltyFormula(
         name="prod1p",
         description="the product of 1 + a/s over latents, less 1",
-        sums=("log(1 + a/s)",),
-        outer=f"where(T0 <= {PRODUCT_CAP}, exp(T0) - 1, exp({PRODUCT_CAP})*(1 + T0 - {PRODUCT_CAP}) - 1)",
+        formula="log(1 + a/s)",
+        outer=f"where(T <= {PRODUCT_CAP}, exp(T) - 1, exp({PRODUCT_CAP})*(1 + T - {PRODUCT_CAP}) - 1)",
         prior="proper, not factorised: aᵢ given the rest is exponential with rate λ·∏_{j≠i}(1+aⱼ/s)/s",
         source=f"{_GROSS} (P6)",
         settings=_SCALE,
@@ -249,8 +198,8 @@ register(
     PenaltyFormula(
         name="pair",
         description="the sum of products of two",
-        sums=("a", "a**2"),
-        outer="(T0**2 - T1)/2",
+        formula="a",
+        outer="(T^2 - sum(a^2))/2",
         prior="not factorised: Σ_{i<j} aᵢ·aⱼ, zero iff at most one latent fires; improper for two latents alone, "
         "proper from three on",
         source=f"{_GROSS} (P6)",
@@ -261,7 +210,7 @@ register(
     PenaltyFormula(
         name="lp_annealed",
         description="L_p whose exponent falls while an SAE trains",
-        sums=("(a + ε)**p - ε**p",),
+        formula="(a + ε)^p - ε^p",
         prior="none: p falls from penalty.p to penalty.p_end while it trains, and the objective with it",
         source="Karvonen et al. 2024, arXiv 2408.00113 (p-annealing)",
         settings={"p": Setting(1.0, "the exponent at first", gt=0), "p_end": Setting(0.2, "and at the end", gt=0)},
@@ -272,8 +221,8 @@ register(
     PenaltyFormula(
         name="hoyer",
         description="the square of the sum over the sum of squares",
-        sums=("a", "a**2"),
-        outer="T0**2/(T1 + ε)",
+        formula="a",
+        outer="T^2/(sum(a^2) + ε)",
         prior="improper: constant along every ray, so no density; 1 for one latent, L0 for equal ones",
         source="Hoyer 2004; Yang et al. 2020, arXiv 1908.09979 (Hoyer-square)",
         ladder=(0.1, 0.3, 1.0, 3.0),
@@ -283,7 +232,7 @@ register(
     PenaltyFormula(
         name="mcp",
         description="concave up to s, then flat",
-        sums=("where(a <= s, a - a**2/(2*s), s/2)",),
+        formula="where(a <= s, a - a^2/(2*s), s/2)",
         prior="improper: a truncated bump on a flat slab, the tail never falls",
         source="Zhang 2010, Annals of Statistics 38 (MCP, γλ = s)",
         settings=_SCALE,
@@ -294,7 +243,7 @@ register(
     PenaltyFormula(
         name="l0",
         description="how many fire",
-        sums=("where(a <= ε, 0, 1)",),
+        formula="where(a <= ε, 0, 1)",
         prior="improper: a spike and a flat slab; sae=jumprelu alone gives it a slope",
         source="Rajamanoharan et al. 2024, arXiv 2407.14435",
         ladder=(0.01, 0.1, 1.0, 10.0),
@@ -305,9 +254,8 @@ register(
     PenaltyFormula(
         name="exclusive",
         description="one latent may fire at scale s, the others at a tenth of it",
-        sums=("a",),
-        outer=f"(T0 - M)/({REST}*s) + M/s",
-        largest="a",
+        formula="a",
+        outer="(T - max(a))/(s/10) + max(a)/s",
         prior="one winner, any latent alike: exponential with mean s; the others exponential with mean s/10 (at λ = 1)",
         source=f"{_GROSS} (P6): the mixture over winners, its largest component",
         settings=_SCALE,
@@ -318,9 +266,8 @@ register(
     PenaltyFormula(
         name="exclusive_pi",
         description="the same, and the winner pays for how seldom it wins",
-        sums=("a",),
-        outer=f"T0/({REST}*s) - M",
-        largest=f"a*(1/({REST}) - 1)/s + logπ",
+        formula="a",
+        outer="T/(s/10) - max(9*a/s + logπ)",
         prior="the same with winner j drawn with probability πⱼ, its share of the inputs: −log π is what "
         "splitting costs",
         source=f"{_GROSS} (P6): the mixture over winners, its largest component",
@@ -330,19 +277,39 @@ register(
 )
 
 
+register(
+    OwnFormula(
+        name="formula",
+        description="a formula of your own",
+        formula="a/(a + s)",
+        prior="that of the formula: sae-sweep prior FORMULA",
+        source="yours; by default one that saturates",
+        settings={
+            "formula": Setting("a/(a + s)", "what a latent of contribution a costs", verbatim=True),
+            "outer": Setting("T", "what an input costs: T is the sum of the formula over latents", verbatim=True),
+            "scale": Setting(1.0, "s in the formula", gt=0),
+            "p": Setting(1.0, "p in the formula", gt=0),
+        },
+        ladder=(0.3, 0.6, 1.2, 2.4),
+        canonical=_canonical_formula,
+        check=_check_formula,
+    )
+)
+
+
 def penalty_value(
-    name: str,
+    penalty: str | Formula,
     contributions: torch.Tensor,
     scale: float = 1.0,
     exponent: float = 1.0,
     log_shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Penalty per input: contributions a‖d‖ [..., width], non-negative -> [...]; differentiable.
+    """Penalty per input, by name or formula: contributions a‖d‖ [..., width], non-negative -> [...]; differentiable.
 
-    log_shares [width]: log π of `exclusive_pi`; None stands for 0, which leaves −log π out.
-    Above a product of e⁸ prod1p continues linearly (PRODUCT_CAP); L_p is Σ(a+ε)ᵖ − εᵖ with EPSILON.
+    log_shares [width]: log π where the formula names it; None stands for 0, which leaves −log π out.
     """
-    terms, largest, outer = _torch_functions(name, scale, exponent)
+    formula = formula_of(penalty) if isinstance(penalty, str) else penalty
+    terms, largest, outer = _torch_functions(formula, scale, exponent)
     sums = [term(contributions).sum(-1) for term in terms]
     if largest is None:
         return outer(*sums)
@@ -362,27 +329,56 @@ def log_shares(contributions: torch.Tensor) -> torch.Tensor:
     return (counts / counts.sum(-1, keepdim=True)).log()
 
 
+_OnTensors = Callable[..., Any]
+
+
 @functools.cache
 def _torch_functions(
-    name: str, scale: float, exponent: float
-) -> tuple[list[Callable[..., torch.Tensor]], Callable[..., torch.Tensor] | None, Callable[..., torch.Tensor]]:
-    formula, a = formula_of(name), symbols.a
-    numbers = {symbols.s: scale, symbols.p: exponent}
-    terms = [_on_tensors((a,), term.subs(numbers)) for term in formula.numeric_terms]
-    arguments, outer = (symbols.T0, symbols.T1)[: len(terms)], formula.numeric_outer.subs(numbers)
-    if not formula.largest:
-        return terms, None, _on_tensors(arguments, outer)
-    largest = _on_tensors((a, symbols.logπ), formula.of_largest.subs(numbers))
-    return terms, largest, _on_tensors((*arguments, symbols.M), outer)
+    formula: Formula, scale: float, exponent: float
+) -> tuple[list[_OnTensors], _OnTensors | None, _OnTensors]:
+    terms, outer, largest = (
+        sp.sympify(each).subs({symbols.s: scale, symbols.p: exponent}) for each in formula.numeric_expressions()
+    )
+    arguments = (symbols.T0, symbols.T1)[: len(terms)]
+    sums = [_on_tensors((symbols.a,), term) for term in terms]
+    if formula.largest is None:
+        return sums, None, _on_tensors(arguments, outer)
+    return sums, _on_tensors((symbols.a, symbols.logπ), largest), _on_tensors((*arguments, symbols.M), outer)
 
 
-def _on_tensors(arguments: tuple[Any, ...], expression: Any) -> Callable[..., torch.Tensor]:
+def _on_tensors(arguments: tuple[Any, ...], expression: Any) -> _OnTensors:
     if expression.is_number:  # a constant would not take its argument's shape
         return lambda first, *_: first * 0 + float(expression)
-    # where() evaluates both branches: an overflowing exp in the branch not taken would turn its gradient into NaN.
     if isinstance(expression, sp.Piecewise):
-        (below, condition), (above, _) = expression.args
-        cap = float(condition.rhs)
-        low, high = _on_tensors(arguments, below), _on_tensors(arguments, above)
-        return lambda t: torch.where(t <= cap, low(t.clamp(max=cap)), high(t))
-    return sp.lambdify(arguments, expression.evalf(), modules=[torch])
+        return _cases(arguments, expression)
+    cases = [each for each in _outermost(expression) if each.has(*arguments)]
+    names = sp.symbols(f"case:{len(cases)}") if cases else ()
+    whole = expression.subs(dict(zip(cases, names, strict=True)))
+    functions = [_on_tensors(arguments, case) for case in cases]
+    combined = sp.lambdify((*arguments, *names), whole.evalf(), modules=[torch])
+    if not cases:
+        return combined
+    return lambda *values: combined(*values, *(function(*values) for function in functions))
+
+
+def _outermost(expression: Any) -> list[Any]:
+    """The where() in an expression that stand in no other."""
+    if isinstance(expression, sp.Piecewise):
+        return [expression]
+    return [each for part in expression.args for each in _outermost(part)]
+
+
+def _cases(arguments: tuple[Any, ...], piecewise: Any) -> _OnTensors:
+    """torch.where evaluates both cases, and what overflows in the one not taken would turn its gradient into NaN: each
+    is evaluated on its own side of the bound."""
+    (below, condition), *rest = piecewise.args
+    variable, bound = arguments.index(condition.lhs), float(condition.rhs)
+    low, high = _on_tensors(arguments, below), _on_tensors(arguments, sp.Piecewise(*rest))
+    strict = isinstance(condition, sp.StrictLessThan)
+
+    def either(*values: torch.Tensor) -> torch.Tensor:
+        at = values[variable]
+        small, large = ((*values[:variable], each, *values[variable + 1 :]) for each in (at.clamp(max=bound), at))
+        return torch.where(at < bound if strict else at <= bound, low(*small), high(*large))
+
+    return either

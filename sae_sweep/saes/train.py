@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.architectures import pre_activations
-from sae_sweep.saes.penalties import log_shares, penalty_value
+from sae_sweep.saes.formula import Formula
+from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
 from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2, Stack, adam_scale
 
 # Steps between two looks at the metrics: each look waits for the device.
@@ -215,6 +216,7 @@ class PenaltyGroup:
     """SAEs of a stack that share a penalty's formula and numbers; members: their places [count], on its device."""
 
     name: str
+    formula: Formula
     scale: float
     exponent: float
     members: Tensor
@@ -224,7 +226,7 @@ class PenaltyGroup:
         """The groups of a stack, with its exponents as they are now."""
         groups = defaultdict(list)
         for i, (point, exponent) in enumerate(zip(stack.points, stack.exponent.tolist(), strict=True)):
-            groups[point.penalty.name, point.penalty.get("scale", 1.0), exponent].append(i)
+            groups[point.penalty.name, formula_of(point.penalty), point.penalty.get("scale", 1.0), exponent].append(i)
         device = stack.flat.device
         return [cls(*key, torch.tensor(members, device=device)) for key, members in groups.items()]
 
@@ -234,11 +236,11 @@ def penalties(groups: Sequence[PenaltyGroup], contributions: Tensor, fires: Tens
     result = contributions.new_zeros(len(contributions))
     for group in groups:
         of_members = contributions.index_select(0, group.members) if len(groups) > 1 else contributions
-        shares = log_shares(of_members)[..., None, :] if group.name == "exclusive_pi" else None
+        shares = log_shares(of_members)[..., None, :] if group.formula.weighs else None
         if group.name == "l0" and fires is not None:  # a count has no slope but the one that goes straight through
             values = fires.index_select(0, group.members).sum(-1).mean(-1)
         else:
-            values = penalty_value(group.name, of_members, group.scale, group.exponent, shares).mean(-1)
+            values = penalty_value(group.formula, of_members, group.scale, group.exponent, shares).mean(-1)
         result = result.index_copy(0, group.members, values)
     return result
 

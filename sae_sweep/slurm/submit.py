@@ -41,6 +41,7 @@ from sae_sweep.slurm.status import live_points
 from sae_sweep.slurm.tasks import Submission, Task, make_tasks, to_json
 from sae_sweep.store.store import Store
 from sae_sweep.sweep import run as runner
+from sae_sweep.sweep.attainable import check_attainable
 from sae_sweep.sweep.plan import Pack, Plan, stacks
 
 # A task that was interrupted is queued again: a warning or a preemption finds it running, a time limit is the reason
@@ -107,6 +108,7 @@ def prepare(sweep: Sweep) -> Prepared:
     if any(number in place for number in NUMBERS):
         raise UserError(f"output_dir={place} cannot be used on Slurm: {', '.join(NUMBERS)} stand for numbers of jobs")
     runner.check_weights(sweep)
+    check_attainable(sweep)
     store = Store(sweep.output_dir)
     work = runner.look(sweep, store)
     alive = live_points(store, sweep.name)

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from sae_sweep import registry
 from sae_sweep.config.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
 from sae_sweep.config.gc import no_collection
-from sae_sweep.config.settings import Toy, check_plugins
+from sae_sweep.config.settings import Penalty, Point, Toy, canonical, check_plugins
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
 from sae_sweep.store.plateau import plateau
@@ -161,6 +162,28 @@ def aggregate(frame: pd.DataFrame, how: Literal["mean", "best"]) -> pd.DataFrame
     return pd.DataFrame(parts).reset_index()[[*constant, *parts, *swept]].copy()
 
 
+def column_of(key: str, frame: pd.DataFrame) -> str:
+    """The column that a condition's key means: a column's own name, or the key that sets it."""
+    return key if key in frame else COLUMN_OF.get(key, key)
+
+
+def matches(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
+    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null."""
+    match = pd.Series(True, index=frame.index)
+    for key, wanted in where.items():
+        column = frame[column_of(key, frame)]
+        values = wanted if isinstance(wanted, list | tuple) else [wanted]
+        given = [value for value in values if value is not None]
+        match &= (column.isin(given) & column.notna()) | (column.isna() & (None in values))
+    return match
+
+
+def planned(points: Sequence[Point], varied: Iterable[str]) -> pd.DataFrame:
+    """The results table of points that are yet to be trained, in their order: settings, and metrics all null."""
+    records = [{"id": point.id, "settings": canonical(point).to_dict()} for point in points]
+    return _table(_settings(records, varied), [{} for _ in points])
+
+
 def _names(frame: pd.DataFrame) -> list[str]:
     return [str(column) for column in frame.columns]
 
@@ -208,12 +231,28 @@ def _constant(setting: Mapping[str, Any]) -> dict[str, Any]:
         row["distribution"] = None
     if row["penalty"] == "sqrt":
         row["penalty_p"] = 0.5
+    if setting.get("penalty.formula") is not None:
+        row |= _of_formula(tuple((key, value) for key, value in setting.items() if key.startswith("penalty.")))
     return row
+
+
+@functools.lru_cache(maxsize=2**10)
+def _of_formula(settings: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
+    """A formula of the user's own stands for the penalty's name; settings that it does not name are null."""
+    penalty = Penalty(**{key.partition(".")[2]: value for key, value in settings})
+    kind = registry.get("penalty", penalty.name)
+    columns = {"penalty_p": "p", "penalty_scale": "scale"}
+    unread = {column: None for column, key in columns.items() if key not in kind.reads(penalty)}
+    return {"penalty": kind.title(penalty), **unread}
 
 
 @functools.lru_cache(maxsize=2**10)
 def _toy(settings: tuple[tuple[str, Any], ...]) -> Toy:
     return Toy(**dict(settings))
+
+
+# The column `penalty` holds a formula of one's own.
+_IN_PENALTY = ("penalty.formula", "penalty.outer")
 
 
 def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
@@ -224,7 +263,7 @@ def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
         differing = [leaf for leaf in leaves if len({setting.get(leaf) for setting in flat}) > 1]
         keys |= dict.fromkeys(differing if leaves else [key])
     # A setting with a column of its own stands in the table once.
-    return [key for key in keys if key not in COLUMNS and key not in COLUMN_OF]
+    return [key for key in keys if key not in COLUMNS and key not in COLUMN_OF and key not in _IN_PENALTY]
 
 
 def _source(key: str) -> str:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-from sae_sweep.kernels import LONGEST
+from sae_sweep.kernels import LONGEST, gpu_knows
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend, Progress
@@ -40,8 +40,8 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int, say: Say 
         ("the reference step as a CUDA graph", CapturedReference),
         ("the reference step", AutogradBackend),
     ]
-    # All SAEs of a stack have a largest term, or none (plan.stack_key).
-    known = known and not formula_of(stack.points[0].penalty.name).largest
+    # All SAEs of a stack have penalties that the GPU's kernels know, or the same one that they do not (plan.stack_key).
+    known = known and gpu_knows(formula_of(stack.points[0].penalty))
     if known and stack.d <= LONGEST and find_spec("triton"):
         from sae_sweep.kernels.cuda import self_check
         from sae_sweep.kernels.cuda.backend import CudaBackend

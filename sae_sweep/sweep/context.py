@@ -15,13 +15,14 @@ from torch import Tensor
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
+from sae_sweep.metrics.extra.inference import Objective
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
 from sae_sweep.saes.folding import fold, unfold
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.inits import start
 from sae_sweep.saes.parameters import Parameters
-from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store, StoreDamaged
 from sae_sweep.store.tensors import to_bytes
@@ -110,20 +111,27 @@ class Ground:
         """Measure an SAE as it is stored, so that a later measurement of the stored file gives the same bits."""
         parameters = unfold(folded, self.mean, self.scale)
         sae = PointSae(point, parameters.map(lambda tensor: tensor.to(self.device)))
-        return self._measured(sae, point.penalty, nulls)
+        counts = architecture_of(point.sae.architecture).counts
+        return self._measured(sae, point.penalty, nulls, k=max(1, round(point.sae.k)) if counts else None)
 
     def measure_loaded(self, sae: LoadedSae, penalty: Penalty) -> Measurement:
         """Measure an SAE that a file describes."""
         return self._measured(_Loaded(sae.normalised(self.mean, self.scale).to(self.device)), penalty, True)
 
-    def _measured(self, sae: MeasurableSAE, penalty: Penalty, nulls: bool) -> Measurement:
-        return measure(
-            sae,
-            self.inputs,
-            lambda contributions: penalty_value(penalty.name, contributions, penalty.get("scale", 1.0), penalty.last_p),
-            self.evaluation,
-            nulls=nulls,
+    def _measured(self, sae: MeasurableSAE, penalty: Penalty, nulls: bool, k: int | None = None) -> Measurement:
+        """`k`: of an SAE that counts its active latents, how many an input may have."""
+        formula = formula_of(penalty)
+        objective = Objective(
+            lambda contributions: penalty_value(formula, contributions, penalty.get("scale", 1.0), penalty.last_p),
+            penalty.coefficient,
+            k=k,
+            hard=penalty.name == "l0",
+            shares=formula.weighs,
         )
+        # With neither a penalty nor a count there is nothing that codes trade against their error.
+        limited = nulls and (k is not None or penalty.coefficient > 0)
+        values = objective.penalty_value, self.evaluation
+        return measure(sae, self.inputs, *values, nulls=nulls, objective=objective if limited else None)
 
     def measure_start(self, point: Point) -> Measurement:
         """Measure the untrained SAE of a point: the same for every coefficient of its penalty."""

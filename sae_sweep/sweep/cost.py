@@ -14,9 +14,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from sae_sweep.config.settings import Evaluation, Point, Toy, Training
+from sae_sweep.kernels import gpu_knows
 from sae_sweep.kernels.cuda.tiling import Tiles
 from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 
 # Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
@@ -101,7 +103,7 @@ def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
     by_kernels = speed.device in get("architecture", point.sae.architecture).compiled
     if speed.device != "cpu":
-        by_kernels = by_kernels and not get("penalty", point.penalty.name).largest
+        by_kernels = by_kernels and gpu_knows(formula_of(point.penalty))
     return not by_kernels or activation_size(point) > speed.longest
 
 

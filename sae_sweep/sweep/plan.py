@@ -12,6 +12,8 @@ from sae_sweep import registry
 from sae_sweep.config.grid import Sweep
 from sae_sweep.config.settings import Point, Toy, toy_id
 from sae_sweep.errors import UserError
+from sae_sweep.kernels import gpu_knows
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
 from sae_sweep.sweep.hardware_profile import SPEEDS
 
@@ -108,7 +110,8 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     # Inits do not matter to a step; the settings of an architecture, which all SAEs of a stack share, do.
     kind = registry.get("architecture", sae.architecture)
     own = tuple(sae.get(name) for name in kind.settings)
-    further = point.penalty.name if registry.get("penalty", point.penalty.name).largest else ""
+    formula = formula_of(point.penalty)
+    further = "" if gpu_knows(formula) else formula.whole
     return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further)
 
 

@@ -149,6 +149,8 @@ def freeze(sweep: Sweep, store: Store) -> None:
     plugins = {what: package for point in sweep.points for what, package in point.plugins.items()}
     if plugins:
         info["plugins"] = plugins
+    if sweep.files:
+        info["files"] = sweep.files
     if sweep.calibration is not None:
         info["calibration"] = sweep.calibration.to_yaml()
     store.write_sweep_file(sweep.name, "points.txt", ("\n".join(ids) + "\n").encode())

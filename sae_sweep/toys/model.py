@@ -50,6 +50,9 @@ class Population(Protocol):
     def count(self, limit: int) -> int:
         """How many inputs `weighted` gives."""
 
+    def inputs_of_cells(self, limit: int) -> NDArray[np.float64]:
+        """How many of these are of each cell [T], or may be expected to be where that is a matter of chance."""
+
 
 class Planted(Protocol):
     """Features known because they were planted."""

@@ -10,7 +10,9 @@ from sae_sweep.config.settings import derive_seed
 from sae_sweep.lazy import lazy
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 else:
     torch = lazy("torch")
@@ -28,6 +30,11 @@ class SampledPopulation(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Where inputs and activations live."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> NDArray[np.float64]:
+        """The probability of each cell [T], empty without cells."""
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -49,3 +56,7 @@ class SampledPopulation(ABC):
     def count(self, limit: int) -> int:
         """How many inputs `weighted` gives."""
         return limit
+
+    def inputs_of_cells(self, limit: int) -> NDArray[np.float64]:
+        """How many of the inputs that `weighted` gives are of each cell [T], as may be expected."""
+        return limit * self.chance

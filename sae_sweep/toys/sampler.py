@@ -88,6 +88,28 @@ def _weight(text: str, place: str) -> float:
     return weight
 
 
+def systematic_draws(chance: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """How many of `count` draws each cell gets, and what each of its draws weighs: two arrays [T].
+
+    Systematic sampling: draw i takes the cell at (i + ½)/count of the cumulative proposal, which is half the declared
+    `chance` [T] and half every possible cell alike, so that light cells are seen. Weights undo the proposal.
+    """
+    possible = chance > 0
+    proposal = chance / (2 * chance.sum()) + possible / (2 * possible.sum())
+    cumulative = np.cumsum(proposal)
+    ends = np.ceil(count * (cumulative / cumulative[-1]) - 0.5).astype(np.int64)
+    draws = np.diff(ends, prepend=0)
+    weight = np.divide(chance, proposal, out=np.zeros_like(chance), where=possible)
+    return draws, weight / (weight @ draws)
+
+
+def inputs_of_cells(cells: Cells, chance: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
+    """How many inputs of each cell [T] an evaluation has that takes all sequences up to `limit`, else draws so many."""
+    if cells.d_vocab**cells.k <= limit:
+        return np.where(chance > 0, cells.sizes, 0.0)
+    return systematic_draws(chance, limit)[0].astype(np.float64)
+
+
 class Sampler:
     """Draws sequences: a cell by its probability, then a sequence of the cell, each as likely as the others."""
 

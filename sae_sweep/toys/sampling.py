@@ -119,7 +119,8 @@ class EvaluationInputs:
     All inputs of the distribution where there are at most `evaluation.inputs`, else a sample of so many (see the toy's
     `Population`).
 
-    exact: whether enumerated; count: inputs in all; cells, chance: of the toy's `Population`.
+    exact: whether enumerated; count: inputs in all; cells, chance: of the toy's `Population`; cell_inputs: how many of
+    the inputs each cell has (expected, where the toy draws them one by one).
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class EvaluationInputs:
         self._limit = evaluation.inputs
         self.exact = self._population.total is not None and self._population.total <= evaluation.inputs
         self.count = self._population.count(evaluation.inputs)
+        self.cell_inputs = self._population.inputs_of_cells(evaluation.inputs)
 
     def __iter__(self) -> Iterator[Chunk]:
         for inputs, cell, weight in self._population.weighted(self._limit):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sae_sweep.config.settings import Distribution, derive_seed
 from sae_sweep.lazy import lazy
 from sae_sweep.toys.classes import Cells
-from sae_sweep.toys.sampler import Sampler, cell_weights
+from sae_sweep.toys.sampler import Sampler, cell_weights, inputs_of_cells, systematic_draws
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,11 @@ class Sequences:
 
     def count(self, limit: int) -> int:
         """How many inputs `weighted` gives."""
-        return int(self.cells.sizes[self.chance > 0].sum()) if self.total <= limit else limit
+        return int(self.inputs_of_cells(limit).sum())
+
+    def inputs_of_cells(self, limit: int) -> NDArray[np.float64]:
+        """How many of the inputs that `weighted` gives are of each cell [T]."""
+        return inputs_of_cells(self.cells, self.chance, limit)
 
     def listed(self) -> Tensor:
         """Every sequence [total, k], at the number that its tokens spell in base d_vocab."""
@@ -94,14 +98,10 @@ def weighted_inputs(
 def _drawn(
     cells: Cells, chance: NDArray[np.float64], count: int, device: str | torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """`count` draws by systematic sampling: draw i takes the cell at (i + ½)/count of the cumulative proposal."""
-    possible = chance > 0
-    proposal = chance / (2 * chance.sum()) + possible / (2 * possible.sum())
-    cumulative = np.cumsum(proposal)
-    # Draws up to each cell's end, so that all draws need not be held to know how many each cell gets.
-    ends = np.ceil(count * (cumulative / cumulative[-1]) - 0.5).astype(np.int64)
-    weight = np.divide(chance, proposal, out=np.zeros_like(chance), where=possible)
-    weight /= weight @ np.diff(ends, prepend=0)
+    """`count` draws, in the order of their cells, and what each weighs."""
+    draws, weight = systematic_draws(chance, count)
+    # Where each cell's draws end, so that all draws need not be held.
+    ends = np.cumsum(draws)
     sampler = Sampler(cells, chance, device)
     for number, start in enumerate(range(0, count, CHUNK_ROWS)):
         cell = np.searchsorted(ends, np.arange(start, min(start + CHUNK_ROWS, count)), side="right")

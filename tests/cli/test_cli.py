@@ -171,13 +171,18 @@ def test_a_report_as_json(root: Path) -> None:
 
 def test_cells() -> None:
     found = json.loads(call("cells", "toy.d_vocab=64", "toy.k=4", "--json").out)
-    assert list(found) == ["schema", "d_vocab", "k", "cells", "per_max", "partitions"]
+    assert list(found)[:6] == ["schema", "d_vocab", "k", "cells", "per_max", "partitions"]
+    assert (found["distribution"], found["inputs"]) == ("max_stratified", 65_536)
+    assert found["ceilings"]["m"] == {"classes": 64, "countable": 64, "owned": 64, "splits": 0}
+    assert found["ceilings"]["mqnc"]["classes"] == 95_488 > 1_000 > found["ceilings"]["mqnc"]["countable"]
     assert (found["schema"], found["d_vocab"], found["k"], found["cells"]) == (1, 64, 4, 95_488)
     assert len(found["per_max"]) == 64 and sum(found["per_max"]) == 95_488
     assert set(found["partitions"]) == set(PARTITIONS)
     assert (found["partitions"]["m"], found["partitions"]["mqnc"]) == (64, 95_488)
     assert json.loads(call("cells", "--json").out) == json.loads(call("cells", "device=cpu", "--json").out) == found
-    assert "95,488" in call("cells").out
+    shown = call("cells").out
+    assert "95,488" in shown and "expects 8 inputs among the 65,536" in " ".join(shown.split())
+    assert "every input is enumerated" in " ".join(call("cells", "toy.d_vocab=16", "toy.k=3").out.split())
     assert "one toy" in call("cells", "toy.k=2,3").err
 
 
@@ -190,8 +195,9 @@ def test_listings() -> None:
     for row in (*listed, *architectures):
         assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
     for kind, names in (("penalties", PENALTIES), ("architectures", kinds("architecture"))):
-        lines = call(kind).out.splitlines()
-        assert [line.split()[0] for line in lines[lines.index("") + 1 :]] == list(names)
+        _, listing, *remarks = call(kind).out.split("\n\n")
+        assert [line.split()[0] for line in listing.splitlines()] == list(names)
+        assert len(remarks) == (3 if kind == "penalties" else 0)  # three questions about priors, answered
     assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
     assert "Lomax" in call("penalties", "log1p").out
     end = call("penalties", "lgo1p")

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
+from sae_sweep.config import files
 from sae_sweep.config import overrides as config
-from sae_sweep.config.axes import GROUPS, conf_dir, listing
+from sae_sweep.config.axes import listing
+from sae_sweep.config.compose import compose
+from sae_sweep.config.files import GROUPS, conf_dir
 from sae_sweep.config.keys import point_keys, sweep_keys
 from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import PARTS, Evaluation, Point
@@ -58,7 +60,10 @@ def test_every_experiment_composes(experiment: str) -> None:
     assert {point.toy.d_vocab for point in small.points} == {16}
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g in PARTS for o in listing(g) if o != "weights"])
+NEED_A_FILE = ("weights", "checkpoint", "activations")
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in PARTS for o in listing(g) if o not in NEED_A_FILE])
 def test_every_option_composes_and_says_its_own_name(group: str, option: str) -> None:
     counts = ["sae=jumprelu"] if option == "l0" else []
     point = config.load([f"{group}={option}", "penalty.coefficient=1", *counts]).points[0]
@@ -95,19 +100,17 @@ def test_the_fast_path_gives_what_hydra_composes() -> None:
     for changes in ([], ["sae=relu"], ["sae=relu", "penalty=log1p"]):
         groups = list({word.partition("=")[0]: word for word in [*overrides, *changes]}.values())
         for experiment in ([], ["experiment=pareto_paper"]):
-            config._offer_kinds()
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                # The file of an option need not name every setting.
-                tree = OmegaConf.to_container(
-                    compose("config", [*experiment, *groups, *(f"++{word}" for word in plain)])
-                )
-            assert isinstance(tree, dict)
+            chosen = dict(word.split("=") for word in [*experiment, *groups])
+            tree = compose(chosen).tree
+            read = [word for word in plain if "sae=relu" not in groups or not word.startswith("sae.k=")]
+            for word in read:
+                key, _, value = word.partition("=")
+                part, _, name = key.rpartition(".")
+                (tree[part] if part else tree)[name] = yaml.safe_load(value)
             tree["penalty"].pop("ladder", None)
             parts = {name: kind(**tree[name]) for name, kind in PARTS.items()}
             expected = Point(**parts, seed=tree["seed"], data_seed=tree["data_seed"])
-            replaced = [word for key in ("sae.k", "site") for word in [*groups, *plain] if word.startswith(f"{key}=")]
-            assert replaced
-            found = config.load([*experiment, *groups, *plain]).points
+            found = config.load([*experiment, *groups, *read]).points
             assert {point.id for point in found} == {expected.id}
 
 
@@ -144,7 +147,7 @@ def test_keys_not_mentioned_take_their_single_default() -> None:
 
 
 def test_settings_without_effect_collapse() -> None:
-    assert len(config.load([*ONE, "penalty.scale=1,2,3", "sae.k=1,2"]).points) == 1
+    assert len(config.load([*ONE, "sae=relu,topk", "sae.k=1,2"]).points) == 3
     assert len(config.load(["toy=small", "sae=topk", "penalty=l1,sqrt,tanh"]).points) == 1
     assert len(config.load([*ONE, "penalty=sqrt,lp"]).points) == 1
 
@@ -168,17 +171,13 @@ def test_a_file_of_weights_is_a_distribution(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of conf/ to add experiments to."""
-    place = tmp_path / "conf"
-    shutil.copytree(conf_dir(), place)
-    for module in ("sae_sweep.config.overrides", "sae_sweep.config.axes"):
-        monkeypatch.setattr(f"{module}.conf_dir", lambda: place)
-    listing.cache_clear()
-    config._composed.cache_clear()
-    yield place
-    listing.cache_clear()
-    config._composed.cache_clear()
+def conf(tmp_path: Path) -> Iterator[Path]:
+    """A folder to add experiments and other options to."""
+    for group in GROUPS:
+        (tmp_path / group).mkdir()
+    files.search_first([tmp_path])
+    yield tmp_path
+    files.search_first([])
 
 
 def write(conf: Path, text: str) -> list[str]:
@@ -290,7 +289,6 @@ def test_a_wrong_experiment_is_refused_in_one_line(conf: Path, text: str, messag
 
 def test_an_option_may_not_reach_outside_its_group(conf: Path) -> None:
     file = conf / "penalty" / "mine.yaml"
-    file.parent.mkdir()
     file.write_text("# @package _global_\nseed: 3\npenalty:\n  name: sqrt\n")
     with pytest.raises(UserError, match=r"mine\.yaml sets keys outside its group"):
         config.load(["penalty=l1,mine"])
@@ -393,7 +391,16 @@ BAD = [
     ("sae.width=${sae.width}", "refers back"),
     ("~penalty", "deleted"),
     ("sae.width@x=3", "packages"),
-    ("hydra.run.dir=x", "unknown key"),
+    ("hydra.run.dir=x", "output_dir is what it is called here"),
+    ("hydra/launcher=submitit_slurm", "with launcher=slurm"),
+    ("hydra.launcher.partition=x", "launcher.partition is what it is called here, with launcher=slurm"),
+    ("hydra.job.chdir=true", "leave it out"),
+    ("launcher.partition=x", "give launcher=slurm too"),
+    ("penalty.p=0.5", "penalty=lp, lp_annealed, formula alone"),
+    ("sae.ridge=1", "is read by sae.init="),
+    ("output_dir=${name}", "${oc.env:NAME} and ${now:%Y-%m-%d} are"),
+    ("output_dir=${oc.env:NOT_SET_ANYWHERE}", "the environment has no NOT_SET_ANYWHERE"),
+    ("experiment=./missing.yaml", "there is no such file"),
     ("penalty.name=l1", "give penalty="),
     ("sae.architecture=topk", "give sae="),
     ("penalty.ladder=[1]", "give penalty.coefficient="),

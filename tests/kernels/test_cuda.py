@@ -18,13 +18,14 @@ pytest.importorskip("triton")
 
 from sae_sweep import registry
 from sae_sweep.config.settings import Penalty, Site, Toy
+from sae_sweep.kernels import gpu_knows
 from sae_sweep.kernels.cuda import tiling
 from sae_sweep.kernels.cuda.backend import PRECISION, CudaBackend, _Trainer
 from sae_sweep.kernels.cuda.captured import Step
-from sae_sweep.kernels.cuda.penalty_gradients import triton_slopes
 from sae_sweep.kernels.cuda.self_check import Check, compare
 from sae_sweep.registry import Setting
 from sae_sweep.saes import penalties
+from sae_sweep.saes.formula import parse
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
 from sae_sweep.sweep.cost import state_bytes
@@ -198,18 +199,21 @@ def test_a_new_penalty_needs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         name="new",
         description="",
         prior="",
-        sums=("1 - exp(-a/s)", "sqrt(a + 1) - 1"),
-        outer="T0*log(1 + T1)",
+        formula="1 - exp(-a/s)",
+        outer="T*log(1 + sum(sqrt(a + 1) - 1))",
         settings={"scale": Setting(1.0)},
     )
     monkeypatch.setitem(registry._kinds["penalty"], "new", formula)
     for clear in registry._derived:
         clear()
     assert agree(stack_of(points([Penalty("new", 0.5, scale=2.0)])), batches(1, BATCH)) == [True]
-    strange = dataclasses.replace(formula, name="strange", sums=("besselj(0, a)",))
-    monkeypatch.setitem(registry._kinds["penalty"], "strange", strange)
-    with pytest.raises(NotImplementedError, match="besselj"):
-        triton_slopes("strange")
+    own = Penalty("formula", 0.5, formula="where(a <= s, a, where(a <= 2*s, s, 2*s))", outer="T + T^2/9", scale=0.5)
+    assert agree(stack_of(points([own])), batches(1, BATCH)) == [True]
+
+
+@pytest.mark.parametrize(("text", "outer"), [("erf(a)", None), ("a", "T + max(a)"), ("a", "T/s")])
+def test_formulas_that_the_kernels_do_not_know_are_left_to_autograd(text: str, outer: str | None) -> None:
+    assert not gpu_knows(parse(text, outer))
 
 
 @pytest.mark.parametrize(

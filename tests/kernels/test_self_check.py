@@ -77,7 +77,7 @@ def test_a_kernel_that_does_not_compile(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text(
         textwrap.dedent("""
-        import pickle, sys, torch, triton, triton.language as tl
+        import sys, torch, triton, triton.language as tl
         sys.path.insert(0, sys.argv[1])
         import compile_kernels  # every launch from here on compiles, for compute capability 9.0, and nothing else
         from sae_sweep.kernels.cuda import encode, self_check
@@ -89,7 +89,7 @@ def test_a_kernel_that_does_not_compile(tmp_path: Path) -> None:
             tl.store(norms, tl.there_is_no_such_thing(flat))
 
         encode.measure_latents = measure_latents
-        print(self_check.ANSWER + self_check.compare(pickle.load(sys.stdin.buffer), CudaBackend))
+        print(self_check.ANSWER + self_check.compare(self_check.Check.from_json(sys.stdin.read()), CudaBackend))
         """)
     )
     check = dataclasses.replace(Check.of(stack_of(points(PENALTIES[:1], batch_size=16))), device="cpu")

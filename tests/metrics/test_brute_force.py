@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import CUT, Planted
 
+from sae_sweep.config.columns import PURE
 from sae_sweep.config.grid import Settings, expand, varied
 from sae_sweep.config.keys import point_keys
 from sae_sweep.config.settings import PARTITIONS, PARTS, Evaluation, Point, canonical
 from sae_sweep.metrics.information import information, share_told
-from sae_sweep.metrics.labels import NOTHING, class_name, count_splits, describe
+from sae_sweep.metrics.labels import NOTHING, class_name, count, describe, only_one
 from sae_sweep.registry import kinds
 
 ARCHITECTURES = tuple(kinds("architecture"))
@@ -40,19 +41,28 @@ def codes(planted: Planted, rng: np.random.Generator) -> np.ndarray:
     return np.stack(columns, 1).astype(np.float32)
 
 
-@given(shapes, distributions, st.integers(0, 2**32 - 1))
+@given(shapes, distributions, st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_owners_life_and_counts_against_the_inputs_one_by_one(shape: Any, distribution: str, seed: int) -> None:
+def test_owners_life_and_counts_against_the_inputs_one_by_one(
+    shape: Any, distribution: str, seed: int, drawn: bool
+) -> None:
     planted = Planted(*shape, distribution)
     norms = codes(planted, np.random.default_rng(seed))
-    latents = describe(planted.table(norms), planted.cells, EVALUATION)
-    found = count_splits(latents, planted.cells, EVALUATION)
+    classes = planted.classes(EVALUATION, drawn)
+    latents = describe(planted.table(norms), classes)
+    counted = count(latents, classes)
+    found = only_one(counted.metrics)
     weight, d_vocab = planted.weight, shape[0]
     by_cell: dict[int, float] = defaultdict(float)
     for cell, w in zip(planted.cell, weight, strict=True):
         by_cell[cell] += w
     floor = min(by_cell.values()) / 2
-    owned, named, splits, wholes = set(), set(), [0] * d_vocab, [0] * d_vocab
+    owned, named, splits, wholes = set(), defaultdict(set), [0] * d_vocab, [0] * d_vocab
+    keys = {name: list(zip(*(planted.factor(f).tolist() for f in name), strict=True)) for name in PARTITIONS}
+    sizes = {
+        name: Counter(key for key, w in zip(of_input, weight, strict=True) if w) for name, of_input in keys.items()
+    }
+    pure_in: dict[str, set[Any]] = defaultdict(set)
     counts: dict[str, int] = defaultdict(int)
     for j in range(norms.shape[1]):
         fires = norms[:, j] > np.float32(CUT)
@@ -60,7 +70,7 @@ def test_owners_life_and_counts_against_the_inputs_one_by_one(shape: Any, distri
         for m, value, w in zip(planted.factor("m")[fires], norms[fires, j], weight[fires], strict=True):
             mass[m] += w * float(value)
         fired = weight[fires].sum()
-        live = fired >= floor * (1 - 1e-9) and (fires.sum() >= 8 or fired >= 8 * weight.mean() * (1 - 1e-9))
+        live = fired >= floor * (1 - 1e-9) and (fires.sum() >= 8 or not drawn)
         assert latents.live[j] == live
         assert latents.inputs[j] == fires.sum()
         assert latents.density[j] == pytest.approx(fired / weight.sum())
@@ -73,7 +83,17 @@ def test_owners_life_and_counts_against_the_inputs_one_by_one(shape: Any, distri
         label = PARTITIONS[latents.label[j]] if latents.label[j] != NOTHING else ""
         assert live or not label
         counts[f"label_{label}"] += 1
-        counts["live_latents"] += live
+        for name, of_input in keys.items():
+            masses: dict[Any, float] = defaultdict(float)
+            for i in np.flatnonzero(fires):
+                masses[of_input[i]] += weight[i] * float(norms[i, j])
+            best = max(masses, key=masses.__getitem__)
+            if live and masses[best] >= (0.8 - 1e-9) * sum(masses.values()):
+                counts[f"pure_{name}"] += 1
+                pure_in[name].add(best)
+                inside = np.array([key == best for key in of_input])
+                if name == "mqnc" and weight[inside & fires].sum() < (0.5 - 1e-9) * weight[inside].sum():
+                    counts["below_cell"] += 1
         if live and share >= 0.8 - 1e-9:
             counts["pure_latents"] += 1
             owned.add(latents.owner[j])
@@ -90,17 +110,24 @@ def test_owners_life_and_counts_against_the_inputs_one_by_one(shape: Any, distri
                 wholes[values["m"]] += 1
             elif "m" in label:
                 splits[values["m"]] += 1
-                named.add(spelled)
+                named[values["m"]].add(spelled)
     duplicates = [max(0, n - 1) for n in wholes]
-    assert found.splits.tolist() == splits
-    assert found.duplicates.tolist() == duplicates
-    expected = {name: counts[name] for name in ("live_latents", "pure_latents", *(f"label_{p}" for p in PARTITIONS))}
-    expected |= {"dead_latents": norms.shape[1] - counts["live_latents"], "owned_maxes": len(owned)}
-    expected |= {"split_maxes": sum(n >= 2 for n in splits)}
-    assert {name: found.metrics[name] for name in expected} == expected
-    assert found.metrics["splits_per_max"] == pytest.approx(sum(splits) / d_vocab)
-    assert found.metrics["distinct_splits_per_max"] == pytest.approx(len(named) / d_vocab)
-    assert found.metrics["duplicates_per_max"] == pytest.approx(sum(duplicates) / d_vocab)
+    assert counted.splits[0].tolist() == splits
+    assert counted.duplicates[0].tolist() == duplicates
+    expected = {name: counts[name] for name in ("pure_latents", *(f"label_{p}" for p in PARTITIONS))}
+    expected |= {"owned_maxes": len(owned), "below_cell": counts["below_cell"]}
+    expected |= {"split_maxes": sum(len(classes) >= 2 for classes in named.values())}
+    for name in PURE:
+        countable = {key for key, n in sizes[name].items() if n >= (8 if drawn else 0)}
+        if len(sizes[name]) > 1 and countable:
+            expected |= {f"pure_{name}": counts[f"pure_{name}"]}
+            assert found[f"found_{name}"] == pytest.approx(len(pure_in[name] & countable) / len(countable))
+        else:
+            expected |= {f"pure_{name}": None, f"found_{name}": None}
+    assert {name: found[name] for name in expected} == expected
+    assert found["splits_per_max"] == pytest.approx(sum(splits) / d_vocab)
+    assert found["distinct_splits_per_max"] == pytest.approx(sum(map(len, named.values())) / d_vocab)
+    assert found["duplicates_per_max"] == pytest.approx(sum(duplicates) / d_vocab)
 
 
 @given(shapes, distributions, st.integers(0, 2**32 - 1))

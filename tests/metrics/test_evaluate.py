@@ -8,7 +8,7 @@ import pytest
 import torch
 from planted import LookUp, untrained
 
-from sae_sweep.config.columns import ACROSS, WITHIN
+from sae_sweep.config.columns import ACROSS, CEILINGS, INFORMATION, PURE, WITHIN, shuffled, spread
 from sae_sweep.config.settings import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.metrics import evaluate, evaluation_batches
 from sae_sweep.metrics.evaluate import Measurement, measure
@@ -21,10 +21,11 @@ SCORES = ["fvu", "fvu_above_ceiling", "l0", "squared_error", "penalty_mean", "sh
 COUNTS = ["live_latents", "dead_latents", "pure_latents", "owned_maxes", "split_maxes"]
 PER_MAX = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max"]
 LABELS = [f"label_{name}" for name in PARTITIONS]
+LABELS += [f"{kind}_{name}" for kind in ("pure", "found") for name in PURE] + ["below_cell"]
 TOLD = [f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies")]
 TOLD += ["winner_entropy", "cofiring"]
-SHUFFLED = [f"shuffled_{name}" for name in (*WITHIN, *ACROSS)]
-FLOORS = ["live_floor_inputs", "live_floor_mass"]
+SHUFFLED = [of(name) for of in (shuffled, spread) for name in (*WITHIN, *ACROSS, *INFORMATION)]
+FLOORS = ["live_floor_inputs", "live_floor_mass", *CEILINGS]
 
 
 def inputs(evaluation=EVALUATION) -> EvaluationInputs:
@@ -67,12 +68,11 @@ def test_one_latent_per_maximum():
 
 def test_split_by_query():
     result = found(planted_sae("mq"))
-    # Maximum 0 is one input, query 5 is (m=5, q=5) by a coarser name, and of m=3 each smaller query has 7 inputs.
-    assert result.metrics["label_mq"] == 16
-    assert result.metrics["label_q"] == result.metrics["label_m"] == 1
-    assert result.metrics["dead_latents"] == 3
-    assert result.per_max["splits"] == [0, 2, 3, 1, 5, 5]
-    assert result.metrics["splits_per_max"] == pytest.approx(16 / 6)
+    # Maximum 0 is one input. Query 5 is (m=5, q=5), and called so like the others.
+    assert (result.metrics["label_mq"], result.metrics["label_m"], result.metrics["label_q"]) == (20, 1, 0)
+    assert result.metrics["dead_latents"] == 0
+    assert result.per_max["splits"] == [0, 2, 3, 4, 5, 6]
+    assert result.metrics["splits_per_max"] == pytest.approx(20 / 6)
     assert result.metrics["info_query"] == pytest.approx(1)
     assert result.metrics["unique_runner_up"] == pytest.approx(0, abs=1e-9)
     assert "m=4,q=2" in set(result.latents["label_class"])

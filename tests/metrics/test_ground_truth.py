@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter, cosines, planted_metrics
-from sae_sweep.metrics.labels import NOTHING, detectors, lightest
+from sae_sweep.metrics.labels import NOTHING, detectors, least_inputs
 
 DEVICE = torch.device("cpu")
 # Eight inputs; three features, active on four, two and one of them.
@@ -119,4 +119,4 @@ def test_detectors_of_features_that_nobody_saw_and_latents_that_fired_once() -> 
     latents = detectors(Detection(both, np.array([1, 0]), np.array([2, 0]), 50))
     assert latents.owner.tolist() == [0, NOTHING] and latents.inputs.tolist() == [1, 0]
     assert latents.purity[0] == 1 and latents.f1[0] == pytest.approx(2 / 3)
-    assert lightest(Detection(0 * both, np.zeros(2), np.zeros(2), 50)) == 25
+    assert least_inputs(Detection(0 * both, np.zeros(2), np.zeros(2), 50)) == 25

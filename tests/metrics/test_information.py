@@ -13,9 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import CUT, Planted
 
+from sae_sweep.config.columns import INFORMATION, shuffled, spread
 from sae_sweep.config.settings import Distribution
 from sae_sweep.metrics.firing import NO_LATENT, FiringCounter, FiringTable
-from sae_sweep.metrics.information import cofiring, corrected, information, null_share, share_told, winner_entropy
+from sae_sweep.metrics.information import (
+    _nested,
+    _tops,
+    cofiring,
+    corrected,
+    information,
+    null_shares,
+    share_told,
+    winner_entropy,
+)
 from sae_sweep.toys.classes import FACTORS, Cells
 from sae_sweep.toys.sampler import cell_weights
 
@@ -60,12 +70,13 @@ def test_codes_that_know_one_factor(partition, column):
 
 def test_code_of_the_maximum_tells_nothing_more():
     found = information(PLANTED.table(PLANTED.one_per("m")), PLANTED.cells, 20)
-    assert list(found.values()) == pytest.approx([0] * 6, abs=1e-9)
+    assert set(found) == {*INFORMATION, *map(shuffled, INFORMATION), *map(spread, INFORMATION)}
+    assert list(found.values()) == pytest.approx([0] * 18, abs=1e-9)
 
 
 def test_code_of_every_cell_tells_everything():
     found = information(PLANTED.table(PLANTED.one_per("mqnc")), PLANTED.cells, 20)
-    assert list(found.values()) == pytest.approx([1] * 6)
+    assert [found[name] for name in INFORMATION] == pytest.approx([1] * 6)
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "max_stratified"])
@@ -156,14 +167,29 @@ def test_null_is_the_mean_over_permutations(distribution):
         dealt = top.copy()
         dealt[ones] = top[list(order)]
         shares.append(share_by_hand(dealt, query, maximum, planted.weight))
-    null = null_share(planted.table(norms), planted.cells, "q", "m", 20_000)
-    assert null == pytest.approx(np.mean(shares), abs=4 * np.std(shares) / math.sqrt(20_000))
+    table = planted.table(norms)
+    found = null_shares(table, _tops(table), _nested(planted.cells, "q", "m"), 20_000)
+    assert found.mean() == pytest.approx(np.mean(shares), abs=4 * np.std(shares) / math.sqrt(20_000))
+    assert found.std() == pytest.approx(np.std(shares), rel=0.03)
 
 
 def test_same_table_same_null():
     _, table, _ = random_case(0, "uniform")
-    first = null_share(table, Cells(3, 3), "q", "m", 3)
-    assert null_share(table, Cells(3, 3), "q", "m", 3) == first > 0
+    first, second = (null_shares(table, _tops(table), _nested(Cells(3, 3), "q", "m"), 3) for _ in "ab")
+    assert (first == second).all() and (first > 0).all() and len(set(first)) == 3
+
+
+def test_the_null_of_information_is_what_the_others_leave():
+    """Each permutation corrected by the others: no more than chance in the mean, and the spread that a value has."""
+    planted = Planted(4, 3)
+    norms = np.eye(5, dtype=np.float32)[np.random.default_rng(0).integers(0, 5, len(planted.cell))]
+    table = planted.table(norms)
+    shares = null_shares(table, _tops(table), _nested(planted.cells, "q", "m"), 200)
+    found = information(table, planted.cells, 200)
+    spread_of_shares = shares.std(ddof=1) / (1 - shares.mean())
+    assert found["shuffled_info_query_sd"] == pytest.approx(spread_of_shares, rel=0.02) != 0
+    assert abs(found["shuffled_info_query"]) < 0.01 * spread_of_shares
+    assert information(table, planted.cells, 1)["shuffled_info_query_sd"] > 0
 
 
 def test_the_entropy_of_the_winner() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from planted import LookUp, untrained
 
-from sae_sweep.config.columns import ACROSS, WITHIN, shuffled
+from sae_sweep.config.columns import ACROSS, WITHIN, shuffled, spread
 from sae_sweep.config.settings import MEASURE_VERSION, Distribution, Evaluation, Toy
 from sae_sweep.metrics import evaluate
 from sae_sweep.toys import model
@@ -61,7 +61,9 @@ def measured(name: str) -> dict[str, float | int | None]:
 
 def drawn_by_numba(column: str) -> bool:
     """Cells are dealt anew by compiled code, which draws otherwise than the same lines do uncompiled."""
-    return column.startswith(("info_", "unique_")) or column in map(shuffled, (*WITHIN, *ACROSS))
+    if column.startswith(("info_", "unique_", "shuffled_info_", "shuffled_unique_")):
+        return True
+    return any(column in map(of, (*WITHIN, *ACROSS)) for of in (shuffled, spread))
 
 
 @pytest.fixture(scope="module", params=TOYS)

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.integrate import quad
 
 from sae_sweep.metrics.extra import priors as module
-from sae_sweep.metrics.extra.priors import FAMILIES, fit, priors
+from sae_sweep.metrics.extra.priors import FAMILIES, fit, identified, priors
 
 RNG = np.random.default_rng(0)
 THETA = {
@@ -93,6 +93,28 @@ def test_parameters_are_recovered() -> None:
     drawn = samples("lomax", 20_000)
     scale, shape = np.exp(fit(FAMILIES["lomax"], drawn, drawn).theta)
     assert (scale, shape) == (pytest.approx(2, rel=0.15), pytest.approx(3, rel=0.15))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_enough_activations_say_what_the_penalty_is(name: str) -> None:
+    drawn = samples(name) / samples(name).mean()
+    assert identified(FAMILIES[name], fit(FAMILIES[name], drawn, drawn).theta, drawn)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_fit_that_says_nothing_names_no_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even activations have no exponent but infinity, exponential ones no scale of a Lomax, normal ones no spike."""
+    rng = np.random.default_rng(0)
+    even, exponential, normal = rng.random(2_000) * 2, rng.exponential(1.0, 2_000), rng.normal(1, 0.1, 2_000)
+    for name, a in (("exponential_power", even), ("lomax", exponential), ("spike_and_slab", normal)):
+        theta = fit(FAMILIES[name], a, a).theta
+        assert not identified(FAMILIES[name], theta, a), (name, theta)
+    assert not identified(FAMILIES["exponential_power"], np.array([0.7, 34.0]), even)
+    assert not identified(FAMILIES["spike_and_slab"], np.array([-30.0, 24.0, 0.0, -2.3]), normal)
+    monkeypatch.setattr(module, "FAMILIES", {"exponential_power": FAMILIES["exponential_power"]})
+    _, latents = priors(torch.from_numpy(np.stack([even, exponential], 1)), 0.01)
+    assert latents["prior"].tolist() == ["exponential_power"] * 2
+    assert latents["prior_penalty"].isna().tolist() == [True, False]
 
 
 def test_columns_and_latents() -> None:

@@ -50,7 +50,9 @@ def described(label: str, example: np.ndarray) -> Latents:
     n = len(example)
     nothing = np.full(n, np.nan)
     labels = np.full(n, PARTITIONS.index(label))
-    return Latents(np.zeros(n, int), nothing, np.ones(n, bool), labels, example, nothing, nothing, np.zeros(n, int))
+    zeros, pure = np.zeros(n, int), np.full((len(PARTITIONS), n), -1)
+    names = labels, zeros, example, nothing, nothing, zeros
+    return Latents(zeros, nothing, np.ones(n, bool), *names, pure, np.zeros(n, bool))
 
 
 @pytest.mark.parametrize("interaction", [0.0, 1.0])

@@ -30,6 +30,7 @@ from sae_sweep.sweep.checkpoint import Checkpoint
 from sae_sweep.sweep.cost import pack_seconds
 from sae_sweep.sweep.hardware_profile import SPEEDS
 from sae_sweep.sweep.plan import Work, plan
+from sae_sweep.tracking.content import run_id
 from sae_sweep.tracking.logging import unsynced
 
 
@@ -452,7 +453,7 @@ def test_what_was_logged_offline_is_pushed_once(
     assert json.loads(call("sync", "offline", "--json").out)["pushed"] == 3
     named = {content["name"] for what, content in server.told if what == "UpsertBucket" and content.get("name")}
     points = {path.name for path in (tmp_path / "outputs/points").iterdir() if not path.name.startswith(".")}
-    assert points < named
+    assert {run_id(point, "offline") for point in points} < named
     assert any(name.endswith("results.table.json") for name in server.files)
     told = len(server.told)
     assert json.loads(call("sync", "offline", "--json").out)["pushed"] == 0

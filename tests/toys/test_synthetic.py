@@ -184,7 +184,7 @@ def test_each_kind_runs_from_command_to_table(kind: str, root: Path, monkeypatch
     assert json.loads(call("run", "--json", *words).out)["skipped"] == 2
     # One with cells and one without: a report takes seconds.
     if kind in ("independent", "parents"):
-        assert "MCC" in call("report", kind, "--output-dir", str(root)).out
+        assert "MCC" in call("report", kind, "--full", "--output-dir", str(root)).out
     table = pd.read_parquet(root / "sweeps" / kind / "results.parquet")
     assert set(COLUMNS) <= set(table)
     independent = kind in ("independent", "planted", "superposition")

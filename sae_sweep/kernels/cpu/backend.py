@@ -18,6 +18,7 @@ from sae_sweep.kernels.cpu.architecture_steps import TOTALS, rule_of
 from sae_sweep.kernels.cpu.batchtopk import HALF, contributions, drop_below, rank_in, tally
 from sae_sweep.kernels.cpu.dense_gradient import add_gradient
 from sae_sweep.kernels.cpu.function_pointers import address_of
+from sae_sweep.kernels.cpu.narrow import NarrowStack, is_narrow
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
 from sae_sweep.kernels.cpu.simd import LANES
 from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, ROUND_BELOW, encoder_of, refresh
@@ -66,19 +67,25 @@ class CpuBackend:
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
         """`pool` must keep PyTorch to one thread each: threads of its own would fight ours and reorder sums."""
         self.pool, self.threads = pool, threads
+        self.narrow = NarrowStack(pool, threads)
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
-        n = len(stack.points)
+        sums: dict[int, Array] = {}
+        narrow = [i for i in range(len(stack.points)) if is_narrow(stack, i)]
+        if narrow:
+            sums.update(zip(narrow, self.narrow.advance(stack, narrow, batches), strict=True))
+        wide = [i for i in range(len(stack.points)) if i not in sums]
+        n = len(wide)
         across, within = (map, self.pool.map) if n < self.threads else (self.pool.map, map)
         threads = self.threads if n < self.threads else 1
 
         def train(i: int) -> Array:
             return _Trainer(stack, i, batches.shape[1], threads, within).advance(batches)
 
-        sums = list(across(train, range(n)))
+        sums.update(zip(wide, across(train, wide), strict=True))
         stack.step += len(batches)
-        columns = torch.tensor(np.array(sums), dtype=torch.float32).unbind(1)
+        columns = torch.tensor(np.array([sums[i] for i in range(len(stack.points))]), dtype=torch.float32).unbind(1)
         return Progress(len(batches), batches.square().sum(-1).mean(1).sum(), *columns)
 
 
@@ -94,8 +101,8 @@ class _Trainer:
         self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         self.rule = rule_of(stack.architecture.name)
         self.own = np.array(self.rule.own(self.point), np.float64)
-        self.slopes = compile_slopes(self.point.penalty.name, self.rule.at_zero)
-        self.weighs = formula_of(self.point.penalty.name).weighs
+        self.slopes = compile_slopes(formula_of(self.point.penalty), self.rule.at_zero)
+        self.weighs = formula_of(self.point.penalty).weighs
         self.shares = np.empty(self.width, np.float32)
         self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
         parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))

@@ -9,7 +9,7 @@ import numba
 import sympy as sp
 
 from sae_sweep.kernels.cpu.sparse_step import LATENT
-from sae_sweep.saes.penalties import PenaltyFormula, formula_of, symbols
+from sae_sweep.saes.formula import Formula, symbols
 
 a, s, p, M, logπ = symbols.a, symbols.s, symbols.p, symbols.M, symbols.logπ
 T = symbols.T0, symbols.T1
@@ -23,7 +23,7 @@ SLOPES = numba.types.FunctionType(penalises)
 
 
 @functools.cache
-def compile_slopes(name: str, at_zero: bool = False) -> Callable[..., float]:
+def compile_slopes(formula: Formula, at_zero: bool = False) -> Callable[..., float]:
     """`slopes(v, latents, rows, shares, scale, p, out) -> sum of the penalty over inputs`.
 
     v float32 [entries]: contributions a‖d‖, those of input r at rows[r]:rows[r+1]; out float32 [entries] receives the
@@ -32,25 +32,22 @@ def compile_slopes(name: str, at_zero: bool = False) -> Callable[..., float]:
     `at_zero`, or if latents are weighed apart, by log π in shares float32 [width]. Sums run in double precision and in
     order, so bits never vary.
     """
-    formula = formula_of(name)
-    terms = formula.numeric_terms
-    if len(terms) == 1 and formula.outer == "T0":
+    terms, outer, largest = formula.numeric_expressions()
+    if not formula.coupled:
         return _separable(_scalar((a, s, p), terms[0]), _scalar((a, s, p), sp.diff(terms[0], a)), at_zero)
-    if formula.largest:
-        return _with_largest(formula, at_zero)
+    if formula.largest is not None:
+        return _with_largest(terms[0], outer, largest, at_zero)
     # One more (zero) term gives every coupled penalty the same two sums.
     first, second = (*terms, sp.Integer(0))[:2]
-    outer = formula.numeric_outer
     return _coupled(
         *(_scalar((a, s, p), expression) for expression in (first, second, sp.diff(first, a), sp.diff(second, a))),
-        *(_scalar(T, expression) for expression in (outer, *(sp.diff(outer, t) for t in T))),
+        *(_scalar((*T, s, p), expression) for expression in (outer, *(sp.diff(outer, t) for t in T))),
         at_zero=at_zero,
     )
 
 
-def _with_largest(formula: PenaltyFormula, at_zero: bool) -> Callable[..., float]:
+def _with_largest(term: sp.Expr, outer: sp.Expr, largest: sp.Expr, at_zero: bool) -> Callable[..., float]:
     """The slopes of a penalty of one sum and one maximum."""
-    (term,), largest, outer = formula.numeric_terms, formula.of_largest, formula.numeric_outer
     return _competing(
         _scalar((a, s, p), term),
         _scalar((a, s, p), sp.diff(term, a)),
@@ -105,11 +102,11 @@ def _coupled(
                 if contribution > 0:
                     sum0 += first(contribution, scale, p)
                     sum1 += second(contribution, scale, p)
-            if sum0 == 0.0 and not at_zero:  # nothing fires: the value is outer(0, 0) = 0
+            if sum0 == 0.0 and sum1 == 0.0 and not at_zero:  # nothing fires: the value is outer(0, 0) = 0
                 out[rows[row] : rows[row + 1]] = 0
                 continue
-            total += outer(sum0, sum1)
-            slope0, slope1 = outer_first(sum0, sum1), outer_second(sum0, sum1)
+            total += outer(sum0, sum1, scale, p)
+            slope0, slope1 = outer_first(sum0, sum1, scale, p), outer_second(sum0, sum1, scale, p)
             for entry in range(rows[row], rows[row + 1]):
                 contribution = float(v[entry])
                 if contribution > 0 or (at_zero and contribution == 0):

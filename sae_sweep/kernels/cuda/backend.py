@@ -19,6 +19,8 @@ from sae_sweep.kernels.cuda import dense, encode, sparse, tiling, update
 from sae_sweep.kernels.cuda.captured import Capture, CapturedStep, addresses, cuda_graph, uncaptured
 from sae_sweep.kernels.cuda.penalty_gradients import Slopes, triton_slopes
 from sae_sweep.kernels.cuda.tiling import TILE, Tiles, power_of_two
+from sae_sweep.saes.formula import Formula
+from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.stack import Stack, adam_scale
 from sae_sweep.saes.train import Progress
 
@@ -57,7 +59,7 @@ class _Trainer:
         self.addresses = addresses(stack)
         self.captured = CapturedStep(self._launch, capture)
 
-        self.groups = [(triton_slopes(name), self._ints(members)) for name, members in _by_penalty(stack).items()]
+        self.groups = [(triton_slopes(formula), self._ints(members)) for formula, members in _by_penalty(stack).items()]
         settings = [
             (point.penalty.get("scale", 1.0), point.penalty.get("p", 1.0), point.training.clip)
             for point in stack.points
@@ -208,11 +210,11 @@ class _Trainer:
         )  # fmt: skip
 
 
-def _by_penalty(stack: Stack) -> dict[str, list[int]]:
+def _by_penalty(stack: Stack) -> dict[Formula, list[int]]:
     """SAEs of the stack by the penalty whose slopes they need."""
     groups = defaultdict(list)
     for i, point in enumerate(stack.points):
-        groups[point.penalty.name].append(i)
+        groups[formula_of(point.penalty)].append(i)
     return groups
 
 

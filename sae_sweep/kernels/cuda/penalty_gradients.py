@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import triton
 import triton.language as tl
 from sympy.printing.pycode import PythonCodePrinter
 
-from sae_sweep.saes.penalties import formula_of, symbols
+from sae_sweep.kernels import gpu_knows
+from sae_sweep.saes.formula import Formula, symbols
 
 a, s, p, T = symbols.a, symbols.s, symbols.p, (symbols.T0, symbols.T1)
 
@@ -37,19 +39,18 @@ class Slopes:
 
 
 @functools.cache
-def triton_slopes(name: str) -> Slopes:
-    """The functions of a penalty, written from its formula. NotImplementedError: it holds a function unknown here."""
-    formula = formula_of(name)
-    if formula.largest:
-        raise NotImplementedError(f"{name} has a maximum over latents, which the kernels do not look for")
+def triton_slopes(formula: Formula) -> Slopes:
+    """The functions of a penalty, written from its formula, of which `kernels.gpu_knows` says whether it can be."""
+    assert gpu_knows(formula), formula.whole
+    terms, outer, _ = formula.numeric_expressions()
     # One more (zero) term gives every penalty the same two sums.
-    terms = (*formula.numeric_terms, sp.Integer(0))[:2]
+    terms = (*terms, sp.Integer(0))[:2]
     slopes = [sp.diff(term, a) for term in terms]
-    outer = (formula.numeric_outer, *(sp.diff(formula.numeric_outer, t) for t in T))
+    name = f"penalty_{hashlib.sha256(formula.whole.encode()).hexdigest()[:12]}"
     return Slopes(
         _function(f"{name}_terms", ("v", "scale", "p"), terms),
         _function(f"{name}_term_slopes", ("v", "scale", "p"), slopes),
-        _function(f"{name}_outer", ("sum0", "sum1"), outer),
+        _function(f"{name}_outer", ("sum0", "sum1"), (outer, *(sp.diff(outer, t) for t in T))),
     )
 
 
@@ -66,7 +67,7 @@ def _function(name: str, arguments: tuple[str, ...], expressions: Any) -> Callab
         f"{arguments[0]} * 0.0 + {_Printer().doprint(expression.subs(names).evalf())}" for expression in expressions
     ]
     source = f"def {name}({', '.join(arguments)}):\n    return {', '.join(results)}\n"
-    filename = f"<penalty {name}>"
+    filename = f"<{name}>"
     # Triton reads a function's source through the file it is said to come from.
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     scope: dict[str, Any] = {"tl": tl, "tanh": tanh, "__name__": __name__}
@@ -77,22 +78,12 @@ def _function(name: str, arguments: tuple[str, ...], expressions: Any) -> Callab
 class _Printer(PythonCodePrinter):
     """Formulas as Triton writes them."""
 
-    _calls: ClassVar = {
-        "exp": "tl.exp",
-        "log": "tl.log",
-        "tanh": "tanh",
-        "Abs": "tl.abs",
-        "sin": "tl.sin",
-        "cos": "tl.cos",
-    }
+    _calls: ClassVar = {"exp": "tl.exp", "log": "tl.log", "tanh": "tanh"}
 
     def _print_Function(self, expression: sp.Function) -> str:
-        name = type(expression).__name__
-        if name not in self._calls:
-            raise NotImplementedError(f"no Triton function for {name} in a penalty's formula")
-        return f"{self._calls[name]}({self._print(expression.args[0])})"
+        return f"{self._calls[type(expression).__name__]}({self._print(expression.args[0])})"
 
-    _print_exp = _print_log = _print_tanh = _print_Abs = _print_sin = _print_cos = _print_Function
+    _print_exp = _print_log = _print_tanh = _print_Function
 
     def _print_Pow(self, power: sp.Pow, **_: Any) -> str:
         base, exponent = power.args
@@ -106,6 +97,7 @@ class _Printer(PythonCodePrinter):
         return f"tl.exp(({self._print(exponent)}) * tl.log{text})"
 
     def _print_Piecewise(self, piecewise: sp.Piecewise) -> str:
-        (below, condition), (above, _) = piecewise.args
+        (below, condition), *rest = piecewise.args
+        above = self._print(sp.Piecewise(*rest))
         # Both branches are evaluated: what overflows in the one not taken is not used.
-        return f"tl.where({self._print(condition)}, {self._print(below)}, {self._print(above)})"
+        return f"tl.where({self._print(condition)}, {self._print(below)}, {above})"

@@ -18,7 +18,6 @@ import functools
 import hashlib
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_sweep.config.settings import Point, Training
+from sae_sweep.config.settings import Point, Training, point_from
 from sae_sweep.errors import UserError
 from sae_sweep.kernels.cuda.tiling import NARROW, WIDE
 from sae_sweep.saes.annealing import anneal
@@ -69,19 +68,29 @@ class Check:
         width = max(least if stack.width % 16 == 0 else least + 8, sae.get("k", 1))
         batch = max(16, min(stack.points[0].training.batch_size, CODES // width))
         training = Training(steps=100, lr=1e-4, batch_size=batch)
-        by_name = {point.penalty.name: point.penalty for point in stack.points}
-        penalties = [by_name[name].replace(coefficient=0.05) for name in sorted(by_name)]
+        by_title = {point.penalty.title: point.penalty for point in stack.points}
+        penalties = [by_title[title].replace(coefficient=0.05) for title in sorted(by_title)]
         points = (
             Point(sae=sae.replace(width=width), penalty=penalty, training=training)
             for penalty in penalties * (1 if len(penalties) > 1 else 2)
         )
         return cls(tuple(points), stack.d, batch, stack.flat.device.type)
 
+    def to_json(self) -> str:
+        """The check as another process reads it."""
+        return json.dumps({**vars(self), "points": [point.to_dict() for point in self.points]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Check:
+        """What `to_json` wrote. UserError: a kind that is not registered there."""
+        settings = json.loads(text)
+        return cls(**{**settings, "points": tuple(map(point_from, settings["points"]))})
+
     @property
     def kind(self) -> str:
         """What tells the code of its kernels from that of others: no setting that is a number at run time."""
-        sae, names = self.points[0].sae, sorted({point.penalty.name for point in self.points})
-        formulas = ", ".join(f"{f.name}: {f.numeric_terms} {f.numeric_outer}" for f in map(formula_of, names))
+        sae, found = self.points[0].sae, {formula_of(point.penalty) for point in self.points}
+        formulas = ", ".join(sorted(f"{formula.text} {formula.outer_text}" for formula in found))
         return f"{sae.architecture}, width {sae.width}, k {sae.get('k', 0)}, d {self.d}, batch {self.b}; {formulas}"
 
     def stack(self, members: slice = slice(None)) -> Stack:
@@ -157,7 +166,7 @@ def in_own_process(check: Check, command: Sequence[str] = (), seconds: float = S
     try:
         done = subprocess.run(
             command or [sys.executable, "-m", __name__],
-            input=pickle.dumps(check), capture_output=True, env=environment, timeout=seconds,
+            input=check.to_json().encode(), capture_output=True, env=environment, timeout=seconds,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"the check did not end within {seconds:.0f} s"
@@ -233,11 +242,11 @@ def sources() -> str:
 
 
 def main() -> None:
-    """Answer the check that comes pickled on stdin from the process that started this one."""
+    """Answer the check that comes as JSON on stdin from the process that started this one."""
     from sae_sweep.kernels.cuda.backend import CudaBackend
 
     try:
-        check: Check = pickle.load(sys.stdin.buffer)
+        check = Check.from_json(sys.stdin.read())
         torch.zeros(1, device=check.device)
     except (UserError, RuntimeError):  # a penalty that the other process alone knows; a GPU that takes one process
         print(ANSWER + UNABLE, flush=True)

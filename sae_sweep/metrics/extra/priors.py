@@ -27,6 +27,12 @@ from torch import Tensor
 # Fitted are latents that fire on so many of the inputs, on at most so many of those, and whose activations vary by so
 # much of their mean there: a constant has no density.
 FEWEST, MOST, VARY = 100, 2_000, 0.01
+# A penalty's scale or exponent is named only where the fit knows it to a factor of 4 either way, at 95%.
+KNOWN_TO = 4.0
+# Nelder-Mead compares differences: what is not finite is as bad as this.
+WORST = 1e12
+# The step of second differences in θ, all of whose parts are logarithms of about 1.
+STEP = 1e-2
 
 Floats = NDArray[np.float64]
 
@@ -35,12 +41,14 @@ Floats = NDArray[np.float64]
 class Family:
     """A family of densities: log p(a) of activations [n] at a scale of about 1, for free parameters θ [.] in ℝ.
 
-    `start`: θ from which the fit begins, one fit from each; `penalty`: what θ and the unit of scale imply.
+    `start`: θ from which the fit begins, one fit from each; `penalty`: what θ and the unit of scale imply; `named`: the
+    parameter that this names has the logarithm named · θ [.] (none where all are 0).
     """
 
     log_density: Callable[[Floats, Floats], Floats]
     start: Sequence[Sequence[float]]
     penalty: Callable[[Floats, float], str]
+    named: Sequence[float]
 
 
 def _exponential(a: Floats, theta: Floats) -> Floats:
@@ -76,19 +84,25 @@ def _spike_and_slab(a: Floats, theta: Floats) -> Floats:
 
 
 FAMILIES: dict[str, Family] = {
-    "exponential": Family(_exponential, [[0.0]], lambda theta, unit: "l1"),
-    "half_cauchy": Family(_half_cauchy, [[-0.5]], lambda theta, unit: f"log1p_sq scale={unit * np.exp(theta[0]):.2g}"),
+    "exponential": Family(_exponential, [[0.0]], lambda theta, unit: "l1", [0]),
+    "half_cauchy": Family(
+        _half_cauchy, [[-0.5]], lambda theta, unit: f"log1p_sq scale={unit * np.exp(theta[0]):.2g}", [1]
+    ),
     "student_t": Family(
         _student_t,
         [[0.0, 1.0]],
         lambda theta, unit: f"log1p_sq scale={unit * np.exp(theta[0] + theta[1] / 2):.2g}",
+        [1, 0.5],
     ),
-    "lomax": Family(_lomax, [[1.0, 1.0]], lambda theta, unit: f"log1p scale={unit * np.exp(theta[0]):.2g}"),
-    "exponential_power": Family(_exponential_power, [[0.0, 0.0]], lambda theta, unit: f"lp p={np.exp(theta[1]):.2g}"),
+    "lomax": Family(_lomax, [[1.0, 1.0]], lambda theta, unit: f"log1p scale={unit * np.exp(theta[0]):.2g}", [1, 0]),
+    "exponential_power": Family(
+        _exponential_power, [[0.0, 0.0]], lambda theta, unit: f"lp p={np.exp(theta[1]):.2g}", [0, 1]
+    ),
     "spike_and_slab": Family(
         _spike_and_slab,
         [[-2.0, -3.0, 0.0, -1.5], [0.0, -1.0, 0.5, -0.5]],
         lambda theta, unit: f"tanh scale={unit * np.exp(theta[1]):.2g}",
+        [0, 1, 0, 0],
     ),
 }
 
@@ -105,7 +119,7 @@ def fit(family: Family, train: Floats, test: Floats) -> Fit:
     """Maximum likelihood on `train`, scored on `test`; both positive, of mean about 1."""
     ends = [
         minimize(
-            lambda theta: -np.mean(family.log_density(train, theta)),
+            lambda theta: _loss(family, theta, train),
             np.array(start),
             method="Nelder-Mead",
             options={"maxiter": 400, "xatol": 1e-3, "fatol": 1e-6},
@@ -113,7 +127,40 @@ def fit(family: Family, train: Floats, test: Floats) -> Fit:
         for start in family.start
     ]
     best = min(ends, key=lambda end: float(end.fun)).x
-    return Fit(best, float(np.mean(family.log_density(test, best))))
+    return Fit(best, -_loss(family, best, test))
+
+
+def _loss(family: Family, theta: Floats, a: Floats) -> float:
+    """The mean of −log p(a), nats; WORST where it is no number."""
+    with np.errstate(all="ignore"):
+        value = -float(np.mean(family.log_density(a, theta)))
+    return value if np.isfinite(value) else WORST
+
+
+def identified(family: Family, theta: Floats, a: Floats) -> bool:
+    """Whether activations [n] say what parameter the penalty names: to a factor of KNOWN_TO either way, at 95%.
+
+    By the inverse of the likelihood's curvature at its maximum θ. A flat likelihood, as of an exponential power of any
+    exponent beyond some hundreds, or of a spike that no activation lies in, says nothing.
+    """
+    named = np.asarray(family.named, np.float64)
+    if not named.any():
+        return True
+    size = len(theta)
+    curvature = np.empty((size, size))
+    for i in range(size):
+        for j in range(size):
+            step = STEP * np.eye(size)
+            values = [_loss(family, theta + p * step[i] + q * step[j], a) for p in (1, -1) for q in (1, -1)]
+            curvature[i, j] = (values[0] - values[1] - values[2] + values[3]) / (4 * STEP**2)
+    eigenvalues, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
+    along = vectors.T @ named
+    used = np.abs(along) > 1e-9
+    # Curvature that second differences cannot tell from none.
+    if (eigenvalues[used] <= 1e-9).any():
+        return False
+    error = math.sqrt(float((along[used] ** 2 / eigenvalues[used]).sum()) / len(a))
+    return 1.96 * error <= math.log(KNOWN_TO)
 
 
 def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, float | None], pd.DataFrame]:
@@ -121,7 +168,8 @@ def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, float | None], 
 
     norms: contributions a‖d‖ [n, width]. The activations of a latent are put in units of their mean before they are
     fitted and scored, so that numbers compare between SAEs. Also a row per latent: `prior`, its best family, and
-    `prior_penalty`, what that implies; null for latents that are not fitted.
+    `prior_penalty`, what that implies; null for latents that are not fitted, and the penalty also where the activations
+    do not say what its scale or exponent is (`identified`).
     """
     scores: dict[str, list[float]] = {name: [] for name in FAMILIES}
     counts: list[int] = []
@@ -134,7 +182,9 @@ def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, float | None], 
         unit = float(active.mean())
         fits = {name: fit(family, active[::2] / unit, active[1::2] / unit) for name, family in FAMILIES.items()}
         best = max(fits, key=lambda name: fits[name].held_out)
-        rows.append((best, FAMILIES[best].penalty(fits[best].theta, unit)))
+        family, theta = FAMILIES[best], fits[best].theta
+        named = family.penalty(theta, unit) if identified(family, theta, active[::2] / unit) else None
+        rows.append((best, named))
         counts.append(len(active[1::2]))
         for name, found in fits.items():
             scores[name].append(found.held_out)

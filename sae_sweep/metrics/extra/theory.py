@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sae_sweep.config.settings import Distribution, Penalty, Point, Toy
 from sae_sweep.metrics.partition_variance import Classes
-from sae_sweep.saes.penalties import penalty_value
+from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.toys import model
 
 # Adam's steps from each start, its first rates in units of an activation's usual length, and the classes that its
@@ -117,7 +117,7 @@ def least_losses(
     def losses(bias: Tensor, decoder: Tensor, activations: Tensor) -> Tensor:
         contributions = activations.relu() * mask
         error = contributions @ F.normalize(decoder, dim=-1) + bias[..., None, :] - means
-        cost = penalty_value(penalty.name, contributions, penalty.get("scale", 1.0), penalty.last_p)
+        cost = penalty_value(formula_of(penalty), contributions, penalty.get("scale", 1.0), penalty.last_p)
         return (error.square().sum(-1) + coefficient * cost) @ chance
 
     found = [_descend(losses, (bias, decoder + 1e-6, mask * size), rate * size) for rate in RATES]
@@ -147,7 +147,7 @@ def least_loss_apart(classes: Classes, penalty: Penalty) -> float:
     reach = 2 * float(means.norm(dim=1).max())
     lengths = torch.linspace(0, reach, LENGTHS, dtype=torch.float64)
     cost = penalty.coefficient * penalty_value(
-        penalty.name, lengths[:, None], penalty.get("scale", 1.0), penalty.last_p
+        formula_of(penalty), lengths[:, None], penalty.get("scale", 1.0), penalty.last_p
     )
     best = ((lengths[:, None] - lengths) ** 2 + cost).argmin(1)
 

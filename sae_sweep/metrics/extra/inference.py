@@ -1,0 +1,170 @@
+"""The best codes for a fixed decoder: what of an SAE's loss is its encoder's, and what its dictionary's.
+
+For example, a dictionary with a row for every (maximum, query) may have an encoder that cannot tell neighbours apart:
+its codes blur, and it counts few splits. The codes found here for the same rows, by descent on the SAE's own objective,
+show what the rows could do. `encoder_gap` is the loss that a perfect encoder would save.
+
+An SAE with a penalty: min over z ≥ 0 of ‖x − b_dec − z·W_dec‖² + coefficient · penalty(z‖d‖), by FISTA (Beck and
+Teboulle 2009) with a step of its own for each input, and momentum dropped where the objective would rise. On z ≥ 0 a
+penalty has a slope everywhere, so that the projection on z ≥ 0 is all of the proximal step; for L1 that is the soft
+threshold. For `l0`, which has no slope, it is the hard one. Where a penalty is not convex, descent starts from the
+SAE's own codes and from the best single latent, and the better end counts.
+An SAE that counts (TopK and its kin): at most k latents. For k = 1 the best one is known exactly; for more, orthogonal
+matching pursuit (Pati et al. 1993) with non-negative codes, or the SAE's own latents refitted where these do better.
+No code found has a larger objective than the SAE's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sae_sweep.metrics.sparse_codes import Active
+
+# Descent ends when WINDOW steps lower the objective of the inputs at hand by less than this share of it.
+TOLERANCE, WINDOW, MOST_STEPS = 1e-6, 20, 4_000
+# Inputs at a time, and coordinate steps of a fit to chosen latents.
+INPUTS, REFITS = 1 << 9, 50
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What codes are to minimise: a penalty, or a count of latents.
+
+    penalty_value: a‖d‖ [b, width] to the penalty of each input [b]; k: of SAEs that count, how many latents an input
+    may have, else None; hard: whether the penalty is the number of active latents; shares: whether −log π of the winner
+    is a part of the penalty, whose mean over all inputs is an entropy: it is added to losses, and no part of descent.
+    """
+
+    penalty_value: Callable[[Tensor], Tensor]
+    coefficient: float
+    k: int | None = None
+    hard: bool = False
+    shares: bool = False
+
+
+class Encoded(Protocol):
+    """An SAE, as `evaluate.MeasurableSAE`."""
+
+    @property
+    def W_dec(self) -> Tensor: ...
+
+    @property
+    def b_dec(self) -> Tensor: ...
+
+    def active(self, x: Tensor) -> Iterator[Active]: ...
+
+
+class PerfectEncoder:
+    """The same dictionary as an SAE's, with the best codes for it."""
+
+    def __init__(self, sae: Encoded, objective: Objective) -> None:
+        self.sae, self.objective = sae, objective
+        self.W_dec, self.b_dec = sae.W_dec, sae.b_dec
+
+    def active(self, x: Tensor) -> Iterator[Active]:
+        """Codes of inputs x [b, d], of some inputs after the other."""
+        for part in x.split(INPUTS):
+            own = torch.cat([codes.dense(len(self.W_dec)) for codes in self.sae.active(part)])
+            yield Active.of(best_codes(part, own, self.W_dec, self.b_dec, self.objective))
+
+
+def best_codes(x: Tensor, own: Tensor, W_dec: Tensor, b_dec: Tensor, objective: Objective) -> Tensor:
+    """The best codes found [b, width] of inputs x [b, d], at least as good as the SAE's `own` [b, width]."""
+    target = x - b_dec
+    if objective.k is not None:
+        starts = [pursuit(target, W_dec, objective.k)]
+        if objective.k > 1:
+            kept = (own * W_dec.norm(dim=1)).topk(min(objective.k, own.shape[1]), dim=1).indices
+            starts.append(_refit(target, W_dec, kept, own))
+        ends = [own, *starts]
+    else:
+        ends = [descend(target, start, W_dec, objective) for start in (own, pursuit(target, W_dec, 1))]
+    values = torch.stack([_value(target, end, W_dec, objective) for end in ends])
+    # Codes that have more than k latents are not among those to choose from, whatever they reach.
+    if objective.k is not None:
+        values[0] = torch.where((own > 0).sum(1) > objective.k, torch.inf, values[0])
+    values = torch.where(values.isnan(), torch.inf, values)
+    return torch.stack(ends)[values.argmin(0), torch.arange(len(x), device=x.device)]
+
+
+def descend(target: Tensor, start: Tensor, W_dec: Tensor, objective: Objective) -> Tensor:
+    """FISTA from codes `start` [b, width], for target = x − b_dec [b, d]; never above where it starts."""
+    step = torch.full_like(target[:, :1], 1 / (2 * float(torch.linalg.matrix_norm(W_dec, 2)) ** 2 + 1e-30))
+    z = ahead = start
+    value, momentum = _value(target, z, W_dec, objective), torch.ones_like(step)
+    before = float(value.sum())
+    for turn in range(1, MOST_STEPS + 1):
+        found = _threshold((ahead - step * _slope(target, ahead, W_dec, objective)).clamp_min(0), step, objective)
+        reached = _value(target, found, W_dec, objective)
+        lower = (reached <= value)[:, None]
+        further = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
+        # Where it would rise, back to the last codes without momentum; if there was none, by half the step.
+        step = torch.where(~lower & (momentum == 1), step / 2, step)
+        ahead = torch.where(lower, found + (momentum - 1) / further * (found - z), z).clamp_min(0)
+        z, momentum = torch.where(lower, found, z), torch.where(lower, further, torch.ones_like(momentum))
+        value = torch.where(lower[:, 0], reached, value)
+        if turn % WINDOW == 0:
+            now = float(value.sum())
+            if not before - now > TOLERANCE * abs(before):
+                break
+            before = now
+    return z
+
+
+def pursuit(target: Tensor, W_dec: Tensor, k: int) -> Tensor:
+    """Orthogonal matching pursuit: codes [b, width] of at most k latents, added one by one, all fitted anew each time.
+
+    For k = 1 no code of one latent is better.
+    """
+    norms = W_dec.norm(dim=1).clamp_min(1e-30)
+    codes = target.new_zeros(len(target), len(W_dec))
+    chosen = torch.zeros(len(target), 0, dtype=torch.int64, device=target.device)
+    for _ in range(min(k, len(W_dec))):
+        gain = ((target - codes @ W_dec) @ W_dec.T / norms).scatter(1, chosen, -torch.inf)
+        chosen = torch.cat([chosen, gain.argmax(1, keepdim=True)], 1)
+        codes = _refit(target, W_dec, chosen, codes)
+    return codes
+
+
+def _refit(target: Tensor, W_dec: Tensor, chosen: Tensor, start: Tensor) -> Tensor:
+    """The best non-negative codes [b, width] with latents `chosen` [b, k] alone, by coordinate descent from `start`."""
+    rows = W_dec[chosen]
+    gram, wanted = rows @ rows.mT, (rows @ target[:, :, None])[:, :, 0]
+    size = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-30)
+    found = start.gather(1, chosen)
+    for _ in range(1 if chosen.shape[1] == 1 else REFITS):
+        for i in range(chosen.shape[1]):
+            others = (gram[:, i] * found).sum(1) - gram[:, i, i] * found[:, i]
+            found[:, i] = ((wanted[:, i] - others) / size[:, i]).clamp_min(0)
+    return torch.zeros_like(start).scatter(1, chosen, found)
+
+
+def _value(target: Tensor, z: Tensor, W_dec: Tensor, objective: Objective) -> Tensor:
+    """What codes are to minimise [b]."""
+    error = (target - z @ W_dec).square().sum(1)
+    if objective.k is not None or objective.coefficient == 0:
+        return error
+    return error + objective.coefficient * objective.penalty_value(z * W_dec.norm(dim=1))
+
+
+def _slope(target: Tensor, z: Tensor, W_dec: Tensor, objective: Objective) -> Tensor:
+    """Its gradient at codes z ≥ 0 [b, width]; of a count of active latents there is none."""
+    slope = 2 * (z @ W_dec - target) @ W_dec.T
+    if objective.hard or objective.coefficient == 0:
+        return slope
+    with torch.enable_grad():
+        at = z.detach().requires_grad_()
+        penalty = objective.coefficient * objective.penalty_value(at * W_dec.norm(dim=1)).sum()
+        return slope + torch.autograd.grad(penalty, at)[0]
+
+
+def _threshold(z: Tensor, step: Tensor, objective: Objective) -> Tensor:
+    """Of a penalty on the number of active latents, the proximal step: what is worth less than it costs is 0."""
+    if not objective.hard:
+        return z
+    return z * (z.square() > 2 * step * objective.coefficient)
