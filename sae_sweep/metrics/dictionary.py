@@ -34,6 +34,7 @@ COLUMNS = {
     "recovered_90": "Int64",
     "edge_absorption": "float64",
     "edge_cosine": "float64",
+    "edge_hedging": "float64",
     "bias_on_recovered": "float64",
     "bias_on_missed": "float64",
 }
@@ -44,7 +45,7 @@ def dictionary(measured: Measured) -> dict[str, Value]:
 
     c_dec: mean |cos| of every two decoder rows (arXiv 2508.16560); null for one latent, and beyond WIDEST
     recovered_80, recovered_90: planted features along which some decoder row lies, cosine above .8, .9 (2602.14111)
-    edge_absorption, edge_cosine: of a planted tree, see `edges`
+    edge_absorption, edge_cosine, edge_hedging: of a planted tree, see `edges`
     bias_on_recovered, bias_on_missed: see `bias`
     """
     found: dict[str, Value] = dict.fromkeys(COLUMNS)
@@ -77,9 +78,13 @@ def mean_overlap(W_dec: Tensor) -> float | None:
 
 
 def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[np.float64]) -> dict[str, Value]:
-    """Of the edges (parent, child) of a planted tree, means over those whose two features have latents of their own.
+    """Of the edges (parent, child) of a planted tree, means.
 
-    Features get latents by the one-to-one matching of rows and directions with the largest sum of cosines (Hungarian).
+    edge_hedging: cosine of the child's direction with the row nearest to the parent's direction: a parent's latent that
+    an SAE too narrow for the child mixes it into has r/√(1 + r²), r the child's rate given the parent (2505.11756).
+
+    The others are of edges whose two features have latents of their own, by the one-to-one matching of rows and
+    directions with the largest sum of cosines (Hungarian).
 
     edge_absorption: of the inputs with the child, the share on which the parent's latent is silent while the child's
     fires: absorption of arXiv 2409.14507 (§3), which it finds by probes, told here from the truth.
@@ -91,8 +96,12 @@ def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[n
     rows, features = linear_sum_assignment(cosine, maximize=True)
     latent = dict(zip(features.tolist(), rows.tolist(), strict=True))
     held = [(parent, child) for parent, child in of_edges if parent in latent and child in latent]
+    nearest = cosine.argmax(0)
+    hedging: dict[str, Value] = {
+        "edge_hedging": float(np.mean([cosine[nearest[parent], child] for parent, child in of_edges]))
+    }
     if not held:
-        return {}
+        return hedging
     x, true = measured.inputs.labelled(EDGE_INPUTS)
     norms = measured.sae.W_dec.norm(dim=1)
     parts = [part.contributions(norms).dense(len(norms)) for part in measured.sae.active(x)]
@@ -103,7 +112,7 @@ def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[n
         absorbed = seen & ~fires[:, latent[parent]] & fires[:, latent[child]]
         if (inputs := int(seen.sum())) > 0:
             shares.append(int(absorbed.sum()) / inputs)
-    return {
+    return hedging | {
         "edge_absorption": float(np.mean(shares)) if shares else None,
         "edge_cosine": float(np.mean([cosine[latent[child], parent] for parent, child in held])),
     }

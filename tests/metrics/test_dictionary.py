@@ -65,8 +65,8 @@ def test_the_true_dictionary() -> None:
     inputs = inputs_of(**TREE)
     found = measured(inputs, by_hand(inputs, torch.eye(3), torch.eye(3), [0.0] * 3, NO_BIAS))
     assert (found["recovered_80"], found["recovered_90"], found["edge_absorption"]) == (3, 3, 0)
-    zero = [found["c_dec"], found["edge_cosine"], found["bias_on_recovered"]]
-    assert zero == pytest.approx([0, 0, 0], abs=1e-5)
+    zero = [found[name] for name in ("c_dec", "edge_cosine", "edge_hedging", "bias_on_recovered")]
+    assert zero == pytest.approx([0] * 4, abs=1e-5)
     assert found["bias_on_missed"] is None
 
 
@@ -104,6 +104,11 @@ def test_a_bias_that_stands_in_for_what_one_latent_cannot_hold() -> None:
     tree = inputs_of(features=2, rates="0.25", tree="0>1:0.2")
     narrow = measured(tree, by_hand(tree, torch.tensor([[1.0, 0]]), torch.tensor([[1.0, 0]]), [0.0], bias[:2]))
     assert narrow["edge_absorption"] is None and narrow["edge_cosine"] is None
+    assert narrow["edge_hedging"] == pytest.approx(0, abs=1e-6)
+    # The row that has the least squared error: of the child, its rate given the parent.
+    row = torch.tensor([[1.0, 0.2]])
+    hedged = measured(tree, by_hand(tree, row, torch.tensor([[1.0, 0]]), [0.0], bias[:2]))
+    assert hedged["edge_hedging"] == pytest.approx(0.2 / 1.04**0.5, abs=1e-6)
 
 
 def test_recovered_asks_for_the_sign_and_for_the_cosine() -> None:

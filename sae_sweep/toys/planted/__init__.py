@@ -89,8 +89,11 @@ class Synthetic(SampledPopulation):
     # -- what a kind says of itself -------------------------------------------------------------------------------
 
     cells: FeatureCells | None = None
-    # (parent, child): features of which one comes only with the other.
-    edges: Sequence[tuple[int, int]] = ()
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """(parent, child): features of which one comes only with the other."""
+        return []
 
     @property
     def chance(self) -> NDArray[np.float64]:

@@ -128,7 +128,7 @@ def read_rates(text: str, count: int, generator: torch.Generator | None) -> list
         name, given = _call("toy.rates", text)
         if name not in RATES or len(given) != RATES[name]:
             raise UserError(f"toy.rates cannot be {show(text)}: one number, one for each, or {', '.join(RATES)}(a, b)")
-        rates = _law(name, *given, count, generator)
+        rates = _law(name, given[0], given[1], count, generator)
     else:
         numbers = [_number("toy.rates", word) for word in re.split(r"[\s,]+", text.strip())]
         if len(numbers) not in (1, count):
