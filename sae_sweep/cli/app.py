@@ -411,6 +411,19 @@ def score(
 
 @app.command(
     epilog=_examples(
+        "toys",
+        "toys planted",
+    )
+)
+def toys(name: KindName = None, json: Json = False) -> None:
+    """The toys there are, a line each; with a NAME its settings and what they mean."""
+    from sae_sweep.cli import listings
+
+    listings.toys(name, json)
+
+
+@app.command(
+    epilog=_examples(
         "penalties",
         "penalties log1p",
     )

@@ -1,4 +1,4 @@
-"""What there is to choose from: the cells of a toy, the penalties, the architectures."""
+"""What there is to choose from: the toys, the cells of one, the penalties, the architectures."""
 
 from __future__ import annotations
 
@@ -71,6 +71,25 @@ def cells(overrides: Sequence[str], json: bool) -> None:
         + "; splits: what a perfect code for the partition scores, one latent for each countable class"
     )
     layout.write(layout.console(sys.stdout), sentence, table, rule)
+
+
+def toys(name: str | None, json: bool) -> None:
+    """Print the toys there are, or all about one."""
+    rows = [
+        {
+            "name": each,
+            "description": kind.description,
+            "sites": list(kind.sites),
+            "settings": [
+                f"toy.{key}={setting.default}" + f" ({setting.help})" * bool(setting.help)
+                for key, setting in kind.settings.items()
+                if setting.given
+            ],
+            "source": kind.source,
+        }
+        for each, kind in registry.kinds("toy").items()
+    ]
+    _listing("toy", rows, name, json, "toy=NAME, with its settings at their defaults")
 
 
 def penalties(name: str | None, json: bool) -> None:

@@ -187,7 +187,7 @@ def test_each_kind_runs_from_command_to_table(kind: str, root: Path, monkeypatch
         assert "MCC" in call("report", kind, "--full", "--output-dir", str(root)).out
     table = pd.read_parquet(root / "sweeps" / kind / "results.parquet")
     assert set(COLUMNS) <= set(table)
-    independent = kind in ("independent", "superposition")
+    independent = kind in ("independent", "planted", "superposition")
     toy = "independent" if kind == "superposition" else kind
     assert set(table["toy"]) == {f"{toy}-5-4"} and set(table["width"]) == {5}
     measured = ["loss", "fvu", "l0", "live_latents", "mcc", "uniqueness", "feature_f1", "found_features", "shrinkage"]

@@ -91,6 +91,11 @@ class Synthetic(SampledPopulation):
     cells: FeatureCells | None = None
 
     @property
+    def edges(self) -> list[tuple[int, int]]:
+        """(parent, child): features of which one comes only with the other."""
+        return []
+
+    @property
     def chance(self) -> NDArray[np.float64]:
         """The probability of each cell [T], empty without cells."""
         return np.zeros(0)

@@ -1,0 +1,164 @@
+"""Planted features made of parts: what is drawn against its exact chances, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from commandline import call
+
+from sae_sweep.config.settings import Toy
+from sae_sweep.toys import model
+from sae_sweep.toys.planted.parts import MAGNITUDES, both_below, read_magnitude
+from sae_sweep.toys.planted.planted import Planted
+
+COUNT = 100_000
+# Five standard deviations of a share of COUNT inputs, at most.
+CLOSE = 5 * 0.5 / math.sqrt(COUNT)
+
+
+def planted(**settings: object) -> Planted:
+    toy = Toy(**{"name": "planted", "features": 5, "d_model": 8, **settings})  # type: ignore[arg-type]
+    found = model.load(toy, model.train([toy], "cpu")[0])
+    assert isinstance(found, Planted)
+    return found
+
+
+def drawn(toy: Planted, count: int = COUNT) -> torch.Tensor:
+    return toy.draw(count, torch.Generator().manual_seed(0))
+
+
+def seen_together(toy: Planted) -> np.ndarray:
+    active = (toy.features(drawn(toy)) != 0).double()
+    found: np.ndarray = (active.T @ active / COUNT).numpy()
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rates": "0.3"},
+        {"rates": "0.5, 0.4, 0.3, 0.2, 0.1"},
+        {"rates": "linear(0.5, 0.1)"},
+        {"rates": "zipf(0.6, 1)"},
+        {"rates": "loguniform(0.01, 0.5)"},
+        {"rates": "0.4", "tree": "0>1:0.2, 1>3:0.5, 0>2:0.7"},
+        {"rates": "0.6", "tree": "0>1:0.2|2:0.3|3:0.5 2>4:0.5"},
+        {"rates": "0.4", "correlations": "0.6"},
+        {"rates": "0.4", "correlations": "0~*:-0.4"},
+        {"rates": "linear(0.6, 0.1)", "correlations": "0~1:0.9, 2~3:-0.5"},
+        {"rates": "0.3", "correlations": "lowrank(2, 0.8)"},
+        {"rates": "0.4", "correlations": "0~1:0.8 1~2:0.3", "tree": "0>3:0.5 1>4:0.4"},
+    ],
+)
+def test_features_come_together_by_their_exact_chances(settings: dict[str, str]) -> None:
+    toy = planted(**settings)
+    assert seen_together(toy) == pytest.approx(toy.together, abs=CLOSE)
+    assert toy.l0 == pytest.approx(np.trace(toy.together))
+
+
+def test_chances_written_by_hand() -> None:
+    tree = planted(rates="0.5, 0.1, 0.1, 0.1, 0.4", tree="0>1:0.2|2:0.4 2>3:0.5").together
+    assert np.diag(tree) == pytest.approx([0.5, 0.1, 0.2, 0.1, 0.4])
+    assert (tree[1, 2], tree[1, 3], tree[2, 3], tree[0, 3]) == pytest.approx((0, 0, 0.1, 0.1), abs=1e-8)
+    assert tree[3, 4] == pytest.approx(0.04)
+    # At rates of a half: 1/4 + arcsin(ρ)/2π.
+    pair = both_below(np.array([0.5, 0.5]), np.array([[1, 0.6], [0.6, 1]]))
+    assert pair[0, 1] == pytest.approx(0.25 + math.asin(0.6) / (2 * math.pi), abs=1e-9)
+    # What is wholly correlated is one thing.
+    same = both_below(np.array([0.3, 0.2]), np.ones((2, 2)))
+    assert same[0, 1] == pytest.approx(0.2, abs=1e-4)
+
+
+def test_rates_follow_their_laws() -> None:
+    assert planted(rates="linear(0.5, 0.1)").params["rates"].tolist() == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    assert planted(rates="zipf(0.6, 2)").params["rates"].tolist() == pytest.approx([0.6 / i**2 for i in range(1, 6)])
+    many = planted(features=4000, rates="loguniform(0.001, 0.1)").params["rates"].double().log10()
+    assert (many.min().item(), many.max().item()) == pytest.approx((-3, -1), abs=0.01)
+    assert many.mean().item() == pytest.approx(-2, abs=0.05)
+    assert many.std().item() == pytest.approx(2 / math.sqrt(12), abs=0.03)
+
+
+@pytest.mark.parametrize("text", [*MAGNITUDES, "constant(2)", "lomax(4, 2)", "lognormal(0.3, 0.5)", "folded(0.1, 1)"])
+def test_magnitudes_have_the_mean_they_say(text: str) -> None:
+    magnitude, arguments = read_magnitude(text)
+    values = magnitude.draw(arguments, (400_000,), torch.Generator().manual_seed(0))
+    assert (values > 0).all()
+    assert values.mean().item() == pytest.approx(magnitude.mean(*arguments), rel=0.01)
+
+
+def test_magnitudes_have_the_spread_they_are_named_for() -> None:
+    def values(text: str) -> torch.Tensor:
+        magnitude, arguments = read_magnitude(text)
+        return magnitude.draw(arguments, (400_000,), torch.Generator().manual_seed(0)).double()
+
+    assert values("folded(1, 0.15)").std().item() == pytest.approx(0.15, rel=0.01)
+    assert values("lognormal(0, 0.25)").log().std().item() == pytest.approx(0.25, rel=0.01)
+    assert (values("lomax(3, 1)") > 2).double().mean().item() == pytest.approx((1 + 2 / 2) ** -3, abs=0.003)
+
+
+def test_activations_are_features_noise_and_offset() -> None:
+    toy = planted(rates="0.3", noise=0.25, offset=3.0, magnitude="exponential", tree="0>1:0.5")
+    inputs = drawn(toy)
+    acts = toy.activations(inputs, "").double()
+    clean = toy.features(inputs).double() @ toy.directions.double()
+    left = acts - clean
+    assert left.mean(0).norm().item() == pytest.approx(3, abs=0.02)
+    assert left.var(0).numpy() == pytest.approx(np.full(8, 0.25), rel=0.03)
+    assert acts.mean(0).numpy() == pytest.approx(toy.mean.numpy(), abs=0.02)
+    # The same inputs are the same activations: noise is part of an input.
+    assert torch.equal(toy.activations(inputs, ""), toy.activations(inputs, ""))
+    assert toy.features(inputs).shape == (COUNT, 5)
+
+
+def test_directions() -> None:
+    orthonormal = planted(directions="orthonormal").directions
+    assert (orthonormal @ orthonormal.T).numpy() == pytest.approx(np.eye(5), abs=1e-6)
+    random = planted(directions="random").directions
+    assert random.norm(dim=1).numpy() == pytest.approx(np.ones(5), abs=1e-6)
+    assert (random @ random.T - torch.eye(5)).abs().max().item() > 0.1
+    assert planted(features=30).directions.shape == (30, 8)
+    assert torch.equal(orthonormal, planted().directions)
+
+
+def test_edges_are_those_of_the_tree() -> None:
+    assert planted(tree="0>1:0.2, 1>3:0.5").edges == [(0, 1), (1, 3)]
+    assert planted().edges == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rates='0.1,0.2'", "2 rates for toy.features=5"),
+        ("rates='linear(0.1)'", "toy.rates cannot be"),
+        ("rates='zipf(2,1)'", "at most 1"),
+        ("rates='loguniform(0.5,0.1)'", "from the lower to the higher"),
+        ("rates='a lot'", "write a name and its numbers"),
+        ("magnitude=cauchy", "toy.magnitude cannot be 'cauchy'"),
+        ("magnitude='lomax(1)'", "out of range"),
+        ("magnitude='folded(1,2,3)'", "too many"),
+        ("tree='0>9:0.2'", "no feature from 0 to 4"),
+        ("tree='0>1:0.2 2>1:0.2'", "two parents"),
+        ("tree='0>1:0.2 1>0:0.2'", "only with itself"),
+        ("tree='0>1:0.7|2:0.7'", "sum to at most 1"),
+        ("tree='0>1'", "is not a number"),
+        ("correlations='0.4 0.3'", "is not a number"),
+        ("correlations='-0.9'", "an eigenvalue is negative"),
+        ("correlations='0~0:0.4'", "correlation with itself"),
+        ("correlations='highrank(2,0.5)'", "lowrank(2, 0.5)"),
+        ("directions=orthonormal", "9 directions do not fit"),
+    ],
+)
+def test_one_line_for_what_cannot_be(setting: str, message: str) -> None:
+    features = 9 if setting.startswith("directions") else 5
+    words = ["toy=planted", f"toy.features={features}", "toy.d_model=8", "penalty.coefficient=1", f"toy.{setting}"]
+    end = call("plan", *words)
+    assert end.code == 2, end.err
+    assert message in end.err and end.err.count("\n") == 1, end.err
+
+
+def test_a_child_has_no_correlations_of_its_own() -> None:
+    end = call("plan", "toy=planted", "toy.tree='0>1:0.2'", "toy.correlations='1~2:0.3'")
+    assert end.code == 2 and "comes with its parent alone" in end.err
