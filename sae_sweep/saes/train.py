@@ -1,4 +1,4 @@
-"""The training loop, and the step that it takes: batch, encode, activate, decode, loss, gradient, clip, Adam.
+"""The training loop, and the step that it takes: batch, encode, activate, decode, loss, gradient, clip, optimiser.
 
 The step here is PyTorch's autograd. It runs on any device and trains whatever has no faster step of its own there.
 """
@@ -14,10 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sae_sweep.registry import get
 from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.penalties import log_shares, penalty_value
-from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2, Stack, adam_scale
+from sae_sweep.saes.recipes import DecoderNorm, Optimizer
+from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
+from sae_sweep.saes.stack import Stack
 
 # Steps between two looks at the metrics: each look waits for the device.
 BLOCK = 25
@@ -158,18 +161,19 @@ def step_numbers(stack: Stack, steps: int) -> Tensor:
     Of each SAE the learning rate [n] and the coefficient as annealing rescales it [n]; then Adam's two bias
     corrections, and how far a learned threshold moves to the smallest contribution chosen.
     """
-    members = range(len(stack.points))
+    members, training = range(len(stack.points)), stack.points[0].training
+    betas = training.get("beta1", BETA1), training.get("beta2", BETA2)
     rows = []
     for step in range(stack.step, stack.step + steps):
         rates, coefficients = zip(*(stack.schedule(i, step) for i in members), strict=True)
-        rows.append([*rates, *coefficients, *adam_scale(step), 1.0 if step == 0 else THRESHOLD_RATE])
+        rows.append([*rates, *coefficients, *bias_corrections(step, *betas), 1.0 if step == 0 else THRESHOLD_RATE])
     numbers = torch.tensor(rows)
     numbers[:, len(members) : 2 * len(members)] *= stack.rescale.to(numbers)
     return numbers.to(stack.flat.device)
 
 
 class ReferenceStep:
-    """One step of every SAE of a stack at once: encode, activate, decode, loss, gradient, clip, Adam.
+    """One step of every SAE of a stack at once: encode, activate, decode, loss, gradient, clip, optimiser.
 
     Whatever changes from step to step is handed over in `numbers`, and what stays is on the device from the start, so
     that no step waits for the device and a CUDA graph of one is a graph of all (kernels/cuda/captured.py). Annealed
@@ -180,6 +184,10 @@ class ReferenceStep:
         self.stack, device = stack, stack.flat.device
         self.limits = torch.tensor([point.training.clip for point in stack.points], device=device)
         self.groups = PenaltyGroup.of(stack)
+        # Of the recipe what all SAEs of the stack share.
+        training = stack.points[0].training
+        self.optimizer: Optimizer = get("optimizer", training.optimizer)
+        self.decoder_norm: DecoderNorm = get("decoder_norm", training.decoder_norm)
 
     def __call__(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Step on batch x [b, d] with a row of `step_numbers`: loss, squared error, L0, gradient's norm, [n] each."""
@@ -200,13 +208,18 @@ class ReferenceStep:
             loss = loss + kind.auxiliary(x, pre, codes, sae, settings)
         # What is not used has no gradient: the encoder's rows where weights are tied.
         gradients = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
+        if self.decoder_norm.constrain:
+            self.decoder_norm.constrain(gradients[1], leaves[1].detach())
         gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
         with torch.no_grad():
             if kind.learns_threshold:
                 smallest = contributions.masked_fill(~(contributions > 0), torch.inf).amin((-2, -1))
                 stack.threshold.lerp_(torch.where(smallest.isinf(), stack.threshold, smallest), threshold_rate)
             norms = gradient.norm(dim=1)
-            adam(stack, clipped(gradient, norms, self.limits), rates, correction1, correction2)
+            limited = clipped(gradient, norms, self.limits)
+            self.optimizer.update(stack, limited, rates, (correction1, correction2))
+            if self.decoder_norm.restore:
+                self.decoder_norm.restore(stack.split(stack.flat)[1])
         return loss.detach(), error.detach(), (codes > 0).sum(-1).float().mean(-1), norms
 
 
@@ -250,11 +263,3 @@ def clipped(gradient: Tensor, norms: Tensor, limits: Tensor) -> Tensor:
     """
     factors = (limits / norms.clamp_min(1e-30)).clamp_max(1.0)
     return gradient * factors.masked_fill(~norms.isfinite(), torch.nan)[:, None]
-
-
-def adam(stack: Stack, gradient: Tensor, rates: Tensor, correction1: Tensor, correction2: Tensor) -> None:
-    """torch.optim.Adam's update for every SAE: learning rates [n], and the step's two bias corrections []."""
-    stack.first.lerp_(gradient, 1 - BETA1)
-    stack.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    denominator = (stack.second / correction2).sqrt_().add_(ADAM_EPS)
-    stack.flat.sub_(rates[:, None] * (stack.first / correction1) / denominator)

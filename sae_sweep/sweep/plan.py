@@ -12,6 +12,7 @@ from sae_sweep import registry
 from sae_sweep.config.grid import Sweep
 from sae_sweep.config.settings import Point, Toy, toy_id
 from sae_sweep.errors import UserError
+from sae_sweep.saes.recipes import of_step
 from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
 from sae_sweep.sweep.hardware_profile import SPEEDS
 
@@ -109,7 +110,7 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     kind = registry.get("architecture", sae.architecture)
     own = tuple(sae.get(name) for name in kind.settings)
     further = point.penalty.name if registry.get("penalty", point.penalty.name).largest else ""
-    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further)
+    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further, *of_step(training))
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:
