@@ -247,8 +247,9 @@ class Training(Part):
         "optimizer": ("optimizer", "adam"),
         "schedule": ("schedule", "linear"),
         "decoder_norm": ("decoder_norm", "free"),
+        "revival": ("revival", "none"),
     }
-    legacy_kinds: ClassVar = {"optimizer": "adam", "schedule": "linear", "decoder_norm": "free"}
+    legacy_kinds: ClassVar = {"optimizer": "adam", "schedule": "linear", "decoder_norm": "free", "revival": "none"}
     shared: ClassVar = {
         "steps": Setting(3000, ge=1),
         "batch_size": Setting(512, ge=1),

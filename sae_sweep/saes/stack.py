@@ -41,6 +41,9 @@ class Stack:
     # [n] float64: each penalty's exponent, and what its coefficient is multiplied by, as annealing.py leaves them.
     exponent: Tensor
     rescale: Tensor
+    # How many latents were revived so far [n], and which of them the last time [n, width] (saes/recipes/revivals.py).
+    revived: Tensor
+    last_revived: Tensor
     step: int = 0
     failed: dict[int, int] = field(default_factory=dict)
 
@@ -58,7 +61,8 @@ class Stack:
             row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec, *own]))
         zeros = torch.zeros(n, device=device)
         exponent = torch.tensor([point.penalty.get("p", 1.0) for point in points], dtype=torch.float64)
-        return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent))
+        revived = torch.zeros(n, dtype=torch.int64), torch.zeros(n, width, dtype=torch.bool)
+        return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent), *revived)
 
     @property
     def width(self) -> int:
@@ -72,7 +76,7 @@ class Stack:
 
     def part(self, members: slice) -> Stack:
         """Some of the SAEs, as views: what trains them trains the stack, but for its step and failures."""
-        rows = ("flat", "first", "second", "threshold", "density", "exponent", "rescale")
+        rows = ("flat", "first", "second", "threshold", "density", "exponent", "rescale", "revived", "last_revived")
         return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in rows})
 
     def parameters(self, i: int | slice = slice(None)) -> Parameters:

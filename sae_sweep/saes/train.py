@@ -18,7 +18,7 @@ from sae_sweep.registry import get
 from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.penalties import log_shares, penalty_value
-from sae_sweep.saes.recipes import DecoderNorm, Optimizer
+from sae_sweep.saes.recipes import DecoderNorm, Optimizer, Revival
 from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
 from sae_sweep.saes.stack import Stack
 
@@ -41,13 +41,17 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Look:
-    """Means over the steps since the last look, per SAE [n] on the CPU; of the gradient's norm the largest."""
+    """Means over the steps since the last look, per SAE [n] on the CPU; of the gradient's norm the largest.
+
+    revived: how many latents were revived at the end of these steps
+    """
 
     step: int
     loss: Tensor
     fvu: Tensor
     l0: Tensor
     gradient: Tensor
+    revived: Tensor
 
 
 @dataclass
@@ -100,11 +104,13 @@ class Backend(Protocol):
         ...
 
 
-def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
+def train(stack: Stack, data: Batches, backend: Backend, pool: ThreadPoolExecutor | None = None) -> Iterator[Look]:
     """Train the stack to the end of its steps, in place; yields after every BLOCK of steps.
 
+    `pool`, each of whose threads keeps PyTorch to itself, shares the SAEs where latents are revived on the CPU.
+
     An SAE whose loss is no longer finite is entered in `stack.failed` with the step by which it broke; its
-    pack-mates share nothing with it and go on. Dead latents are counted, not revived.
+    pack-mates share nothing with it and go on.
     """
     steps = stack.points[0].training.steps
     while stack.step < steps:
@@ -119,7 +125,33 @@ def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
         for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
             stack.failed.setdefault(i, stack.step)
         gradient = torch.as_tensor(progress.gradient).cpu()
-        yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0, gradient)
+        revived = revive(stack, batches, pool)
+        yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0, gradient, revived)
+
+
+@torch.no_grad()
+def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> Tensor:
+    """Give dead latents another start where the recipes ask for it after the block [steps, b, d]: how many, per SAE."""
+    kinds: list[Revival] = [get("revival", point.training.revival) for point in stack.points]
+    due = [
+        i
+        for i, (kind, point) in enumerate(zip(kinds, stack.points, strict=True))
+        if kind.due and kind.due(point.training, stack.step, len(batches)) and i not in stack.failed
+    ]
+
+    def one(i: int) -> Tensor:
+        act = kinds[i].revive
+        assert act is not None
+        return act(stack, i, batches).cpu()
+
+    share = pool.map if pool and not batches.is_cuda else map
+    counts = torch.zeros(len(stack.points))
+    for i, which in zip(due, share(one, due), strict=True):
+        counts[i] = count = int(which.sum())
+        stack.revived[i] += count
+        if count:
+            stack.last_revived[i] = which
+    return counts
 
 
 class AutogradBackend:
