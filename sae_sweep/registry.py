@@ -34,6 +34,7 @@ HOMES = (
     "sae_sweep.saes.architectures",
     "sae_sweep.saes.inits",
     "sae_sweep.saes.penalties",
+    "sae_sweep.saes.recipes",
     "sae_sweep.metrics.dictionary",
 )
 PLUGINS = "sae_sweep.plugins"

@@ -14,10 +14,12 @@ from sae_sweep.errors import UserError
 
 # What the grid of an experiment takes beside its axes and blocks.
 CALIBRATION = ("calibrate", "l0_range", "coefficients")
-# The family of the kinds that are options of a group.
-FAMILIES = {part: next(iter(kind.choices.values()))[0] for part, kind in PARTS.items() if kind.choices}
 # Groups that have an option of no settings of its own.
 PLAIN = ("training", "evaluation")
+# The family of the kinds that are options of a group.
+FAMILIES = {
+    part: next(iter(kind.choices.values()))[0] for part, kind in PARTS.items() if kind.choices and part not in PLAIN
+}
 
 Axes = dict[str, list[Any]]
 

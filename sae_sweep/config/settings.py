@@ -44,12 +44,14 @@ class Part:
     choices: ClassVar[Mapping[str, tuple[str, str]]] = {}
     # Settings that there are whatever is chosen.
     shared: ClassVar[Mapping[str, Setting]] = {}
+    # Choices that came later than stored points, and the kind that those were of: it is no part of an identity.
+    legacy_kinds: ClassVar[Mapping[str, str]] = {}
 
     __slots__ = ("__dict__", "_hash", "_json")
 
     def __init__(self, *leading: Any, **settings: Any) -> None:
         """The first settings may be given by place. TypeError: a setting that no kind of the family has."""
-        names = (*self.choices, *self.shared)
+        names = self.by_place()
         if len(leading) > len(names):
             raise TypeError(f"{type(self).__name__} takes {', '.join(names)} by place, and the rest by name")
         given = {**dict(zip(names, leading, strict=False)), **settings}
@@ -62,6 +64,11 @@ class Part:
             values[key] = float(value) if setting.kind == "float" and type(value) is int else value
         if given and (unknown := min(given.keys() - self.all_settings().keys(), default=None)) is not None:
             raise TypeError(f"{type(self).__name__} has no setting {unknown!r}")
+
+    @classmethod
+    def by_place(cls) -> tuple[str, ...]:
+        """The settings that may be given by place, in order."""
+        return (*cls.choices, *cls.shared)
 
     @classmethod
     def own_settings(cls, *chosen: str) -> Mapping[str, Setting]:
@@ -97,7 +104,8 @@ class Part:
     def identity(self) -> dict[str, Any]:
         """What tells this part from others: kinds with versions and origins, and settings unless at their legacy."""
         own = self.own_settings(*(self.__dict__[key] for key in self.choices))
-        kept = {key: _versioned(family, self.__dict__[key]) for key, (family, _) in self.choices.items()}
+        kinds = {key: _versioned(family, self.__dict__[key]) for key, (family, _) in self.choices.items()}
+        kept = {key: kind for key, kind in kinds.items() if kind != self.legacy_kinds.get(key)}
         for key, setting in own.items():
             value = self.__dict__[key]
             if setting.told and (setting.legacy is UNSET or value != setting.legacy):
@@ -236,17 +244,28 @@ class Penalty(Part):
 
 
 class Training(Part):
-    """How the SAE is trained: Adam, steps in batches, fractions of the steps for the schedules."""
+    """How the SAE is trained: for how long, at which rate, and by which recipe (saes/recipes)."""
 
+    choices: ClassVar = {
+        "optimizer": ("optimizer", "adam"),
+        "schedule": ("schedule", "linear"),
+        "decoder_norm": ("decoder_norm", "free"),
+        "revival": ("revival", "none"),
+    }
+    legacy_kinds: ClassVar = {"optimizer": "adam", "schedule": "linear", "decoder_norm": "free", "revival": "none"}
     shared: ClassVar = {
         "steps": Setting(3000, ge=1),
         "batch_size": Setting(512, ge=1),
         "lr": Setting(3e-3, "largest learning rate", gt=0),
         "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0", ge=0, le=1),
-        "lr_decay": Setting(0.2, "share of the steps in which it falls to 0 at the end", ge=0, le=1),
         "coefficient_warmup": Setting(0.0, "share of the steps in which the coefficient rises from 0", ge=0, le=1),
         "clip": Setting(100.0, "largest gradient norm of one SAE over all its parameters", gt=0),
     }
+
+    @classmethod
+    def by_place(cls) -> tuple[str, ...]:
+        """Steps first: `Training(1000)`."""
+        return tuple(cls.shared)
 
 
 class Evaluation(Part):
@@ -360,7 +379,7 @@ def point_from(settings: Mapping[str, Any]) -> Point:
 
 def _part_from(kind: type[Part], settings: Mapping[str, Any]) -> Part:
     """A part of a record, in which settings that came later are missing."""
-    own = kind.own_settings(*(settings[key] for key in kind.choices))
+    own = kind.own_settings(*(settings.get(key, kind.legacy_kinds.get(key)) for key in kind.choices))
     legacy = {key: setting.legacy for key, setting in own.items() if setting.legacy is not UNSET}
     return kind(**{**legacy, **settings})
 

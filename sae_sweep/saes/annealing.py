@@ -19,12 +19,15 @@ NUMBERS = 1 << 22
 
 
 def exponent_at(point: Point, step: int) -> float:
-    """p at a step: from penalty.p linearly down to penalty.p_end, which it reaches as the learning rate starts to."""
+    """p at a step: from penalty.p linearly down to penalty.p_end.
+
+    It gets there as a linear schedule starts to decay; under any other schedule, at the end.
+    """
     penalty, training = point.penalty, point.training
     if "p_end" not in penalty.to_dict():
         exponent: float = penalty.get("p", 1.0)
         return exponent
-    share = min(1.0, step / max(1.0, (1 - training.lr_decay) * training.steps))
+    share = min(1.0, step / max(1.0, (1 - training.get("lr_decay", 0.0)) * training.steps))
     return penalty.p + share * (penalty.p_end - penalty.p)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sae_sweep.config.settings import Point
+from sae_sweep.registry import get
 from sae_sweep.saes.architectures import Architecture, architecture_of
 from sae_sweep.saes.parameters import Parameters
 
-BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 # float32 numbers in a cache line.
 ALIGNED = 16
 
@@ -41,6 +41,9 @@ class Stack:
     # [n] float64: each penalty's exponent, and what its coefficient is multiplied by, as annealing.py leaves them.
     exponent: Tensor
     rescale: Tensor
+    # How many latents were revived so far [n], and which of them the last time [n, width] (saes/recipes/revivals.py).
+    revived: Tensor
+    last_revived: Tensor
     step: int = 0
     failed: dict[int, int] = field(default_factory=dict)
 
@@ -58,7 +61,8 @@ class Stack:
             row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec, *own]))
         zeros = torch.zeros(n, device=device)
         exponent = torch.tensor([point.penalty.get("p", 1.0) for point in points], dtype=torch.float64)
-        return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent))
+        revived = torch.zeros(n, dtype=torch.int64), torch.zeros(n, width, dtype=torch.bool)
+        return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent), *revived)
 
     @property
     def width(self) -> int:
@@ -72,7 +76,7 @@ class Stack:
 
     def part(self, members: slice) -> Stack:
         """Some of the SAEs, as views: what trains them trains the stack, but for its step and failures."""
-        rows = ("flat", "first", "second", "threshold", "density", "exponent", "rescale")
+        rows = ("flat", "first", "second", "threshold", "density", "exponent", "rescale", "revived", "last_revived")
         return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in rows})
 
     def parameters(self, i: int | slice = slice(None)) -> Parameters:
@@ -102,16 +106,11 @@ class Stack:
     def schedule(self, i: int, step: int) -> tuple[float, float]:
         """Learning rate and coefficient of SAE i at a step; annealing multiplies the coefficient by `rescale`.
 
-        Linear warm-up of both, then the learning rate falls linearly to zero over the last `lr_decay` of the steps.
+        Linear warm-up of both; what the learning rate does then is its schedule's (saes/recipes/schedules.py).
         """
         point = self.points[i]
         training = point.training
         warm = min(1.0, (step + 1) / max(1.0, training.lr_warmup * training.steps))
-        cool = min(1.0, (training.steps - step) / max(1.0, training.lr_decay * training.steps))
+        share: float = get("schedule", training.schedule).share(training, step)
         ramp = min(1.0, (step + 1) / max(1.0, training.coefficient_warmup * training.steps))
-        return training.lr * min(warm, cool), point.penalty.coefficient * ramp
-
-
-def adam_scale(step: int) -> tuple[float, float]:
-    """Bias corrections 1 − βᵗ of the step counted from 0 (Kingma & Ba 2015, algorithm 1)."""
-    return 1 - BETA1 ** (step + 1), 1 - BETA2 ** (step + 1)
+        return training.lr * min(warm, share), point.penalty.coefficient * ramp

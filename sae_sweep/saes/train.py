@@ -1,4 +1,4 @@
-"""The training loop, and the step that it takes: batch, encode, activate, decode, loss, gradient, clip, Adam.
+"""The training loop, and the step that it takes: batch, encode, activate, decode, loss, gradient, clip, optimiser.
 
 The step here is PyTorch's autograd. It runs on any device and trains whatever has no faster step of its own there.
 """
@@ -14,11 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sae_sweep.registry import get
 from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
-from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2, Stack, adam_scale
+from sae_sweep.saes.recipes import DecoderNorm, Optimizer, Revival
+from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
+from sae_sweep.saes.stack import Stack
 
 # Steps between two looks at the metrics: each look waits for the device.
 BLOCK = 25
@@ -39,13 +42,17 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Look:
-    """Means over the steps since the last look, per SAE [n] on the CPU; of the gradient's norm the largest."""
+    """Means over the steps since the last look, per SAE [n] on the CPU; of the gradient's norm the largest.
+
+    revived: how many latents were revived at the end of these steps
+    """
 
     step: int
     loss: Tensor
     fvu: Tensor
     l0: Tensor
     gradient: Tensor
+    revived: Tensor
 
 
 @dataclass
@@ -98,11 +105,13 @@ class Backend(Protocol):
         ...
 
 
-def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
+def train(stack: Stack, data: Batches, backend: Backend, pool: ThreadPoolExecutor | None = None) -> Iterator[Look]:
     """Train the stack to the end of its steps, in place; yields after every BLOCK of steps.
 
+    `pool`, each of whose threads keeps PyTorch to itself, shares the SAEs where latents are revived on the CPU.
+
     An SAE whose loss is no longer finite is entered in `stack.failed` with the step by which it broke; its
-    pack-mates share nothing with it and go on. Dead latents are counted, not revived.
+    pack-mates share nothing with it and go on.
     """
     steps = stack.points[0].training.steps
     while stack.step < steps:
@@ -117,7 +126,33 @@ def train(stack: Stack, data: Batches, backend: Backend) -> Iterator[Look]:
         for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
             stack.failed.setdefault(i, stack.step)
         gradient = torch.as_tensor(progress.gradient).cpu()
-        yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0, gradient)
+        revived = revive(stack, batches, pool)
+        yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0, gradient, revived)
+
+
+@torch.no_grad()
+def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> Tensor:
+    """Give dead latents another start where the recipes ask for it after the block [steps, b, d]: how many, per SAE."""
+    kinds: list[Revival] = [get("revival", point.training.revival) for point in stack.points]
+    due = [
+        i
+        for i, (kind, point) in enumerate(zip(kinds, stack.points, strict=True))
+        if kind.due and kind.due(point.training, stack.step, len(batches)) and i not in stack.failed
+    ]
+
+    def one(i: int) -> Tensor:
+        act = kinds[i].revive
+        assert act is not None
+        return act(stack, i, batches).cpu()
+
+    share = pool.map if pool and not batches.is_cuda else map
+    counts = torch.zeros(len(stack.points))
+    for i, which in zip(due, share(one, due), strict=True):
+        counts[i] = count = int(which.sum())
+        stack.revived[i] += count
+        if count:
+            stack.last_revived[i] = which
+    return counts
 
 
 class AutogradBackend:
@@ -159,18 +194,19 @@ def step_numbers(stack: Stack, steps: int) -> Tensor:
     Of each SAE the learning rate [n] and the coefficient as annealing rescales it [n]; then Adam's two bias
     corrections, and how far a learned threshold moves to the smallest contribution chosen.
     """
-    members = range(len(stack.points))
+    members, training = range(len(stack.points)), stack.points[0].training
+    betas = training.get("beta1", BETA1), training.get("beta2", BETA2)
     rows = []
     for step in range(stack.step, stack.step + steps):
         rates, coefficients = zip(*(stack.schedule(i, step) for i in members), strict=True)
-        rows.append([*rates, *coefficients, *adam_scale(step), 1.0 if step == 0 else THRESHOLD_RATE])
+        rows.append([*rates, *coefficients, *bias_corrections(step, *betas), 1.0 if step == 0 else THRESHOLD_RATE])
     numbers = torch.tensor(rows)
     numbers[:, len(members) : 2 * len(members)] *= stack.rescale.to(numbers)
     return numbers.to(stack.flat.device)
 
 
 class ReferenceStep:
-    """One step of every SAE of a stack at once: encode, activate, decode, loss, gradient, clip, Adam.
+    """One step of every SAE of a stack at once: encode, activate, decode, loss, gradient, clip, optimiser.
 
     Whatever changes from step to step is handed over in `numbers`, and what stays is on the device from the start, so
     that no step waits for the device and a CUDA graph of one is a graph of all (kernels/cuda/captured.py). Annealed
@@ -181,6 +217,10 @@ class ReferenceStep:
         self.stack, device = stack, stack.flat.device
         self.limits = torch.tensor([point.training.clip for point in stack.points], device=device)
         self.groups = PenaltyGroup.of(stack)
+        # Of the recipe what all SAEs of the stack share.
+        training = stack.points[0].training
+        self.optimizer: Optimizer = get("optimizer", training.optimizer)
+        self.decoder_norm: DecoderNorm = get("decoder_norm", training.decoder_norm)
 
     def __call__(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Step on batch x [b, d] with a row of `step_numbers`: loss, squared error, L0, gradient's norm, [n] each."""
@@ -201,13 +241,18 @@ class ReferenceStep:
             loss = loss + kind.auxiliary(x, pre, codes, sae, settings)
         # What is not used has no gradient: the encoder's rows where weights are tied.
         gradients = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
+        if self.decoder_norm.constrain:
+            self.decoder_norm.constrain(gradients[1], leaves[1].detach())
         gradient = torch.cat([g.flatten(1) for g in gradients], dim=1)
         with torch.no_grad():
             if kind.learns_threshold:
                 smallest = contributions.masked_fill(~(contributions > 0), torch.inf).amin((-2, -1))
                 stack.threshold.lerp_(torch.where(smallest.isinf(), stack.threshold, smallest), threshold_rate)
             norms = gradient.norm(dim=1)
-            adam(stack, clipped(gradient, norms, self.limits), rates, correction1, correction2)
+            limited = clipped(gradient, norms, self.limits)
+            self.optimizer.update(stack, limited, rates, (correction1, correction2))
+            if self.decoder_norm.restore:
+                self.decoder_norm.restore(stack.split(stack.flat)[1])
         return loss.detach(), error.detach(), (codes > 0).sum(-1).float().mean(-1), norms
 
 
@@ -252,11 +297,3 @@ def clipped(gradient: Tensor, norms: Tensor, limits: Tensor) -> Tensor:
     """
     factors = (limits / norms.clamp_min(1e-30)).clamp_max(1.0)
     return gradient * factors.masked_fill(~norms.isfinite(), torch.nan)[:, None]
-
-
-def adam(stack: Stack, gradient: Tensor, rates: Tensor, correction1: Tensor, correction2: Tensor) -> None:
-    """torch.optim.Adam's update for every SAE: learning rates [n], and the step's two bias corrections []."""
-    stack.first.lerp_(gradient, 1 - BETA1)
-    stack.second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    denominator = (stack.second / correction2).sqrt_().add_(ADAM_EPS)
-    stack.flat.sub_(rates[:, None] * (stack.first / correction1) / denominator)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_sweep.kernels import LONGEST, gpu_knows
 from sae_sweep.saes.penalties import formula_of
+from sae_sweep.saes.recipes import is_plain
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend, Progress
 from sae_sweep.sweep.events import Note, Say
@@ -26,7 +27,8 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int, say: Say 
     `say` hears once where they are not.
     """
     device = stack.flat.device.type
-    known = device in stack.architecture.compiled
+    # All SAEs of a stack have the step of a recipe in common (plan.stack_key).
+    known = device in stack.architecture.compiled and is_plain(stack.points[0].training)
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
     if device == "cpu" and known:
         from sae_sweep.kernels.cpu.backend import CpuBackend

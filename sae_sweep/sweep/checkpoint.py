@@ -36,8 +36,8 @@ EVERY = 60.0
 # Of the time, at most this share goes into writing them.
 LARGEST_SHARE = 0.05
 
-_ROWS = ("flat", "first", "second", "threshold", "density", "exponent", "rescale")
-_LOOKS = ("loss", "fvu", "l0", "gradient")
+_ROWS = ("flat", "first", "second", "threshold", "density", "exponent", "rescale", "revived", "last_revived")
+_LOOKS = ("loss", "fvu", "l0", "gradient", "revived")
 
 
 class Checkpoint:

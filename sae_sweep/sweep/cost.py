@@ -19,6 +19,7 @@ from sae_sweep.kernels.cuda.tiling import Tiles
 from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
 from sae_sweep.saes.penalties import formula_of
+from sae_sweep.saes.recipes import is_plain
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 
 # Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
@@ -101,7 +102,7 @@ def parameter_count(point: Point) -> int:
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled
+    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point.training)
     if speed.device != "cpu":
         by_kernels = by_kernels and gpu_knows(formula_of(point.penalty))
     return not by_kernels or activation_size(point) > speed.longest

@@ -23,7 +23,7 @@ from sae_sweep.saes.folding import fold
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import Backend, Look, train
+from sae_sweep.saes.train import Look, train
 from sae_sweep.signals import Interrupted
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store
@@ -32,7 +32,6 @@ from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.context import Ground
 from sae_sweep.sweep.events import Note, PointDone, PointFailed, Say, TrainProgress
 from sae_sweep.sweep.memory import out_of_memory
-from sae_sweep.toys.sampling import Stream
 
 # Rows that a training curve keeps of every doubling of the step, however long the training: enough to see where it
 # leads (store/plateau.py).
@@ -76,7 +75,8 @@ def run_pack(
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
         backend = pick_backend(stack, pool, machine.threads, say)
-        _train(stack, ground.stream, backend, looks, checkpoint, number, packs, say)
+        steps = train(stack, ground.stream, backend, pool)
+        _train(stack, steps, looks, checkpoint, number, packs, say)
         del backend  # its buffers are not needed to measure
     for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
         stack.failed.setdefault(i, stack.step)
@@ -90,6 +90,7 @@ def run_pack(
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained)
             record["curve"] = list(_curve(stack, looks, i))
+            record |= _revival(stack, i, measured)
             if not math.isfinite(record["metrics"]["loss"]):
                 raise ArithmeticError("the loss on the evaluation inputs is not finite")
             return _files(points[i], stored, measured), record
@@ -135,8 +136,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
 
 def _train(
     stack: Stack,
-    stream: Stream,
-    backend: Backend,
+    training: Iterator[Look],
     looks: list[Look],
     checkpoint: Checkpoint,
     number: int,
@@ -145,7 +145,7 @@ def _train(
 ) -> None:
     """Train to the end; adds to `looks`, what was seen of the training so far."""
     steps = stack.points[0].training.steps
-    for look in train(stack, stream, backend):
+    for look in training:
         looks.append(look)
         fvu, l0 = float(look.fvu.median()), float(look.l0.median())
         with checkpoint.between_steps(stack, looks):
@@ -168,7 +168,19 @@ def _curve(stack: Stack, looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
         }
         gradient = max(float(look.gradient[i]) for look in part)
         lr, coefficient = stack.schedule(i, begin - 1)
-        yield {"step": begin, **means, "gradient": gradient, "lr": lr, "coefficient": coefficient}
+        row = {"step": begin, **means, "gradient": gradient, "lr": lr, "coefficient": coefficient}
+        if stack.points[i].training.revival != "none":
+            row["revived"] = int(sum(float(look.revived[i]) for look in part))
+        yield row
+
+
+def _revival(stack: Stack, i: int, measured: Measurement) -> dict[str, Any]:
+    """How many latents of SAE i were revived in all, how many the last time, and how many of these live at the end."""
+    if stack.points[i].training.revival == "none":
+        return {}
+    last = stack.last_revived[i].numpy()
+    live = int(measured.latents.live.to_numpy()[last].sum())
+    return {"revival": {"revived": int(stack.revived[i]), "revived_last": int(last.sum()), "revived_live": live}}
 
 
 def _octave_parts(looks: list[Look]) -> Iterator[list[Look]]:

@@ -14,6 +14,7 @@ from sae_sweep.config.settings import Point, Toy, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.kernels import gpu_knows
 from sae_sweep.saes.penalties import formula_of
+from sae_sweep.saes.recipes import of_step
 from sae_sweep.sweep.cost import cores, pack_seconds, peak_bytes, state_bytes, toy_seconds, training_bytes
 from sae_sweep.sweep.hardware_profile import SPEEDS
 
@@ -112,7 +113,7 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     own = tuple(sae.get(name) for name in kind.settings)
     formula = formula_of(point.penalty)
     further = "" if gpu_knows(formula) else formula.whole
-    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further)
+    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further, *of_step(training))
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:

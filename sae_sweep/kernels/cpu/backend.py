@@ -43,7 +43,8 @@ from sae_sweep.kernels.cpu.steps import (
 from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.saes.penalties import formula_of
-from sae_sweep.saes.stack import Stack, adam_scale
+from sae_sweep.saes.recipes.optimizers import bias_corrections
+from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import THRESHOLD_RATE, Progress
 
 # One part for so many products of the encoder (0.2 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
@@ -311,7 +312,7 @@ class _Trainer:
     def _scheduled(self, step: int) -> tuple[float, float, float]:
         """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
         rate, coefficient = self.stack.schedule(self.i, step)
-        correction1, correction2 = adam_scale(step)
+        correction1, correction2 = bias_corrections(step)
         return rate / correction1, correction2, coefficient * self.rescale
 
     def _over(self, function: Callable[[tuple[int, int]], object]) -> None:

@@ -34,7 +34,8 @@ from sae_sweep.kernels.cpu.vector_penalty import (
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.saes.formula import Formula, parse
 from sae_sweep.saes.penalties import formula_of
-from sae_sweep.saes.stack import Stack, adam_scale
+from sae_sweep.saes.recipes.optimizers import bias_corrections
+from sae_sweep.saes.stack import Stack
 
 # Up to this width, and up to so many chosen of an input, the step of narrow SAEs is the faster one.
 WIDEST, MOST_CHOSEN = 1280, 8
@@ -111,7 +112,7 @@ class NarrowTrainer:
         rows, rescale = np.empty((steps, 3)), float(self.stack.rescale[self.i])
         for at, step in enumerate(range(first, first + steps)):
             rate, coefficient = self.stack.schedule(self.i, step)
-            correction1, correction2 = adam_scale(step)
+            correction1, correction2 = bias_corrections(step)
             rows[at] = rate / correction1, correction2, coefficient * rescale
         return rows
 

@@ -34,7 +34,7 @@ from sae_sweep.kernels.cpu.sparse_step import (
     views,
 )
 from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece, publish
-from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
+from sae_sweep.saes.recipes.optimizers import ADAM_EPS, BETA1, BETA2
 
 _jit = numba.njit(**OPTIONS)
 

@@ -21,7 +21,8 @@ from sae_sweep.kernels.cuda.penalty_gradients import Slopes, triton_slopes
 from sae_sweep.kernels.cuda.tiling import TILE, Tiles, power_of_two
 from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.penalties import formula_of
-from sae_sweep.saes.stack import Stack, adam_scale
+from sae_sweep.saes.recipes.optimizers import bias_corrections
+from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Progress
 
 # float32 products on tensor cores: three of TF32, with a relative error of about 1e-6 where one has 3e-4 to 1e-3.
@@ -221,7 +222,7 @@ def _by_penalty(stack: Stack) -> dict[Formula, list[int]]:
 def _schedule(stack: Stack) -> Tensor:
     """[steps, n, 3]: learning rate over Adam's first bias correction, one over the second, and the coefficient."""
     steps = range(stack.points[0].training.steps)
-    corrections = [adam_scale(step) for step in steps]
+    corrections = [bias_corrections(step) for step in steps]
     columns: dict[Any, Tensor] = {}
     for i, point in enumerate(stack.points):
         key = point.training, point.penalty.coefficient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sae_sweep.saes.stack import ADAM_EPS, BETA1, BETA2
+from sae_sweep.saes.recipes.optimizers import ADAM_EPS, BETA1, BETA2
 
 _BETA1: tl.constexpr = tl.constexpr(BETA1)
 _BETA2: tl.constexpr = tl.constexpr(BETA2)

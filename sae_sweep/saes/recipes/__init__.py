@@ -1,0 +1,90 @@
+"""How an SAE is trained: the ingredients of a recipe, each chosen by a setting of `training`.
+
+An example: `training.optimizer=adamw training.schedule=cosine training.decoder_norm=unit training.revival=resample`.
+What is chosen when nothing is said is Adam, a warm-up and a linear decay, free decoder rows and no revival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_sweep.registry import Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_sweep.config.settings import Training
+    from sae_sweep.saes.stack import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredient(Kind):
+    """compiled: whether the compiled steps know it, with its settings at their defaults."""
+
+    compiled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Ingredient):
+    """`update(stack, gradient, rates, corrections)`: what a step makes of a gradient, in place, for every SAE.
+
+    gradient [n, parameter_count] · learning rates [n] · corrections: the two bias corrections of the step, [] each
+    """
+
+    family = "optimizer"
+    update: Callable[[Stack, Tensor, Tensor, tuple[Tensor, Tensor]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Ingredient):
+    """`share(training, step)`: the share of `training.lr` at a step counted from 0, warm-up left out."""
+
+    family = "schedule"
+    share: Callable[[Training, int], float]
+    compiled: bool = True  # a rate is a number that any step is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderNorm(Ingredient):
+    """What is done to decoder rows [..., width, d], in place.
+
+    constrain(gradient, rows): to their gradient, before it is measured and clipped
+    restore(rows): to the rows after the step
+    """
+
+    family = "decoder_norm"
+    constrain: Callable[[Tensor, Tensor], None] | None = None
+    restore: Callable[[Tensor], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revival(Ingredient):
+    """`revive(stack, i, batches)`: gives dead latents of SAE i another start, in place, and returns which [width].
+
+    It is asked after every block of steps whether it is `due(training, step, steps)`, where `steps` were the last
+    ones; batches [·, b, d] are those of the block.
+    """
+
+    family = "revival"
+    due: Callable[[Training, int, int], bool] | None = None
+    revive: Callable[[Stack, int, Tensor], Tensor] | None = None
+    compiled: bool = True  # it happens between steps
+
+
+def is_plain(training: Training) -> bool:
+    """Whether the compiled steps know how it is trained; else the reference step takes it."""
+    return all(
+        kind.compiled and all(training.get(name) == setting.default for name, setting in kind.settings.items())
+        for kind in training.chosen.values()
+        if isinstance(kind, Optimizer | DecoderNorm)
+    )
+
+
+def of_step(training: Training) -> tuple[Any, ...]:
+    """What one step of a whole stack has in common beyond the compiled steps: none where these know it."""
+    if is_plain(training):
+        return ()
+    kinds = (training.chosen[key] for key in ("optimizer", "decoder_norm"))
+    return tuple((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)

@@ -1,0 +1,147 @@
+"""Resampling of dead latents: as plain PyTorch does it, of each SAE by itself, and of all that a latent has."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stacks import PENALTIES, batches, points, stack_of
+
+from sae_sweep.config.settings import Point, derive_seed
+from sae_sweep.saes.recipes.revivals import resample
+from sae_sweep.saes.stack import Stack
+from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Look, train
+
+STEPS = 4 * BLOCK
+RESAMPLE: dict[str, Any] = {"revival": "resample", "revival_every": BLOCK, "revival_until": 0.5, "steps": STEPS}
+
+
+class Data:
+    """Batches by step."""
+
+    def __init__(self) -> None:
+        self.all = batches(STEPS)
+
+    def batches(self, start_step: int, count: int) -> torch.Tensor:
+        return self.all[start_step : start_step + count]
+
+
+def trained(chosen: list[Point], backend: Backend, pool: ThreadPoolExecutor | None = None) -> tuple[Stack, list[Look]]:
+    stack = stack_of(chosen)
+    return stack, list(train(stack, Data(), backend, pool))
+
+
+def by_pytorch(stack: Stack) -> tuple[torch.Tensor, list[int]]:
+    """A TopK1 SAE under torch.optim.Adam, its dead latents resampled after steps 25 and 50; and how many those were."""
+    training, counts = stack.points[0].training, []
+    parameters = [view[0].clone().requires_grad_() for view in stack.split(stack.flat)]
+    W_enc, W_dec, b_enc, b_dec = parameters
+    optimizer = torch.optim.Adam(parameters)
+    seen: list[torch.Tensor] = []
+
+    def codes_of(x: torch.Tensor) -> torch.Tensor:
+        codes = (x @ W_enc.T + b_enc).relu()
+        winner = (codes * W_dec.norm(dim=1)).argmax(1, keepdim=True)
+        return torch.zeros_like(codes).scatter(1, winner, codes.gather(1, winner))
+
+    for step, x in enumerate(Data().all):
+        rise, fall = (step + 1) / (training.lr_warmup * STEPS), (STEPS - step) / (training.lr_decay * STEPS)
+        optimizer.param_groups[0]["lr"] = training.lr * min(1.0, rise, fall)
+        optimizer.zero_grad()
+        (codes_of(x) @ W_dec + b_dec - x).square().sum(1).mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, training.clip)
+        optimizer.step()
+        seen = [*seen, x][-BLOCK:]
+        if step + 1 not in (BLOCK, 2 * BLOCK):
+            continue
+        with torch.no_grad():
+            inputs = torch.cat(seen)
+            codes = codes_of(inputs)
+            dead = torch.nonzero((codes == 0).all(0)).flatten()
+            chances = (codes @ W_dec + b_dec - inputs).square().sum(1)
+            generator = torch.Generator().manual_seed(derive_seed("revival", "topk", len(W_dec), 0, step + 1))
+            rows = F.normalize(inputs[torch.multinomial(chances, len(dead), generator=generator)] - b_dec, dim=1)
+            W_enc[dead], W_dec[dead], b_enc[dead] = 0.8 * rows, rows, -0.8 * (rows @ b_dec)
+            for parameter in (W_enc, W_dec, b_enc):
+                for moments in ("exp_avg", "exp_avg_sq"):
+                    optimizer.state[parameter][moments][dead] = 0
+            counts.append(len(dead))
+    return torch.cat([parameter.detach().flatten() for parameter in parameters]), counts
+
+
+def test_as_plain_pytorch() -> None:
+    # At a scale of 1 the encoder's gradient starts at exactly 0: rounding, which Adam makes whole steps of.
+    chosen = points(PENALTIES[-1:], "topk", width=200, k=1, revival_scale=0.8, **RESAMPLE)
+    expected, counts = by_pytorch(stack_of(chosen))
+    assert min(counts) > 0
+    stack, looks = trained(chosen, AutogradBackend())
+    assert [int(look.revived) for look in looks] == [*counts, 0, 0]
+    assert (int(stack.revived), int(stack.last_revived.sum())) == (sum(counts), counts[-1])
+    torch.testing.assert_close(stack.flat[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_stacked_as_alone_on_any_threads(architecture: str) -> None:
+    chosen = points(PENALTIES[:3], architecture, width=100, **RESAMPLE)
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        together, looks = trained(chosen, AutogradBackend(pool), pool)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for i, point in enumerate(chosen):
+            alone, own = trained([point], AutogradBackend(pool), pool)
+            assert torch.equal(alone.flat[0], together.flat[i])
+            assert torch.equal(alone.second[0], together.second[i])
+            assert [float(look.revived) for look in own] == [float(look.revived[i]) for look in looks]
+    assert int(together.revived.sum()) > 0
+
+
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated", "topk"])
+def test_all_that_a_dead_latent_has_starts_again_and_nothing_else_changes(architecture: str) -> None:
+    stack = stack_of(points(PENALTIES[:2], architecture, width=30, revival="resample"))
+    AutogradBackend().advance(stack, batches(5))
+    W_enc, W_dec, b_enc, b_dec = stack.split(stack.flat[0])
+    dead = [3, 17]
+    W_enc[dead], b_enc[dead] = 0.0, -1e3
+    before, data = stack.flat.clone(), batches(2)
+    revived = resample(stack, 0, data)
+    views, old = stack.views(stack.flat[0]), stack.views(before[0])
+    assert revived[dead].all() and torch.equal(stack.flat[1], before[1]) and torch.equal(b_dec, old[3])
+    for view, as_it_was in zip([*views[:3], *views[4:]], [*old[:3], *old[4:]], strict=True):
+        assert torch.equal(view[~revived], as_it_was[~revived])
+    for moments in (stack.first[0], stack.second[0]):
+        for i, view in enumerate(stack.views(moments)):
+            assert i == 3 or not view[revived].any()
+    rows = F.normalize(data.flatten(0, 1) - b_dec, dim=1)
+    alike = W_dec[dead] @ rows.T
+    assert (alike.amax(1) > 1 - 1e-5).all(), "each looks along an input"
+    assert len(set(alike.argmax(1).tolist())) == len(dead), "of its own"
+    living = float(old[0][~revived].norm(dim=1).mean())
+    expected = 1.0 if architecture == "topk" else 0.2 * living
+    torch.testing.assert_close(W_enc[dead].norm(dim=1), torch.full((2,), expected))
+    torch.testing.assert_close(b_enc[dead], -(W_enc[dead] @ b_dec))
+
+
+def test_inputs_are_drawn_by_their_error_or_all_alike() -> None:
+    """Two kinds of inputs, one of them reconstructed exactly: only from `all` does a latent start there."""
+    d = 16
+    data = torch.eye(d)[[0, 1] * 32][None]
+    for source, kinds in (("loss", {1}), ("all", {0, 1})):
+        stack = stack_of(points(PENALTIES[:1], "topk", width=21, k=1, revival="resample", revival_source=source))
+        stack.flat.zero_()
+        W_enc, W_dec, b_enc, _ = stack.split(stack.flat[0])
+        W_enc[0, 0] = W_dec[0, 0] = 1.0
+        W_dec[1:, 2], b_enc[1:] = 1.0, -1.0
+        revived = resample(stack, 0, data)
+        assert revived.tolist() == [False] + [True] * 20
+        assert set(W_dec[1:].argmax(1).tolist()) == kinds
+
+
+@pytest.mark.parametrize(
+    ("every", "until", "expected"), [(25, 1.0, [25, 50, 75, 100]), (30, 1.0, [50, 75, 100]), (50, 0.5, [50])]
+)
+def test_it_happens_as_a_block_ends(every: int, until: float, expected: list[int]) -> None:
+    chosen = points(PENALTIES[-1:], "topk", 200, 1, **{**RESAMPLE, "revival_every": every, "revival_until": until})
+    _, looks = trained(chosen, AutogradBackend())
+    assert [look.step for look in looks if look.revived.any()] == expected
