@@ -104,7 +104,9 @@ def permuted_counts(
     those of its cell do on average.
     """
     trials = min(classes.evaluation.permutations, max(1, PERMUTED_LATENTS // table.width))
-    units, draws = _units(table, group), _draws(table, group, trials)
+    units = _units(table, group)
+    draws = _draws(table, group, trials)
+    draws = draws._replace(times=np.where(_may_fit(draws, units, classes.evaluation), draws.times, 0))
     evaluation, arranged = classes.evaluation, layout(classes)
     scales = (
         arranged,
@@ -160,6 +162,25 @@ def _draws(table: FiringTable, group: Ints, trials: int) -> Draws:
     starts = np.searchsorted(latent, np.arange(table.width + 1))
     times = np.clip(DRAWN_INPUTS // np.maximum(table.inputs, 1), 1, trials) * (table.inputs > 0)
     return Draws(starts, of_group, number, mass / weight, _seeds(table), times)
+
+
+def _may_fit(draws: Draws, units: Units, evaluation: Evaluation) -> NDArray[np.bool_]:
+    """Which latents [latents] may be pure in, or named by, a class of inputs of one group, however they are permuted.
+
+    For example, a latent with half of its inputs under each of two maxima fits nothing finer than a maximum. What it
+    has of a group is at most so many times the heaviest input there, and of each other one so often the lightest.
+    """
+    weight, full = units.weight[units.cell], np.flatnonzero(np.diff(units.starts))
+    lightest, heaviest = np.zeros((2, len(units.starts) - 1))
+    lightest[full], heaviest[full] = (bound.reduceat(weight, units.starts[full]) for bound in (np.minimum, np.maximum))
+    latent = np.repeat(np.arange(len(draws.times)), np.diff(draws.starts))
+    possible = np.zeros(len(draws.times), np.bool_)
+    # A class of so large a share of the weight has that F1, if it weighs nothing beside.
+    for size, least in ((draws.size, evaluation.purity), (1.0, evaluation.f1 / (2 - evaluation.f1))):
+        low, high = (draws.inputs * size * bound[draws.group] for bound in (lightest, heaviest))
+        others = np.bincount(latent, low, len(possible))[latent] - low
+        possible[latent[high >= (least - 2 * ROUNDING) * (high + others)]] = True
+    return possible
 
 
 def _seeds(table: FiringTable) -> NDArray[np.uint64]:

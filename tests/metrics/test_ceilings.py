@@ -14,8 +14,11 @@ from planted import Planted
 from sae_sweep.config.settings import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.ceilings import Ceiling, beside_ceilings, ceiling_metrics, ceilings, ceilings_of
+from sae_sweep.metrics.evaluation_classes import EvaluationClasses
 from sae_sweep.metrics.labels import count, describe, only_one
+from sae_sweep.toys.classes import FeatureCells
 
+EV = Evaluation()
 shapes = st.sampled_from([(2, 2), (3, 2), (5, 2), (2, 3), (4, 3), (6, 3), (3, 4), (4, 4)])
 distributions = st.sampled_from(["uniform", "max_stratified", "cell_stratified", "copies_balanced"])
 
@@ -66,6 +69,36 @@ def test_a_share_is_of_what_the_width_allows() -> None:
     found = beside_ceilings(counts, classes, 12)
     assert (found["owned_share"], found["splits_share"], found["distinct_splits_share"]) == (0.5, 0.5, 0.25)
     assert (found["countable_m"], found["countable_mq"], found["countable_mqnc"]) == (6, 21, 86)
+
+
+def test_ceilings_of_parents_and_modifiers_by_arithmetic() -> None:
+    """Four parents, each alone in half of its inputs, else with one of two modifiers; one modifier may be too rare."""
+    cells = FeatureCells(4, 2)
+    half, quarter = 1 / 2, 1 / 4
+    classes = EvaluationClasses(
+        cells, _chance(half, quarter, quarter), 4_096 * _chance(half, quarter, quarter), True, EV
+    )
+    found = ceilings(classes)
+    assert found["m"] == Ceiling(classes=4, countable=4, owned=4, splits=0)
+    assert found["mq"] == found["mqnc"] == Ceiling(classes=12, countable=12, owned=4, splits=12)
+    # Each query comes with every parent: it owns none, and names nothing finer than one.
+    assert found["q"] == Ceiling(classes=3, countable=3, owned=0, splits=0)
+    rare = _chance(half, 0.499, 0.001)
+    found = ceilings(EvaluationClasses(cells, rare, 4_096 * rare, True, EV))
+    # 4,096 · 0.001 / 4 is 1 input of a rare modifier with each parent: fewer than 8, and 4 in all.
+    assert found["mq"] == Ceiling(classes=12, countable=8, owned=4, splits=8)
+    assert found["q"].countable == 2
+
+
+def test_ceilings_of_exclusive_features_by_arithmetic() -> None:
+    """A feature is the whole cell: however many latents there are, none is finer."""
+    chance = np.full(5, 1 / 5)
+    found = ceilings(EvaluationClasses(FeatureCells(5), chance, 1_000 * chance, True, EV))
+    assert found["m"] == found["mqnc"] == Ceiling(classes=5, countable=5, owned=5, splits=0)
+
+
+def _chance(*of_modifier: float) -> np.ndarray:
+    return np.tile(of_modifier, 4) / 4
 
 
 def test_toys_whose_cells_are_made_with_them_have_none_beforehand() -> None:

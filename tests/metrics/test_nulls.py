@@ -11,6 +11,7 @@ from sae_sweep.config.columns import ACROSS, INFORMATION, PLANTED, WITHIN, shuff
 from sae_sweep.config.settings import Evaluation
 from sae_sweep.metrics import nulls
 from sae_sweep.metrics.class_scores import Fits
+from sae_sweep.metrics.evaluation_classes import FINER_THAN_M
 from sae_sweep.metrics.firing import FiringTable
 from sae_sweep.metrics.ground_truth import Detection, planted_metrics
 from sae_sweep.metrics.information import information
@@ -56,6 +57,26 @@ def test_latents_of_whole_maxima_own_none_by_chance_and_copies_are_no_duplicates
 def test_a_latent_of_a_query_alone_has_its_name_by_no_chance() -> None:
     found = measured(TOY.table(TOY.one_per("q")))
     assert found["label_q"] == 8 and found["shuffled_label_q"] == 0
+
+
+@pytest.mark.parametrize("distribution", ["max_stratified", "cell_stratified"])
+def test_latents_that_can_fit_nothing_are_left_out_for_speed_alone(
+    distribution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, rng = Planted(6, 3, distribution), np.random.default_rng(0)
+    told = np.concatenate([toy.one_per("mq"), toy.one_per("m"), toy.one_per("n")], 1)
+    noise = rng.random(told.shape) < rng.choice([0, 0.01, 0.1], told.shape[1])
+    table = toy.table(((told + noise) * rng.exponential(1.0, told.shape)).astype(np.float32))
+    maxima, classes = toy.cells.factors["m"].astype(np.int64), toy.classes(Evaluation(permutations=5))
+    asked = table, maxima, FINER_THAN_M, classes
+    may = nulls._may_fit(nulls._draws(table, maxima, 5), nulls._units(table, maxima), classes.evaluation)
+    assert 0 < may.sum() < table.width
+    found = nulls.permuted_counts(*asked)
+    monkeypatch.setattr(nulls, "_may_fit", lambda draws, *_: np.ones(len(draws.times), np.bool_))
+    wanted = nulls.permuted_counts(*asked)
+    for name in WITHIN:
+        np.testing.assert_array_equal(found[name], wanted[name])
+    assert np.sum(wanted["splits_per_max"]) > 0
 
 
 def drawn(table: FiringTable, group: np.ndarray, latent: int, times: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
