@@ -18,13 +18,14 @@ from sae_sweep.metrics.evaluation_batches import blocks, classes_of
 from sae_sweep.metrics.evaluation_classes import LIVE_INPUTS, NOTHING
 from sae_sweep.metrics.extra.inference import Objective, PerfectEncoder
 from sae_sweep.metrics.extra.priors import priors
-from sae_sweep.metrics.extra.probing import INPUTS, probing
+from sae_sweep.metrics.extra.probing import probing
 from sae_sweep.metrics.extra.structure import structure
 from sae_sweep.metrics.extra.token_order import token_order
 from sae_sweep.metrics.firing import FiringCounter, FiringTable, Fold, fold_dense
 from sae_sweep.metrics.ground_truth import Detection, DetectionCounter, planted_metrics
 from sae_sweep.metrics.information import cofiring, information, winner_entropy
 from sae_sweep.metrics.labels import Latents, class_name, count, describe, detectors, least_inputs, only_one
+from sae_sweep.metrics.limits import BLOCK_INPUTS, BLOCK_NUMBERS, PROBE_INPUTS
 from sae_sweep.metrics.metric import Measured
 from sae_sweep.metrics.nulls import shuffled_cells, shuffled_features
 from sae_sweep.metrics.reconstruction import Reconstruction
@@ -32,10 +33,6 @@ from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.registry import kinds
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs
-
-# Inputs at a time, so that what is computed of them stays in a cache; fewer where so many latents fire that a row for
-# each input of all that fire would have more numbers than this. Fixed, as sums depend on where a block ends.
-BLOCK_INPUTS, BLOCK_NUMBERS = 1 << 11, 1 << 22
 
 
 class MeasurableSAE(Protocol):
@@ -113,9 +110,9 @@ def measure(
     if evaluation.order:
         metrics |= token_order(sae, inputs, evaluation)
     if evaluation.probing:
-        metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(INPUTS))
+        metrics |= probing(lambda x: _contributions(sae, x), sae.W_dec, *inputs.labelled(PROBE_INPUTS))
     if evaluation.priors:
-        of_priors, of_latents = priors(_contributions(sae, inputs.labelled(INPUTS)[0]), evaluation.fires_above)
+        of_priors, of_latents = priors(_contributions(sae, inputs.labelled(PROBE_INPUTS)[0]), evaluation.fires_above)
         metrics |= of_priors
         described = described.join(of_latents)
     if evaluation.structure:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_sweep.metrics.limits import ROWS_HELD
 from sae_sweep.metrics.partitions import Ints, partition
 from sae_sweep.metrics.segment_sums import sum_by
 from sae_sweep.metrics.sparse_codes import Active
@@ -23,8 +24,6 @@ from sae_sweep.toys.classes import Factored
 
 # "No latent fires" in the table of top latents.
 NO_LATENT = -1
-# Rows held before they are merged; once a merged table is larger, it may grow to twice its length.
-ROWS_HELD = 1 << 21
 
 Floats = NDArray[np.float64]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sae_sweep.metrics.firing import NO_LATENT, FiringTable, Floats
 from sae_sweep.metrics.hashing import GOLDEN, mixed
+from sae_sweep.metrics.limits import PERMUTED_INPUTS
 from sae_sweep.metrics.nulls import summary
 from sae_sweep.metrics.partitions import Classes, Ints, partition
 from sae_sweep.metrics.segment_sums import sum_by
@@ -23,8 +24,6 @@ from sae_sweep.toys.classes import FACTORS, Factored
 COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
 # Entropies below this (nats) are zero; so is what a null leaves of 1.
 ZERO = 1e-9
-# Inputs permuted before the mean of a null is good enough: its spread falls with the inputs of one permutation.
-PERMUTED_INPUTS = 1 << 19
 
 
 def information(table: FiringTable, cells: Factored, permutations: int) -> dict[str, float | None]:

@@ -18,18 +18,14 @@ from sae_sweep.registry import get
 from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.formula import Formula
+from sae_sweep.saes.limits import BLOCK, COPIES, GPU_BYTES
 from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
 from sae_sweep.saes.recipes import DecoderNorm, Optimizer, Revival
 from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
 from sae_sweep.saes.stack import Stack
 
-# Steps between two looks at the metrics: each look waits for the device.
-BLOCK = 25
 # BatchTopK's evaluation threshold is an exponential mean of the smallest contribution chosen (as in SAELens).
 THRESHOLD_RATE = 0.01
-# Tensors of batch × width that autograd holds at once, about; and the bytes of them that SAEs on a GPU share
-# (sweep/cost.py counts on both).
-COPIES, GPU_BYTES = 12, 1 << 32
 
 
 class Batches(Protocol):

@@ -1,4 +1,4 @@
-"""What a pack will cost: seconds and bytes, from its shapes and from what a core was seen to do (speeds.py).
+"""What a pack will cost: seconds and bytes, from its shapes and from what a core was seen to do (hardware_profile.py).
 
 A step of an SAE is the encoder product over the whole batch, work on each input, on each active latent of an input, and
 Adam on every parameter. How many latents are active is not known before; what sweeps were seen to have is taken for it.
@@ -16,45 +16,49 @@ from dataclasses import dataclass
 from sae_sweep.config.settings import Evaluation, Point, Toy, Training
 from sae_sweep.kernels import gpu_knows
 from sae_sweep.kernels.cuda.tiling import Tiles
+from sae_sweep.kernels.limits import DENSE_ABOVE, DENSE_AT_LEAST, ENTRIES, MOST_PARTS, PART, ROUND_BELOW
+from sae_sweep.metrics.limits import (
+    BLOCK_INPUTS,
+    BLOCK_NUMBERS,
+    PERMUTED_INPUTS,
+    PRIOR_INPUTS,
+    PROBE_BATCH,
+    PROBE_EPOCHS,
+    PROBE_INPUTS,
+    PROBE_TRAIN_SHARE,
+    ROWS_HELD,
+)
 from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
+from sae_sweep.saes.limits import BLOCK, COPIES
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes import is_plain
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
+from sae_sweep.toys.limits import BLOCK_ROWS, CONSTANTS_INPUTS, TABLE_INPUTS
 
-# Steps whose batches are drawn at once (saes/train.py), inputs drawn at once, and the inputs of a toy up to which its
-# activations are kept (toys/sampling.py).
-BLOCK, BLOCK_ROWS, TABLE_INPUTS = 25, 1 << 15, 1 << 18
-# From so many products of the encoder in a step on, an SAE alone is shared by all cores (kernels/cpu/backend.py),
-# of whose time this part is not spent on waiting for each other.
-SHARED, SHARING = 1 << 25, 0.83
-# Where more than this share of the latents fires, and at least so many, a step of these takes so many products of the
-# encoder (kernels/cpu/backend.py).
-DENSE, DENSE_ABOVE, DENSE_AT_LEAST, DENSE_PRODUCTS = ("relu", "tied"), 0.1, 64, 5
-# Where fewer than this share of the latents fires, rows of the encoder are rounded (kernels/cpu/sparse_step.py).
-ROUND_BELOW = 0.016
+# From so many products of the encoder in a step on, an SAE alone has two parts or more and is shared by all cores, of
+# whose time this share is not spent on waiting for each other.
+SHARED, SHARING = 2 * PART, 0.83
+# Architectures with a dense step, and how many products of the encoder it takes.
+DENSE, DENSE_PRODUCTS = ("relu", "tied"), 5
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
 # encoder as it is read, and the gradients that threads fill in a dense step.
 STATE, AT_WORK = 3, 6
-# Bytes of an active latent in a step, and entries of a list (kernels/cpu/backend.py): 16 lists at most.
-LISTED_BYTES, LISTED = 28, 16 << 17
-# What autograd (saes/train.py) holds at once of batch × width; its products of batch, width and d in a step;
-# and the bytes of a cache that it leaves.
-COPIES, PRODUCTS, CACHE = 12, 6, 1 << 25
-# Inputs measured at a time, the most active latents of them (metrics/evaluate.py), and bytes of each, seen.
-MEASURED_INPUTS, MEASURED_ENTRIES, MEASURED_BYTES = 1 << 11, 1 << 22, 50
+# Bytes of an active latent in a step (kernels/cpu/sparse_step.py), and entries of all lists.
+LISTED_BYTES, LISTED = 28, MOST_PARTS * ENTRIES
+# autograd's products of batch, width and d in a step, and the bytes of a cache that it leaves.
+PRODUCTS, CACHE = 6, 1 << 25
+# Bytes of each of the most active latents of the inputs that are measured at a time, seen.
+MEASURED_BYTES = 50
 # Rows of a firing table: bytes of each, how many take twice as long a row, and what it holds of latents of which more
-# than this share fires (metrics/firing.py merges them).
-ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 45, 1.5e7, 0.3, 1 << 22
+# than this share fires: twice the rows at which it merges them.
+ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 45, 1.5e7, 0.3, 2 * ROWS_HELD
 # What of the time of such rows is left without nulls.
 UNSHUFFLED = 0.7
-# Information about three factors, in two ways each; deals of more inputs are not repeated (metrics/information.py).
-DEALS, DEALT = 6, 1 << 21
-# Two probes of so many steps in all, on so many inputs (metrics/extra/probing.py). Priors are fitted to latents that
-# fire on so many of its inputs (metrics/extra/priors.py).
-PROBE_STEPS, PROBE_BATCH, PROBED, FEWEST = 3200, 512, 20_000, 100
-# Inputs over which activations are centred (toys/sampling.py).
-CENTRED = 1 << 20
+# Information about three factors, in two ways each, has so many nulls.
+NULLS = 6
+# Steps of the two linear probes.
+PROBE_STEPS = 2 * PROBE_EPOCHS * math.ceil(PROBE_TRAIN_SHARE * PROBE_INPUTS / PROBE_BATCH)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Memory of a pack beside that: of starting, training or measuring, whichever takes most."""
     start = 4 * _pool(point) * (point.sae.width + 2 * activation_size(point)) if _clustered(point) else 0
     l0 = untrained_l0(point)
-    measured = MEASURED_BYTES * min(MEASURED_INPUTS * l0, MEASURED_ENTRIES)
+    measured = MEASURED_BYTES * min(BLOCK_INPUTS * l0, BLOCK_NUMBERS)
     measured += ROW_BYTES * _rows(point, min(toy_inputs(point.toy), Evaluation().inputs), l0)
     return max(training_bytes(point, workers, speed), _input_bytes(point) + max(start, workers * int(measured)))
 
@@ -258,12 +262,12 @@ def measured_seconds(
     seconds, rows = inputs * (of_input + speed.measured_input), _rows(point, inputs, l0)
     seconds += rows * speed.measured_row * (1 + rows / CROWDED) * (1 if nulls else UNSHUFFLED)
     if point.toy.kind.factors_depend:  # elsewhere factors say nothing of each other, or there are none
-        seconds += DEALS * min(evaluation.permutations * inputs, max(inputs, DEALT)) * speed.dealt
+        seconds += NULLS * min(evaluation.permutations * inputs, max(2 * inputs, PERMUTED_INPUTS)) * speed.dealt
     if evaluation.probing:
         of_step = speed.probe_step + PROBE_BATCH * width * speed.probe_number
         seconds += PROBE_STEPS * of_step + point.toy.maxima * speed.regression
     if evaluation.priors:
-        seconds += min(width, PROBED / FEWEST * l0) * speed.fit
+        seconds += min(width, PROBE_INPUTS / PRIOR_INPUTS * l0) * speed.fit
     if evaluation.structure and width >= 2 * point.toy.maxima:  # else there is no room to split, and nothing to see
         seconds += speed.structure
     return seconds
@@ -325,7 +329,7 @@ def _model_input(toy: Toy, speed: Speed) -> float:
 
 
 def _centring_seconds(toy: Toy, speed: Speed) -> float:
-    return min(toy_inputs(toy), CENTRED) * _model_input(toy, speed)
+    return min(toy_inputs(toy), CONSTANTS_INPUTS) * _model_input(toy, speed)
 
 
 def _start_seconds(point: Point, speed: Speed) -> float:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sae_sweep.kernels import LONGEST
+from sae_sweep.saes.limits import GPU_BYTES
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,6 @@ SPEEDS = {
         spilled=0.0,
         pack_bytes=32 * 2**30,
         base_bytes=2**30,
-        shared_bytes=1 << 32,
+        shared_bytes=GPU_BYTES,
     ),
 }

@@ -13,15 +13,9 @@ from torch import Tensor
 from sae_sweep.config.settings import Distribution, Evaluation, derive_seed
 from sae_sweep.errors import UserError
 from sae_sweep.toys.aligned import product
+from sae_sweep.toys.limits import BLOCK_ROWS, CONSTANTS_INPUTS, TABLE_INPUTS
 from sae_sweep.toys.model import Model, Population
 from sae_sweep.toys.sequences import Sequences
-
-# Inputs drawn with one seeding of the generator: a block of whole steps.
-BLOCK_ROWS = 1 << 15
-# Up to so many inputs a toy has, the activations of all are kept and batches are looked up.
-TABLE_INPUTS = 1 << 18
-# Up to so many, centring and scale are exact; beyond, so many are drawn for them.
-CONSTANTS_INPUTS = 1 << 20
 
 
 class Stream:

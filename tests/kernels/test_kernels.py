@@ -18,9 +18,10 @@ from sae_sweep.config.settings import Penalty, Point, Sae
 from sae_sweep.kernels.cpu import architecture_steps, narrow, work_queue
 from sae_sweep.kernels.cpu import backend as cpu
 from sae_sweep.kernels.cpu import sparse_step as sparse
-from sae_sweep.kernels.cpu.backend import DENSE_AT_LEAST, CpuBackend
+from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.kernels.cpu.function_pointers import address_of, function_at
 from sae_sweep.kernels.cpu.simd import LANES, forget_older
+from sae_sweep.kernels.limits import DENSE_AT_LEAST
 from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.penalties import log_shares, penalty_value

@@ -122,31 +122,15 @@ def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
 
 
 def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
-    from sae_sweep.kernels.cpu import backend as cpu
     from sae_sweep.kernels.cpu import sparse_step as sparse
     from sae_sweep.kernels.cpu.architecture_steps import steps_of
-    from sae_sweep.metrics import evaluate as measure
-    from sae_sweep.metrics import firing, information
-    from sae_sweep.metrics.extra import priors, probing
-    from sae_sweep.saes import stack, train
-    from sae_sweep.toys import sampling
+    from sae_sweep.metrics import information
+    from sae_sweep.saes import stack
 
-    assert (cost.BLOCK, cost.BLOCK_ROWS) == (train.BLOCK, sampling.BLOCK_ROWS)
-    assert (cost.TABLE_INPUTS, cost.CENTRED) == (sampling.TABLE_INPUTS, sampling.CONSTANTS_INPUTS)
-    assert cost.SHARED == 2 * cpu.PART
-    assert (cost.DENSE_ABOVE, cost.DENSE_AT_LEAST) == (cpu.DENSE_ABOVE, cpu.DENSE_AT_LEAST)
-    assert cost.ROUND_BELOW == sparse.ROUND_BELOW
-    assert cost.LISTED == cpu.MOST_PARTS * cpu.ENTRIES
     # With the column that some architectures have of their own.
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
     assert {name for name in ARCHITECTURES if steps_of(name).dense} == set(cost.DENSE)
-    assert (cost.COPIES, SPEEDS["cuda"].shared_bytes) == (train.COPIES, train.GPU_BYTES)
-    assert (cost.MEASURED_INPUTS, cost.MEASURED_ENTRIES) == (measure.BLOCK_INPUTS, measure.BLOCK_NUMBERS)
-    assert 2 * firing.ROWS_HELD == cost.FOLDED_ROWS
-    assert (2 * len(information.COLUMNS), information.DEALT) == (cost.DEALS, cost.DEALT)
-    assert (cost.PROBED, cost.PROBE_BATCH, cost.FEWEST) == (probing.INPUTS, probing.BATCH, priors.FEWEST)
-    batches = -(-int(probing.TRAIN_SHARE * probing.INPUTS) // probing.BATCH)
-    assert 2 * probing.EPOCHS * batches == cost.PROBE_STEPS
+    assert 2 * len(information.COLUMNS) == cost.NULLS
     assert set(cost.USUAL) == set(INITS)
     for architecture in ARCHITECTURES:
         point, extras = Point(sae=Sae(architecture=architecture)), len(EXTRAS.get(architecture, ()))

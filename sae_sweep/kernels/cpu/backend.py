@@ -21,7 +21,7 @@ from sae_sweep.kernels.cpu.function_pointers import address_of
 from sae_sweep.kernels.cpu.narrow import NarrowStack, is_narrow
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
 from sae_sweep.kernels.cpu.simd import LANES
-from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, ROUND_BELOW, encoder_of, refresh
+from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, encoder_of, refresh
 from sae_sweep.kernels.cpu.steps import (
     CLIP,
     DENSITY,
@@ -42,17 +42,12 @@ from sae_sweep.kernels.cpu.steps import (
 )
 from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
+from sae_sweep.kernels.limits import DENSE_ABOVE, DENSE_AT_LEAST, ENTRIES, MOST_PARTS, PART, ROUND_BELOW
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes.optimizers import bias_corrections
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import THRESHOLD_RATE, Progress
 
-# One part for so many products of the encoder (0.2 ms): less is not worth sharing. More than MOST_PARTS cores are rare.
-PART, MOST_PARTS = 1 << 24, 16
-# Entries that a part lists before their gradients are collected; a list always has room for one more input besides.
-ENTRIES = 1 << 17
-# Where more than this share of the latents fires, and at least so many, matrix products beat loops over entries.
-DENSE_ABOVE, DENSE_AT_LEAST = 0.1, 64
 # Gradients that the threads of a dense step fill.
 DENSE_PARTS = 4
 # BatchTopK looks for its threshold above this share of the last.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sae_sweep.kernels.cpu.simd import LANES
-from sae_sweep.kernels.cpu.sparse_step import CODE, LATENT, LISTED, ROUND_BELOW, encode, encoder_of, refresh
+from sae_sweep.kernels.cpu.sparse_step import CODE, LATENT, LISTED, encode, encoder_of, refresh
+from sae_sweep.kernels.limits import ROUND_BELOW
 from sae_sweep.saes.parameters import Parameters
 
 # Entries listed at a time; and always room for one more input.

@@ -45,8 +45,6 @@ WAITING, FREE = 2 * ACROSS, np.iinfo(np.int32).max
 # there); its input; and, where an architecture has one, a column of its own.
 CODE, LATENT, LISTED = 0, 1, 2
 GAIN, SLOPE, ROW, OWN = 1, 2, 3, 4
-# Where fewer than this share of the latents fires, products of rounded rows pass over most of them (int8_prefilter.py).
-ROUND_BELOW = 0.016
 # Latents, for each of k, after which few of the others are among the k largest so far.
 FIRST = 24
 # Entries from asking for a row to using it: what a far cache takes to answer.

@@ -24,9 +24,11 @@ from scipy.optimize import minimize
 from scipy.special import betaln, gammaln, log_ndtr
 from torch import Tensor
 
-# Fitted are latents that fire on so many of the inputs, on at most so many of those, and whose activations vary by so
-# much of their mean there: a constant has no density.
-FEWEST, MOST, VARY = 100, 2_000, 0.01
+from sae_sweep.metrics.limits import PRIOR_INPUTS
+
+# A latent is fitted on at most so many of the inputs on which it fires, and only if its activations vary by so much of
+# their mean there: a constant has no density.
+MOST, VARY = 2_000, 0.01
 # A penalty's scale or exponent is named only where the fit knows it to a factor of 4 either way, at 95%.
 KNOWN_TO = 4.0
 # Nelder-Mead compares differences: what is not finite is as bad as this.
@@ -176,7 +178,7 @@ def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, float | None], 
     rows: list[tuple[str | None, str | None]] = []
     for codes in norms.T.double().cpu().numpy():
         active = codes[codes > fires_above][:MOST]
-        if len(active) < FEWEST or active.std() < VARY * active.mean():
+        if len(active) < PRIOR_INPUTS or active.std() < VARY * active.mean():
             rows.append((None, None))
             continue
         unit = float(active.mean())

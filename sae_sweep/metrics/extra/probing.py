@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Inputs drawn for probes; the first TRAIN_SHARE of them are trained on.
-INPUTS, TRAIN_SHARE = 20_000, 0.8
+from sae_sweep.metrics.limits import PROBE_BATCH, PROBE_EPOCHS, PROBE_TRAIN_SHARE
+
 # A concept is probed where so many inputs of either part have it and as many do not.
 FEWEST = 5
 # Training of both linear probes: Adam, the learning rate falling from the first to the second over the epochs.
-EPOCHS, BATCH, RATES = 50, 512, (1e-2, 1e-5)
+RATES = (1e-2, 1e-5)
 # Weight decay of the linear probe; of the L1 probe, and its L1 decay.
 DECAY, CODE_DECAY, CODE_L1 = 1e-4, 1e-6, 0.01
 # The largest k, and by how much F1 must rise for one more latent to be a split.
@@ -69,7 +69,7 @@ def probing(encode: Callable[[Tensor], Tensor], W_dec: Tensor, x: Tensor, has: T
 
 def probe(encode: Callable[[Tensor], Tensor], W_dec: Tensor, x: Tensor, has: Tensor) -> list[Concept]:
     """What there is to find of each concept that is neither too rare nor too common; arguments as for `probing`."""
-    cut = int(TRAIN_SHARE * len(x))
+    cut = int(PROBE_TRAIN_SHARE * len(x))
     counts = torch.stack([part.sum(0) for part in (has[:cut], ~has[:cut], has[cut:], ~has[cut:])])
     has = has[:, counts.amin(0) >= FEWEST]
     if not has.shape[1]:
@@ -104,9 +104,9 @@ def linear_probe(
     truth = has.float()
     positive_weight = (len(x) - truth.sum(0)) / truth.sum(0)
     optimiser = torch.optim.Adam([weight, bias], lr=RATES[0], weight_decay=decay)
-    for epoch in range(EPOCHS):
-        optimiser.param_groups[0]["lr"] = RATES[0] * (RATES[1] / RATES[0]) ** (epoch / EPOCHS)
-        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
+    for epoch in range(PROBE_EPOCHS):
+        optimiser.param_groups[0]["lr"] = RATES[0] * (RATES[1] / RATES[0]) ** (epoch / PROBE_EPOCHS)
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(PROBE_BATCH):
             with torch.no_grad():
                 seen = see(x[rows])
             with torch.enable_grad():
@@ -195,7 +195,7 @@ def f1(said: NDArray[Any], truth: NDArray[Any]) -> float:
 
 def _columns(encode: Callable[[Tensor], Tensor], x: Tensor, latents: Tensor) -> dict[int, Floats]:
     """Contributions [n] float64 of some latents by latent, encoded in batches."""
-    codes = torch.cat([encode(rows)[:, latents] for rows in x.split(BATCH)]).double().cpu().numpy()
+    codes = torch.cat([encode(rows)[:, latents] for rows in x.split(PROBE_BATCH)]).double().cpu().numpy()
     return dict(zip(latents.tolist(), codes.T, strict=True))
 
 

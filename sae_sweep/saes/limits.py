@@ -1,0 +1,6 @@
+"""Sizes of the training loop: here, without PyTorch, so that plans can count on them."""
+
+# Steps between two looks at the metrics: each look waits for the device.
+BLOCK = 25
+# Tensors of batch × width that autograd holds at once, about; and the bytes of them that SAEs on a GPU share.
+COPIES, GPU_BYTES = 12, 1 << 32
