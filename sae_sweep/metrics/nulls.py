@@ -176,7 +176,10 @@ def _may_fit(draws: Draws, units: Units, evaluation: Evaluation) -> NDArray[np.b
     latent = np.repeat(np.arange(len(draws.times)), np.diff(draws.starts))
     possible = np.zeros(len(draws.times), np.bool_)
     # A class of so large a share of the weight has that F1, if it weighs nothing beside.
-    for size, least in ((draws.size, evaluation.purity), (1.0, evaluation.f1 / (2 - evaluation.f1))):
+    for size, least in (
+        (draws.size, evaluation.purity),
+        (np.ones_like(draws.size), evaluation.f1 / (2 - evaluation.f1)),
+    ):
         low, high = (draws.inputs * size * bound[draws.group] for bound in (lightest, heaviest))
         others = np.bincount(latent, low, len(possible))[latent] - low
         possible[latent[high >= (least - 2 * ROUNDING) * (high + others)]] = True
