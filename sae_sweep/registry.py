@@ -27,6 +27,7 @@ from sae_sweep.errors import UserError
 # Where the kinds of this package are declared: modules, and packages of which every module declares some.
 HOMES = (
     "sae_sweep.toys.max_of_k",
+    "sae_sweep.toys.activations",
     "sae_sweep.toys.bigrams",
     "sae_sweep.toys.planted",
     "sae_sweep.toys.checkpoint",

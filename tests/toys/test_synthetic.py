@@ -20,7 +20,7 @@ from sae_sweep.toys import sampling as stream
 from sae_sweep.toys.planted import QUANTILES, Synthetic
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
 
-SYNTHETIC = tuple(name for name, kind in kinds("toy").items() if not kind.sites)
+SYNTHETIC = tuple(name for name, kind in kinds("toy").items() if not kind.sites and name != "activations")
 TOY_KEYS = {name: tuple(kind.settings) for name, kind in kinds("toy").items()}
 
 COUNT = 40_000
