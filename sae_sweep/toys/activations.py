@@ -178,8 +178,9 @@ class Activations:
         if self.rows.numbers.shape != (toy.rows, toy.d_model):
             raise UserError(f"toy.file={toy.file} has changed: it is {list(self.rows.numbers.shape)} now")
         self.cells = cells_of(_factors(toy), toy.factors_digest)[0]
-        mass = np.bincount(params["cell"].cpu().numpy(), params["chance"].cpu().numpy(), self.cells.count)
-        self.chance: NDArray[np.float64] = mass
+        chance = params["chance"].cpu().numpy()
+        self.chance: NDArray[np.float64] = np.zeros(self.cells.count)
+        np.add.at(self.chance, params["cell"].cpu().numpy(), chance)
         self._cumulative = params["chance"].cumsum(0)
 
     @property

@@ -15,6 +15,7 @@ from rich.console import Console
 from sae_sweep.config.settings import Penalty, Toy
 from sae_sweep.reports import terminal
 from sae_sweep.reports.fronts import compare, gap, hypervolume, unmoved
+from sae_sweep.reports.material import Finished, Material
 from sae_sweep.store import results as frame
 
 
@@ -93,7 +94,8 @@ def test_fronts_are_compared_only_over_the_l0_that_both_reach(tmp_path: Path) ->
     # None is shared with the first: no number, rather than one between ranges.
     assert found.loc["tanh", ["gap", "gap_low", "gap_high"]].isna().all()
     stream = io.StringIO()
-    terminal.show(Console(width=100, file=stream), table, table, {}, [], tmp_path / "sweeps" / "quick")
+    material = Material({}, Finished(table, table))
+    terminal.show_all(Console(width=100, file=stream), material, tmp_path / "sweeps" / "quick")
     shown = stream.getvalue().partition("Fronts compared")[2].splitlines()
     (line,) = [line for line in shown if line.startswith("tanh")]
     assert line.split()[-3:] == ["–", "none", "shared"]
@@ -147,12 +149,12 @@ def test_what_sets_a_line_apart_is_in_its_warning(tmp_path: Path) -> None:
 
 def test_the_warning_stands_at_the_end_of_a_run_and_on_the_page(tmp_path: Path) -> None:
     # From clusters, so few steps change little.
-    end = call("run", *TINY, "penalty=l1", "name=flat", f"output_dir={tmp_path}")
+    assert call("run", *TINY, "penalty=l1", "name=flat", f"output_dir={tmp_path}").code == 0
+    end = call("report", "flat", "--full", "--output-dir", str(tmp_path))
     said = " ".join(end.out.split())
     assert end.code == 0 and "! relu, l1, width 5, kmeans: coefficients from 0.25 to 2 leave L0 between" in said
-    assert call("report", "flat", "--output-dir", str(tmp_path)).code == 0
     page = (tmp_path / "sweeps" / "flat" / "report.html").read_text()
-    assert '<p class="bad">relu, l1, width 5, kmeans: coefficients from 0.25 to 2 leave' in page
+    assert "<p>relu, l1, width 5, kmeans: coefficients from 0.25 to 2 leave" in page
 
 
 def test_what_is_swept_beside_the_penalty_makes_fronts_of_its_own(tmp_path: Path) -> None:
