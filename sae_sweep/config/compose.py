@@ -156,6 +156,8 @@ def _check_tree(tree: Any, where: str) -> None:
             raise UserError(f"{where}: unknown key {show(f'{name}{wrong}')}{nearest(str(wrong), expected)}")
     if missing := min(top - set(tree), default=None):
         raise UserError(f"{where}: {missing} is missing")
+    if not isinstance(tree["claims"], list):
+        raise UserError(f"{where}: claims must be a list, got {show(tree['claims'])}")
     if not isinstance(tree["penalty"].get("ladder", []), list):
         raise UserError(f"{where}: penalty.ladder must be a list, got {show(tree['penalty']['ladder'])}")
 

@@ -195,8 +195,9 @@ def test_listings() -> None:
     for row in (*listed, *architectures):
         assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
     for kind, names in (("penalties", PENALTIES), ("architectures", kinds("architecture"))):
-        lines = call(kind).out.splitlines()
-        assert [line.split()[0] for line in lines[lines.index("") + 1 :]] == list(names)
+        _, listing, *remarks = call(kind).out.split("\n\n")
+        assert [line.split()[0] for line in listing.splitlines()] == list(names)
+        assert len(remarks) == (3 if kind == "penalties" else 0)  # three questions about priors, answered
     assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
     assert "Lomax" in call("penalties", "log1p").out
     end = call("penalties", "lgo1p")

@@ -396,7 +396,7 @@ BAD = [
     ("hydra.launcher.partition=x", "launcher.partition is what it is called here, with launcher=slurm"),
     ("hydra.job.chdir=true", "leave it out"),
     ("launcher.partition=x", "give launcher=slurm too"),
-    ("penalty.p=0.5", "penalty=lp, lp_annealed alone"),
+    ("penalty.p=0.5", "penalty=lp, lp_annealed, formula alone"),
     ("sae.ridge=1", "is read by sae.init="),
     ("output_dir=${name}", "${oc.env:NAME} and ${now:%Y-%m-%d} are"),
     ("output_dir=${oc.env:NOT_SET_ANYWHERE}", "the environment has no NOT_SET_ANYWHERE"),

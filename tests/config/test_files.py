@@ -103,7 +103,7 @@ def test_a_file_that_is_not_there_or_cannot_be_read_is_one_line() -> None:
     write("far.yaml", "# @package elsewhere\n" + EXPERIMENT)
     assert "@package elsewhere is not used here" in refusal("experiment=far.yaml")
     write("unread.yaml", EXPERIMENT + "    penalty.p: [0.5, 1]\n")
-    assert "experiment=unread.yaml: penalty.p is read by penalty=lp, lp_annealed alone" in refusal(
+    assert "experiment=unread.yaml: penalty.p is read by penalty=lp, lp_annealed, formula alone" in refusal(
         "experiment=unread.yaml"
     )
     # Where the command line took the use of it, it is let be.

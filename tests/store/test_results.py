@@ -44,11 +44,16 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
     of_training = ["gradient_largest", "gradient_late", "gradient_spike", "plateau"]
     named[-1:-1] = [*further.split(), *(f"shuffled_{name}" for name in shuffled.split()), *of_training]
     named.append("on_common_front")
-    assert list(COLUMNS) == named
+    counted = """
+        owned_ceiling splits_ceiling distinct_splits_ceiling owned_share splits_share distinct_splits_share pure_mq
+        found_mq pure_mqnc found_mqnc below_cell shuffled_pure_mq shuffled_found_mq shuffled_label_mq_sd
+        inferred_loss inferred_fvu inferred_l0 encoder_gap seed_agreement
+    """
+    assert not {*named, *counted.split()} - set(COLUMNS)
     store = sweep(tmp_path / "some", [(point(), {"l0": 1.0}), (point(seed=1), {"l0": None, "owned_maxes": None})])
     none = sweep(tmp_path / "none", [])
     for table in (*frame.tables(store, "quick"), *frame.tables(none, "quick")):
-        assert list(table) == named
+        assert list(table) == list(COLUMNS)
         assert {name: str(kind) for name, kind in table.dtypes.items()} == COLUMNS
     assert len(frame.load(none, "quick")) == 0
     assert frame.load(store, "quick")["owned_maxes"].isna().tolist() == [False, True]

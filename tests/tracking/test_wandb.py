@@ -341,7 +341,7 @@ def test_the_logger_ends_with_the_process(number, server, tmp_path):
         from sae_sweep.config.logger import Logger
         from sae_sweep.tracking import logging as ours
         ours.INTERRUPTED_TIMEOUT = 0.2
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
         from test_wandb import points, record
         with ours.WandbLog(pathlib.Path("sweep"), "s", Logger(), note=lambda text: print(text, flush=True)) as log:
             log.start()

@@ -28,6 +28,8 @@ from sae_sweep.tracking.logging import WandbLog, unsynced
 from sae_sweep.tracking.process import TIMEOUT
 from sae_sweep.tracking.workspace import views
 
+# A W&B run takes seconds to begin and to end, and these have dozens.
+pytestmark = pytest.mark.slow
 ONLINE = [*(word for word in TINY if word != "logger=none"), "logger.mode=online", "penalty=l1,sqrt", "seed=0,1"]
 ONLINE += ["penalty.coefficient=1", "name=online"]
 
@@ -193,7 +195,7 @@ def test_a_kill_in_the_middle_loses_nothing(server: Server, tmp_path: Path) -> N
     """Killed while the server holds the second run back; run again, every point and the sweep are there."""
     script = f"""
         import os, pathlib, sys, threading, time
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
         from test_wandb import points, record
         from sae_sweep.config.logger import Logger
         from sae_sweep.tracking.logging import WandbLog
