@@ -34,6 +34,7 @@ ARCHITECTURES = (
     ["sae=gated", "penalty=l1", "penalty.coefficient=0.1,1"],
     ["sae=matryoshka", "sae.k=2", "seed=0,1"],
     ["sae=tied", "penalty=sqrt", "penalty.coefficient=0.1,1"],
+    ["sae=topk", "sae.k=1", "sae.width=60", "training.revival=resample", "training.revival_every=50", "seed=0,1"],
 )
 
 
