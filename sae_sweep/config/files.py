@@ -15,9 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf._utils import get_yaml_loader
-
 from sae_sweep.config.keys import nearest, show
 from sae_sweep.config.settings import PARTS
 from sae_sweep.errors import UserError
@@ -150,8 +147,12 @@ def top() -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, stamped: tuple[str, int, int]) -> Any:
     """What the YAML of a file holds; `stamped` tells its versions apart."""
+    import yaml
+    from omegaconf._utils import get_yaml_loader
+
     try:
-        tree = yaml.load(_text(path), Loader=get_yaml_loader())
+        # A safe loader that reads 1e-3 as a number, as Hydra does.
+        tree = get_yaml_loader()(_text(path)).get_single_data()
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {' '.join(str(error.problem or error.context).split())}") from error

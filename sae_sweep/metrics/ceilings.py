@@ -19,7 +19,7 @@ from sae_sweep.config.settings import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.metrics.evaluation_classes import FINER_THAN_M, ROUNDING, EvaluationClasses
 from sae_sweep.metrics.partitions import Floats, Ints
 from sae_sweep.toys.classes import FACTORS, Cells
-from sae_sweep.toys.sampler import cell_weights, inputs_of_cells
+from sae_sweep.toys.sampler import inputs_of_cells
 
 # The counts that have a ceiling, by what its column is called.
 COUNTED = {"owned": "owned_maxes", "splits": "splits_per_max", "distinct_splits": "distinct_splits_per_max"}
@@ -44,13 +44,12 @@ def ceilings_of(toy: Toy, distribution: Distribution, evaluation: Evaluation) ->
 
     Raises UserError where the distribution's file of weights cannot be read.
     """
-    if toy.name != "max_of_k":
+    found = toy.kind.cells(toy, distribution)
+    if found is None:
         return None
-    cells = Cells(toy.d_vocab, toy.k)
-    chance = cell_weights(cells, distribution)
-    drawn = toy.d_vocab**toy.k > evaluation.inputs
-    inputs = inputs_of_cells(cells, chance, evaluation.inputs)
-    return ceilings(EvaluationClasses(cells, chance, inputs, drawn, evaluation))
+    (cells, chance), limit = found, evaluation.inputs
+    inputs = inputs_of_cells(cells, chance, limit) if isinstance(cells, Cells) else limit * chance
+    return ceilings(EvaluationClasses(cells, chance, inputs, toy.kind.inputs(toy) > limit, evaluation))
 
 
 @lru_cache(maxsize=4)

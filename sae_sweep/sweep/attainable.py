@@ -58,5 +58,5 @@ def _ceilings(point: Point, sweep: Sweep, known: dict[tuple[Any, ...], Mapping[s
     if key not in known:
         found = ceilings_of(point.toy, point.distribution, sweep.evaluation)
         unknown = dict.fromkeys((f"{name}_ceiling" for name in COUNTED), float("inf"))
-        known[key] = unknown if found is None else ceiling_metrics(found, point.toy.d_vocab, point.sae.width)
+        known[key] = unknown if found is None else ceiling_metrics(found, point.toy.maxima, point.sae.width)
     return known[key]

@@ -193,6 +193,7 @@ register(
         maxima=lambda toy: toy.d_vocab,
         size=lambda toy: (toy.contexts,),
         classes=lambda partition, toy: count_pairs(partition, toy.d_vocab, toy.contexts),
+        cells=lambda toy, distribution: (Bigrams(toy, {}).cells, Bigrams(toy, {}).chance),
         d=activation_size,
         inputs=lambda toy: math.inf,
         trains=training_cost,

@@ -23,8 +23,10 @@ from sae_sweep.toys.sampler import Sampler, cell_weights
 from sae_sweep.toys.sequences import Sequences, spelled
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     import torch.nn.functional as F
+    from numpy.typing import NDArray
     from torch import Tensor
 else:
     torch, F = lazy("torch"), lazy("torch.nn.functional")
@@ -263,6 +265,11 @@ def _classes(partition: str, toy: Toy) -> int:
     return count_classes(partition, toy.d_vocab, toy.k)
 
 
+def _cells(toy: Toy, distribution: Distribution) -> tuple[Cells, NDArray[np.float64]]:
+    cells = Cells(toy.d_vocab, toy.k)
+    return cells, cell_weights(cells, distribution)
+
+
 def activation_size(toy: Toy, site: str) -> int:
     """d: numbers per activation of a transformer at `site`."""
     size: int = toy.d_model if site == "pre_unembed" else toy.d_vocab
@@ -311,6 +318,7 @@ register(
         maxima=lambda toy: toy.d_vocab,
         size=_size,
         classes=_classes,
+        cells=_cells,
         d=activation_size,
         inputs=count_inputs,
         trains=training_cost,

@@ -99,6 +99,10 @@ class Model(Protocol):
         """The features that were planted, if any were."""
 
 
+def _made_first(toy: Toy, distribution: Distribution) -> None:
+    return None
+
+
 def _alike(toy: Toy) -> Any:
     return None
 
@@ -115,6 +119,8 @@ class ToyKind(Kind):
     load(toy, params) -> the toy; ValueError if they are not its parameters
     maxima(toy): how many values the factor m has; size(toy): what tells toys of the kind apart in their title, beside
     classes(partition, toy): how many classes a partition has; UserError if there is no such partition, or no classes
+    cells(toy, distribution): the finest classes of inputs and the probability of each, where they are known before the
+    toy is made
     sites: where activations are read, if there is a choice; d(toy, site): numbers of an activation there
     distributions: whether `distribution` says how inputs are drawn, or the toy's own settings do
     inputs(toy): how many inputs there are, infinity if there is no end of them
@@ -134,6 +140,7 @@ class ToyKind(Kind):
     d: Callable[[Toy, str], int]
     inputs: Callable[[Toy], float]
     trains: Callable[[Toy], tuple[int, int]]
+    cells: Callable[[Toy, Distribution], tuple[Factored, NDArray[np.float64]] | None] = _made_first
     sites: tuple[str, ...] = ()
     distributions: bool = False
     independent: bool = False

@@ -101,8 +101,19 @@ def _chance(*of_modifier: float) -> np.ndarray:
     return np.tile(of_modifier, 4) / 4
 
 
-def test_toys_whose_cells_are_made_with_them_have_none_beforehand() -> None:
-    assert ceilings_of(Toy(name="exclusive"), Distribution("uniform"), Evaluation()) is None
+def test_ceilings_of_a_kind_of_toy_are_those_of_its_cells() -> None:
+    asked = Distribution("uniform"), Evaluation()
+    of_parents = ceilings_of(Toy("parents", features=4, modifiers=2), *asked)
+    assert of_parents and of_parents["mq"] == Ceiling(classes=12, countable=12, owned=4, splits=12)
+    for toy, maxima in ((Toy("exclusive", features=5), 5), (Toy("circle", features=7), 7)):
+        found = ceilings_of(toy, *asked)
+        assert found and found["mqnc"] == Ceiling(classes=maxima, countable=maxima, owned=maxima, splits=0)
+    of_bigrams = ceilings_of(Toy("bigrams", d_vocab=6, contexts=3), *asked)
+    assert of_bigrams and of_bigrams["mq"] == Ceiling(classes=18, countable=18, owned=6, splits=18)
+
+
+def test_features_that_come_in_any_combination_have_none() -> None:
+    assert ceilings_of(Toy("independent"), Distribution("uniform"), Evaluation()) is None
     with pytest.raises(UserError, match="needs distribution"):
         ceilings_of(Toy(d_vocab=4, k=2), Distribution("weights"), Evaluation())
 

@@ -44,6 +44,13 @@ def test_more_splits_than_cells_are_refused() -> None:
     refused({"at_least": (min(cells - 1, 64) + 1) / 6, "where": {"width": 64}})
 
 
+def test_planted_features_have_a_ceiling_too() -> None:
+    """Four parents with two modifiers: three cells of each, so three splits of a parent at most."""
+    toy = ["toy=parents", "toy.features=4", "toy.modifiers=2", "sae.width=40"]
+    check({"at_least": 3}, *toy)
+    assert "and the perfect code for these inputs has 3 (" in refused({"at_least": 3.5}, *toy)
+
+
 def test_the_width_bounds_it_too() -> None:
     check({"at_least": 5, "where": {}})  # at width 64
     assert "has 1 (" in refused({"at_least": 5, "where": {"width": 6}})
@@ -68,7 +75,7 @@ def test_what_has_no_ceiling_is_let_through() -> None:
     check({"measure": "loss", "at_least": 1e9})
     check({"measure": "owned_maxes", "at_least": 99, "where": {"training.lr": 1}})  # no such column
     check({"measure": "owned_maxes", "at_least": 99, "where": {"width": 7}})  # no such point
-    check({"measure": "owned_maxes", "at_least": 99}, "toy=bigrams")
+    check({"measure": "owned_maxes", "at_least": 99}, "toy=independent")
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "submit"])

@@ -62,8 +62,13 @@ def planted_kind(model: Callable[[], type[Synthetic]], classes: Callable[[str, T
     def plant(toys: Sequence[Toy], device: str | torch.device, report: Report | None) -> list[dict[str, Tensor]]:
         return [model().plant(toy, torch.Generator().manual_seed(toy.seed)) for toy in toys]
 
+    def cells(toy: Toy, distribution: Distribution) -> tuple[FeatureCells, NDArray[np.float64]] | None:
+        made = model()(toy, {})  # its cells follow from its settings
+        return None if made.cells is None else (made.cells, made.chance)
+
     return ToyKind(
         train=plant,
+        cells=cells,
         load=lambda toy, params: model()(toy, params),
         maxima=lambda toy: toy.features,
         size=lambda toy: (toy.d_model,),
