@@ -12,6 +12,7 @@ from sae_sweep.config.columns import ACROSS, CEILINGS, INFORMATION, PURE, WITHIN
 from sae_sweep.config.settings import PARTITIONS, Distribution, Evaluation, Toy
 from sae_sweep.metrics import evaluate, evaluation_batches
 from sae_sweep.metrics.evaluate import Measurement, measure
+from sae_sweep.registry import kinds
 from sae_sweep.toys import model
 from sae_sweep.toys.sampling import EvaluationInputs, Stream
 
@@ -53,7 +54,8 @@ def found(sae, evaluation=EVALUATION) -> Measurement:
 
 def test_one_latent_per_maximum():
     result = found(planted_sae("m"))
-    assert sorted(result.metrics) == sorted(SCORES + COUNTS + PER_MAX + LABELS + TOLD + SHUFFLED + FLOORS)
+    of_kinds = [column for metric in kinds("metric").values() for column in metric.columns]
+    assert sorted(result.metrics) == sorted(SCORES + COUNTS + PER_MAX + LABELS + TOLD + SHUFFLED + FLOORS + of_kinds)
     assert result.metrics["l0"] == pytest.approx(1)
     assert result.metrics["fvu_above_ceiling"] == pytest.approx(0, abs=1e-6)
     assert result.metrics["owned_maxes"] == result.metrics["label_m"] == 6
