@@ -74,7 +74,7 @@ def drawn_by_numba(column: str) -> bool:
 def numbers(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns of one SAE as they are and as they were."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "INPUTS", 1_000)
+        patch.setattr(evaluate, "PROBE_INPUTS", 1_000)
         found = measured(request.param)
     return found, json.loads(NUMBERS.read_text())[request.param]
 
@@ -106,5 +106,5 @@ def test_they_are_those_of_this_version() -> None:
 
 
 if __name__ == "__main__":
-    evaluate.INPUTS = 1_000
+    evaluate.PROBE_INPUTS = 1_000
     NUMBERS.write_text(json.dumps({"MEASURE_VERSION": MEASURE_VERSION, **{n: measured(n) for n in TOYS}}, indent=1))

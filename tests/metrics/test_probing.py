@@ -240,8 +240,9 @@ def few_inputs_for_constants(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_inputs_for_constants")
 @pytest.mark.parametrize("toy", ["parents", "independent"])
 def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "INPUTS", 3_000)
-    words = [f"toy={toy}", "toy.features=4", "toy.d_model=8", "toy.rate=0.2", "sae.init=oracle", "name=p"]
+    monkeypatch.setattr(evaluate, "PROBE_INPUTS", 3_000)
+    words = [f"toy={toy}", "toy.features=4", "toy.d_model=8", "sae.init=oracle", "name=p"]
+    words += ["toy.rate=0.2"] if toy == "independent" else []
     words += ["penalty.coefficient=0.1", "training.steps=20", "training.batch_size=64", "evaluation.inputs=3000"]
     words += [f"output_dir={tmp_path}", "logger=none"]
     columns = ["k_sparse_splits", "absorption_full", "absorption_fraction"]
