@@ -9,6 +9,7 @@ import pytest
 from commandline import call
 
 from sae_sweep.cli.show import verdicts_of
+from sae_sweep.config import overrides
 from sae_sweep.config.axes import listing
 from sae_sweep.store import results
 from sae_sweep.store.store import Store
@@ -34,8 +35,16 @@ def few_inputs_for_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "CONSTANTS_INPUTS", 1 << 14)
 
 
+def miniature(experiment: str) -> list[str]:
+    """What makes a preset small, without the settings that none of its toys has."""
+    words = [LARGER.get(word, word) for word in MINIATURE] + ["penalty=l1"] if experiment == "structure" else MINIATURE
+    toys = {point.toy for point in overrides.load([f"experiment={experiment}", "claims=[]"]).points}
+    known = {f"toy.{key}" for toy in toys for key in toy.to_dict()}
+    return [word for word in words if not word.startswith("toy.") or word.partition("=")[0] in known]
+
+
 def run(experiment: str, root: Path) -> None:
-    size = [LARGER.get(word, word) for word in MINIATURE] + ["penalty=l1"] if experiment == "structure" else MINIATURE
+    size = miniature(experiment)
     end = call("run", "--json", f"experiment={experiment}", *size, f"output_dir={root}", "name=mini")
     assert end.code == 0, end.err
     found = json.loads(end.out)
