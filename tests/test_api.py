@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from commandline import TINY, call
 from layouts import DICTIONARY_LEARNING, X
 
@@ -129,15 +130,15 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_run_planned_and_compared_from_python(tmp_path: Path) -> None:
-    tiny = dict(word.split("=", 1) for word in TINY)
-    asked = {**tiny, "name": "called", "output_dir": tmp_path}
+    tiny = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in TINY)}
+    asked = {**tiny, "penalty.coefficient": 1, "name": "called", "output_dir": tmp_path}
     assert len(sae_sweep.plan(asked).packs) == 1
     results = sae_sweep.run(asked)
     pd.testing.assert_frame_equal(results.frame, load_sweep("called", tmp_path))
     assert repr(results) == "Results(called: 1 points, 0 claims)" and results.verdicts.empty
     assert results.front().data and results.report(tmp_path / "page.html").is_file()
     assert not sae_sweep.plan(asked).packs
-    again = sae_sweep.run(asked, name="again")
+    again = sae_sweep.run({**asked, "name": "again"})
     both = sae_sweep.compare("called", "again", output_dir=tmp_path)
     assert both["sweep"].tolist() == ["called", "again"] and both["fvu"].nunique() == 1
     assert again.failed == 0

@@ -13,7 +13,7 @@ from sae_sweep.kernels.cpu.simd import LANES, has
 from sae_sweep.kernels.cpu.sparse_step import CODE, LATENT, LISTED, encode, encoder_of, refresh
 
 pytestmark = pytest.mark.skipif(
-    not int8_prefilter.SCREENS, reason="this processor has no AVX-512 VNNI: nothing is rounded"
+    not int8_prefilter.PREFILTERS, reason="this processor has no AVX-512 VNNI: nothing is rounded"
 )
 Array = np.ndarray
 
