@@ -40,6 +40,7 @@ from sae_sweep.reports.claims import evaluate_all
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.formats.index import read_sae
 from sae_sweep.saes.formats.loaded import LoadedSae
+from sae_sweep.saes.parameters import Parameters, SaeTensors
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
 from sae_sweep.sweep import context
@@ -146,7 +147,7 @@ def _configured(overrides: Sequence[Override], config_dir: Folders, yes: bool, s
 
 
 @dataclass(frozen=True)
-class TrainedSAE:
+class TrainedSAE(SaeTensors):
     """A finished point. `metrics`: by column of the results table; `latents`: a row per latent, as in latents.parquet.
 
     It takes raw activations of its toy at `point.site.name`: centring and scale are folded in.
@@ -163,33 +164,14 @@ class TrainedSAE:
         return self.point.id
 
     @property
-    def W_enc(self) -> Tensor:
-        """Encoder rows [width, d]."""
-        return self.sae.parameters.W_enc
-
-    @property
-    def b_enc(self) -> Tensor:
-        """Encoder bias [width]."""
-        return self.sae.parameters.b_enc
-
-    @property
-    def W_dec(self) -> Tensor:
-        """Decoder rows [width, d]."""
-        return self.sae.W_dec
-
-    @property
-    def b_dec(self) -> Tensor:
-        """Decoder bias [d]."""
-        return self.sae.b_dec
+    def parameters(self) -> Parameters:
+        """Its numbers, on raw activations."""
+        return self.sae.parameters
 
     @torch.no_grad()
     def encode(self, acts: Tensor) -> Tensor:
         """Codes [b, width] of raw activations [b, d]."""
         return self.sae.encode(acts)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Reconstructed raw activations [b, d] from codes [b, width]."""
-        return codes @ self.W_dec + self.b_dec
 
     def stitching(self, narrow: TrainedSAE | LoadedSae) -> Tensor:
         """Each latent's largest decoder cosine with a latent of another SAE [width], float64 (arXiv 2502.04878).

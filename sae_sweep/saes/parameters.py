@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,3 +48,38 @@ class Parameters:
     def norms(self) -> Tensor:
         """Decoder norms ‖d‖ [..., width]."""
         return self.W_dec.norm(dim=-1)
+
+
+class HasParameters(Protocol):
+    """What has an SAE's numbers."""
+
+    @property
+    def parameters(self) -> Parameters: ...
+
+
+class SaeTensors:
+    """The tensors of an SAE by their names, and x̂, for classes that hold its `parameters`."""
+
+    @property
+    def W_enc(self: HasParameters) -> Tensor:
+        """Encoder rows [width, d]."""
+        return self.parameters.W_enc
+
+    @property
+    def b_enc(self: HasParameters) -> Tensor:
+        """Encoder bias [width]."""
+        return self.parameters.b_enc
+
+    @property
+    def W_dec(self: HasParameters) -> Tensor:
+        """Decoder rows [width, d]."""
+        return self.parameters.W_dec
+
+    @property
+    def b_dec(self: HasParameters) -> Tensor:
+        """Decoder bias [d]."""
+        return self.parameters.b_dec
+
+    def decode(self: HasParameters, codes: Tensor) -> Tensor:
+        """Reconstructed activations [b, d] from codes [b, width]."""
+        return codes @ self.parameters.W_dec + self.parameters.b_dec

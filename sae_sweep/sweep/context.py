@@ -21,7 +21,7 @@ from sae_sweep.saes.architectures import architecture_of
 from sae_sweep.saes.folding import fold, unfold
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.inits import start
-from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.parameters import Parameters, SaeTensors
 from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store, StoreDamaged
@@ -144,19 +144,11 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class PointSae:
+class PointSae(SaeTensors):
     """A point's SAE as measures see it, with parameters folded or not."""
 
     point: Point
     parameters: Parameters
-
-    @property
-    def W_dec(self) -> Tensor:
-        return self.parameters.W_dec
-
-    @property
-    def b_dec(self) -> Tensor:
-        return self.parameters.b_dec
 
     @cached_property
     def _lister(self) -> Callable[[Tensor], Iterator[tuple[Any, ...]]]:
@@ -179,18 +171,14 @@ class PointSae:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Loaded(SaeTensors):
     """A loaded SAE as measures see it."""
 
     sae: LoadedSae
 
     @property
-    def W_dec(self) -> Tensor:
-        return self.sae.W_dec
-
-    @property
-    def b_dec(self) -> Tensor:
-        return self.sae.b_dec
+    def parameters(self) -> Parameters:
+        return self.sae.parameters
 
     def active(self, x: Tensor) -> Iterator[Active]:
         for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from sae_sweep.errors import UserError
 from sae_sweep.saes.folding import extras, unfold
-from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.parameters import Parameters, SaeTensors
 
 # Decoder norms within this factor are one norm.
 ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
-class LoadedSae:
+class LoadedSae(SaeTensors):
     """An SAE that takes raw activations [b, d]: centring, scales and factors of its file are folded into its tensors.
 
     library: who wrote the file · kind: the library's own name for the architecture
@@ -41,26 +41,6 @@ class LoadedSae:
     by_contribution: bool = False
     squashed: bool = False
 
-    @property
-    def W_enc(self) -> Tensor:
-        """Encoder rows [width, d]."""
-        return self.parameters.W_enc
-
-    @property
-    def b_enc(self) -> Tensor:
-        """Encoder bias [width]."""
-        return self.parameters.b_enc
-
-    @property
-    def W_dec(self) -> Tensor:
-        """Decoder rows [width, d]."""
-        return self.parameters.W_dec
-
-    @property
-    def b_dec(self) -> Tensor:
-        """Decoder bias [d]."""
-        return self.parameters.b_dec
-
     @torch.no_grad()
     def encode(self, acts: Tensor) -> Tensor:
         """Codes [b, width] of activations [b, d]: those that the library itself computes."""
@@ -78,10 +58,6 @@ class LoadedSae:
         elif self.architecture == "jumprelu":
             codes = codes * (self._compared(codes) > parameters.thresholds)
         return codes.tanh() if self.squashed else codes
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Reconstructed activations [b, d] from codes [b, width]."""
-        return codes @ self.W_dec + self.b_dec
 
     @property
     def _k(self) -> int:
