@@ -16,12 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from sae_sweep.config.settings import Penalty, Point, Sae, Training, canonical
-from sae_sweep.kernels import Backend
 from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.registry import kinds
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import AutogradBackend
+from sae_sweep.saes.train import AutogradBackend, Backend
 
 ARCHITECTURES = tuple(kinds("architecture"))
 COUNTED = tuple(name for name, kind in kinds("architecture").items() if kind.counts)

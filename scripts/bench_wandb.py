@@ -35,7 +35,9 @@ from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from test_wandb import descendants, record
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "tracking"))
+from processes import descendants
+from test_wandb import record
 from wandb_server import KEY, serving
 
 from sae_sweep.config.logger import Logger

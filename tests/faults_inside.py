@@ -19,14 +19,14 @@ from commandline import SEVERAL, TINY, Forked, assert_same_tables, call, tables
 from faults import WORDS, Bench, Fresh, environment_of, intact
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_wandb import descendants
+from processes import descendants
 from wandb_server import Server
 
 from sae_sweep.config import overrides as config
 from sae_sweep.config.axes import GROUPS
 from sae_sweep.config.keys import point_keys, sweep_keys
 from sae_sweep.config.settings import toy_id
-from sae_sweep.registry import kinds
+from sae_sweep.registry import get, kinds
 from sae_sweep.signals import Interrupted
 from sae_sweep.store import checksums
 from sae_sweep.store.store import Store
@@ -180,22 +180,29 @@ def overflow(bench: Bench, folder: Path, trial: int, chance: random.Random) -> N
     """Every penalty breaks in every way in turn, beside a sane point of the same pack."""
     penalty, cause = CAUSES[trial % len(CAUSES)]
     words, broken = OVERFLOWS[cause]
-    plain = [f"{key}={value}" for key, value in SANE.items() if f"{key}=" not in words[0]]
+    # A key that a penalty does not read is refused.
+    sane = {
+        key: value
+        for key, value in SANE.items()
+        if key != "penalty.scale" or "scale" in get("penalty", penalty).settings
+    }
+    plain = [f"{key}={value}" for key, value in sane.items() if f"{key}=" not in words[0]]
     common = ["run", "--json", *TINY, f"penalty={penalty}", "name=overflow"]
     common += ["sae=jumprelu"] if penalty == "l0" else []  # a count has no slope elsewhere
+    common += ["penalty.formula=a/(a+s)"] if penalty == "formula" else []
     both = call(*common, *plain, *words, f"output_dir={folder / 'both'}")
-    alone = call(*common, *(f"{key}={value}" for key, value in SANE.items()), f"output_dir={folder / 'alone'}")
+    alone = call(*common, *(f"{key}={value}" for key, value in sane.items()), f"output_dir={folder / 'alone'}")
     assert alone.code == 0, alone.err
     extreme = {point.id for point in config.load([*both_words(common), *plain, *words]).points if broken(point)}
     assert len(extreme) == 1
     notes = Store(folder / "both").failures("overflow")
-    found, sane = weights(folder / "both"), weights(folder / "alone")
+    found, finished = weights(folder / "both"), weights(folder / "alone")
     assert both.code == 3, both.err
     assert set(notes) == extreme
     assert all(note["step"] == 25 and "not finite" in note["reason"] for note in notes.values()), notes
-    assert found == sane
+    assert found == finished
     losses = [
-        tables(folder / each, "overflow")[0].set_index("point_id")["loss"][list(sane)] for each in ("both", "alone")
+        tables(folder / each, "overflow")[0].set_index("point_id")["loss"][list(finished)] for each in ("both", "alone")
     ]
     pd.testing.assert_series_equal(*losses, check_exact=True)
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from processes import descendants
 from wandb_server import KEY, serving
 
 from sae_sweep.config.columns import COLUMNS, LABELS
@@ -303,14 +304,6 @@ def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
     with open_log() as log:
         log.log_point(record(points()[0]))
     assert set(logs(tmp_path / "sweep")) == ids(points()[:1])
-
-
-def descendants(process: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
-    shown = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = {int(pid): int(parent) for pid, parent in map(str.split, shown.splitlines())}
-    children = [pid for pid, parent in parents.items() if parent == process]
-    return [*children, *(further for child in children for further in descendants(child))]
 
 
 def assert_gone(processes: list[int]) -> None:
