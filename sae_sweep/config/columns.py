@@ -111,8 +111,10 @@ INFERRED: dict[str, str] = {
 # of the second half of training, the median of the largest in each stretch of the curve, and the largest over that; by
 # how much, relative to the loss, twice the steps would still lower it.
 TRAINING = dict.fromkeys(("gradient_largest", "gradient_late", "gradient_spike", "plateau"), "float64")
-# Where dead latents are revived: how often one was, how many the last time, and how many of these live at the end.
+# Where dead latents are revived: how often one was, how many the last time, and how many of all these live at the end.
 TRAINING |= dict.fromkeys(("revived", "revived_last", "revived_live"), "Int64")
+# Where training drove the mean L0 to a target: the coefficient that it came to.
+TRAINING["final_coefficient"] = "float64"
 METRICS: dict[str, str] = {
     "loss": "float64",
     "fvu": "float64",

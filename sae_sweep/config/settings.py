@@ -61,7 +61,11 @@ class Part:
         for key, setting in self.own_settings(*values.values()).items():
             value = given.pop(key, setting.default)
             # 1 and 1.0 are one setting.
-            values[key] = float(value) if setting.kind == "float" and type(value) is int else value
+            if setting.kind == "float" and type(value) is int:
+                value = float(value)
+            elif setting.kind == "number" and type(value) is float and value.is_integer():
+                value = int(value)
+            values[key] = value
         if given and (unknown := min(given.keys() - self.all_settings().keys(), default=None)) is not None:
             raise TypeError(f"{type(self).__name__} has no setting {unknown!r}")
 
@@ -165,7 +169,7 @@ def _own_settings(part: type[Part], chosen: tuple[str, ...]) -> Mapping[str, Set
 def _all_settings(part: type[Part]) -> Mapping[str, Setting]:
     found: dict[str, Setting] = {}
     for key, (family, default) in part.choices.items():
-        found[key] = Setting(default, choices=tuple(registry.kinds(family)))
+        found[key] = Setting(default, choices=registry.offered(family))
     found |= part.shared
     for family, _ in part.choices.values():
         for kind in registry.kinds(family).values():
@@ -260,6 +264,14 @@ class Training(Part):
         "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0", ge=0, le=1),
         "coefficient_warmup": Setting(0.0, "share of the steps in which the coefficient rises from 0", ge=0, le=1),
         "clip": Setting(100.0, "largest gradient norm of one SAE over all its parameters", gt=0),
+        "target_l0": Setting(
+            None,
+            "mean L0 to which the coefficient is driven in training; null: the coefficient stays",
+            kind="float",
+            optional=True,
+            gt=0,
+            legacy=None,
+        ),
     }
 
     @classmethod

@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sae_sweep.config.settings import Point
-from sae_sweep.saes.stack import Stack
+from sae_sweep.saes.stack import ROWS, Stack
 from sae_sweep.saes.train import Look
 from sae_sweep.signals import Interrupted
 from sae_sweep.store.atomic import environment
@@ -36,8 +36,7 @@ EVERY = 60.0
 # Of the time, at most this share goes into writing them.
 LARGEST_SHARE = 0.05
 
-_ROWS = ("flat", "first", "second", "threshold", "density", "exponent", "rescale", "revived", "last_revived")
-_LOOKS = ("loss", "fvu", "l0", "gradient", "revived")
+_LOOKS = ("loss", "fvu", "l0", "gradient", "revived", "dead", "rescale")
 
 
 class Checkpoint:
@@ -129,7 +128,7 @@ def _folder(store: Store, point: Point) -> Path:
 
 
 def _tensors(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
-    tensors = {name: getattr(stack, name).detach().cpu().contiguous() for name in _ROWS}
+    tensors = {name: getattr(stack, name).detach().cpu().contiguous() for name in ROWS}
     tensors["failed"] = torch.tensor([stack.failed.get(i, -1) for i in range(len(stack.points))])
     if looks:
         tensors["looks.step"] = torch.tensor([look.step for look in looks])
@@ -139,7 +138,7 @@ def _tensors(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
 
 def _fits(stack: Stack, tensors: dict[str, Tensor], n: int) -> bool:
     """Whether these are `n` rows of such a stack: a store may come from anywhere."""
-    for name in _ROWS:
+    for name in ROWS:
         own, found = getattr(stack, name), tensors.get(name)
         if found is None or (found.dtype, found.shape) != (own.dtype, (n, *own.shape[1:])):
             return False
@@ -147,7 +146,7 @@ def _fits(stack: Stack, tensors: dict[str, Tensor], n: int) -> bool:
 
 
 def _put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) -> list[Look]:
-    for name in _ROWS:
+    for name in ROWS:
         getattr(stack, name).copy_(tensors[name][rows])
     failed = tensors["failed"][rows].tolist()
     stack.failed = {i: at for i, at in enumerate(failed) if at >= 0}

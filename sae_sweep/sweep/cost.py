@@ -106,7 +106,8 @@ def parameter_count(point: Point) -> int:
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point.training)
+    compiled = speed.device in get("architecture", point.sae.architecture).compiled
+    by_kernels = compiled and is_plain(point.training, speed.device)
     if speed.device != "cpu":
         by_kernels = by_kernels and gpu_knows(formula_of(point.penalty))
     return not by_kernels or activation_size(point) > speed.longest
@@ -143,7 +144,8 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
 def training_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Of that, what training takes: what bounds a pack, as the rest is the same for a single point."""
     if by_autograd(point, speed):
-        held = 4 * COPIES * point.training.batch_size * point.sae.width
+        copies = COPIES + point.training.chosen["revival"].copies
+        held = 4 * copies * point.training.batch_size * point.sae.width
         work = max(workers * held, speed.shared_bytes)
     else:
         fires = max(l0 for _, l0 in firing(point) if not _dense(point, l0))
@@ -158,7 +160,7 @@ def firing(point: Point) -> Iterator[tuple[float, float]]:
         yield training.steps, min(width, point.sae.get("k", 1))
         return
     usual, begun = USUAL.get(point.sae.init, USUAL["random"]), 0.0
-    settled = min(usual.most, max(1.0, usual.later * width))
+    settled = training.target_l0 or min(usual.most, max(1.0, usual.later * width))
     for share, moved in usual.first:
         end = steps_until(moved, training)
         yield end - begun, max(share * width, settled)
@@ -185,7 +187,8 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
     codes, adam = b * width, parameter_count(point) * speed.parameter
     if by_autograd(point, speed):
         spilled = speed.spilled if 4 * COPIES * codes > CACHE else 0.0
-        each = 2 * PRODUCTS * d / speed.autograd_flops + speed.autograd_code + spilled
+        products = PRODUCTS + point.training.chosen["revival"].products
+        each = 2 * products * d / speed.autograd_flops + speed.autograd_code + spilled
         return speed.autograd_step + codes * each + adam
     if l0 is None:
         *_, (_, l0) = firing(point)

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 import torch
-from stacks import PENALTIES, batches, points, stack_of, start_of
+from stacks import PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep.config.settings import Penalty, Point, Sae
+from sae_sweep.errors import UserError
 from sae_sweep.registry import kinds
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.architectures.jumprelu import straight_through_gate
@@ -116,3 +117,16 @@ def test_a_larger_coefficient_leaves_fewer_latents_on(architecture: str) -> None
     assert (l0[:-1] > l0[1:]).all(), l0
     assert l0[0] > 1.3 * l0[-1]
     assert (error[:-1] < error[1:]).all(), error
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_fractional_k_is_a_mean_over_the_batch(architecture: str, compiled: bool) -> None:
+    stack = stack_of(points(PENALTIES[-1:], architecture, k=1.3))
+    with cpu_backend() as backend:
+        progress = (backend if compiled else AutogradBackend()).advance(stack, batches(2))
+    assert progress.l0.tolist() == pytest.approx([2 * 83 / 64])  # 1.3 · 64 = 83.2
+    assert Sae("batchtopk", k=3.0) == Sae("batchtopk", k=3) and type(Sae("batchtopk", k=3.0).k) is int
+    assert Sae("batchtopk", k=1.3) != Sae("batchtopk", k=1)
+    with pytest.raises(UserError, match="whole"):
+        kinds("architecture")["topk"].check(Sae("topk", k=1.3))

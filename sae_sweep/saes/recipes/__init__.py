@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_sweep.config.settings import Training
+    from sae_sweep.saes.parameters import Parameters
     from sae_sweep.saes.stack import Stack
 
 
@@ -61,24 +62,42 @@ class DecoderNorm(Ingredient):
 
 @dataclass(frozen=True, kw_only=True)
 class Revival(Ingredient):
-    """`revive(stack, i, batches)`: gives dead latents of SAE i another start, in place, and returns which [width].
+    """What is done for latents that have not fired for `dead_after` steps, a setting of every kind that does anything.
 
-    It is asked after every block of steps whether it is `due(training, step, steps)`, where `steps` were the last
-    ones; batches [·, b, d] are those of the block.
+    `revive(stack, i, batches)` gives dead latents of SAE i another start, in place, and returns which [width]. It is
+    asked after every block of steps whether it is `due(training, step, steps)`, where `steps` were the last ones;
+    batches [·, b, d] are those of the block.
+    `auxiliary(stack, residual, pre, sae)`: what the loss of each SAE gains in a step [n], from x − x̂ [n, b, d], held,
+    and the pre-activations [n, b, width]. copies, products: how many tensors of batch × width it holds at once, and
+    how many products of batch, width and d it takes.
     """
 
     family = "revival"
-    due: Callable[[Training, int, int], bool] | None = None
+    due: Callable[[Training, int, int], bool] = lambda training, step, steps: False
     revive: Callable[[Stack, int, Tensor], Tensor] | None = None
+    auxiliary: Callable[[Stack, Tensor, Tensor, Parameters], Tensor] | None = None
+    copies: int = 0
+    products: int = 0
     compiled: bool = True  # it happens between steps
 
+    @property
+    def revives(self) -> bool:
+        """Whether it does anything."""
+        return bool(self.revive or self.auxiliary)
 
-def is_plain(training: Training) -> bool:
-    """Whether the compiled steps know how it is trained; else the reference step takes it."""
-    return all(
-        kind.compiled and all(training.get(name) == setting.default for name, setting in kind.settings.items())
-        for kind in training.chosen.values()
-        if isinstance(kind, Optimizer | DecoderNorm)
+
+def is_plain(training: Training, device: str = "cpu") -> bool:
+    """Whether the compiled steps know how it is trained there; else the reference step takes it."""
+    revival: Revival = training.chosen["revival"]  # type: ignore[assignment]
+    # The GPU's kernels do not count for how long a latent has not fired.
+    return (
+        revival.compiled
+        and not (device == "cuda" and revival.revives)
+        and all(
+            kind.compiled and all(training.get(name) == setting.default for name, setting in kind.settings.items())
+            for kind in training.chosen.values()
+            if isinstance(kind, Optimizer | DecoderNorm)
+        )
     )
 
 
@@ -86,5 +105,6 @@ def of_step(training: Training) -> tuple[Any, ...]:
     """What one step of a whole stack has in common beyond the compiled steps: none where these know it."""
     if is_plain(training):
         return ()
-    kinds = (training.chosen[key] for key in ("optimizer", "decoder_norm"))
+    keys = ("optimizer", "decoder_norm", *(() if training.chosen["revival"].compiled else ("revival",)))
+    kinds = (training.chosen[key] for key in keys)
     return tuple((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)
