@@ -106,7 +106,7 @@ def block(store: Store, name: str) -> str:
         [
             f"`sae-sweep run experiment={name}`: {len(results)} SAEs, {results['seconds'].sum() / 60:.1f} minutes of "
             f"training and measuring on {hardware(store, results)}. Medians over {seeds} seeds, and their range.\n",
-            verdicts(evaluate_all(info["claims"], results, untrained)),
+            verdicts(evaluate_all(info, results, untrained)),
             "<details><summary>Every setting</summary>\n",
             table(results, *TABLES[name]),
             "\n</details>\n",

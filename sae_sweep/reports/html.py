@@ -183,6 +183,7 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
         "shown": shown if verdict.verdict != "supported" and verdict.value is not None else "",
         "figure": next((figure.title for figure in FIGURES if figure.key == shown), ""),
         "why": verdict.sentence.partition("since ")[2].rstrip(".") if verdict.value is None else "",
+        "warning": verdict.warning,
     }
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from sae_sweep.config.calibration import chosen
 from sae_sweep.config.columns import LABELS
 from sae_sweep.reports.charts import front_charts
-from sae_sweep.reports.claims import Verdict, share_still_moving
+from sae_sweep.reports.claims import Verdict, least_accuracy, lowest_accuracy, share_still_moving
 from sae_sweep.reports.figure_data import choices
 from sae_sweep.reports.fronts import LINE, compare, lines, unmoved, within
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
@@ -32,6 +32,7 @@ from sae_sweep.reports.results_table import (
     start_name,
     telling,
 )
+from sae_sweep.reports.sentences import percent, toy_warning
 
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
 _MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}
@@ -120,7 +121,11 @@ def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[st
     parts += [str(frame[column].iloc[0]) for column in shared]
     moving = share_still_moving(frame)
     parts += [f"{moving:.0%} would still lose more than 2% of their loss in twice the steps"] if moving else []
+    accuracy = lowest_accuracy(frame)
+    parts += [] if accuracy is None else [f"toy right on {percent(accuracy)}"]
     text.append("  " + " · ".join(parts))
+    if warning := toy_warning(accuracy, least_accuracy(info)):
+        text.append(f"\n! {warning}", style="yellow")
     if failures:
         text.append(f"\n{len(failures)} failed; a rerun tries them again:", style="red")
     for id, failure in list(failures.items())[:_MOST_FAILURES]:

@@ -205,7 +205,7 @@ def test_the_best_of_the_seeds_is_taken_for_each_setting_and_toy(tmp_path: Path)
         for seed, (loss, owned) in by_seed.items():
             results.append((point(toy=toy_of(toy), width=16, seed=seed), {"loss": loss, "owned_maxes": owned}))
     both = tables(sweep(tmp_path, results), "quick")
-    (every, best) = evaluate_all([CLAIM, {**CLAIM, "best_of_seeds": True}], *both)
+    (every, best) = evaluate_all({"claims": [CLAIM, {**CLAIM, "best_of_seeds": True}]}, *both)
     assert (every.value, every.points, every.seeds) == (13.5, 4, 4)
     assert (best.value, best.low, best.points, best.seeds) == (15.5, 15, 4, 2)
     # A resample may hold the worse seed of a toy alone, whose best it then is.
@@ -227,12 +227,14 @@ def test_a_measure_is_read_off_each_ladder_at_a_level(tmp_path: Path) -> None:
     ]
     both = tables(sweep(tmp_path, results, varied=["penalty.name", "penalty.coefficient"]), "quick")
     at = {**CLAIM, "measure": "live_latents", "aggregate": "mean", "at": {"fvu": 0.2}}
-    (l1,) = evaluate_all([{**at, "where": {"penalty": "l1"}}], *both)
+    (l1,) = evaluate_all({"claims": [{**at, "where": {"penalty": "l1"}}]}, *both)
     assert (l1.value, l1.seeds) == (pytest.approx(30.5), 2)  # a third of the way from 40 to 10; seed 1 starts at .3
-    (less,) = evaluate_all([{**at, "where": {"penalty": "sqrt"}, "versus": {"where": {"penalty": "l1"}}}], *both)
+    (less,) = evaluate_all(
+        {"claims": [{**at, "where": {"penalty": "sqrt"}, "versus": {"where": {"penalty": "l1"}}}]}, *both
+    )
     assert (less.value, less.low, less.seeds) == (pytest.approx(-22), pytest.approx(-22), 2)
     assert "the mean number of live latents at FVU 0.2, less that of the points" in less.sentence
-    (none,) = evaluate_all([{**at, "at": {"fvu": 0.05}, "where": {}}], *both)
+    (none,) = evaluate_all({"claims": [{**at, "at": {"fvu": 0.05}, "where": {}}]}, *both)
     assert none.sentence.endswith("undecided, since nothing reaches FVU 0.05.")
 
 
