@@ -135,8 +135,8 @@ class Reconstruction:
         fvu = Σ w‖r‖²/Σ w‖x - x̄‖², pooled; fvu_above_ceiling = fvu - (1 - R²_m), may be negative; l0: mean count of
         z ≠ 0; squared_error = E‖r‖², penalty_mean = E penalty; shrinkage: mean ‖x̂‖/‖x‖ of centred x and x̂, over x ≠ 0;
         loss_recovered = (CE_reconstructed - CE_zero)/(CE_original - CE_zero) for the true maximum, where zero is raw
-        activation 0, None if that denominator is 0 or nothing is to be predicted; kl = KL(original ‖ reconstructed) of the
-        outputs, nats. A toy without an output has neither.
+        activation 0, None if that denominator is 0 or nothing is to be predicted; kl = KL(original ‖ reconstructed) of
+        the outputs, nats. A toy without an output has neither.
         """
         sums = self._sums
         mean = {name: total / sums["weight"] for name, total in sums.items()}

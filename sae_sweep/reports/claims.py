@@ -33,6 +33,7 @@ from sae_sweep.config.claims import DEFAULTS, LEAST
 from sae_sweep.config.columns import COLUMN_OF, COLUMNS, SEEDS, is_seed, is_setting, shuffled
 from sae_sweep.reports import bootstrap, sentences
 from sae_sweep.reports.bootstrap import Array, Draws, Sample
+from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.store.plateau import STILL_MOVING
 from sae_sweep.store.results import column_of, matches
 from sae_sweep.toys.limits import LEAST_ACCURACY
@@ -196,7 +197,13 @@ def evaluate(
 
 def evaluate_all(info: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFrame) -> list[Verdict]:
     """The verdict on each claim of a sweep, in order. `info`: its sweep.yaml."""
-    return [evaluate(claim, frame, untrained, least_accuracy(info)) for claim in info["claims"]]
+    names, found = FactorNames.of(info), []
+    for claim in info["claims"]:
+        verdict = evaluate(claim, frame, untrained, least_accuracy(info))
+        prediction = sentences.prediction(claim)
+        said = names.say(verdict.sentence.removeprefix(prediction))
+        found.append(dataclasses.replace(verdict, sentence=prediction + said))
+    return found
 
 
 def least_accuracy(info: Mapping[str, Any]) -> float:

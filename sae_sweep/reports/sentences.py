@@ -63,7 +63,7 @@ def sentence(claim: Mapping[str, Any], verdict: Verdict, seeds: int, rungs: int,
     found = f"the {subject(claim)} is {number(verdict.value)}{aside}, {reason}"
     share = verdict.share_still_moving
     moving = f" Twice the steps would lower the loss of {share:.0%} of its SAEs by more than 2%." if share else ""
-    return f"{_prediction(claim)}: {verdict.verdict}, since {found}.{moving} {verdict.warning}".rstrip()
+    return f"{prediction(claim)}: {verdict.verdict}, since {found}.{moving} {verdict.warning}".rstrip()
 
 
 def toy_warning(accuracy: float | None, least: float) -> str:
@@ -80,7 +80,7 @@ def percent(share: float) -> str:
 
 def undecided(claim: Mapping[str, Any], why: str) -> str:
     """The sentence where there is no number."""
-    return f"{_prediction(claim)}: undecided, since {why}."
+    return f"{prediction(claim)}: undecided, since {why}."
 
 
 def predicted(claim: Mapping[str, Any], margin: float | None = None) -> str:
@@ -125,5 +125,6 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _prediction(claim: Mapping[str, Any]) -> str:
+def prediction(claim: Mapping[str, Any]) -> str:
+    """A claim's prediction without its full stop, as sentences begin with it."""
     return str(claim["prediction"]).strip().rstrip(".")

@@ -3,8 +3,8 @@
     sae-sweep run toy=activations toy.file=acts.npy toy.factors=factors.csv sae.width=64
 
 The first column of the factors takes the part of m, up to three more those of q, n and c: so `label_mq` counts latents
-that stand for one value of the first factor with one of the second. `toy.held_out=split` names a column of the factors
-that is true of the rows to measure on, `toy.held_out=0.2` takes that share of them; SAEs then train on the others alone.
+that stand for one value of the first factor with one of the second. `toy.held_out=late` names a column of the factors
+that is true of the rows to measure on, `toy.held_out=0.2` takes that share of them; SAEs train on the others alone.
 `toy.readout=readout.npz` says what the model makes of an activation: with it there are KL and loss recovered.
 """
 

@@ -421,3 +421,33 @@ def test_a_verdict_says_how_many_of_its_points_still_move(tmp_path: Path) -> Non
     trained["plateau"] = 0.01
     assert evaluate(CLAIM, trained, untrained).sentence.endswith("as predicted at least 15.")
     assert share_still_moving(pd.DataFrame()) is None
+
+
+# A toy that has not learnt
+
+
+def test_a_verdict_warns_of_a_toy_that_answers_too_little_right(tmp_path: Path) -> None:
+    results = [
+        (point(toy=toy_of(toy), width=16, seed=seed), {"owned_maxes": 16, "toy_accuracy": 0.9 + 0.0999 * (toy > 0)})
+        for toy, seed in SIX
+    ]
+    both = tables(sweep(tmp_path, results), "quick")
+    (warned,) = evaluate_all({"claims": [CLAIM]}, *both)
+    assert (warned.verdict, warned.toy_accuracy) == ("supported", 0.9)
+    assert warned.warning == "A toy answers only 90% of its inputs right, less than toy.least_accuracy=0.99."
+    assert warned.sentence.endswith(f"as predicted at least 15. {warned.warning}")
+    # Its other toys are right on 99.99%.
+    (other,) = evaluate_all({"claims": [{**CLAIM, "where": {"width": 16, "toy_seed": [1, 2]}}]}, *both)
+    assert (other.toy_accuracy, other.warning) == (0.9999, "")
+    (content,) = evaluate_all({"claims": [CLAIM], "least_accuracy": 0.9}, *both)
+    assert content.warning == "" and content.sentence.endswith("as predicted at least 15.")
+    (early,) = evaluate_all({"claims": [CLAIM]}, *(each.drop(columns="toy_accuracy") for each in both))
+    assert (early.toy_accuracy, early.warning) == (None, "")
+
+
+def test_a_verdict_has_the_users_names_but_in_the_prediction(tmp_path: Path) -> None:
+    results = [(point(toy=toy_of(toy), width=16, seed=seed), {"owned_maxes": 16}) for toy, seed in SIX]
+    both = tables(sweep(tmp_path, results), "quick")
+    (found,) = evaluate_all({"claims": [CLAIM], "factors": ["letter"]}, *both)
+    assert found.sentence.startswith("At width d_vocab an SAE owns every max: supported, since the median")
+    assert "number of owned values of letter is 16" in found.sentence
