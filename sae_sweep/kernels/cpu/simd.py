@@ -55,7 +55,7 @@ def arrays(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) 
     def opened(kind: Any, value: Any) -> Any:
         if isinstance(kind, types.Array):
             return context.make_array(kind)(context, builder, value)
-        if isinstance(kind, types.BaseTuple):
+        if isinstance(kind, types.BaseTuple):  # type: ignore[attr-defined]
             members = [opened(each, builder.extract_value(value, i)) for i, each in enumerate(kind.types)]
             return getattr(kind, "instance_class", lambda *them: them)(*members)
         return value
