@@ -290,9 +290,11 @@ def _sensible(point: Point) -> Point:
 
 
 def _check_target(point: Point) -> None:
-    """UserError if a mean L0 is asked for and nothing could reach it (saes/recipes/target_l0.py)."""
+    """UserError if a mean L0 is asked for that nothing could reach, or k is to fall where there is none."""
     target, sae = point.training.target_l0, point.sae
     kind = registry.get("architecture", sae.architecture)
+    if point.training.k_start is not None and not kind.counts:
+        raise UserError(f"training.k_start is for what counts: sae={kind.name} has no sae.k")
     if target is None:
         return
     if kind.counts:

@@ -123,7 +123,11 @@ MEANINGS: dict[str, dict[tuple[str, ...], str]] = {
             "curve. Above 0.02 the SAE still moves."
         ),
         ("revived", "revived_last", "revived_live"): (
-            "How often a dead latent was revived, how many the last time, and how many of these live at the end."
+            "How often a dead latent was revived, how many the last time, and how many of all these live at the end."
+        ),
+        ("final_coefficient",): (
+            "With training.target_l0: the coefficient that training came to. `loss` is by it; `coefficient` is what "
+            "it began with."
         ),
         ("seed_agreement",): (
             "In `results --seeds mean`: matched cosine between the dictionaries of the seeds of a setting (arXiv "

@@ -264,6 +264,10 @@ class Training(Part):
         "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0", ge=0, le=1),
         "coefficient_warmup": Setting(0.0, "share of the steps in which the coefficient rises from 0", ge=0, le=1),
         "clip": Setting(100.0, "largest gradient norm of one SAE over all its parameters", gt=0),
+        "k_start": Setting(
+            None, "sae.k at the beginning; null: it stays", kind="number", optional=True, gt=0, legacy=None
+        ),
+        "k_anneal": Setting(0.25, "share of the steps in which it goes from there to sae.k", ge=0, le=1, legacy=0.25),
         "target_l0": Setting(
             None,
             "mean L0 to which the coefficient is driven in training; null: the coefficient stays",

@@ -21,6 +21,7 @@ from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.limits import BLOCK, COPIES, GPU_BYTES
 from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
 from sae_sweep.saes.recipes import DecoderNorm, Optimizer, Revival
+from sae_sweep.saes.recipes.k_annealing import annealed
 from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
 from sae_sweep.saes.recipes.target_l0 import steer
 from sae_sweep.saes.stack import Stack
@@ -118,7 +119,9 @@ def train(stack: Stack, data: Batches, backend: Backend, pool: ThreadPoolExecuto
     while stack.step < steps:
         batches = data.batches(stack.step, min(BLOCK, steps - stack.step))
         anneal(stack, batches[0])
-        progress = backend.advance(stack, batches)
+        now = annealed(stack)
+        progress = backend.advance(now, batches)
+        stack.step = now.step
 
         # The one synchronisation with the device per block.
         loss, error, l0 = (
@@ -127,7 +130,7 @@ def train(stack: Stack, data: Batches, backend: Backend, pool: ThreadPoolExecuto
         for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
             stack.failed.setdefault(i, stack.step)
         gradient = torch.as_tensor(progress.gradient).cpu()
-        revived, dead = revive(stack, batches, pool)
+        revived, dead = revive(now, batches, pool)
         fvu, rescale = error * progress.steps / progress.variance.cpu(), stack.rescale.float()
         steer(stack, l0)
         yield Look(stack.step, loss, fvu, l0, gradient, revived, dead, rescale)

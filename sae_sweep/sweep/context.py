@@ -160,6 +160,13 @@ class Ground:
         return point.sae, point.seed, point.penalty.replace(coefficient=0.0)
 
 
+def _densely(encode: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Iterator[Active]:
+    """The codes of inputs x [b, d] as lists, from dense ones of some inputs at a time."""
+    most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+    for part in x.split(max(1, most // width)):
+        yield Active.of(encode(part))
+
+
 @dataclass(frozen=True)
 class PointSae(SaeTensors):
     """A point's SAE as measures see it, with parameters folded or not."""
@@ -179,9 +186,7 @@ class PointSae(SaeTensors):
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
-            for part in x.split(max(1, most // len(self.W_dec))):
-                yield Active.of(self.encode(part))
+            yield from _densely(self.encode, x, len(self.W_dec))
 
     def encode(self, x: Tensor) -> Tensor:
         return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
@@ -198,8 +203,7 @@ class _Loaded(SaeTensors):
         return self.sae.parameters
 
     def active(self, x: Tensor) -> Iterator[Active]:
-        for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
-            yield Active.of(self.sae.encode(part))
+        return _densely(self.sae.encode, x, len(self.W_dec))
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:

@@ -106,8 +106,8 @@ def parameter_count(point: Point) -> int:
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    compiled = speed.device in get("architecture", point.sae.architecture).compiled
-    by_kernels = compiled and is_plain(point.training, speed.device)
+    kind = get("architecture", point.sae.architecture)
+    by_kernels = speed.device in kind.compiled and kind.compiles(point.sae) and is_plain(point.training, speed.device)
     if speed.device != "cpu":
         by_kernels = by_kernels and gpu_knows(formula_of(point.penalty))
     return not by_kernels or activation_size(point) > speed.longest
@@ -157,7 +157,11 @@ def firing(point: Point) -> Iterator[tuple[float, float]]:
     """Phases of training: how many steps, and how many latents usually fire in them."""
     width, training = point.sae.width, point.training
     if get("architecture", point.sae.architecture).counts:
-        yield training.steps, min(width, point.sae.get("k", 1))
+        k = min(width, point.sae.get("k", 1))
+        falling = 0.0 if training.k_start is None else training.k_anneal * training.steps
+        if falling:
+            yield falling, min(width, (training.k_start + k) / 2)
+        yield training.steps - falling, k
         return
     usual, begun = USUAL.get(point.sae.init, USUAL["random"]), 0.0
     settled = training.target_l0 or min(usual.most, max(1.0, usual.later * width))

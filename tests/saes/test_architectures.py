@@ -15,6 +15,8 @@ from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.architectures.jumprelu import straight_through_gate
 from sae_sweep.saes.architectures.matryoshka import prefixes
 from sae_sweep.saes.train import AutogradBackend
+from sae_sweep.sweep.cost import by_autograd
+from sae_sweep.sweep.hardware_profile import SPEEDS
 
 X = batches(1)[0]
 
@@ -130,3 +132,38 @@ def test_a_fractional_k_is_a_mean_over_the_batch(architecture: str, compiled: bo
     assert Sae("batchtopk", k=1.3) != Sae("batchtopk", k=1)
     with pytest.raises(UserError, match="whole"):
         kinds("architecture")["topk"].check(Sae("topk", k=1.3))
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"slopes": "thresholds"}, {"preact": 0.3}, {"slopes": "thresholds", "preact": 0.3}]
+)
+def test_jumprelu_by_each_of_its_sources(own: dict[str, object]) -> None:
+    """The gradient against the sources' formulas: H′ = 1/bandwidth in the window, and what it reaches."""
+    sae, parameters = one("jumprelu", **own)
+    kind, leaves = kinds("architecture")["jumprelu"], ("W_enc", "b_enc", "W_dec", "thresholds")
+    p = parameters.map(lambda tensor: tensor.clone().requires_grad_())
+    pre = pre_activations(X, p)
+    weights = torch.randn(pre.shape, generator=torch.Generator().manual_seed(1))
+    loss = (kind.activate(pre, p, sae, True) * weights).sum() + kind.auxiliary(X, pre, pre, p, sae) * len(X)
+    found = dict(zip(leaves, torch.autograd.grad(loss, [getattr(p, name) for name in leaves]), strict=True))
+    q, b = parameters, sae.bandwidth
+    pre, norms = pre_activations(X, q), q.norms()
+    reach = pre.relu() * norms - q.thresholds
+    of_u = weights * pre.relu() * (reach.abs() < b / 2) / b
+    short = sae.preact * (q.thresholds > pre * norms)
+    of_pre = weights * (reach > 0) * (pre > 0) - short * norms
+    of_norm = -short * pre
+    if sae.slopes == "both":
+        of_pre, of_norm = of_pre + of_u * (pre > 0) * norms, of_norm + of_u * pre.relu()
+    expected = {
+        "W_enc": of_pre.T @ X,
+        "b_enc": of_pre.sum(0),
+        "W_dec": of_norm.sum(0)[:, None] * q.W_dec / norms[:, None],
+        "thresholds": (short - of_u).sum(0),
+    }
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-3)
+    point = dataclasses.replace(points(PENALTIES[:1], "jumprelu")[0], sae=sae)
+    assert by_autograd(point, SPEEDS["cpu"]) is bool(own)
+    if not own:
+        assert point.id == points(PENALTIES[:1], "jumprelu")[0].id

@@ -122,9 +122,10 @@ def auxk(stack: Stack, residual: Tensor, pre: Tensor, sae: Parameters) -> Tensor
     return training.aux_coefficient * missed * dead.any(-1)
 
 
-MEANING = "steps without firing after which a latent is dead"
-DEAD_AFTER = {"dead_after": Setting(125, MEANING, ge=1)}
-OF_BLOCK = {"dead_after": Setting(None, f"{MEANING}; null: in the latest block", kind="int", ge=1, optional=True, legacy=None)}
+AFTER = "steps without firing after which a latent is dead"
+LATEST = f"{AFTER}; null: in the latest block"
+DEAD_AFTER = {"dead_after": Setting(125, AFTER, ge=1)}
+OF_BLOCK = {"dead_after": Setting(None, LATEST, kind="int", ge=1, optional=True, legacy=None)}
 RESAMPLING = {
     "revival_every": Setting(250, "steps; it happens as the block of 25 steps ends that this falls in", ge=1),
     "revival_until": Setting(0.8, "share of the steps after which none is revived", ge=0, le=1),
