@@ -261,9 +261,12 @@ class Training(Part):
         "steps": Setting(3000, ge=1),
         "batch_size": Setting(512, ge=1),
         "lr": Setting(3e-3, "largest learning rate", gt=0),
-        "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0", ge=0, le=1),
-        "coefficient_warmup": Setting(0.0, "share of the steps in which the coefficient rises from 0", ge=0, le=1),
+        "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0; above 1: so many steps", ge=0),
+        "coefficient_warmup": Setting(
+            0.0, "share of the steps in which the coefficient rises from 0; above 1: so many steps", ge=0
+        ),
         "clip": Setting(100.0, "largest gradient norm of one SAE over all its parameters", gt=0),
+        "keep_state": Setting(False, "whether more steps, asked for later, continue from this training", told=False),
         "k_start": Setting(
             None, "sae.k at the beginning; null: it stays", kind="number", optional=True, gt=0, legacy=None
         ),
@@ -427,6 +430,8 @@ def canonical(point: Point) -> Point:
     if "_canonical" in vars(point):
         return point
     penalty, training = _effective(point.sae, point.penalty, point.training)
+    # What is equal may differ in what has no effect on numbers.
+    training = point.training if training == point.training else training.replace(keep_state=point.training.keep_state)
     kind, site, distribution = point.toy.kind, point.site, point.distribution
     if not kind.sites:
         site = Site()

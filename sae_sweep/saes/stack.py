@@ -12,6 +12,7 @@ from sae_sweep.config.settings import Point
 from sae_sweep.registry import get
 from sae_sweep.saes.architectures import Architecture, architecture_of
 from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.recipes import warmup_steps
 
 # float32 numbers in a cache line.
 ALIGNED = 16
@@ -133,7 +134,7 @@ class Stack:
         """
         point = self.points[i]
         training = point.training
-        warm = min(1.0, (step + 1) / max(1.0, training.lr_warmup * training.steps))
+        warm = min(1.0, (step + 1) / max(1.0, warmup_steps(training.lr_warmup, training)))
         share: float = get("schedule", training.schedule).share(training, step)
-        ramp = min(1.0, (step + 1) / max(1.0, training.coefficient_warmup * training.steps))
+        ramp = min(1.0, (step + 1) / max(1.0, warmup_steps(training.coefficient_warmup, training)))
         return training.lr * min(warm, share), point.penalty.coefficient * ramp

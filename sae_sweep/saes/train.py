@@ -147,7 +147,7 @@ def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> tu
 
     def one(i: int) -> Tensor:
         kind, training = kinds[i], stack.points[i].training
-        dead_after = training.dead_after or BLOCK
+        dead_after = training.get("dead_after") or BLOCK
         revived = stack.dead[i] & (stack.silent[i] < dead_after) & bool(kind.auxiliary)
         if kind.revive and kind.due(training, stack.step, len(batches)):
             restarted = kind.revive(stack, i, batches)

@@ -32,7 +32,7 @@ from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
 from sae_sweep.saes.limits import BLOCK, COPIES
 from sae_sweep.saes.penalties import formula_of
-from sae_sweep.saes.recipes import is_plain
+from sae_sweep.saes.recipes import is_plain, warmup_steps
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 from sae_sweep.toys.limits import BLOCK_ROWS, CONSTANTS_INPUTS, TABLE_INPUTS
 
@@ -179,7 +179,7 @@ def untrained_l0(point: Point) -> float:
 
 def steps_until(moved: float, training: Training) -> float:
     """Steps until the learning rate, summed over them, comes to `moved`: it rises linearly, then stays."""
-    warm = training.lr_warmup * training.steps
+    warm = warmup_steps(training.lr_warmup, training)
     if moved < training.lr * warm / 2:
         return math.sqrt(2 * moved * warm / training.lr)
     return min(warm / 2 + moved / training.lr, training.steps)

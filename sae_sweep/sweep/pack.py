@@ -29,6 +29,7 @@ from sae_sweep.saes.train import Look, train
 from sae_sweep.signals import Interrupted
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store
+from sae_sweep.sweep import states
 from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.context import Ground
@@ -72,7 +73,7 @@ def run_pack(
     starts = [ground.start(point) for point in points]
     stack = Stack.start(points, starts, machine.device)
     checkpoint = Checkpoint(store, points, machine.device, machine.checkpoint_seconds)
-    looks = checkpoint.restore(stack)
+    looks = checkpoint.restore(stack) or states.begin(store, stack, machine.device)
     if looks:
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
@@ -116,6 +117,7 @@ def run_pack(
             files, record = result
             record["seconds"] = (time.monotonic() - began) / len(points)
             store.commit("points", points[i].id, record, files)
+            states.keep(store, stack, i, looks, machine.device)
             say(PointDone(points[i], record))
             if looks and (wrong := missed(points[i], float(looks[-1].l0[i]))):
                 say(Note(wrong))

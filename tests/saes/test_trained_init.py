@@ -9,6 +9,7 @@ from commandline import TINY
 
 from sae_sweep.api import plan, run
 from sae_sweep.errors import UserError
+from sae_sweep.store.store import Store
 from sae_sweep.sweep.plan import stack_key
 
 POINT = "0123456789abcdef"
@@ -22,8 +23,9 @@ def test_it_begins_as_the_other_ended(tmp_path: Path) -> None:
     for column in ("loss", "fvu", "l0"):
         assert begun[column].tolist() == pytest.approx([first[column]] * 2, rel=1e-4)
     narrower = [word.replace("width=5", "width=3") for word in TINY]
-    with pytest.raises(UserError, match=r"has 5 latents of \d+ numbers, wanted sae.width=3 of"):
-        run(*narrower, place, "name=third", f"sae.init={first['point_id']}")
+    assert run(*narrower, place, "name=third", f"sae.init={first['point_id']}").failed == 1
+    (failure,) = Store(tmp_path).failures("third").values()
+    assert "has 5 latents of" in failure["reason"] and "wanted sae.width=3" in failure["reason"]
 
 
 def test_what_it_begins_from_is_in_the_identity() -> None:

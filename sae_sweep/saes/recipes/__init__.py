@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from sae_sweep.saes.stack import Stack
 
 
+def warmup_steps(warmup: float, training: Training) -> float:
+    """Of a warm-up that is a share of the steps, or, above 1, a number of them, how many steps it is."""
+    return warmup if warmup > 1 else warmup * training.steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ingredient(Kind):
     """compiled: whether the compiled steps know it, with its settings at their defaults."""

@@ -63,7 +63,7 @@ def resample(stack: Stack, i: int, batches: Tensor) -> Tensor:
     point, sae = stack.points[i], stack.parameters(i)
     training, kind = point.training, stack.architecture
     living, errors = _responses(stack, i, batches)
-    if training.dead_after is not None:
+    if training.get("dead_after") is not None:
         living = stack.silent[i] < training.dead_after
     revived = torch.zeros_like(living)
     dead = torch.nonzero(~living).flatten()

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sae_sweep.saes.recipes import warmup_steps
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -30,7 +32,9 @@ def steer(stack: Stack, l0: Tensor) -> None:
     """Move every SAE that has a target, given its mean L0 over a block of steps, [n] on the CPU."""
     for i, point in enumerate(stack.points):
         training = point.training
-        if training.target_l0 is None or i in stack.failed or stack.step < training.coefficient_warmup * training.steps:
+        if training.target_l0 is None or i in stack.failed:
+            continue
+        if stack.step < warmup_steps(training.coefficient_warmup, training):
             continue
         excess = math.log(max(float(l0[i]), 1e-3) / training.target_l0)
         factor = math.exp(GAIN * min(1.0, max(-1.0, excess)))
