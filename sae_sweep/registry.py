@@ -33,6 +33,7 @@ HOMES = (
     "sae_sweep.toys.checkpoint",
     "sae_sweep.toys.distributions",
     "sae_sweep.saes.architectures",
+    "sae_sweep.saes.encoders",
     "sae_sweep.saes.inits",
     "sae_sweep.saes.penalties",
     "sae_sweep.saes.recipes",

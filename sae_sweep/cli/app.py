@@ -476,6 +476,32 @@ def architectures(name: KindName = None, json: Json = False) -> None:
 
 @app.command(
     epilog=_examples(
+        "encoders",
+        "encoders matching_pursuit",
+    )
+)
+def encoders(name: KindName = None, json: Json = False) -> None:
+    """The encoders there are, a line each; with a NAME all about it."""
+    from sae_sweep.cli import listings
+
+    listings.encoders(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "recipes",
+        "recipes resample",
+    )
+)
+def recipes(name: KindName = None, json: Json = False) -> None:
+    """What recipes are made of, optimisers, schedules, revival, …, a line each; with a NAME all about it."""
+    from sae_sweep.cli import listings
+
+    listings.recipes(name, json)
+
+
+@app.command(
+    epilog=_examples(
         "experiments",
         "experiments splitting",
     )

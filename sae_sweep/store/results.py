@@ -328,7 +328,7 @@ def _oracle_gap(frame: pd.DataFrame) -> pd.Series:
     """loss − the lowest loss among the points that share every setting but the start, and start from an oracle."""
     if frame.empty:
         return frame["oracle_gap"]
-    prefixes = ("toy.", "distribution.", "penalty.", "sae.bandwidth", "sae.levels")
+    prefixes = ("toy.", "distribution.", "penalty.", "encoder.", "sae.bandwidth", "sae.levels")
     shared = [*_ORACLE_SHARES, *(key for key in _names(frame) if key.startswith(prefixes))]
     same = frame.groupby(shared, dropna=False, sort=False).ngroup()
     oracle = frame["loss"].where(frame["init"] == "oracle").groupby(same).transform("min")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
+from sae_sweep.config.settings import Encoder, Evaluation, Penalty, Point, Sae, Toy, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
 from sae_sweep.metrics.extra.inference import Objective
@@ -50,11 +50,11 @@ class Ground:
             toy, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
         )
         self.mean, self.scale = self.stream.mean.cpu(), self.stream.scale
-        self._starts: dict[tuple[Sae, int], Parameters] = {}
+        self._starts: dict[tuple[Sae, Encoder, int], Parameters] = {}
 
     def start(self, point: Point) -> Parameters:
         """The point's start; SAEs that differ in penalty and coefficient alone share one."""
-        key = (point.sae, point.seed)
+        key = (point.sae, point.encoder, point.seed)
         if key not in self._starts:
             self._starts[key] = start(point, self)
         return self._starts[key]
@@ -140,7 +140,7 @@ class Ground:
 
     def start_key(self, point: Point) -> Any:
         """Points with the same key have the same `measure_start`."""
-        return point.sae, point.seed, point.penalty.replace(coefficient=0.0)
+        return point.sae, point.encoder, point.seed, point.penalty.replace(coefficient=0.0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ class PointSae(SaeTensors):
 
     def active(self, x: Tensor) -> Iterator[Active]:
         """The codes as lists, some inputs at a time: no tensor that is held grows with all inputs times the width."""
-        if x.device.type == "cpu" and architecture_of(self.point.sae.architecture).listed:
+        linear = self.point.encoder.name == "linear"
+        if x.device.type == "cpu" and linear and architecture_of(self.point.sae.architecture).listed:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
@@ -167,7 +168,8 @@ class PointSae(SaeTensors):
                 yield Active.of(self.encode(part))
 
     def encode(self, x: Tensor) -> Tensor:
-        return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
+        kind = architecture_of(self.point.sae.architecture)
+        return kind.codes(x, self.parameters, self.point.sae, encoder=self.point.encoder)
 
 
 @dataclass(frozen=True)

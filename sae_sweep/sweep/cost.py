@@ -31,6 +31,7 @@ from sae_sweep.metrics.limits import (
 from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
 from sae_sweep.saes.limits import BLOCK, COPIES
+from sae_sweep.saes.parameters import shapes
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes import is_plain
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
@@ -74,8 +75,9 @@ class Usual:
     most: float
 
 
+_RANDOM = Usual(((0.45, 0.2), (0.06, 0.35)), 1 / 8, 24)
 USUAL = {
-    "random": Usual(((0.45, 0.2), (0.06, 0.35)), 1 / 8, 24),
+    **dict.fromkeys(("random", "random_unit", "random_scaled"), _RANDOM),
     "exemplars": Usual(((0.14, 0.06), (0.08, 0.2)), 1 / 16, 12),
     "kmeans": Usual(((0.14, 0.06), (0.08, 0.2)), 1 / 16, 12),
     "whitened": Usual(((0.06, 0.15),), 1 / 24, 10),
@@ -99,14 +101,12 @@ def activation_size(point: Point) -> int:
 
 def parameter_count(point: Point) -> int:
     """Trained numbers of the point's SAE."""
-    sae, d = point.sae, activation_size(point)
-    extras = get("architecture", sae.architecture).extras
-    return 2 * sae.width * d + sae.width + d + len(extras) * sae.width
+    return sum(map(math.prod, shapes(point, activation_size(point)).values()))
 
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point.training)
+    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point)
     if speed.device != "cpu":
         by_kernels = by_kernels and gpu_knows(formula_of(point.penalty))
     return not by_kernels or activation_size(point) > speed.longest
@@ -143,7 +143,7 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
 def training_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Of that, what training takes: what bounds a pack, as the rest is the same for a single point."""
     if by_autograd(point, speed):
-        held = 4 * COPIES * point.training.batch_size * point.sae.width
+        held = int(4 * COPIES * _products(point) * point.training.batch_size * point.sae.width)
         work = max(workers * held, speed.shared_bytes)
     else:
         fires = max(l0 for _, l0 in firing(point) if not _dense(point, l0))
@@ -186,7 +186,7 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
     if by_autograd(point, speed):
         spilled = speed.spilled if 4 * COPIES * codes > CACHE else 0.0
         each = 2 * PRODUCTS * d / speed.autograd_flops + speed.autograd_code + spilled
-        return speed.autograd_step + codes * each + adam
+        return speed.autograd_step + _products(point) * codes * each + adam
     if l0 is None:
         *_, (_, l0) = firing(point)
     if _dense(point, l0):
@@ -318,6 +318,12 @@ def _dense(point: Point, l0: float) -> bool:
 def _of_batch(point: Point) -> bool:
     """Whether a step asks something of its whole batch first: a threshold, or shares."""
     return point.sae.architecture in ("batchtopk", "matryoshka") or point.penalty.name == "exclusive_pi"
+
+
+def _products(point: Point) -> float:
+    """What the encoder and the decoder compute for an input and a latent, where 1 is a linear encoder."""
+    products: float = get("encoder", point.encoder.name).products(point.encoder, point.sae, activation_size(point))
+    return products
 
 
 def _pool(point: Point) -> int:

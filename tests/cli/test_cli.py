@@ -202,6 +202,13 @@ def test_listings() -> None:
     assert "toy.tree=none" in call("toys", "planted").out and "did you mean 'circle'?" in call("toys", "cirle").err
     assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
     assert "Lomax" in call("penalties", "log1p").out
+    assert [line.split()[0] for line in call("encoders").out.split("\n\n")[1].splitlines()] == list(kinds("encoder"))
+    assert "encoder.steps=4" in call("encoders", "lista").out and "sae=topk" in call("encoders", "matching_pursuit").out
+    ingredients = [row["name"] for row in json.loads(call("recipes", "--json").out)]
+    assert {"optimizer=adam", "schedule=cosine", "decoder_norm=unit", "revival=resample"} < set(ingredients)
+    assert call("recipes", "resample").out == call("recipes", "revival=resample").out
+    assert "training.revival_every=250" in call("recipes", "resample").out
+    assert "did you mean 'revival=resample'?" in call("recipes", "resampel").err
     end = call("penalties", "lgo1p")
     assert end.code == 2 and "did you mean 'log1p'?" in end.err
 

@@ -51,11 +51,11 @@ def point(**sae: object) -> Point:
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("width", [5, 6, 12])
-def test_shapes_and_unit_decoders(init: str, width: int) -> None:
+def test_shapes_and_decoder_norms(init: str, width: int) -> None:
     parameters = start(point(init=init, width=width), Clusters())
     assert parameters.W_enc.shape == parameters.W_dec.shape == (width, D)
     assert parameters.b_enc.shape == (width,)
-    torch.testing.assert_close(parameters.norms(), torch.ones(width))
+    torch.testing.assert_close(parameters.norms(), torch.full((width,), 0.1 if init == "random" else 1.0))
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in vars(parameters).values())
 
 
@@ -94,6 +94,17 @@ def test_the_oracle_takes_the_heaviest_classes_and_spares_are_off() -> None:
     assert fires.tolist() == [True] * 5 + [False] * 4  # one class has no mass, three latents no class
 
 
+def test_random_directions_are_those_of_the_seed_whatever_their_norms() -> None:
+    short, unit, scaled = (
+        start(point(init=f"random{name}", width=64), Clusters()) for name in ("", "_unit", "_scaled")
+    )
+    torch.testing.assert_close(short.W_enc, short.W_dec)
+    torch.testing.assert_close(10 * short.W_dec, unit.W_dec)
+    torch.testing.assert_close(unit.W_enc, unit.W_dec)
+    torch.testing.assert_close(scaled.W_dec, unit.W_dec)
+    torch.testing.assert_close(scaled.W_enc, 2 * D / 64 * unit.W_enc)
+
+
 def test_what_a_start_depends_on() -> None:
     base = point(init="kmeans")
 
@@ -123,7 +134,7 @@ def test_every_architecture_starts_with_latents_that_see_their_exemplars(archite
     assert (codes > 0).any(1).float().mean() > 0.5
     if init == "oracle":  # five classes have weight: seven latents are off
         assert (codes > 0).any(0).tolist() == [True] * 5 + [False] * 7
-    if init not in ("random", "exemplars"):  # several exemplars of one cluster add up to too much
+    if init not in ("random_unit", "exemplars"):  # several exemplars of one cluster add up to too much
         assert (codes @ parameters.W_dec - x).square().sum(1).mean() < x.square().sum(1).mean()
 
 

@@ -22,7 +22,6 @@ from sae_sweep.sweep.hardware_profile import SPEEDS, XEON
 from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key, stacks
 
 ARCHITECTURES = tuple(kinds("architecture"))
-EXTRAS = {name: kind.extras for name, kind in kinds("architecture").items()}
 INITS = tuple(kinds("init"))
 
 CPU = ["toy=small", "device=cpu"]
@@ -125,17 +124,11 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     from sae_sweep.kernels.cpu import sparse_step as sparse
     from sae_sweep.kernels.cpu.architecture_steps import steps_of
     from sae_sweep.metrics import information
-    from sae_sweep.saes import stack
 
-    # With the column that some architectures have of their own.
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
     assert {name for name in ARCHITECTURES if steps_of(name).dense} == set(cost.DENSE)
     assert 2 * len(information.COLUMNS) == cost.NULLS
     assert set(cost.USUAL) == set(INITS)
-    for architecture in ARCHITECTURES:
-        point, extras = Point(sae=Sae(architecture=architecture)), len(EXTRAS.get(architecture, ()))
-        counted = stack.parameter_count(point.sae.width, activation_size(point), extras)
-        assert cost.parameter_count(point) == counted
 
 
 def test_the_parts_of_a_pack_sum_and_each_grows_with_its_own_work() -> None:
