@@ -38,7 +38,7 @@ def stack(architecture: str, width: int, batch: int, d: int) -> Stack:
     fire = L0 * (2 if architecture in COUNTED else 1)
     quantile = float(torch.special.ndtri(torch.tensor(1 - fire / width, dtype=torch.float64)))
     training = Training(10**6, batch, lr=1e-9, lr_decay=0)
-    point = canonical(Point(sae=Sae(architecture, width, L0), penalty=Penalty("l1", 1e-3), training=training))
+    point = canonical(Point(sae=Sae(architecture, width=width, k=L0), penalty=Penalty("l1", 1e-3), training=training))
     start = Parameters(W, W, torch.full((width,), -quantile), torch.zeros(d), torch.zeros(()))
     if architecture == "jumprelu":
         start = start.replace(b_enc=torch.zeros(width), thresholds=torch.full((width,), quantile))

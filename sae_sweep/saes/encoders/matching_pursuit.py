@@ -63,7 +63,7 @@ register(
         source="Mallat & Zhang 1993; as an SAE's encoder arXiv 2506.03093",
         completed=_completed,
         effective=by_projection,
-        products=lambda chosen, of_sae, d: 1.0 + of_sae.k / 6,
+        products=lambda chosen, of_sae, d: 1.0 + of_sae.k / 4,
         suits=lambda architecture: architecture.name == "topk",
     )
 )

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 else:
     torch, F = lazy("torch"), lazy("torch.nn.functional")
 
+# A product of the hidden layer beside one of a latent, whose codes also pass an activation and a penalty: seen.
+PRODUCT = 0.35
+
 
 def _infer(x: Tensor, sae: Parameters, activate: Activate, chosen: settings.Encoder, of_sae: Sae) -> Tensor:
     hidden = (x @ sae.W_hidden.transpose(-1, -2) + sae.b_hidden[..., None, :]).relu()
@@ -43,7 +46,7 @@ def _revived(sae: Parameters, chosen: settings.Encoder, norm: float) -> Paramete
 
 
 def _products(chosen: settings.Encoder, of_sae: Sae, d: int) -> float:
-    return 1 + chosen.hidden * (d + of_sae.width) / (2 * d * of_sae.width)
+    return 1 + PRODUCT * chosen.hidden * (d + of_sae.width) / (2 * d * of_sae.width)
 
 
 register(

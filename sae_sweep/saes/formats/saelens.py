@@ -26,7 +26,7 @@ from sae_sweep.saes.architectures import architecture_of
 from sae_sweep.saes.encoders.matching_pursuit import by_projection
 from sae_sweep.saes.folding import SMALLEST_NORM, extras, rescaled, without_centring
 from sae_sweep.saes.formats.loaded import ALIKE, LoadedSae
-from sae_sweep.saes.formats.tensors import Tensors, agree, count, flag
+from sae_sweep.saes.formats.tensors import Tensors, agree, count, flag, whole
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.store.tensors import to_bytes
 
@@ -44,7 +44,7 @@ ARCHITECTURES = {
     "matryoshka": "jumprelu",
     "tied": "standard",
 }
-# Matching pursuit of one step is a TopK of tied rows; of more, SAELens has it since 6.45 or so.
+# Matching pursuit of one step is a TopK of tied rows.
 PURSUIT = "matching_pursuit"
 # What the architecture is called of which SAELens has no like.
 OURS = "sae_sweep"
@@ -145,6 +145,7 @@ KNOWN = {
     "gated": "gated",
     "batchtopk": "jumprelu",
     "matryoshka_batchtopk": "jumprelu",
+    PURSUIT: PURSUIT,
 }
 _IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 # Keys that older versions called otherwise.
@@ -152,6 +153,8 @@ _RENAMED = {"activation_fn_str": "activation_fn", "hook_point": "hook_name"}
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 # What SAELens takes where `cfg.json` has no k.
 _DEFAULT_K = 100
+# And where that of a matching pursuit does not say when to stop.
+_DEFAULT_RESIDUAL = 1e-2
 
 
 def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
@@ -164,6 +167,8 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     width, d = tensors.size("W_dec")
     agree(f"d_sae of {CONFIG}", config.get("d_sae"), width, "W_dec")
     agree(f"d_in of {CONFIG}", config.get("d_in"), d, "W_dec")
+    if kind == PURSUIT:
+        return _pursuit(tensors, config, dtype)
     parameters = _parameters(tensors, kind, width, d, dtype)
     scaling = _scaling(tensors, config, width, dtype)
     rescales = _rescales(config, kind, parameters)
@@ -182,6 +187,27 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     if scaling is not None:
         parameters = parameters.replace(W_dec=parameters.W_dec * scaling[:, None])
     return LoadedSae(NAME, kind, KNOWN[kind], parameters, k, by_contribution=own is not None, squashed=squashed)
+
+
+def _pursuit(tensors: Tensors, config: Mapping[str, Any], dtype: torch.dtype) -> LoadedSae:
+    """A matching pursuit by the rows as they are. What is centred by b_dec is decoded with it, and else neither is."""
+    width, d = tensors.size("W_dec")
+    W_dec, b_dec = tensors.take("W_dec", width, d, dtype=dtype), tensors.take("b_dec", d, dtype=dtype)
+    tensors.nothing_left(f"architecture {PURSUIT}")
+    if not flag("apply_b_dec_to_input", config.get("apply_b_dec_to_input", True)):
+        b_dec = torch.zeros_like(b_dec)
+    most, until = config.get("max_iterations"), config.get("residual_threshold", _DEFAULT_RESIDUAL)
+    if isinstance(until, bool) or not isinstance(until, int | float) or not until >= 0:
+        raise UserError(f"residual_threshold of {CONFIG} is {until!r}, wanted a number from 0")
+    return LoadedSae(
+        NAME,
+        PURSUIT,
+        PURSUIT,
+        Parameters(W_dec, W_dec, -(W_dec @ b_dec), b_dec, torch.zeros(())),
+        k=d if most is None else whole(f"max_iterations of {CONFIG}", most, 1),
+        until=float(until),
+        once=flag("stop_on_duplicate_support", config.get("stop_on_duplicate_support", True)),
+    )
 
 
 def _architecture(config: Mapping[str, Any]) -> tuple[str, bool]:

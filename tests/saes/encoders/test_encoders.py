@@ -27,6 +27,7 @@ from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.recipes.revivals import resample
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
+from sae_sweep.store.tensors import to_bytes
 from sae_sweep.sweep.cost import by_autograd, step_seconds
 from sae_sweep.sweep.hardware_profile import SPEEDS
 from sae_sweep.sweep.plan import stack_key
@@ -151,12 +152,17 @@ def test_files_hold_the_same_sae(encoder: Encoder, architecture: str, tmp_path: 
     assert encoder == PURSUIT or not torch.allclose(codes, linear, atol=1e-3), "the encoder is to make a difference"
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="load it by its id" if encoder != PURSUIT else "matching_pursuit"):
+    if encoder == PURSUIT:
+        raw = (x / 0.37) + mean
+        contributions = codes * used.norms()
+        torch.testing.assert_close(read_sae(tmp_path).encode(raw) * 0.37, contributions, atol=1e-4, rtol=1e-4)
+        return
+    with pytest.raises(UserError, match="load it by its id"):
         read_sae(tmp_path)
 
 
 def test_matching_pursuit_as_saelens_has_it(tmp_path: Path) -> None:
-    """Of one step a TopK that any version reads; of more, its own matching pursuit, by the loop of SAELens 6.54."""
+    """Of one step a TopK that any version reads; of more, its own matching pursuit, by the loop that it has today."""
     x = batches(1)[0]
     for k in (1, 3):
         point = point_of(PURSUIT, "topk", sae=points(PENALTIES[:1], "topk", k=k)[0].sae)
@@ -178,6 +184,26 @@ def test_matching_pursuit_as_saelens_has_it(tmp_path: Path) -> None:
             acts.scatter_add_(1, indices, values)
             left = left - values * tensors["W_dec"][indices[:, 0]]
         torch.testing.assert_close(acts, contributions, atol=1e-5, rtol=1e-5)
+
+
+def test_saelens_pursuit_ends_where_its_files_say() -> None:
+    rows, x = torch.eye(3), torch.tensor([[3.0, 2.0, 0.1], [0.05, 0.0, 0.0]])
+    tensors = {"W_dec": torch.cat([rows, torch.tensor([[0.8, 0.6, 0.0]])]), "b_dec": torch.zeros(3)}
+    head = {"architecture": "matching_pursuit", "d_in": 3, "d_sae": 4}
+
+    def codes(**config: object) -> Tensor:
+        return saelens.read(to_bytes(tensors), {**head, **config}).encode(x)
+
+    steps = torch.tensor([[0.12, 0.0, 0.1, 3.6], [0.05, 0, 0, 0]])
+    one, two = torch.tensor([[0, 0, 0, 3.6], [0.05, 0, 0, 0]]), steps.clone()
+    two[0, 2] = 0
+    torch.testing.assert_close(codes(max_iterations=1), one)
+    torch.testing.assert_close(codes(max_iterations=2, residual_threshold=0.0), two)
+    torch.testing.assert_close(codes(max_iterations=3, residual_threshold=0.2), two)
+    torch.testing.assert_close(codes(residual_threshold=0.0, stop_on_duplicate_support=True)[1], steps[1])
+    for wrong, said in (("max_iterations", 0), ("residual_threshold", -1)):
+        with pytest.raises(UserError, match=wrong):
+            codes(**{wrong: said})
 
 
 @pytest.mark.parametrize(
