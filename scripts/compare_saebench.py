@@ -95,7 +95,7 @@ def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
     from sae_sweep.sweep.events import Event
     from sae_sweep.toys.sampling import EvaluationInputs
 
-    words = ["toy=parents", "sae.width=16", "sae.init=random", "toy.co_occurrence=0.8", "training.steps=2000"]
+    words = ["toy=parents", "sae.width=16", "sae.init=random_unit", "toy.co_occurrence=0.8", "training.steps=2000"]
     sweep = overrides.load([*words, f"penalty.coefficient={coefficient}"])
     point, store = sweep.points[0], Store(folder / "outputs")
 
