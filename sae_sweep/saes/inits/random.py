@@ -55,7 +55,7 @@ register(
     Init(
         name="random_scaled",
         make=_scaled,
-        description="random directions, decoder rows of norm 1, encoder rows of norm 2d/width: x̂ begins as x, roughly",
+        description="random directions, decoder rows of norm 1, encoder rows of 2d/width: of a wide SAE x̂ begins as x",
         source="this project (saes/inits/random.py)",
     )
 )
