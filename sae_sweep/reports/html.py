@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from sae_sweep.config.calibration import chosen
@@ -90,12 +91,13 @@ def page(contents: Contents, folder: str = "figures") -> str:
     environment = Environment(
         loader=PackageLoader("sae_sweep.reports", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["explained"] = _Explained()
     return environment.get_template("report.html").render(
         sweep=str(info.get("name", "sweep")),
         question=summary.question(info),
         answer=[names.say(sentence) for sentence in summary.answer(material, frame)],
         ran=summary.ran(material, frame),
-        words={word: names.say(text) for word, text in summary.WORDS.items()},
+        heads={word: names.say(text) for word, text in summary.HEADS.items()},
         finished=len(frame),
         total=info.get("points", len(frame)),
         context=[*_shared(frame), *filter(None, [names.legend])],
@@ -115,6 +117,27 @@ def page(contents: Contents, folder: str = "figures") -> str:
         plotly=_packed(get_plotlyjs()),
         payload=_packed(json.dumps({"figures": shown, "cards": browsed}, allow_nan=False)),
     )
+
+
+class _Explained:
+    """Text as HTML in which each of WORDS is explained where the page first says it."""
+
+    def __init__(self) -> None:
+        self._left = dict(summary.WORDS)
+
+    def __call__(self, text: str) -> Markup:
+        pattern = "|".join(rf"(?<![\w-]){re.escape(word)}(?![\w-])" for word in self._left)
+        if not pattern:
+            return escape(text)
+        parts, end = [], 0
+        for found in re.finditer(pattern, text):
+            if (meaning := self._left.pop(found[0], None)) is not None:
+                parts += [escape(text[end : found.start()]), _WORD.format(found[0], meaning)]
+                end = found.end()
+        return Markup("").join([*parts, escape(text[end:])])
+
+
+_WORD = Markup('<span class="word" tabindex="0" role="note" aria-label="{0}: {1}" data-tip="{1}">{0}</span>')
 
 
 def _asset(name: str) -> Markup:

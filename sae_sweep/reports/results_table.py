@@ -252,5 +252,7 @@ def _signed(value: float) -> str:
 
 def seeds_note(chosen: Iterable[int]) -> str:
     """How many points stand behind a row."""
-    most = max(chosen, default=0)
-    return f"means over {most} seeds" if most > 1 else "one seed"
+    found = sorted(set(chosen)) or [0]
+    if found[-1] <= 1:
+        return "one seed"
+    return f"means over {found[0]} to {found[-1]} seeds" if len(found) > 1 else f"means over {found[0]} seeds"
