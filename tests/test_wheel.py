@@ -104,7 +104,7 @@ def test_five_minutes_from_an_idea_to_a_verdict(installed: Path, tmp_path: Path)
     environment = {**os.environ, "PYTHONPATH": str(installed), "PATH": f"{programs}:{os.environ['PATH']}"}
     end = subprocess.run(["bash", "-e"], input=script, cwd=folder, env=environment, capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
-    assert "improper" in end.stdout and "8 (0 finished)" in end.stdout and "warning" not in end.stderr
+    assert "normalisable for no λ" in end.stdout and "8 (0 finished)" in end.stdout and "warning" not in end.stderr
     # What the README says came of it, but for the last digits, which another processor may have otherwise.
     said, expected = (
         " ".join(text.split()) for text in (end.stdout, re.findall(r"```\n(.*?)```", section, re.DOTALL)[0])
