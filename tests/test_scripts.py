@@ -81,7 +81,7 @@ def test_stores_merge_by_copying(tmp_path: Path) -> None:
     words += ["device=cpu", "penalty.coefficient=0.1,0.2,0.3,0.4", "name=merged"]
     (tmp_path / "all").mkdir()
     for index in range(2):
-        assert call("run", *words, "--shard", f"{index}/2", f"output_dir={tmp_path}/part{index}").code == 0
+        assert call("run", "--json", *words, "--shard", f"{index}/2", f"output_dir={tmp_path}/part{index}").code == 0
         parts = [str(tmp_path / f"part{index}" / kind) for kind in ("toys", "points", "sweeps")]
         subprocess.run(["cp", "-r", "-n", *parts, str(tmp_path / "all")], check=True)
     again = json.loads(call("run", *words, f"output_dir={tmp_path}/all", "--json").out)

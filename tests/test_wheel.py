@@ -11,6 +11,7 @@ import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,22 +41,28 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(installed: Path, cwd: Path, *words: str) -> str:
-    """The stdout of a command of the installed package; the checkout is not on its path."""
+def run(installed: Path, cwd: Path, *commands: list[str]) -> list[dict[str, Any]]:
+    """The JSON of commands of the installed package, one after the other; the checkout is not on its path."""
     code = (
-        "import sys, sae_sweep\n"
+        "import json, sys, sae_sweep\n"
         f"assert sae_sweep.__file__.startswith({str(installed)!r}), sae_sweep.__file__\n"
-        "from sae_sweep.cli.app import main\nmain()"
+        "from sae_sweep.cli.app import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['sae-sweep', *words]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, words"
     )
     end = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", code, json.dumps(commands)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(installed)},
         capture_output=True,
         text=True,
     )
     assert end.returncode == 0, end.stderr
-    return end.stdout
+    return [json.loads(line) for line in end.stdout.splitlines()]
 
 
 def test_the_wheel_holds_the_package_its_configuration_and_nothing_else(wheel: Path) -> None:
@@ -71,19 +78,20 @@ def test_the_wheel_holds_the_package_its_configuration_and_nothing_else(wheel: P
 
 
 def test_it_plans_the_quickstart_and_every_experiment(installed: Path, tmp_path: Path) -> None:
-    expected = json.loads(run(installed, tmp_path, "plan", "--json"))
+    names = listing("experiment")
+    plans = run(installed, tmp_path, ["plan", "--json"], *(["plan", "--json", f"experiment={name}"] for name in names))
+    expected = plans.pop(0)
     assert (expected["schema"], expected["sweep"], expected["finished"]) == (1, "quickstart", 0)
     assert expected["points"] > 16
-    for experiment in listing("experiment"):
-        found = json.loads(run(installed, tmp_path, "plan", "--json", f"experiment={experiment}"))
-        assert found["sweep"] == experiment
+    for found, name in zip(plans, names, strict=True):
+        assert found["sweep"] == name
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow  # its kernels are compiled anew
 def test_it_runs(installed: Path, tmp_path: Path) -> None:
     tiny = ["toy=small", "toy.d_vocab=5", "toy.k=2", "toy.steps=30", "training.steps=25", "sae.width=5", "logger=none"]
-    found = json.loads(run(installed, tmp_path, "run", "--json", *tiny, "penalty.coefficient=1", "name=tiny"))
+    (found,) = run(installed, tmp_path, ["run", "--json", *tiny, "penalty.coefficient=1", "name=tiny"])
     assert (found["ran"], found["failed"]) == (1, 0)
     assert (tmp_path / found["directory"] / "results.parquet").is_file()
     record = json.loads(next(tmp_path.glob("outputs/points/*/record.json")).read_text())

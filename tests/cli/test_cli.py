@@ -30,7 +30,7 @@ SEEDS = [*TINY, "penalty.coefficient=0.1,1", "seed=0,1,2", "name=seeds"]
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output directory with a finished sweep `seeds`: two coefficients, three seeds."""
     place = tmp_path_factory.mktemp("cli") / "outputs"
-    assert call("run", *SEEDS, f"output_dir={place}").code == 0
+    assert call("run", "--json", *SEEDS, f"output_dir={place}").code == 0
     return place
 
 
@@ -237,7 +237,7 @@ def test_a_reader_that_has_seen_enough(root: Path, format: str) -> None:
 
 def test_damage_that_a_table_is_missing_is_named(root: Path, tmp_path: Path) -> None:
     place = tmp_path / "outputs"
-    assert call("run", *TINY, "penalty.coefficient=1", "name=one", f"output_dir={place}").code == 0
+    assert call("run", "--json", *TINY, "penalty.coefficient=1", "name=one", f"output_dir={place}").code == 0
     (id,) = Store(place).ids("points")
     (place / "points" / id / "record.json").write_bytes(b"{")
     end = call("results", "one", "--format", "csv", "--output-dir", str(place))
