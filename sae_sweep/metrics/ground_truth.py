@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sae_sweep.lazy import lazy
 from sae_sweep.toys.aligned import product
 
 # A feature that overlaps another by more than NO_OVERLAP and at most SMALL_OVERLAP, in |cos|, does so a little (P7).
 NO_OVERLAP, SMALL_OVERLAP = 1e-4, 0.3
 # Of features or latents that never are on, a share is 0, not undefined.
 NEVER = 1e-300
+
+optimize = lazy("scipy.optimize")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -87,7 +89,7 @@ def planted_metrics(
     is small.
     """
     cosine = cosines(W_dec, directions).abs().cpu().numpy()
-    rows, columns = linear_sum_assignment(cosine, maximize=True)
+    rows, columns = optimize.linear_sum_assignment(cosine, maximize=True)
     latents, matches = np.arange(len(cosine)), cosine.argmax(1)
     f1_of_all = detection.f1
     found = (f1_of_all[live] >= f1).any(0)

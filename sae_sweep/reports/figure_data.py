@@ -63,9 +63,11 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
     frame = telling(frame)
     oracle = "oracle " + frame["partition"].fillna("")
     seeds = [name for name in ("toy_seed", "seed", "data_seed") if frame[name].nunique() > 1] or ["seed"]
+    # Rows of the whole table would be hundreds of numbers long.
+    rows = frame[["architecture", "penalty", "penalty_p", "penalty_scale", "coefficient", "k"]]
     return frame.assign(
-        penalty_name=frame.apply(penalty_name, axis=1),
-        setting=frame.apply(coefficient, axis=1),
+        penalty_name=rows.apply(penalty_name, axis=1),
+        setting=rows.apply(coefficient, axis=1),
         start=oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
         given=_words(frame, choices(frame)),
         repeat=_words(frame, seeds) if len(seeds) > 1 else frame[seeds[0]].astype(str),
@@ -182,10 +184,10 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     `explained_high`; `alone`: given the other factors too.
     """
     parts = []
-    for state, table in (("trained", frame), ("untrained", untrained)):
+    for state, table in (("trained", named(frame)), ("untrained", named(untrained))):
         for column, factor in FACTORS.items():
             explained, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
-            parts.append(named(table).assign(explained=explained, alone=alone, factor=factor, state=state))
+            parts.append(table.assign(explained=explained, alone=alone, factor=factor, state=state))
     groups = pd.concat(parts, ignore_index=True).groupby(
         ["given", "start", "width", "state", "factor"], dropna=False, sort=False
     )
@@ -205,8 +207,9 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
 def structure(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per width, start, `part` of STRUCTURES and `state` ("found", or "permuted", its null): the mean over
     points, `value`, with `value_low` and `value_high`; empty where it was not measured."""
+    table = named(frame)
     parts = [
-        named(frame).assign(value=frame[column].astype(float), part=part, state=state)
+        table.assign(value=table[column].astype(float), part=part, state=state)
         for part, name in ((words, f"structure_{key}") for key, words in STRUCTURES.items())
         for state, column in (("found", name), ("permuted", shuffled(name)))
     ]
@@ -244,7 +247,7 @@ def choices(frame: pd.DataFrame) -> list[str]:
     rate that goes with the width."""
     names = [name for name in SETTINGS if name in NAMED]
     for name in map(str, frame.columns):
-        if is_setting(name) and name not in NAMED and not is_seed(name):
+        if is_setting(name) and name not in NAMED and not is_seed(name) and frame[name].nunique(dropna=False) > 1:
             groups = frame.groupby(names, dropna=False, sort=False)
             if (groups[name].nunique(dropna=False) > 1).any():
                 names.append(name)

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import betaln, gammaln, log_ndtr
 from torch import Tensor
 
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.limits import PRIOR_INPUTS
 
 # A latent is fitted on at most so many of the inputs on which it fires, and only if its activations vary by so much of
@@ -31,6 +30,7 @@ from sae_sweep.metrics.limits import PRIOR_INPUTS
 MOST, VARY = 2_000, 0.01
 # A penalty's scale or exponent is named only where the fit knows it to a factor of 4 either way, at 95%.
 KNOWN_TO = 4.0
+optimize, special = lazy("scipy.optimize"), lazy("scipy.special")
 # Nelder-Mead compares differences: what is not finite is as bad as this.
 WORST = 1e12
 # The step of second differences in θ, all of whose parts are logarithms of about 1.
@@ -64,7 +64,7 @@ def _half_cauchy(a: Floats, theta: Floats) -> Floats:
 def _student_t(a: Floats, theta: Floats) -> Floats:
     nu = np.exp(theta[1])
     # Not by a difference of log Γ, which is all rounding where ν is large: activations more even than a half-normal.
-    constant = math.log(2) - betaln(nu / 2, 0.5) - 0.5 * np.log(nu) - theta[0]
+    constant = math.log(2) - special.betaln(nu / 2, 0.5) - 0.5 * np.log(nu) - theta[0]
     return constant - (nu + 1) / 2 * np.log1p((a * np.exp(-theta[0])) ** 2 / nu)
 
 
@@ -74,7 +74,7 @@ def _lomax(a: Floats, theta: Floats) -> Floats:
 
 def _exponential_power(a: Floats, theta: Floats) -> Floats:
     p = np.exp(theta[1])
-    return theta[1] - theta[0] - gammaln(1 / p) - (a * np.exp(-theta[0])) ** p
+    return theta[1] - theta[0] - special.gammaln(1 / p) - (a * np.exp(-theta[0])) ** p
 
 
 def _spike_and_slab(a: Floats, theta: Floats) -> Floats:
@@ -82,7 +82,7 @@ def _spike_and_slab(a: Floats, theta: Floats) -> Floats:
     spike = spike_share - scale - a * np.exp(-scale)
     slab_share = -np.logaddexp(0, theta[0])
     gauss = -0.5 * ((a - mean) / spread) ** 2 - np.log(spread) - 0.5 * math.log(2 * math.pi)
-    return np.logaddexp(spike, slab_share + gauss - log_ndtr(mean / spread))
+    return np.logaddexp(spike, slab_share + gauss - special.log_ndtr(mean / spread))
 
 
 FAMILIES: dict[str, Family] = {
@@ -120,7 +120,7 @@ class Fit:
 def fit(family: Family, train: Floats, test: Floats) -> Fit:
     """Maximum likelihood on `train`, scored on `test`; both positive, of mean about 1."""
     ends = [
-        minimize(
+        optimize.minimize(
             lambda theta: _loss(family, theta, train),
             np.array(start),
             method="Nelder-Mead",
