@@ -162,12 +162,17 @@ class PointSae(SaeTensors):
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
-            for part in x.split(max(1, most // len(self.W_dec))):
-                yield Active.of(self.encode(part))
+            yield from _dense_codes(self, x)
 
     def encode(self, x: Tensor) -> Tensor:
         return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
+
+
+def _dense_codes(sae: PointSae | LoadedSae, x: Tensor) -> Iterator[Active]:
+    """Codes of inputs x [b, d], as many inputs at a time as the largest dense tensor has room for."""
+    most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+    for part in x.split(max(1, most // len(sae.parameters.W_dec))):
+        yield Active.of(sae.encode(part))
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,7 @@ class _Loaded(SaeTensors):
         return self.sae.parameters
 
     def active(self, x: Tensor) -> Iterator[Active]:
-        for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
-            yield Active.of(self.sae.encode(part))
+        yield from _dense_codes(self.sae, x)
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:
