@@ -37,6 +37,7 @@ HOMES = (
     "sae_sweep.saes.penalties",
     "sae_sweep.saes.recipes",
     "sae_sweep.metrics.dictionary",
+    "sae_sweep.metrics.toy_accuracy",
 )
 PLUGINS = "sae_sweep.plugins"
 UNSET: Any = object()

@@ -327,7 +327,7 @@ def _said(row: Any) -> str:
 def _phase(row: Any) -> str:
     """What a setting says of its phase."""
     said = f"{row.start} start, width {row.width}, {row.penalty_name} {row.setting}<br><b>{row.phase}</b>: of "
-    said += f"{row.maxima:.0f} maxima {row.whole:.3g} have a latent for the whole ({row.copies:.3g} copies), "
+    said += f"{row.maxima:.0f} maxima {row.whole:.3g} have a latent for the whole ({row.copies:.3g} duplicates), "
     said += f"{row.split_maxes:.3g} are split"
     theory = f"<br>least loss in theory: split {row.split_code:.3g}, shared {row.shared_code:.3g}"
     return said if pd.isna(row.split_code) else said + theory
@@ -415,8 +415,8 @@ FIGURES = (
         "Phases",
         "Phase diagram",
         "What at least half of the maxima have. Split: two latents or more with a finer label. Found: a latent for the "
-        "whole maximum; duplicated: as many copies again; absorbed: those are parents, and no modifier has a latent of "
-        "its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
+        "whole maximum; duplicated: as many duplicates again; absorbed: those are parents, and no modifier has a "
+        "latent of its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
         "activations, the least loss with a latent for each combination is below that with one for each parent and "
         "each modifier.",
         lambda sweep: figure_data.phases(sweep.results, sweep.costs),

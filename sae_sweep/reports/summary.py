@@ -14,9 +14,11 @@ import pandas as pd
 
 from sae_sweep.config.columns import COLUMN_OF, shuffled
 from sae_sweep.config.files import conf_dir, opening
+from sae_sweep.reports.claims import least_accuracy, lowest_accuracy
 from sae_sweep.reports.layout import listed, plural
 from sae_sweep.reports.material import Material
 from sae_sweep.reports.results_table import coefficient, penalty_name, representatives, start_name
+from sae_sweep.reports.sentences import percent, toy_warning
 
 # Words of the page, each explained at the pointer or the focus where the page first says it.
 WORDS = {
@@ -69,6 +71,8 @@ def answer(material: Material, frame: pd.DataFrame) -> list[str]:
     counts = Counter(verdict.verdict for verdict in material.verdicts)
     said = [f"{counts[word]} {word}" for word in ("supported", "not supported", "undecided") if counts[word]]
     sentences = [f"Of {plural(len(material.verdicts), 'claim')}: {', '.join(said)}."] if said else []
+    if warning := toy_warning(lowest_accuracy(frame), least_accuracy(material.info)):
+        sentences.insert(0, warning)
     if frame.empty:
         return [*sentences, "No point is finished yet."]
     chosen = representatives(frame).dropna(subset=["fvu", "l0"])
@@ -112,6 +116,8 @@ def ran(material: Material, frame: pd.DataFrame) -> list[tuple[str, str]]:
         column = COLUMN_OF.get(key, key)
         if column in frame and len(frame):
             rows.append((key, listed([_short(value) for value in frame[column].dropna().unique()])))
+    if (accuracy := lowest_accuracy(frame)) is not None:
+        rows.append(("toy accuracy", percent(accuracy)))
     provenance = [record.get("provenance") or {} for record in material.finished.records.values()]
     commits = Counter(_commit(each) for each in provenance if each.get("git_sha"))
     versions = {name: {each.get("versions", {}).get(name) for each in provenance} - {None} for name in _PACKAGES}
