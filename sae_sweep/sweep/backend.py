@@ -28,8 +28,7 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int, say: Say 
     """
     device = stack.flat.device.type
     # All SAEs of a stack have the step of a recipe in common (plan.stack_key).
-    kind, points = stack.architecture, stack.points
-    known = device in kind.compiled and all(kind.compiles(p.sae) and is_plain(p.training, device) for p in points)
+    known = device in stack.architecture.compiled and all(is_plain(point, device) for point in stack.points)
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
     if device == "cpu" and known:
         from sae_sweep.kernels.cpu.backend import CpuBackend

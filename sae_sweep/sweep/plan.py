@@ -114,7 +114,7 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     formula = formula_of(point.penalty)
     further = "" if gpu_knows(formula) else formula.whole
     falling = () if training.k_start is None else (training.k_start, training.k_anneal)
-    shared = (training.steps, training.batch_size, further, *falling, *of_step(training))
+    shared = (training.steps, training.batch_size, further, *falling, *of_step(point))
     return (*data, sae.architecture, sae.width, own, *shared)
 
 

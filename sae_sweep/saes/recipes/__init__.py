@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.registry import Kind
+from sae_sweep.registry import Kind, get
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sae_sweep.config.settings import Training
+    from sae_sweep.config.settings import Point, Training
     from sae_sweep.saes.parameters import Parameters
     from sae_sweep.saes.stack import Stack
 
@@ -91,25 +91,26 @@ class Revival(Ingredient):
         return bool(self.revive or self.auxiliary)
 
 
-def is_plain(training: Training, device: str = "cpu") -> bool:
-    """Whether the compiled steps know how it is trained there; else the reference step takes it."""
+def is_plain(point: Point, device: str = "cpu") -> bool:
+    """Whether the compiled steps know its encoder and how it is trained there; else the reference step takes it."""
+    training, known = point.training, get("architecture", point.sae.architecture).compiles(point.sae)
     revival: Revival = training.chosen["revival"]  # type: ignore[assignment]
-    # The GPU's kernels do not count for how long a latent has not fired.
-    return (
-        revival.compiled
-        and not (device == "cuda" and revival.revives)
-        and all(
-            kind.compiled and all(training.get(name) == setting.default for name, setting in kind.settings.items())
-            for kind in training.chosen.values()
-            if isinstance(kind, Optimizer | DecoderNorm)
-        )
+    if not (known and point.encoder.name == "linear" and revival.compiled):
+        return False
+    if device == "cuda" and revival.revives:  # its kernels do not count for how long a latent has not fired
+        return False
+    return all(
+        kind.compiled and all(training.get(name) == setting.default for name, setting in kind.settings.items())
+        for kind in training.chosen.values()
+        if isinstance(kind, Optimizer | DecoderNorm)
     )
 
 
-def of_step(training: Training) -> tuple[Any, ...]:
+def of_step(point: Point) -> tuple[Any, ...]:
     """What one step of a whole stack has in common beyond the compiled steps: none where these know it."""
-    if is_plain(training):
+    if is_plain(point):
         return ()
+    training = point.training
     keys = ("optimizer", "decoder_norm", *(() if training.chosen["revival"].compiled else ("revival",)))
     kinds = (training.chosen[key] for key in keys)
-    return tuple((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)
+    return point.encoder, *((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)

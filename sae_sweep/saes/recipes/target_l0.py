@@ -41,8 +41,7 @@ def steer(stack: Stack, l0: Tensor) -> None:
         if point.penalty.coefficient:
             stack.rescale[i] = min(LIMIT, max(1 / LIMIT, float(stack.rescale[i]) * factor))
         else:
-            place = 4 + stack.architecture.extras.index("thresholds")
-            stack.views(stack.flat[i])[place].mul_(factor)
+            stack.named(stack.flat[i])["thresholds"].mul_(factor)
 
 
 def missed(point: Point, l0: float) -> str | None:
