@@ -41,7 +41,8 @@ def keep(store: Store, stack: Stack, i: int, looks: Sequence[Look], device: str)
     if not (point.training.keep_state and continues(point)) or stack.step % BLOCK:
         return
     own = [dataclasses.replace(look, **{name: getattr(look, name)[i : i + 1] for name in _PER_SAE}) for look in looks]
-    content = to_bytes(tensors_of(stack.part(slice(i, i + 1)), own), metadata([point.id], device))
+    alone = dataclasses.replace(stack.part(slice(i, i + 1)), failed={})
+    content = to_bytes(tensors_of(alone, own), metadata([point.id], device))
     digest = hashlib.sha256(content).hexdigest()[:16]
     store.write_checkpoint(_folder(store) / f"{_key(point)}.{stack.step}.{digest}.safetensors", content)
 

@@ -47,8 +47,8 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"start_digest": start}
     path = Path(start).expanduser().resolve()
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        content = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+        content = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     except OSError as error:
         raise UserError(f"sae.init={start}: {error.strerror or error}") from error
     return {"start": str(path), "start_digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}
