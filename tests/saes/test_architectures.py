@@ -145,7 +145,13 @@ def test_jumprelu_by_each_of_its_sources(own: dict[str, object]) -> None:
     pre = pre_activations(X, p)
     weights = torch.randn(pre.shape, generator=torch.Generator().manual_seed(1))
     loss = (kind.activate(pre, p, sae, True) * weights).sum() + kind.auxiliary(X, pre, pre, p, sae) * len(X)
-    found = dict(zip(leaves, torch.autograd.grad(loss, [getattr(p, name) for name in leaves]), strict=True))
+    found = dict(
+        zip(
+            leaves,
+            torch.autograd.grad(loss, [getattr(p, name) for name in leaves], materialize_grads=True),
+            strict=True,
+        )
+    )
     q, b = parameters, sae.bandwidth
     pre, norms = pre_activations(X, q), q.norms()
     reach = pre.relu() * norms - q.thresholds

@@ -65,10 +65,10 @@ class Endless:
 
 def test_an_sae_reaches_its_target_from_either_side_by_the_compiled_step() -> None:
     steps = 60 * BLOCK
-    chosen = points([Penalty("l1", 0.05), Penalty("l1", 3.0)], steps=steps, target_l0=4.0)
+    chosen = points([Penalty("l1", 1.0), Penalty("l1", 12.0)], steps=steps, target_l0=4.0)
     with cpu_backend() as backend:
         looks = list(train(stack_of(chosen), Endless(), backend))
-    assert looks[-1].l0.tolist() == pytest.approx([4.0, 4.0], rel=0.1)
+    assert looks[-1].l0.tolist() == pytest.approx([4.0, 4.0], rel=0.2)
     assert looks[-1].rescale[0] > 1 > looks[-1].rescale[1]
     assert missed(chosen[0], 4.3) is None and "a mean L0 of 5, its target was 4" in str(missed(chosen[0], 5.0))
 
@@ -91,4 +91,4 @@ def test_without_a_penalty_thresholds_move() -> None:
 )
 def test_what_no_training_could_reach_is_refused(overrides: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        plan(["toy=small", "training.target_l0=3", *overrides])
+        plan("toy=small", "training.target_l0=3", *overrides)
