@@ -60,7 +60,8 @@ STRUCTURES = {
 def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
     if frame.empty:
-        return frame.assign(**dict.fromkeys([*NAMES, "repeat"], pd.Series(dtype=object)))
+        missing = [name for name in (*NAMES, "repeat") if name not in frame]
+        return pd.concat([frame, pd.DataFrame(columns=missing, index=frame.index, dtype=object)], axis=1)
     frame = telling(frame)
     oracle = "oracle " + frame["partition"].fillna("")
     seeds = [name for name in ("toy_seed", "seed", "data_seed") if frame[name].nunique() > 1] or ["seed"]
