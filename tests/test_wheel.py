@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -95,3 +97,26 @@ def test_it_runs(installed: Path, tmp_path: Path) -> None:
     assert (tmp_path / found["directory"] / "results.parquet").is_file()
     record = json.loads(next(tmp_path.glob("outputs/points/*/record.json")).read_text())
     assert record["provenance"]["git_sha"] is None  # not that of whatever repository it is installed in
+
+
+@pytest.mark.slow  # its kernels are compiled anew
+def test_five_minutes_from_an_idea_to_a_verdict(installed: Path, tmp_path: Path) -> None:
+    """The README's own words, typed into an empty folder."""
+    readme = (CHECKOUT / "README.md").read_text()
+    section = readme.partition("## Your own idea in five minutes")[2].partition("\n## ")[0]
+    script = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0]
+    folder, programs = tmp_path / "empty", tmp_path / "bin"
+    folder.mkdir(), programs.mkdir()
+    program = programs / "sae-sweep"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m sae_sweep "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(installed), "PATH": f"{programs}:{os.environ['PATH']}"}
+    end = subprocess.run(["bash", "-e"], input=script, cwd=folder, env=environment, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    assert "normalisable for no λ" in end.stdout and "8 (0 finished)" in end.stdout and "warning" not in end.stderr
+    # What the README says came of it, but for the last digits, which another processor may have otherwise.
+    said, expected = (
+        " ".join(text.split()) for text in (end.stdout, re.findall(r"```\n(.*?)```", section, re.DOTALL)[0])
+    )
+    assert expected.partition(" is 0")[0] in said and "not at most -1 as predicted" in said
+    assert "answers 100% of its inputs right" in end.stderr

@@ -78,7 +78,8 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per point, and one per setting with several seeds (`repeat` "mean"), its range in `_low` and `_high`.
+    """A row per point and, if some setting has several seeds, one per setting (`repeat` "mean"), its range in `_low`
+    and `_high`.
 
     Columns: NAMES, `repeat`, `seeds` (how many), `point_id` (null for means), `coefficient`, `l0`, `fvu` with `_low`
     and `_high`, counts of splits, duplicates and owned maxes, `on_front` (by the means over seeds, among the settings
@@ -98,19 +99,19 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
     means = means.assign(on_front=pd.concat([pd.Series(dtype=bool), *lines]).astype(bool), repeat="mean")
     columns = [*NAMES, "repeat", "point_id", "coefficient", "l0", "fvu", *_HOVERED]
     points = table[columns].assign(seeds=1, on_front=means["on_front"].to_numpy()[groups.ngroup()])
-    means = means[means["seeds"] > 1]
-    whole = pd.concat([means, points], ignore_index=True) if len(means) else points
+    # Where some settings have several seeds, one of a single seed is its own mean: it stands beside theirs.
+    whole = pd.concat([means, points], ignore_index=True) if (means["seeds"] > 1).any() else points
     return whole.astype(dict.fromkeys(["l0", "fvu", *_HOVERED], float))
 
 
 def split_counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting: the means over seeds of splits (all, distinct, and with labels shuffled) and duplicates per
-    maximum and of owned maxes, and `seeds`."""
+    """A row per setting: the means over seeds of splits (all, distinct, with labels shuffled, and of a perfect code)
+    and duplicates per maximum and of owned maxes, and `seeds`."""
     groups = named(frame.dropna(subset=["splits_per_max"])).groupby(NAMES, dropna=False, sort=False)
     return groups.agg(
         seeds=("l0", "size"),
         coefficient=("coefficient", "first"),
-        **{name: (name, "mean") for name in (*_HOVERED, shuffled("splits_per_max"))},
+        **{name: (name, "mean") for name in (*_HOVERED, shuffled("splits_per_max"), "splits_ceiling")},
     ).reset_index()
 
 

@@ -70,7 +70,7 @@ def test_what_is_finished_is_known_without_pytorch(words: list[str], root: Path)
 def test_each_command_has_two_examples_that_it_understands(name: str) -> None:
     program = typer.main.get_command(app.app)
     command = program.commands[name]
-    lines = [line.strip() for line in (command.epilog or "").splitlines() if line.strip()]
+    lines = [line for each in (command.epilog or "").splitlines() if (line := each.strip(" \b"))]
     assert lines[0] == "Examples:" and len(lines) == 3
     for line in lines[1:]:
         words = shlex.split(line.partition(" >")[0])
@@ -194,14 +194,24 @@ def test_listings() -> None:
     assert [row["name"] for row in architectures] == list(kinds("architecture"))
     for row in (*listed, *architectures):
         assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
-    for kind, names in (("penalties", PENALTIES), ("architectures", kinds("architecture")), ("toys", kinds("toy"))):
+    of_kinds = {"architectures": "architecture", "toys": "toy", "metrics": "metric"}
+    for kind, names in (("penalties", PENALTIES), *((kind, kinds(family)) for kind, family in of_kinds.items())):
         _, listing, *remarks = call(kind).out.split("\n\n")
         assert [line.split()[0] for line in listing.splitlines()] == list(names)
         assert len(remarks) == (3 if kind == "penalties" else 0)  # three questions about priors, answered
     assert [row["name"] for row in json.loads(call("toys", "--json").out)] == list(kinds("toy"))
     assert "toy.tree=none" in call("toys", "planted").out and "did you mean 'circle'?" in call("toys", "cirle").err
+    assert call("metrics", "below_cell").out == call("metrics", "labels").out
+    assert "evaluation.order=False" in call("metrics", "order").out
     assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
     assert "Lomax" in call("penalties", "log1p").out
+    assert [line.split()[0] for line in call("encoders").out.split("\n\n")[1].splitlines()] == list(kinds("encoder"))
+    assert "encoder.steps=4" in call("encoders", "lista").out and "sae=topk" in call("encoders", "matching_pursuit").out
+    ingredients = [row["name"] for row in json.loads(call("recipes", "--json").out)]
+    assert {"optimizer=adam", "schedule=cosine", "decoder_norm=unit", "revival=resample"} < set(ingredients)
+    assert call("recipes", "resample").out == call("recipes", "revival=resample").out
+    assert "training.revival_every=250" in call("recipes", "resample").out
+    assert "did you mean 'revival=resample'?" in call("recipes", "resampel").err
     end = call("penalties", "lgo1p")
     assert end.code == 2 and "did you mean 'log1p'?" in end.err
 

@@ -12,7 +12,7 @@ import torch
 from commandline import call
 from scipy.optimize import minimize
 
-from sae_sweep.metrics import evaluate
+from sae_sweep.metrics import metric
 from sae_sweep.metrics.extra.probing import (
     Concept,
     absorption,
@@ -233,7 +233,7 @@ def test_a_probe_is_scored_on_inputs_that_it_was_not_trained_on() -> None:
 @pytest.mark.usefixtures("few_inputs_for_constants")
 @pytest.mark.parametrize("toy", ["parents", "independent"])
 def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "PROBE_INPUTS", 3_000)
+    monkeypatch.setattr(metric, "PROBE_INPUTS", 3_000)
     words = [f"toy={toy}", "toy.features=4", "toy.d_model=8", "sae.init=oracle", "name=p"]
     words += ["toy.rate=0.2"] if toy == "independent" else []
     words += ["penalty.coefficient=0.1", "training.steps=20", "training.batch_size=64", "evaluation.inputs=3000"]

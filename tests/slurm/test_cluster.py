@@ -387,7 +387,8 @@ def test_what_slurm_does_not_take_is_held_back_and_sent_later(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("slurm")
 def test_coefficients_are_chosen_before_anything_is_sent(tmp_path: Path) -> None:
-    asked = [*TINY, "device=cpu", "launcher.cpus=1", "sae.init=random", "training.lr=0.02", "seed=0,1,2", "name=even"]
+    asked = [*TINY, "device=cpu", "launcher.cpus=1", "sae.init=random_unit"]
+    asked += ["training.lr=0.02", "seed=0,1,2", "name=even"]
     asked += ["grid.calibrate=l0", "grid.l0_range=[0.5,1.5]", "grid.coefficients=2"]
     dry = call("submit", *asked, "--dry-run")
     assert dry.code == 0 and "are chosen by submit, on this machine" in dry.err and not (tmp_path / "outputs").exists()
@@ -483,6 +484,9 @@ def test_the_doctor_says_what_to_do(fake: Fake) -> None:
     assert findings["Slurm"]["usable"]
     assert "gpu:8" in findings["Slurm"]["found"]
     assert findings["sacct"]["usable"]
+    fake("sinfo", "echo sinfo: error: fetch_config: DNS SRV lookup failed >&2; exit 1")
+    findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}
+    assert findings["Slurm"]["absent"] and not findings["Slurm"]["usable"]
     fake("sinfo", "echo sinfo: error: no controller >&2; exit 1")
     fake("sacct", "exit 1")
     findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}

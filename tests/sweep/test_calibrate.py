@@ -128,7 +128,8 @@ def test_whatever_the_curve_what_is_chosen_was_tried_around(l0: list[float], cou
 
 # -- from command to table --------------------------------------------------------------------------------------------
 
-ASKED = [*TINY, "training.steps=60", "training.lr=0.02", "sae.init=random", "penalty=l1,sqrt", "seed=0,1", "name=even"]
+ASKED = [*TINY, "training.steps=60", "training.lr=0.02", "sae.init=random_unit"]
+ASKED += ["penalty=l1,sqrt", "seed=0,1", "name=even"]
 ASKED.remove("training.steps=25")
 ASKED += ["grid.calibrate=l0", "grid.l0_range=[0.4,1.5]", "grid.coefficients=3"]
 

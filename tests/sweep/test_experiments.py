@@ -56,7 +56,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_an_experiment_ends_in_verdicts(finished: Path) -> None:
     store = Store(finished)
-    for verdict in verdicts_of(results.sweep_info(store, "mini")["claims"], *results.tables(store, "mini")):
+    for verdict in verdicts_of(results.sweep_info(store, "mini"), *results.tables(store, "mini")):
         # Trained for four steps, most predictions fail; what may not fail is that they are about something.
         reason = verdict.sentence.partition("undecided, since ")[2]
         assert "no finished point" not in reason, verdict

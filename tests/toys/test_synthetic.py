@@ -12,7 +12,7 @@ import pytest
 import torch
 from commandline import call
 
-from sae_sweep.config.columns import COLUMNS
+from sae_sweep.config.columns import table_columns
 from sae_sweep.config.settings import Distribution, Evaluation, Point, Site, Toy, canonical, toy_id
 from sae_sweep.registry import kinds
 from sae_sweep.toys import model
@@ -183,7 +183,7 @@ def test_each_kind_runs_from_command_to_table(kind: str, root: Path, few_inputs_
     if kind in ("independent", "parents"):
         assert "MCC" in call("report", kind, "--full", "--output-dir", str(root)).out
     table = pd.read_parquet(root / "sweeps" / kind / "results.parquet")
-    assert set(COLUMNS) <= set(table)
+    assert set(table_columns()) <= set(table)
     independent = kind in ("independent", "planted", "superposition")
     toy = "independent" if kind == "superposition" else kind
     assert set(table["toy"]) == {f"{toy}-5-4"} and set(table["width"]) == {5}

@@ -18,7 +18,7 @@ import pytest
 from processes import descendants
 from wandb_server import KEY, serving
 
-from sae_sweep.config.columns import COLUMNS, LABELS
+from sae_sweep.config.columns import LABELS, table_columns
 from sae_sweep.config.logger import Logger, resolved
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Site, canonical, measure_id
 from sae_sweep.errors import UserError
@@ -55,7 +55,7 @@ def points() -> list[Point]:
 def results() -> pd.DataFrame:
     """Two seeds of every point; L0 falls and FVU rises with the coefficient; the middle one is off the front."""
     rows = [row(point, seed) for seed in (0, 1) for point in points()]
-    return pd.DataFrame(rows).reindex(columns=[*COLUMNS]).astype(COLUMNS)
+    return pd.DataFrame(rows).reindex(columns=[*table_columns()]).astype(table_columns())
 
 
 def row(point: Point, seed: int) -> dict:
