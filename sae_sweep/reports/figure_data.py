@@ -59,6 +59,7 @@ STRUCTURES = {
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
+    frame = frame.copy()  # in as few pieces as it has types: pandas warns of columns added to many
     if frame.empty:
         return frame.assign(**dict.fromkeys([*NAMES, "repeat"], pd.Series(dtype=object)))
     frame = telling(frame)
