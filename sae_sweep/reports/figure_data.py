@@ -59,6 +59,7 @@ STRUCTURES = {
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
+    frame = frame.copy()  # in as few pieces as it has types: pandas warns of columns added to many
     if frame.empty:
         missing = [name for name in (*NAMES, "repeat") if name not in frame]
         return pd.concat([frame, pd.DataFrame(columns=missing, index=frame.index, dtype=object)], axis=1)
