@@ -81,7 +81,7 @@ def toys(name: str | None, json: bool) -> None:
             "description": kind.description,
             "sites": list(kind.sites),
             "settings": [
-                f"toy.{key}={setting.default}" + f" ({setting.help})" * bool(setting.help)
+                f"toy.{key}={'null' if setting.default is None else setting.default}" + f" ({setting.help})" * bool(setting.help)
                 for key, setting in kind.settings.items()
                 if setting.given
             ],
@@ -173,7 +173,7 @@ def _listing(
     for row in named:
         parts.append(Text(row["name"], "bold"))
         for key, value in row.items():
-            if key != "name" and value not in (None, [], "-"):
+            if key != "name" and value not in (None, [], "-", ""):
                 spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
                 first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))
