@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
+from sae_sweep.config.meanings import MEANINGS
 
 import sae_sweep
 from sae_sweep import registry
@@ -30,7 +31,6 @@ from sae_sweep.cli.app import app
 from sae_sweep.config import settings
 from sae_sweep.config.columns import COLUMNS
 from sae_sweep.config.files import conf_dir
-from sae_sweep.config.meanings import MEANINGS
 from sae_sweep.registry import Kind, Setting
 
 ROOT = Path(__file__).resolve().parents[1]

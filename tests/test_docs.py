@@ -18,12 +18,12 @@ import pytest
 import typer
 import yaml
 from commandline import call, fresh
+from sae_sweep.config.meanings import MEANINGS
 
 import sae_sweep
 from sae_sweep.cli.app import app
 from sae_sweep.config import overrides
 from sae_sweep.config.columns import COLUMNS
-from sae_sweep.config.meanings import MEANINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
