@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
-from sae_sweep.config.meanings import MEANINGS
 
 import sae_sweep
 from sae_sweep import registry
