@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sae_sweep.config.columns import METRICS, PLANTED, PRIORS, STRUCTURE, TRAINING, shuffled
+from sae_sweep.config.columns import BESIDE, metric_columns
 from sae_sweep.config.settings import (
     Distribution,
     Encoder,
@@ -21,23 +21,20 @@ from sae_sweep.config.settings import (
     Training,
     canonical,
 )
+from sae_sweep.registry import kinds
 from sae_sweep.store.checksums import SCHEMA
 from sae_sweep.store.store import Store
 
 SMALL = Toy(d_vocab=16, k=3)
 MEASURED = {
-    name: 0 if kind == "Int64" else 0.0
-    for name, kind in METRICS.items()
-    if name
-    not in (
-        "oracle_gap",
-        "seed_agreement",
-        "seconds",
-        *PLANTED,
-        *map(shuffled, PLANTED),
-        *PRIORS,
-        *STRUCTURE,
-        *TRAINING,
+    name: 0 if column.kind == "Int64" else 0.0
+    for name, column in metric_columns().items()
+    if name == "loss"
+    or (
+        name not in BESIDE
+        and not any(
+            name in kinds("metric")[other].columns for other in ("planted", "priors", "structure", "dictionary")
+        )
     )
 }
 

@@ -512,6 +512,19 @@ def recipes(name: KindName = None, json: Json = False) -> None:
 
 @app.command(
     epilog=_examples(
+        "metrics",
+        "metrics splits_per_max",
+    )
+)
+def metrics(name: KindName = None, json: Json = False) -> None:
+    """The metrics there are, a line each; with a NAME, or a column's, the columns of it and what they mean."""
+    from sae_sweep.cli import listings
+
+    listings.metrics(name, json)
+
+
+@app.command(
+    epilog=_examples(
         "experiments",
         "experiments splitting",
     )

@@ -185,6 +185,25 @@ def _settings(part: str, kind: registry.Kind) -> list[str]:
     ]
 
 
+def metrics(name: str | None, json: bool) -> None:
+    """Print the metrics there are, or all about one, which a column of it names as well."""
+    known = registry.kinds("metric")
+    name = next((each for each, kind in known.items() if name in kind.columns), name)
+    rows = [
+        {
+            "name": each,
+            "description": kind.description,
+            "settings": [
+                f"evaluation.{key}={setting.default} ({setting.help})" for key, setting in kind.settings.items()
+            ],
+            "columns": [f"{column} ({told.description})" for column, told in kind.columns.items()],
+            "source": kind.source,
+        }
+        for each, kind in known.items()
+    ]
+    _listing("metric", rows, name, json, "measured on every SAE, or where evaluation.NAME=true asks for it")
+
+
 def _listing(
     kind: str,
     rows: Sequence[Mapping[str, Any]],
@@ -216,7 +235,7 @@ def _listing(
     for row in named:
         parts.append(Text(row["name"], "bold"))
         for key, value in row.items():
-            if key != "name" and value not in (None, [], "-"):
+            if key != "name" and value not in (None, [], "", "-"):
                 spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
                 first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))

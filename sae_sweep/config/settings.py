@@ -285,11 +285,6 @@ class Evaluation(Part):
         "f1": Setting(0.8, "what a label asks for", gt=0, le=1),
         "f1_gain": Setting(0.02, "what a finer label must gain over a coarser", ge=0, le=1),
         "permutations": Setting(20, "of labels, for what they say by chance", ge=1),
-        "probing": Setting(False, "k-sparse probes and absorption: a pass and some seconds for every SAE"),
-        "priors": Setting(False, "which prior activations follow where they fire"),
-        "structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left"),
-        "order": Setting(False, "what latents tell of the order of the tokens", legacy=False),
-        "inference": Setting(False, "the best codes for the dictionary, whatever the encoder finds", legacy=False),
     }
 
     @classmethod
@@ -342,7 +337,8 @@ class Point:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
         point = canonical(self)
         # A part that says what there was before it existed is no part of an identity.
-        parts = {name: getattr(point, name)._key() for name in PARTS if getattr(point, name).identity()}
+        keys = {name: getattr(point, name)._key() for name in PARTS}
+        parts = {name: key for name, key in keys.items() if key != "{}"}
         return _digest(parts, seed=point.seed, data_seed=point.data_seed, train_version=TRAIN_VERSION)
 
     def get(self, key: str) -> Any:
@@ -408,7 +404,7 @@ def toy_id(toy: Toy) -> str:
 
 def measure_id(evaluation: Evaluation) -> str:
     """Tells measurements of one SAE apart. 16 hexadecimal digits."""
-    metrics = [_versioned("metric", name) for name in registry.kinds("metric")]
+    metrics = [_versioned("metric", name) for name, kind in registry.kinds("metric").items() if kind.asked(evaluation)]
     return _digest({"evaluation": evaluation._key()}, measure_version=MEASURE_VERSION, metrics=metrics)
 
 

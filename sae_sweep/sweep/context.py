@@ -166,13 +166,18 @@ class PointSae(SaeTensors):
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
-            for part in x.split(max(1, most // len(self.W_dec))):
-                yield Active.of(self.encode(part))
+            yield from _dense_codes(self, x)
 
     def encode(self, x: Tensor) -> Tensor:
         kind = architecture_of(self.point.sae.architecture)
         return kind.codes(x, self.parameters, self.point.sae, encoder=self.point.encoder)
+
+
+def _dense_codes(sae: PointSae | LoadedSae, x: Tensor) -> Iterator[Active]:
+    """Codes of inputs x [b, d], as many inputs at a time as the largest dense tensor has room for."""
+    most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+    for part in x.split(max(1, most // len(sae.parameters.W_dec))):
+        yield Active.of(sae.encode(part))
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,7 @@ class _Loaded(SaeTensors):
         return self.sae.parameters
 
     def active(self, x: Tensor) -> Iterator[Active]:
-        for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
-            yield Active.of(self.sae.encode(part))
+        yield from _dense_codes(self.sae, x)
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:

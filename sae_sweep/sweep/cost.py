@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from sae_sweep.config.settings import Evaluation, Point, Toy, Training
 from sae_sweep.kernels import gpu_knows
 from sae_sweep.kernels.cuda.tiling import Tiles
-from sae_sweep.kernels.limits import DENSE_ABOVE, DENSE_AT_LEAST, ENTRIES, MOST_PARTS, PART, ROUND_BELOW
+from sae_sweep.kernels.limits import (
+    DENSE_ABOVE,
+    DENSE_AT_LEAST,
+    ENTRIES,
+    MOST_PARTS,
+    NARROW_CHOSEN,
+    NARROW_DENSE_ABOVE,
+    NARROW_WIDTH,
+    PART,
+    ROUND_BELOW,
+)
 from sae_sweep.metrics.limits import (
     BLOCK_INPUTS,
     BLOCK_NUMBERS,
@@ -189,16 +199,42 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
         return speed.autograd_step + _products(point) * codes * each + adam
     if l0 is None:
         *_, (_, l0) = firing(point)
+    if _narrow(point, speed):
+        return _narrow_seconds(point, speed, l0)
     if _dense(point, l0):
         return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
-    # The k largest so far change so often, where any order is as likely.
-    changes = point.sae.k * (1 + math.log(max(1.0, width / point.sae.k))) if point.sae.architecture == "topk" else 0.0
+    changes = _changes(point) if point.sae.architecture == "topk" else 0.0
     of_batch = speed.counted_step if _of_batch(point) else 0.0
     flops, code, entry = speed.product_flops, speed.code, speed.entry
     if l0 < ROUND_BELOW * width:
         flops, code, entry = speed.rounded_flops, speed.rounded_code, speed.entry + speed.settled
     inputs = b * (speed.input + l0 * (entry + d * speed.entry_number) + changes * speed.chosen)
     return speed.own_step + of_batch + inputs + codes * (2 * d / flops + code) + adam
+
+
+def _narrow(point: Point, speed: Speed) -> bool:
+    """Whether the step of narrow SAEs trains the point (kernels/cpu/narrow.py)."""
+    sae = point.sae
+    if speed.device != "cpu" or sae.width > NARROW_WIDTH or formula_of(point.penalty).weighs:
+        return False
+    return sae.architecture == "relu" or (sae.architecture == "topk" and sae.k <= NARROW_CHOSEN)
+
+
+def _narrow_seconds(point: Point, speed: Speed, l0: float) -> float:
+    """The step of narrow SAEs: one product and sums over the codes above 0, or products alone."""
+    d, width, b = activation_size(point), point.sae.width, point.training.batch_size
+    topk = point.sae.architecture == "topk"
+    dense = not topk and l0 > NARROW_DENSE_ABOVE * width
+    of_input = speed.narrow_input + (0.0 if dense else l0 * d * speed.narrow_number)
+    if topk and point.sae.k > 1:  # one slot is filled without asking
+        of_input += _changes(point) * speed.narrow_chosen
+    of_code = 2 * (DENSE_PRODUCTS if dense else 1) * d / speed.narrow_flops + speed.narrow_code
+    return speed.narrow_step + b * (of_input + width * of_code) + parameter_count(point) * speed.narrow_parameter
+
+
+def _changes(point: Point) -> float:
+    """How often the k largest codes of an input change while they are sought, where any order is as likely."""
+    return float(point.sae.k * (1 + math.log(max(1.0, point.sae.width / point.sae.k))))
 
 
 def training_seconds(pack: tuple[Point, ...], speed: Speed, workers: int) -> float:

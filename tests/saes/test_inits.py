@@ -11,6 +11,7 @@ import torch
 from sae_sweep.config.settings import Penalty, Point, Sae
 from sae_sweep.registry import kinds
 from sae_sweep.saes.inits import from_exemplars, start
+from sae_sweep.saes.inits import kmeans as kmeans_init
 from sae_sweep.saes.inits.kmeans import kmeans
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.sweep.context import Ground
@@ -24,6 +25,7 @@ D = 8
 class Clusters:
     """Six clusters on orthogonal axes about the origin, each of two sub-clusters a little apart along a seventh."""
 
+    device = "cpu"
     centres = torch.eye(D)[:6] * 8 - torch.tensor([8 / 6] * 6 + [0.0] * 2)
     offset = torch.eye(D)[6] * 0.8
 
@@ -172,3 +174,15 @@ def test_additive_means_are_the_two_factors_of_an_additive_toy() -> None:
 def _of_classes(cells: Cells, both: Partition) -> list[tuple[torch.Tensor, torch.Tensor]]:
     of_cell = torch.as_tensor(both.of_cell)
     return [(of_cell, torch.as_tensor(cells.factors[name]).long()) for name in "mq"]
+
+
+def test_clusters_on_a_gpu_are_those_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = torch.randn(500, D, generator=torch.Generator().manual_seed(0))
+    centres = pool[:7].clone()
+    centres[3] = 100.0  # nearest to nothing
+    monkeypatch.setattr(kmeans_init, "GPU_NUMBERS", 7 * 64)
+    sizes, sums = kmeans_init._clusters(pool, centres)
+    same_sizes, same_sums = kmeans_init._clusters_by_products(pool, centres)
+    assert sizes[3] == 0 and sizes.sum() == 500
+    assert torch.equal(sizes.float(), same_sizes)
+    torch.testing.assert_close(sums, same_sums, rtol=1e-5, atol=1e-4)

@@ -243,7 +243,7 @@ def test_a_task_that_never_gets_further_gives_up(tmp_path: Path, monkeypatch: py
 
 
 def test_status_believes_the_note_of_a_finished_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call("run", *TINY, "penalty.coefficient=0.1,1", "name=noted").code == 0
+    assert call("run", "--json", *TINY, "penalty.coefficient=0.1,1", "name=noted").code == 0
     store, sweep = Store(tmp_path / "outputs"), config.load([*TINY, "penalty.coefficient=0.1,1"])
     tasks = [{"points": [point.id for point in sweep.points], "seconds": 1.0}]
     content = Submission("once", "me", 0.0, "noted.once", tasks, [{"job": "1", "count": 1}])
@@ -443,7 +443,7 @@ def test_what_was_logged_offline_is_pushed_once(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [word.replace("logger=none", "logger=wandb") for word in TINY]
-    assert call("run", *words, "penalty.coefficient=0.1,1", "name=offline", "logger.mode=offline").code == 0
+    assert call("run", "--json", *words, "penalty.coefficient=0.1,1", "name=offline", "logger.mode=offline").code == 0
     folder = tmp_path / "outputs/sweeps/offline/wandb"
     assert len(unsynced(folder)) == 3
     refused = call("sync", "offline")
@@ -462,7 +462,7 @@ def test_what_was_logged_offline_is_pushed_once(
 
 
 def test_nothing_to_push_where_nothing_was_to_be_logged() -> None:
-    assert call("run", *TINY, "penalty.coefficient=1", "name=silent").code == 0
+    assert call("run", "--json", *TINY, "penalty.coefficient=1", "name=silent").code == 0
     result = call("sync", "silent")
     assert result.code == 2
     assert "logger=none" in result.err

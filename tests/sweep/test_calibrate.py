@@ -203,7 +203,7 @@ def test_a_sweep_that_grows_keeps_what_was_chosen(run: Path, tmp_path: Path) -> 
     before = yaml.safe_load((root / "sweeps" / "even" / "sweep.yaml").read_text())["calibration"]["lines"]
     shutil.rmtree(root / "points")
     wider = [word for word in ASKED if not word.startswith("sae.width")]
-    assert call("run", *wider, "sae.width=5,7", f"output_dir={root}").code == 0
+    assert call("run", "--json", *wider, "sae.width=5,7", f"output_dir={root}").code == 0
     after = yaml.safe_load((root / "sweeps" / "even" / "sweep.yaml").read_text())["calibration"]["lines"]
     assert len(after) == 4 and {id: after[id] for id in before} == before
 

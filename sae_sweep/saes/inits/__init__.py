@@ -39,7 +39,9 @@ RIDGE = Setting(1e-2, "of the encoder's metric, relative to the largest eigenval
 
 
 class Source(Protocol):
-    """What an init may look at: the activations that the SAE will be trained on."""
+    """What an init may look at: the activations that the SAE will be trained on, and the device they are drawn on."""
+
+    device: str
 
     def exemplars(self, count: int, seed: int) -> Tensor:
         """Independent draws [count, d]."""
