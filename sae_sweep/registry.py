@@ -37,6 +37,9 @@ HOMES = (
     "sae_sweep.saes.penalties",
     "sae_sweep.saes.recipes",
     "sae_sweep.metrics.dictionary",
+    "sae_sweep.metrics.truth",
+    "sae_sweep.metrics.description_length",
+    "sae_sweep.metrics.manifold",
 )
 PLUGINS = "sae_sweep.plugins"
 UNSET: Any = object()

@@ -32,6 +32,8 @@ COLUMNS = {
     "c_dec": "float64",
     "recovered_80": "Int64",
     "recovered_90": "Int64",
+    "encoder_recovered_80": "Int64",
+    "encoder_recovered_90": "Int64",
     "edge_absorption": "float64",
     "edge_cosine": "float64",
     "edge_hedging": "float64",
@@ -44,7 +46,8 @@ def dictionary(measured: Measured) -> dict[str, Value]:
     """The columns COLUMNS of an SAE; null where they have no meaning, nan where its numbers are not finite.
 
     c_dec: mean |cos| of every two decoder rows (arXiv 2508.16560); null for one latent, and beyond WIDEST
-    recovered_80, recovered_90: planted features along which some decoder row lies, cosine above .8, .9 (2602.14111)
+    recovered_80, recovered_90: planted features along which some decoder row lies, cosine above .8, .9 (2602.14111);
+    encoder_recovered_80, encoder_recovered_90: along which some encoder row does
     edge_absorption, edge_cosine, edge_hedging: of a planted tree, see `edges`
     bias_on_recovered, bias_on_missed: see `bias`
     """
@@ -58,6 +61,10 @@ def dictionary(measured: Measured) -> dict[str, Value]:
     nearest = cosine.max(0)
     if finite:
         found |= {f"recovered_{percent}": int((nearest > percent / 100).sum()) for percent in (80, 90)}
+    W_enc = getattr(measured.sae, "W_enc", None)
+    if W_enc is not None and bool(torch.isfinite(W_enc).all()):
+        seen = _cosines(W_enc, planted.directions).max(0)
+        found |= {f"encoder_recovered_{percent}": int((seen > percent / 100).sum()) for percent in (80, 90)}
     found |= bias(measured, planted.directions, nearest > 0.9)
     of_edges = getattr(planted, "edges", ())
     if of_edges and finite:

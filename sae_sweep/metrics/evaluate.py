@@ -72,7 +72,7 @@ def measure(
     """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
 
     `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b]. `nulls`: with the columns shuffled_*.
-    `objective`: with the columns inferred_*, if `evaluation.inference` asks for them.
+    `objective`: with the columns truth_*, and inferred_* if `evaluation.inference` asks for them.
     Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     reconstruction = Reconstruction(inputs.model, inputs.site, inputs.mean, inputs.scale, penalty_value)
@@ -119,7 +119,7 @@ def measure(
         mean_code = table.mean_mass / norms.cpu().numpy()
         metrics |= structure(sae.W_dec.double().cpu().numpy(), mean_code, latents, inputs.cells)
     for metric in kinds("metric").values():
-        metrics |= metric.measure(Measured(sae, inputs, evaluation, table, latents, metrics))
+        metrics |= metric.measure(Measured(sae, inputs, evaluation, table, latents, metrics, objective))
     return Measurement(metrics, described, per_max)
 
 

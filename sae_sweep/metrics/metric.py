@@ -11,6 +11,7 @@ from sae_sweep.registry import Kind
 if TYPE_CHECKING:
     from sae_sweep.config.settings import Evaluation
     from sae_sweep.metrics.evaluate import MeasurableSAE
+    from sae_sweep.metrics.extra.inference import Objective
     from sae_sweep.metrics.firing import FiringTable
     from sae_sweep.metrics.labels import Latents
     from sae_sweep.toys.sampling import EvaluationInputs
@@ -22,7 +23,7 @@ Value = float | int | None
 class Measured:
     """What has been measured of an SAE: the SAE itself, the inputs, firing by latent and class, and each latent.
 
-    metrics: the columns so far
+    metrics: the columns so far; objective: what the SAE's codes were to minimise, None if there is none to compare by
     """
 
     sae: MeasurableSAE
@@ -31,6 +32,7 @@ class Measured:
     table: FiringTable
     latents: Latents
     metrics: Mapping[str, Value]
+    objective: Objective | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,10 @@ class Planted(Protocol):
     def directions(self) -> Tensor:
         """Each feature's direction in raw activations [features, d]."""
 
+    @property
+    def origin(self) -> Tensor:
+        """The raw activation where no feature is active [d]."""
+
     def features(self, inputs: Tensor) -> Tensor:
         """How active each feature is in each input [batch, features], 0 where it is not."""
 

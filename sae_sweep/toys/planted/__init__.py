@@ -135,6 +135,11 @@ class Synthetic(SampledPopulation):
         return self.params["directions"]
 
     @property
+    def origin(self) -> Tensor:
+        """The raw activation where no feature is active [d]."""
+        return torch.zeros(self.toy.d_model, device=self.device)
+
+    @property
     def planted(self) -> Self:
         """This toy knows its features."""
         return self
