@@ -56,7 +56,7 @@ def test_every_experiment_composes(experiment: str) -> None:
     assert sweep.claims
     assert len({point.id for point in sweep.points}) == len(sweep.points)
     # In miniature, as the tests of the runner take it.
-    small = config.load([f"experiment={experiment}", "toy=small", "training.steps=2", "seed=0"])
+    small = config.load([f"experiment={experiment}", "toy=small", "toy.d_vocab=16", "training.steps=2", "seed=0"])
     assert {point.toy.d_vocab for point in small.points} == {16}
 
 

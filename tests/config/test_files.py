@@ -108,6 +108,9 @@ def test_a_file_that_is_not_there_or_cannot_be_read_is_one_line() -> None:
     )
     # Where the command line took the use of it, it is let be.
     assert load(["experiment=unread.yaml", "penalty=sqrt"]).points
+    # TopK brings a margin that an init from random directions does not read: nobody wrote it.
+    write("topk.yaml", "# @package _global_\nsae:\n  architecture: topk\n  init: random\n")
+    assert load(["experiment=topk.yaml"]).points
     write("mispelt.yaml", EXPERIMENT.replace("/toy:", "/toi:"))
     assert "there is no group 'toi' (did you mean 'toy'?" in refusal("experiment=mispelt.yaml")
 
