@@ -30,6 +30,7 @@ EDGE_INPUTS = 1 << 14
 
 COLUMNS = {
     "c_dec": "float64",
+    "c_dec_signed": "float64",
     "recovered_80": "Int64",
     "recovered_90": "Int64",
     "encoder_recovered_80": "Int64",
@@ -45,7 +46,8 @@ COLUMNS = {
 def dictionary(measured: Measured) -> dict[str, Value]:
     """The columns COLUMNS of an SAE; null where they have no meaning, nan where its numbers are not finite.
 
-    c_dec: mean |cos| of every two decoder rows (arXiv 2508.16560); null for one latent, and beyond WIDEST
+    c_dec, c_dec_signed: mean |cos| of every two decoder rows (arXiv 2508.16560), and mean cos: below 0 where latents
+    take away features that seldom come with theirs; null for one latent, and beyond WIDEST
     recovered_80, recovered_90: planted features along which some decoder row lies, cosine above .8, .9 (2602.14111);
     encoder_recovered_80, encoder_recovered_90: along which some encoder row does
     edge_absorption, edge_cosine, edge_hedging: of a planted tree, see `edges`
@@ -53,7 +55,7 @@ def dictionary(measured: Measured) -> dict[str, Value]:
     """
     found: dict[str, Value] = dict.fromkeys(COLUMNS)
     W_dec, planted = measured.sae.W_dec, measured.inputs.model.planted
-    found["c_dec"] = mean_overlap(W_dec)
+    found["c_dec"], found["c_dec_signed"] = mean_overlaps(W_dec)
     if planted is None:
         return found
     finite = bool(torch.isfinite(W_dec).all())
@@ -72,16 +74,18 @@ def dictionary(measured: Measured) -> dict[str, Value]:
     return found
 
 
-def mean_overlap(W_dec: Tensor) -> float | None:
-    """Mean |cos| of every two rows [width, d], rows of zeros counting as orthogonal; None: see `dictionary`."""
+def mean_overlaps(W_dec: Tensor) -> tuple[float, float] | tuple[None, None]:
+    """Mean |cos| and mean cos of every two rows [width, d], rows of zeros counting as orthogonal; None as above."""
     width = len(W_dec)
     if not 1 < width <= WIDEST:
-        return None
-    total = 0.0
+        return None, None
+    sizes = signed = 0.0
     for start in range(0, width, CHUNK):
-        total += float(np.abs(_cosines(W_dec[start : start + CHUNK], W_dec)).sum())
-    alike = int((W_dec.norm(dim=1) != 0).sum())
-    return (total - alike) / (width * (width - 1))
+        cosine = _cosines(W_dec[start : start + CHUNK], W_dec)
+        sizes += float(np.abs(cosine).sum())
+        signed += float(cosine.sum())
+    alike, pairs = int((W_dec.norm(dim=1) != 0).sum()), width * (width - 1)
+    return (sizes - alike) / pairs, (signed - alike) / pairs
 
 
 def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[np.float64]) -> dict[str, Value]:

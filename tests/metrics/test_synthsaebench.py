@@ -39,7 +39,7 @@ def world():
 
 def half_right(directions: torch.Tensor) -> Parameters:
     """An SAE that is a mixture of features and noise, so that no number is 0 or 1."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)  # not the seed by which SAELens drew the features
     rows = directions[:WIDTH] + 0.15 * torch.randn(WIDTH, D, generator=generator)
     rows = torch.nn.functional.normalize(rows, dim=1)
     return Parameters(rows.clone(), rows, torch.full((WIDTH,), -0.3), torch.zeros(D), torch.zeros(()))

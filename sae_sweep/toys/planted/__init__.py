@@ -76,6 +76,7 @@ def planted_kind(model: Callable[[], type[Synthetic]], classes: Callable[[str, T
         d=lambda toy, site: toy.d_model,
         inputs=lambda toy: math.inf,
         trains=lambda toy: (0, 0),
+        planted=True,
         **said,
     )
 
