@@ -40,6 +40,7 @@ HOMES = (
     "sae_sweep.metrics.truth",
     "sae_sweep.metrics.description_length",
     "sae_sweep.metrics.manifold",
+    "sae_sweep.metrics.toy_accuracy",
 )
 PLUGINS = "sae_sweep.plugins"
 UNSET: Any = object()

@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
     arguments = parser.parse_args()
     store = Store(arguments.output_dir)
-    before, table, after = re.split(r"(?<=<!-- table -->\n)(.*?)(?=<!-- end -->)", PAGE.read_text(), maxsplit=1, flags=re.S)
+    before, table, after = re.split(
+        r"(?<=<!-- table -->\n)(.*?)(?=<!-- end -->)", PAGE.read_text(), maxsplit=1, flags=re.S
+    )
     head, kept = table.splitlines()[:2], table.splitlines()[2:]
     for name in arguments.experiments:
         command = f"`sae-sweep run experiment={name}`"

@@ -47,7 +47,7 @@ def main() -> None:
             raise SystemExit(f"{name}: {len(results)} of {info['points']} points are finished")
         text = PAGE.read_text()
         before, _, after = re.split(rf"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
-        verdicts = evaluate_all(info["claims"], results, untrained)
+        verdicts = evaluate_all(info, results, untrained)
         PAGE.write_text(before + block(name, results, verdicts, hardware(store, results)) + after)
         every_setting(results, info["claims"]).to_csv(PAGE.parent / "results" / f"{name}.csv", index=False)
 

@@ -3,8 +3,6 @@
 No heavy import at the top: `sae-sweep --help` must answer at once.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
@@ -18,13 +16,24 @@ import typer
 from sae_sweep import environment, signals
 from sae_sweep.errors import EnvironmentProblem, UserError
 
+
+class _Commands(typer.core.TyperGroup):
+    """Lists each command with all of its one sentence, which would be cut where the line ends."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.commands.items()])
+
+
 app = typer.Typer(
     name="sae-sweep",
+    cls=_Commands,
     help="Feature-splitting sweeps: train toy models and sparse autoencoders, count splits against exact ground truth.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Overrides are Hydra's: sae.width=16,128 penalty=l1,sqrt seed=range(0,3) experiment=splitting. "
+    rich_markup_mode=None,  # importing what draws boxes around help takes longer than all the rest of it
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Overrides are Hydra's: sae.width=16,128 penalty=l1,sqrt seed=range(0,3) experiment=splitting.\n\n"
     "Exit codes: 0 done, 2 usage or configuration, 3 finished with failed points, 4 environment, "
     "75 interrupted (resumable), 130 Ctrl-C (resumable).",
 )
@@ -73,7 +82,8 @@ OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.", callback=_no_
 
 def _examples(*lines: str) -> str:
     """The end of a command's help."""
-    return "\n\n".join(["Examples:", *(f"  sae-sweep {line}" for line in lines)])
+    # \b: click does not wrap what follows.
+    return "\n".join(["\b", "Examples:", *(f"  sae-sweep {line}" for line in lines)])
 
 
 class TableFormat(StrEnum):

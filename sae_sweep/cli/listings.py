@@ -99,7 +99,7 @@ def toys(name: str | None, json: bool) -> None:
         }
         for each, kind in registry.kinds("toy").items()
     ]
-    _listing("toy", rows, name, json, "toy=NAME, with its settings at their defaults")
+    _listing("toy", rows, name, json, "toy=NAME, and its settings at their defaults")
     if name is not None and not json and registry.get("toy", name).planted:
         from sae_sweep.cli import features
 
@@ -166,7 +166,10 @@ def _listing(
     heading: str,
     remarks: Sequence[str] = (),
 ) -> None:
-    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remarks."""
+    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remarks.
+
+    heading: what the words of one row mean.
+    """
     named = [row for row in rows if row["name"] == name]
     if name is not None and not named:
         raise UserError(f"there is no {kind} {name}{nearest(name, [row['name'] for row in rows])}")
@@ -174,7 +177,8 @@ def _listing(
         print(json_module.dumps(rows if name is None else named[0]))
         return
     console = layout.console(sys.stdout)
-    parts = [Text(heading), Text()]
+    command = {"penalty": "penalties"}.get(kind, f"{kind}s")
+    parts = [Text(heading if named else f"sae-sweep {command} NAME says all about one of these."), Text()]
     if name is None:
         longest = max(len(row["name"]) for row in rows)
         for row in rows:

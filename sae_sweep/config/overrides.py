@@ -247,7 +247,7 @@ def _parse(words: Sequence[str], largest: int | None) -> Axes:
         name, _, text = word.partition("=")
         rule = point_keys().get(name)
         if rule and rule.verbatim:
-            _keep(asked, name, as_typed(text))
+            _keep(asked, name, [None if rule.optional and value == "null" else value for value in as_typed(text)])
             continue
         try:
             override = parser.parse_override(word)

@@ -34,8 +34,10 @@ from sae_sweep.config.claims import DEFAULTS, LEAST
 from sae_sweep.config.columns import COLUMN_OF, COLUMNS, SEEDS, is_seed, is_setting, shuffled
 from sae_sweep.reports import bootstrap, sentences
 from sae_sweep.reports.bootstrap import Array, Draws, Sample
+from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.store.plateau import STILL_MOVING
 from sae_sweep.store.results import column_of, matches
+from sae_sweep.toys.limits import LEAST_ACCURACY
 
 # The last bits of a difference do not decide a claim.
 SLACK = 1e-9
@@ -60,6 +62,8 @@ class Verdict:
         nulls: the nulls that were measured, by name.
         seeds_needed: if it is undecided, how many seeds, over all toys, would decide it by the spread seen; None if it
             is decided, or if no number would.
+        toy_accuracy: the lowest of its toys, as a share of their inputs; None if no toy answers anything.
+        warning: what is to be said of a toy that answers too little right.
         share_still_moving: of the points whose training curve says so, the share whose loss twice the steps would
             lower by more than 2%; None if none says.
     """
@@ -80,6 +84,8 @@ class Verdict:
     nulls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds_needed: int | None = None
     share_still_moving: float | None = None
+    toy_accuracy: float | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,16 @@ class _Decision:
     toys_needed: int | None = None
 
 
-def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFrame) -> Verdict:
-    """The verdict on a claim (see `config.claims.check_claims` for its keys) from a sweep's two tables."""
+def evaluate(
+    claim: Mapping[str, Any],
+    frame: pd.DataFrame,
+    untrained: pd.DataFrame,
+    least_accuracy: float = LEAST_ACCURACY,
+) -> Verdict:
+    """The verdict on a claim (see `config.claims.check_claims` for its keys) from a sweep's two tables.
+
+    least_accuracy: of its toys, below which its sentence warns
+    """
     claim = {**DEFAULTS, **claim}
     conditions = [claim.get("where") or {}, *([claim["versus"]["where"]] if "versus" in claim else [])]
     missing = _missing_column(claim["measure"], conditions, frame)
@@ -161,6 +175,7 @@ def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFr
         "labels shuffled": _null(claim, [_with_shuffled_labels(claim, side) for side in chosen]),
     }
     single = _single_seeds(claim, compared)
+    accuracy = lowest_accuracy(pd.concat(chosen))
     verdict = Verdict(
         name=claim["name"],
         verdict="undecided",
@@ -176,13 +191,32 @@ def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFr
         margin=_margin(claim, single),
         nulls={name: null for name, null in nulls.items() if null is not None},
         share_still_moving=share_still_moving(pd.concat(chosen)),
+        toy_accuracy=accuracy,
+        warning=sentences.toy_warning(accuracy, least_accuracy),
     )
     return _decided(claim, verdict, compared)
 
 
-def evaluate_all(claims: list[dict[str, Any]], frame: pd.DataFrame, untrained: pd.DataFrame) -> list[Verdict]:
-    """The verdict on each claim, in order."""
-    return [evaluate(claim, frame, untrained) for claim in claims]
+def evaluate_all(info: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFrame) -> list[Verdict]:
+    """The verdict on each claim of a sweep, in order. `info`: its sweep.yaml."""
+    names, found = FactorNames.of(info), []
+    for claim in info["claims"]:
+        verdict = evaluate(claim, frame, untrained, least_accuracy(info))
+        prediction = sentences.prediction(claim)
+        said = names.say(verdict.sentence.removeprefix(prediction))
+        found.append(dataclasses.replace(verdict, sentence=prediction + said))
+    return found
+
+
+def least_accuracy(info: Mapping[str, Any]) -> float:
+    """What the toys of a sweep should answer right at the least, as a share of their inputs."""
+    return float(info.get("least_accuracy", LEAST_ACCURACY))
+
+
+def lowest_accuracy(frame: pd.DataFrame) -> float | None:
+    """Of the toys of some points, what the worst answers right; None if none answers anything, or it is not known."""
+    known = frame["toy_accuracy"].dropna() if "toy_accuracy" in frame else pd.Series(dtype="float64")
+    return float(known.min()) if len(known) else None
 
 
 def share_still_moving(frame: pd.DataFrame) -> float | None:

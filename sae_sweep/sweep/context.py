@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
+from sae_sweep.metrics.evaluation_batches import accuracy_of
 from sae_sweep.metrics.extra.inference import Objective
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
@@ -26,7 +27,7 @@ from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store, StoreDamaged
 from sae_sweep.store.tensors import to_bytes
-from sae_sweep.sweep.events import Say, ToyProgress
+from sae_sweep.sweep.events import Say, ToyAccuracy, ToyProgress
 from sae_sweep.toys import model
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
@@ -50,6 +51,9 @@ class Ground:
             toy, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
         )
         self.mean, self.scale = self.stream.mean.cpu(), self.stream.scale
+        accuracy = accuracy_of(self.inputs)
+        if accuracy is not None:
+            say(ToyAccuracy(point.toy, point.distribution, accuracy))
         self._starts: dict[tuple[Sae, int], Parameters] = {}
 
     def start(self, point: Point) -> Parameters:
@@ -72,9 +76,8 @@ class Ground:
 
         Over inputs of their own: what an SAE is trained to must not depend on how it will be measured.
         """
-        inputs = EvaluationInputs(
-            self.stream.model, self.stream.site, self.distribution, self.stream.mean, self.stream.scale, CLASS_INPUTS
-        )
+        about = self.stream.site, self.distribution, self.stream.mean, self.stream.scale
+        inputs = EvaluationInputs(self.stream.model, *about, CLASS_INPUTS, trained_on=True)
         if inputs.cells is None:
             return feature_means(inputs)
         if "+" in partition:

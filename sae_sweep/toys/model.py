@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from sae_sweep.registry import Kind
+from sae_sweep.registry import Kind, Setting
+from sae_sweep.toys.limits import LEAST_ACCURACY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from sae_sweep.toys.classes import Factored
 
 Report = Callable[[int, float], None]
+# Of a toy that answers: it changes no number, only what is said of verdicts.
+ANSWERS = {
+    "least_accuracy": Setting(LEAST_ACCURACY, "below it a warning stands beside each verdict", ge=0, le=1, told=False)
+}
 
 
 class Population(Protocol):

@@ -70,7 +70,7 @@ def test_what_is_finished_is_known_without_pytorch(words: list[str], root: Path)
 def test_each_command_has_two_examples_that_it_understands(name: str) -> None:
     program = typer.main.get_command(app.app)
     command = program.commands[name]
-    lines = [line.strip() for line in (command.epilog or "").splitlines() if line.strip()]
+    lines = [line for each in (command.epilog or "").splitlines() if (line := each.strip(" \b"))]
     assert lines[0] == "Examples:" and len(lines) == 3
     for line in lines[1:]:
         words = shlex.split(line.partition(" >")[0])

@@ -483,6 +483,9 @@ def test_the_doctor_says_what_to_do(fake: Fake) -> None:
     assert findings["Slurm"]["usable"]
     assert "gpu:8" in findings["Slurm"]["found"]
     assert findings["sacct"]["usable"]
+    fake("sinfo", "echo sinfo: error: fetch_config: DNS SRV lookup failed >&2; exit 1")
+    findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}
+    assert findings["Slurm"]["absent"] and not findings["Slurm"]["usable"]
     fake("sinfo", "echo sinfo: error: no controller >&2; exit 1")
     fake("sacct", "exit 1")
     findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}

@@ -58,7 +58,7 @@ def run(experiment: str, root: Path) -> None:
 def test_an_experiment_ends_in_verdicts(experiment: str, tmp_path: Path) -> None:
     run(experiment, tmp_path)
     store = Store(tmp_path)
-    for verdict in verdicts_of(results.sweep_info(store, "mini")["claims"], *results.tables(store, "mini")):
+    for verdict in verdicts_of(results.sweep_info(store, "mini"), *results.tables(store, "mini")):
         # Trained for four steps, most predictions fail; what may not fail is that they are about something.
         reason = verdict.sentence.partition("undecided, since ")[2]
         assert "no finished point" not in reason, verdict
