@@ -38,9 +38,8 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
     arguments = parser.parse_args()
     store = Store(arguments.output_dir)
-    before, table, after = re.split(
-        r"(?<=<!-- table -->\n)(.*?)(?=<!-- end -->)", PAGE.read_text(), maxsplit=1, flags=re.S
-    )
+    text = PAGE.read_text()
+    before, table, after = re.split(r"(?<=<!-- table -->\n)(.*?)(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
     head, kept = table.splitlines()[:2], table.splitlines()[2:]
     for name in arguments.experiments:
         command = f"`sae-sweep run experiment={name}`"
@@ -55,7 +54,7 @@ def rows(name: str, command: str, store: Store) -> Iterator[str]:
     if len(results) < info["points"]:
         raise SystemExit(f"{name}: {len(results)} of {info['points']} points are finished")
     minutes = f"{results['seconds'].sum() / 60:.1f}"
-    for claim, verdict in zip(info["claims"], evaluate_all(info["claims"], results, untrained), strict=True):
+    for claim, verdict in zip(info["claims"], evaluate_all(info, results, untrained), strict=True):
         low, high = map(number, verdict.interval or (None, None))
         ours = f"{number(verdict.value)} ({low} to {high})"
         published = predicted(claim, claim.get("margin"))

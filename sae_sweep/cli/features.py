@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from sae_sweep.config.settings import Toy, derive_seed
+from sae_sweep.config.settings import Distribution, Toy, derive_seed
 from sae_sweep.lazy import lazy
 from sae_sweep.toys import model
 
-np, torch = lazy("numpy"), lazy("torch")
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+else:
+    np, torch = lazy("numpy"), lazy("torch")
 
 # Features in the picture, and inputs that are counted where chances have no closed form.
 SHOWN, DRAWN = 24, 1 << 14
@@ -24,11 +28,10 @@ def describe(toy: Toy) -> dict[str, Any]:
     made = model.load(toy, model.train([toy], "cpu")[0])
     planted = made.planted
     assert planted is not None
-    exact = hasattr(planted, "together")
-    if exact:
-        together = planted.together
-    else:
-        population = made.population(None, "cpu")  # type: ignore[arg-type] # its own settings say how inputs are drawn
+    together = getattr(planted, "together", None)
+    exact = together is not None
+    if not exact:
+        population = made.population(Distribution(), "cpu")  # its own settings say how inputs are drawn
         inputs = population.draw(DRAWN, torch.Generator().manual_seed(derive_seed("cells")))
         active = (planted.features(inputs) != 0).double()
         together = (active.T @ active / DRAWN).numpy()

@@ -91,9 +91,9 @@ def mean_overlaps(W_dec: Tensor) -> tuple[float, float] | tuple[None, None]:
 def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[np.float64]) -> dict[str, Value]:
     """Of the edges (parent, child) of a planted tree, means.
 
-    edge_hedging: cosine of the child's direction with the row nearest to the parent's direction: above 0 where an SAE too
-    narrow for the child mixes it into the parent's latent, by r/√(1 + r²) for a code that does not vary, r the child's
-    rate given the parent (2505.11756).
+    edge_hedging: cosine of the child's direction with the row nearest to the parent's: above 0 where an SAE too narrow
+    for the child mixes it into the parent's latent, by r/√(1 + r²) for a code that does not vary, r the child's rate
+    given the parent (2505.11756).
 
     The others are of edges whose two features have latents of their own, by the one-to-one matching of rows and
     directions with the largest sum of cosines (Hungarian).

@@ -58,8 +58,9 @@ def truth(measured: Measured) -> dict[str, Value]:
 
 def largest(codes: Tensor, k: float) -> Tensor:
     """Codes [b, features] with all but the k·b largest set to 0."""
-    kept = min(codes.numel(), round(k * len(codes)))
-    return codes * (codes >= codes.flatten().topk(kept).values[-1])
+    flat = codes.flatten()
+    kept = flat.topk(min(len(flat), round(k * len(codes)))).indices
+    return torch.zeros_like(flat).index_copy(0, kept, flat[kept]).view_as(codes)
 
 
 def decoded(codes: Tensor, planted: Planted, mean: Tensor, scale: float) -> Tensor:

@@ -60,3 +60,5 @@ def test_the_largest_of_all_inputs_are_kept() -> None:
     codes = torch.tensor([[3.0, 1, 0], [5, 4, 0]])
     torch.testing.assert_close(largest(codes, 1), torch.tensor([[0.0, 0, 0], [5, 4, 0]]))
     torch.testing.assert_close(largest(codes, 1.5), torch.tensor([[3.0, 0, 0], [5, 4, 0]]))
+    # Of equals too: no more than may be.
+    assert int((largest(torch.ones(4, 3), 1) > 0).sum()) == 4

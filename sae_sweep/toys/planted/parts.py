@@ -271,7 +271,8 @@ def _drawn(text: str, count: int, generator: torch.Generator | None) -> Floats:
         )
     if generator is None:
         return np.eye(count)
-    return {"random": _random, "lowrank": _lowrank}[name](*given, count, generator)
+    law = _random if name == "random" else _lowrank
+    return law(given[0], given[1], count, generator)
 
 
 def _lowrank(rank: float, strength: float, count: int, generator: torch.Generator) -> Floats:
