@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         run,
         score,
     )
+    from sae_sweep.config.columns import Column
     from sae_sweep.metrics.metric import Metric
     from sae_sweep.registry import Setting, register
     from sae_sweep.saes.architectures import Architecture
@@ -41,6 +42,7 @@ _HOMES = {
     **dict.fromkeys(("load_sae", "load_sweep", "load_toy"), "api"),
     **dict.fromkeys(("plot_front", "plot_information", "plot_labels", "plot_phases", "plot_split_counts"), "api"),
     **dict.fromkeys(("Setting", "register"), "registry"),
+    "Column": "config.columns",
     "Architecture": "saes.architectures",
     "DistributionKind": "toys.distributions",
     "Init": "saes.inits",
@@ -51,6 +53,7 @@ _HOMES = {
 }
 __all__ = [
     "Architecture",
+    "Column",
     "DistributionKind",
     "Init",
     "Metric",

@@ -33,14 +33,26 @@ HOMES = (
     "sae_sweep.toys.checkpoint",
     "sae_sweep.toys.distributions",
     "sae_sweep.saes.architectures",
+    "sae_sweep.saes.encoders",
     "sae_sweep.saes.inits",
     "sae_sweep.saes.penalties",
     "sae_sweep.saes.recipes",
+    # In the order in which they are measured: each is given what those before have found.
+    "sae_sweep.metrics.reconstruction",
+    "sae_sweep.metrics.labels",
+    "sae_sweep.metrics.ceilings",
+    "sae_sweep.metrics.information",
+    "sae_sweep.metrics.ground_truth",
     "sae_sweep.metrics.dictionary",
     "sae_sweep.metrics.truth",
     "sae_sweep.metrics.description_length",
     "sae_sweep.metrics.manifold",
     "sae_sweep.metrics.toy_accuracy",
+    "sae_sweep.metrics.extra.probing",
+    "sae_sweep.metrics.extra.priors",
+    "sae_sweep.metrics.extra.structure",
+    "sae_sweep.metrics.extra.inference",
+    "sae_sweep.metrics.extra.token_order",
 )
 PLUGINS = "sae_sweep.plugins"
 UNSET: Any = object()
@@ -105,6 +117,8 @@ K = TypeVar("K", bound=Kind)
 _kinds: dict[str, dict[str, Kind]] = {}
 # (family, name) → name and version of the package that the kind comes from, for those that are not ours.
 _origins: dict[tuple[str, str], tuple[str, str]] = {}
+# (family, name) → the module that declares it.
+_modules: dict[tuple[str, str], str] = {}
 _derived: list[Callable[[], None]] = []
 _loading: tuple[str, str] | None = None
 
@@ -117,7 +131,7 @@ def register(kind: K) -> K:
     if kind.name in known:
         whose = " ".join(_origins.get((kind.family, kind.name), ("sae-sweep",)))
         raise UserError(f"{kind.family} {kind.name!r} is registered twice: there is one in {whose} already")
-    known[kind.name] = kind
+    known[kind.name], _modules[kind.family, kind.name] = kind, module
     if not ours:
         _origins[kind.family, kind.name] = _loading or (module, "")
     for clear in _derived:
@@ -133,7 +147,7 @@ def derived(function: Callable[..., Any]) -> Any:
 
 
 def kinds(family: str) -> Mapping[str, Any]:
-    """The kinds of a family by name, ours first."""
+    """The kinds of a family by name: ours in the order of HOMES, then others."""
     load()
     return _kinds.get(family, {})
 
@@ -151,10 +165,18 @@ def origin(family: str, name: str) -> tuple[str, str] | None:
 @functools.cache
 def load() -> None:
     """Import what declares kinds: our own files, then the packages that name themselves as plugins."""
+    homes: list[str] = []
     for home in HOMES:
-        module = importlib.import_module(home)
-        for each in pkgutil.iter_modules(getattr(module, "__path__", ())):
-            importlib.import_module(f"{home}.{each.name}")
+        within = getattr(importlib.import_module(home), "__path__", ())
+        homes += [home, *(f"{home}.{each.name}" for each in pkgutil.iter_modules(within))]
+    for home in homes:
+        importlib.import_module(home)
+    # Whatever was imported first, and so registered first.
+    place = {home: i for i, home in enumerate(homes)}
+    for family, known in _kinds.items():
+        ours = sorted(known.items(), key=lambda item: place.get(_modules[family, item[0]], len(place)))
+        known.clear()
+        known.update(ours)
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: entry.name):
         assert entry.dist is not None
         with _registering(entry.dist.name, entry.dist.version):

@@ -153,7 +153,7 @@ class SaeSweep:
         self.data = torch.stack([batch(work.d, work.batch, ACTIVE, seed) for seed in range(BATCHES)])
         self.step, self.stacks = 0, []
         for width in work.widths:
-            shape = Shape(work.architecture, width, work.k, init="random")
+            shape = Shape(work.architecture, "random", width, k=work.k)
             points = [
                 canonical(Point(sae=shape, penalty=Penalty(name, value), training=training))
                 for name, value in work.sparsities

@@ -1,4 +1,4 @@
-"""Would the tests notice? mutmut changes the measures and the cells a line at a time, and runs their tests on each.
+"""Would the tests notice? mutmut changes the metrics and the classes a line at a time, and runs their tests on each.
 
     pip install mutmut
     python scripts/mutants.py FOLDER                          # all of it: some hours of one core
@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = [*sorted(f"sae_sweep/metrics/{path.name}" for path in (ROOT / "sae_sweep/metrics").glob("*.py"))]
+TARGETS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sae_sweep/metrics").rglob("*.py"))
 TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/classes.py"]
 # The tests named like what they test, but for what takes long uncompiled, differs then, or is about other things.
 TESTS = [f"tests/{Path(target).parts[1]}/test_{Path(target).stem}.py" for target in TARGETS]
@@ -69,7 +69,7 @@ def undecorated(text: str) -> str:
         indent = " " * node.col_offset
         for decorator in node.decorator_list:
             call = ast.unparse(decorator)
-            if "njit" not in call:
+            if "jit" not in call:
                 lines.insert(node.end_lineno or node.lineno, f"{indent}{node.name} = {call}({node.name})")
         first = min(decorator.lineno for decorator in node.decorator_list)
         del lines[first - 1 : node.lineno - 1]

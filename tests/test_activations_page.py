@@ -18,7 +18,7 @@ def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(BLOCKS["python"].replace("range(300)", "range(60)"), {})
     Path("tokens.yaml").write_text(BLOCKS["yaml"])
     words = BLOCKS["bash"].split()[1:]
-    end = call(*words, "training.steps=20", "penalty=l1", "sae.init=kmeans", "toy.seed=0", "seed=0")
+    end = call(*words, "training.steps=20", "penalty=l1", "sae.init=kmeans", "toy.seed=0", "seed=0", "name=tokens")
     assert end.code == 0, end.err
     # The headline is broken where the terminal ends.
     said = " ".join(end.out.split())

@@ -17,7 +17,7 @@ from commandline import Result, fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = '''
-from sae_sweep import Architecture, Metric, PenaltyFormula, Setting, ToyKind, register
+from sae_sweep import Architecture, Column, Metric, PenaltyFormula, Setting, ToyKind, register
 from sae_sweep.lazy import lazy
 from sae_sweep.toys.classes import FeatureCells, count_pairs
 from sae_sweep.toys.planted import Synthetic, features, planted_kind
@@ -91,7 +91,8 @@ def largest_row(measured):
     return {"largest_row": float(measured.sae.W_dec.norm(dim=1).max())}
 
 
-register(Metric(name="largest_row", description="norm", columns={"largest_row": "float64"}, measure=largest_row))
+COLUMNS = {"largest_row": Column("norm")}
+register(Metric(name="largest_row", description="norm", columns=COLUMNS, measure=largest_row))
 '''
 WORDS = ["run", "toy=dice", "toy.bias=0.5,2", "sae=shrunk", "sae.margin_of_fire=0.05", "sae.width=6"]
 WORDS += ["penalty=saturating", "penalty.coefficient=0.1,0.4", "penalty.scale=2", "training.steps=25"]

@@ -487,6 +487,45 @@ def architectures(name: KindName = None, json: Json = False) -> None:
 
 @app.command(
     epilog=_examples(
+        "encoders",
+        "encoders matching_pursuit",
+    )
+)
+def encoders(name: KindName = None, json: Json = False) -> None:
+    """The encoders there are, a line each; with a NAME all about it."""
+    from sae_sweep.cli import listings
+
+    listings.encoders(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "recipes",
+        "recipes resample",
+    )
+)
+def recipes(name: KindName = None, json: Json = False) -> None:
+    """What recipes are made of, optimisers, schedules, revival, …, a line each; with a NAME all about it."""
+    from sae_sweep.cli import listings
+
+    listings.recipes(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "metrics",
+        "metrics splits_per_max",
+    )
+)
+def metrics(name: KindName = None, json: Json = False) -> None:
+    """The metrics there are, a line each; with a NAME, or a column's, the columns of it and what they mean."""
+    from sae_sweep.cli import listings
+
+    listings.metrics(name, json)
+
+
+@app.command(
+    epilog=_examples(
         "experiments",
         "experiments splitting",
     )

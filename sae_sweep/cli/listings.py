@@ -1,4 +1,4 @@
-"""What there is to choose from: the toys, the cells of one, the penalties, the architectures."""
+"""What there is to choose from: the toys, the cells of one, penalties, architectures, encoders, recipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from sae_sweep import registry
 from sae_sweep.config import overrides as config
 from sae_sweep.config.keys import nearest, show
-from sae_sweep.config.settings import Toy
+from sae_sweep.config.settings import Toy, Training
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -90,11 +90,7 @@ def toys(name: str | None, json: bool) -> None:
             "name": each,
             "description": kind.description,
             "sites": list(kind.sites),
-            "settings": [
-                f"toy.{key}={setting.default}" + f" ({setting.help})" * bool(setting.help)
-                for key, setting in kind.settings.items()
-                if setting.given
-            ],
+            "settings": _settings("toy", kind),
             "source": kind.source,
         }
         for each, kind in registry.kinds("toy").items()
@@ -158,6 +154,70 @@ def architectures(name: str | None, json: bool) -> None:
     _listing("architecture", rows, name, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 
 
+def encoders(name: str | None, json: bool) -> None:
+    """Print the encoders there are, or all about one."""
+    every = registry.kinds("architecture")
+    rows = [
+        {
+            "name": each,
+            "description": kind.description,
+            "formula": kind.formula,
+            "goes_with": [f"sae={other}" for other, architecture in every.items() if kind.suits(architecture)],
+            "settings": _settings("encoder", kind),
+            "source": kind.source,
+        }
+        for each, kind in registry.kinds("encoder").items()
+    ]
+    _listing("encoder", rows, name, json, "encoder=NAME: from an input x to what the architecture makes codes of")
+
+
+def recipes(name: str | None, json: bool) -> None:
+    """Print the ingredients of recipes there are, or all about one, by `revival=resample` or `resample` alone."""
+    rows = [
+        {
+            "name": f"{ingredient}={each}",
+            "description": kind.description,
+            "settings": _settings("training", kind),
+            "source": kind.source,
+        }
+        for ingredient, (family, _) in Training.choices.items()
+        for each, kind in registry.kinds(family).items()
+    ]
+    meant = [row["name"] for row in rows if str(row["name"]).partition("=")[2] == name]
+    usual = " ".join(f"{ingredient}={default}" for ingredient, (_, default) in Training.choices.items())
+    heading = f"training.INGREDIENT=NAME; if nothing is said, {usual}"
+    _listing("ingredient of a recipe", rows, meant[0] if len(meant) == 1 else name, json, heading)
+
+
+def _settings(part: str, kind: registry.Kind) -> list[str]:
+    """A kind's settings with their defaults and what they mean."""
+    return [
+        f"{part}.{key}={'null' if setting.default is None else setting.default}"
+        + f" ({setting.help})" * bool(setting.help)
+        for key, setting in kind.settings.items()
+        if setting.given
+    ]
+
+
+def metrics(name: str | None, json: bool) -> None:
+    """Print the metrics there are, or all about one, which a column of it names as well."""
+    known = registry.kinds("metric")
+    name = next((each for each, kind in known.items() if name in kind.columns), name)
+    rows = [
+        {
+            "name": each,
+            "description": kind.description,
+            "settings": [
+                f"evaluation.{key}={setting.default} ({setting.help})" for key, setting in kind.settings.items()
+            ],
+            "columns": [f"{column} ({told.description})" for column, told in kind.columns.items()],
+            "source": kind.source,
+        }
+        for each, kind in known.items()
+    ]
+    _listing("metric", rows, name, json, "measured on every SAE, or where evaluation.NAME=true asks for it")
+
+
 def _listing(
     kind: str,
     rows: Sequence[Mapping[str, Any]],
@@ -177,8 +237,9 @@ def _listing(
         print(json_module.dumps(rows if name is None else named[0]))
         return
     console = layout.console(sys.stdout)
-    command = {"penalty": "penalties"}.get(kind, f"{kind}s")
-    parts = [Text(heading if named else f"sae-sweep {command} NAME says all about one of these."), Text()]
+    command = {"penalty": "penalties"}.get(kind, f"{kind.rpartition(' ')[2]}s")
+    heading = heading if named else f"sae-sweep {command} NAME says all about one of these."
+    parts = [*map(Text, wrap(heading, console.width)), Text()]
     if name is None:
         longest = max(len(row["name"]) for row in rows)
         for row in rows:
@@ -188,7 +249,7 @@ def _listing(
     for row in named:
         parts.append(Text(row["name"], "bold"))
         for key, value in row.items():
-            if key != "name" and value not in (None, [], "-"):
+            if key != "name" and value not in (None, [], "", "-"):
                 spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
                 first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))

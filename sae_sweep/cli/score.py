@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from sae_sweep.config.columns import METRICS
+from sae_sweep.config.columns import metric_columns
 from sae_sweep.config.settings import Point
 from sae_sweep.reports import layout
 from sae_sweep.running import measured
@@ -25,7 +25,7 @@ def score(path: Path, overrides: Sequence[str], json: bool) -> None:
 
 
 def _show(path: Path, sae: LoadedSae, point: Point, metrics: dict[str, Any], json: bool) -> None:
-    named = [name for name in METRICS if name in metrics]
+    named = [name for name in metric_columns() if name in metrics]
     ordered = {name: metrics[name] for name in [*named, *sorted(set(metrics) - set(named))]}
     about = {"library": sae.library, "architecture": sae.kind, "width": len(sae.W_dec), "site": point.site.name}
     about |= {"distribution": point.distribution.name}

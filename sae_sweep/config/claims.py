@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sae_sweep.config.columns import COLUMNS, METRICS
+from sae_sweep.config.columns import metric_columns, table_columns
 from sae_sweep.config.keys import CHOSEN, coerce, nearest, point_keys, show
 from sae_sweep.errors import UserError
-from sae_sweep.registry import Setting, kinds
+from sae_sweep.registry import Setting
 
 AGGREGATES = ("median", "mean", "min", "max", "share")
 TESTS = ("threshold", "equivalence")
@@ -66,7 +66,7 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
     if (claim["aggregate"] == "share") != ("threshold" in claim):
         raise UserError(f"{where}: threshold belongs to aggregate: share, and share needs it")
     for column in claim["measure"].split(" - "):
-        _known(column, _columns(), f"{where}.measure")
+        _known(column, table_columns(), f"{where}.measure")
     _condition(claim.get("where", {}), f"{where}.where")
     if "at" in claim:
         _level(claim["at"], f"{where}.at")
@@ -99,11 +99,6 @@ def _tests_something(claim: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: {stray} belongs to test: equivalence")
 
 
-def _columns() -> list[str]:
-    """The columns of the results table, and those of metrics from other packages."""
-    return [*COLUMNS, *(column for metric in kinds("metric").values() for column in metric.columns)]
-
-
 def _mapping(value: Any, where: str) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{where} must be a mapping, got {show(value)}")
@@ -112,7 +107,7 @@ def _mapping(value: Any, where: str) -> None:
 def _condition(value: Any, where: str) -> None:
     _mapping(value, where)
     for key in value:
-        _known(key, (*_columns(), *point_keys(), *CHOSEN), where)
+        _known(key, (*table_columns(), *point_keys(), *CHOSEN), where)
 
 
 def _level(value: Any, where: str) -> None:
@@ -120,7 +115,7 @@ def _level(value: Any, where: str) -> None:
     if len(value) != 1:
         raise UserError(f"{where} takes one column and its value, got {show(value)}")
     ((column, level),) = value.items()
-    _known(column, METRICS, where)
+    _known(column, metric_columns(), where)
     coerce(f"{where}.{column}", Setting(0.0), level)
 
 

@@ -1,6 +1,34 @@
-"""The columns of the results table, constant over every sweep. No heavy import: configs are checked against them."""
+"""The columns of the results table, constant over every sweep. No heavy import: configs are checked against them.
+
+Columns of metrics are those that the metrics declare (metrics/metric.py), ours and those of other packages. Here stand
+the others: the settings, what a training says of itself, and what is computed when points are compared.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sae_sweep import registry
+
+# The edition of a column that came to the table after those that have a number.
+LATEST = 1000
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a number in the results table is.
+
+    description: for whoever reads the table; phrase: what a sentence calls it, as in "the median … is 3" (its name if
+    it has none); kind: the pandas type that holds it; since: the edition of the table that first had it. Columns stand
+    in the order in which they came, so that a later one moves none; the latest are in the order of their names.
+    """
+
+    description: str
+    phrase: str = ""
+    kind: str = "float64"
+    since: int = LATEST
+
 
 # Column: the pandas type that holds it. A float is null as NaN; whatever else may be null has a nullable type.
 SETTINGS: dict[str, str] = {
@@ -43,124 +71,76 @@ COLUMN_OF: dict[str, str] = {key: column for column, key in KEYS.items()}
 # What only tells repetitions of one experiment apart.
 SEEDS = ("toy_seed", "seed", "data_seed")
 LABELS = ("q", "n", "c", "m", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
-# The partitions in which pure latents and the classes they find are counted; for m these are pure_latents, owned_maxes.
-PURE = tuple(label for label in LABELS if label != "m")
-# Measured where features were planted.
-PLANTED: dict[str, str] = {
-    "mcc": "float64",
-    "uniqueness": "float64",
-    "feature_precision": "float64",
-    "feature_recall": "float64",
-    "feature_f1": "float64",
-    "found_features": "Int64",
-    "killed_features": "Int64",
-    "killed_small_overlap": "Int64",
+# Beside what metrics measure: what is known once a point is trained, and once it is compared with others.
+BESIDE: dict[str, Column] = {
+    "loss": Column("E‖x − x̂‖² + coefficient · E penalty, summed over d and over latents", since=1),
+    "oracle_gap": Column(
+        "loss less the lowest loss of the same SAE from an oracle init in the sweep",
+        "loss above the best oracle start",
+        since=3,
+    ),
+    "seconds": Column("of training, measuring and storing the point, as its share of its pack", since=6),
+    # Norms are over all parameters of an SAE, and before it is clipped.
+    "gradient_largest": Column("the largest norm of its gradient", "largest norm of a gradient", since=9),
+    "gradient_late": Column(
+        "over the second half of training, the median of the largest norm of the gradient in each stretch of the curve",
+        "norm of the gradient late in training",
+        since=9,
+    ),
+    "gradient_spike": Column(
+        "the largest norm of the gradient in the second half of training over gradient_late",
+        "largest norm of the gradient late in training over the usual",
+        since=9,
+    ),
+    "plateau": Column("by how much, relative to the loss, twice the steps would still lower it", since=9),
+    "revived": Column("how often a dead latent was revived", kind="Int64", since=9),
+    "revived_last": Column("how many latents were revived the last time", kind="Int64", since=9),
+    "revived_live": Column("how many of the latents revived last live at the end", kind="Int64", since=9),
+    "seed_agreement": Column("matched cosine between the dictionaries of seeds of one setting", since=12),
 }
-# Measured again on shuffled labels, as `shuffled_<measure>`: see `metrics/nulls.py`.
-WITHIN = (
-    *("splits_per_max", "distinct_splits_per_max", "split_maxes"),
-    *(f"{kind}_{label}" for kind in ("label", "pure", "found") for label in PURE if label.startswith("m")),
-    "below_cell",
-)
-ACROSS = (
-    *("pure_latents", "owned_maxes", "duplicates_per_max", "label_m"),
-    *(f"{kind}_{label}" for kind in ("label", "pure", "found") for label in PURE if not label.startswith("m")),
-)
-INFORMATION = tuple(f"{kind}_{factor}" for kind in ("info", "unique") for factor in ("query", "runner_up", "copies"))
-# Measured on request: evaluation.priors, evaluation.structure.
-PRIORS = tuple(
-    f"prior_{family}"
-    for family in ("exponential", "half_cauchy", "student_t", "lomax", "exponential_power", "spike_and_slab")
-)
-STRUCTURE = tuple(
-    f"structure_{name}{kind}"
-    for name in ("parent", "modifier", "interaction", "cosine", "semi_nmf", "meta_sae")
-    for kind in ("", "_null")
-)
+# Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
+FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}
+
+
+@registry.derived
+def metric_columns() -> Mapping[str, Column]:
+    """The columns that hold what was measured, in the order in which they stand."""
+    found = dict(BESIDE)
+    for metric in registry.kinds("metric").values():
+        found |= metric.columns
+    return dict(sorted(found.items(), key=lambda item: (item[1].since, item[0] * (item[1].since == LATEST))))
+
+
+@registry.derived
+def table_columns() -> Mapping[str, str]:
+    """Every column that a results table always has, with the pandas type that holds it."""
+    return dict(_table())
+
+
+def _table() -> Iterator[tuple[str, str]]:
+    yield "point_id", "string"
+    yield from SETTINGS.items()
+    measured = metric_columns()
+    yield from ((name, column.kind) for name, column in measured.items() if column.since < LATEST)
+    yield from FRONTS.items()
+    yield from ((name, column.kind) for name, column in measured.items() if column.since == LATEST)
+
+
+def phrase(column: str) -> str:
+    """What a sentence calls a column."""
+    known = metric_columns().get(column)
+    return (known and known.phrase) or column
 
 
 def shuffled(measure: str) -> str:
-    """The column of a measure's null: what it is if labels are shuffled, or for structure, vectors permuted."""
-    return f"{measure}_null" if measure in STRUCTURE else f"shuffled_{measure}"
+    """The column of a measure's null: what it is if labels are shuffled, or, of structure, vectors permuted."""
+    null = f"{measure}_null"
+    return null if null in metric_columns() else f"shuffled_{measure}"
 
 
 def spread(measure: str) -> str:
     """The column of the standard deviation of a measure's null over permutations."""
     return f"{shuffled(measure)}_sd"
-
-
-# What a perfect code for one partition scores at best under the same rules, and counts as shares of it; how many
-# classes of each partition can be judged.
-CEILINGS: dict[str, str] = {
-    "owned_ceiling": "Int64",
-    "splits_ceiling": "float64",
-    "distinct_splits_ceiling": "float64",
-    **dict.fromkeys(("owned_share", "splits_share", "distinct_splits_share"), "float64"),
-    **{f"countable_{label}": "Int64" for label in LABELS},
-}
-# Measured on request (evaluation.order): what latents tell of the order of the tokens.
-ORDER = ("info_order", "unique_order")
-# Measured on request (evaluation.inference), of the best codes for the SAE's dictionary: as `inferred_<measure>`.
-INFERRED: dict[str, str] = {
-    **dict.fromkeys(("loss", "fvu", "l0"), "float64"),
-    **dict.fromkeys(("live_latents", "owned_maxes", "split_maxes"), "Int64"),
-    **dict.fromkeys(("splits_per_max", "distinct_splits_per_max"), "float64"),
-    **{f"found_{label}": "float64" for label in PURE if label.startswith("m")},
-}
-# Of training, from its curve: the largest norm of a gradient, over all parameters of an SAE and before it is clipped;
-# of the second half of training, the median of the largest in each stretch of the curve, and the largest over that; by
-# how much, relative to the loss, twice the steps would still lower it.
-TRAINING = dict.fromkeys(("gradient_largest", "gradient_late", "gradient_spike", "plateau"), "float64")
-# Where dead latents are revived: how often one was, how many the last time, and how many of these live at the end.
-TRAINING |= dict.fromkeys(("revived", "revived_last", "revived_live"), "Int64")
-METRICS: dict[str, str] = {
-    "loss": "float64",
-    "fvu": "float64",
-    "fvu_above_ceiling": "float64",
-    "l0": "float64",
-    "live_latents": "Int64",
-    "dead_latents": "Int64",
-    "pure_latents": "Int64",
-    "owned_maxes": "Int64",
-    "splits_per_max": "float64",
-    "duplicates_per_max": "float64",
-    "split_maxes": "Int64",
-    **{f"label_{label}": "Int64" for label in LABELS},
-    "info_query": "float64",
-    "info_runner_up": "float64",
-    "info_copies": "float64",
-    "unique_query": "float64",
-    "unique_runner_up": "float64",
-    "unique_copies": "float64",
-    "distinct_splits_per_max": "float64",
-    "winner_entropy": "float64",
-    "oracle_gap": "float64",
-    "k_sparse_splits": "float64",
-    "absorption_full": "float64",
-    "absorption_fraction": "float64",
-    "loss_recovered": "float64",
-    "kl": "float64",
-    "shrinkage": "float64",
-    "seconds": "float64",
-    "cofiring": "float64",
-    **PLANTED,
-    **dict.fromkeys((*PRIORS, *STRUCTURE), "float64"),
-    **dict.fromkeys(map(shuffled, (*WITHIN, *ACROSS, *INFORMATION, *PLANTED)), "float64"),
-    **TRAINING,
-    **dict.fromkeys(map(spread, (*WITHIN, *ACROSS, *INFORMATION, *PLANTED)), "float64"),
-    **dict.fromkeys((f"pure_{label}" for label in PURE), "Int64"),
-    **dict.fromkeys((f"found_{label}" for label in PURE), "float64"),
-    "below_cell": "Int64",
-    **CEILINGS,
-    **{f"inferred_{name}": kind for name, kind in INFERRED.items()},
-    "encoder_gap": "float64",
-    **dict.fromkeys((*ORDER, *map(shuffled, ORDER), *map(spread, ORDER)), "float64"),
-    # Of points with other seeds: see `store/results.py`.
-    "seed_agreement": "float64",
-}
-# Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
-FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}
-COLUMNS: dict[str, str] = {"point_id": "string", **SETTINGS, **METRICS, **FRONTS}
 
 
 def is_setting(column: str) -> bool:

@@ -10,16 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sae_sweep.config.columns import LABELS, Column
 from sae_sweep.config.settings import PARTITIONS, Distribution, Evaluation, Toy
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.evaluation_classes import FINER_THAN_M, ROUNDING, EvaluationClasses
-from sae_sweep.metrics.partitions import Floats, Ints
+from sae_sweep.metrics.metric import Measured, Metric, Value
+from sae_sweep.registry import register
 from sae_sweep.toys.classes import FACTORS, Cells
 from sae_sweep.toys.sampler import inputs_of_cells
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sae_sweep.metrics.partitions import Floats, Ints
+else:
+    np = lazy("numpy")
 
 # The counts that have a ceiling, by what its column is called.
 COUNTED = {"owned": "owned_maxes", "splits": "splits_per_max", "distinct_splits": "distinct_splits_per_max"}
@@ -70,13 +78,13 @@ def ceiling_metrics(found: Mapping[str, Ceiling], maxima: int, width: int) -> di
 
 def beside_ceilings(
     counts: Mapping[str, NDArray[Any] | None], classes: EvaluationClasses, width: int
-) -> dict[str, float | int | None]:
+) -> dict[str, Value]:
     """The columns of ceilings for an SAE of `width` latents, its counts as shares of them, and what can be counted.
 
     counts: by column [1]. A share may exceed 1: latents may be copies, or name classes of several partitions.
     """
     found = ceilings(classes)
-    metrics: dict[str, float | int | None] = {**ceiling_metrics(found, classes.cells.d_vocab, width)}
+    metrics: dict[str, Value] = {**ceiling_metrics(found, classes.cells.d_vocab, width)}
     for name, column in COUNTED.items():
         value, ceiling = counts[column], metrics[f"{name}_ceiling"]
         metrics[f"{name}_share"] = float(value[0]) / ceiling if value is not None and ceiling else None
@@ -121,3 +129,33 @@ def _largest(value: Floats, key: Ints, label: Ints) -> tuple[Floats, Ints]:
     has_it = value == largest[key]
     np.minimum.at(first, key[has_it], label[has_it])
     return largest, first
+
+
+def measure(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE; none of a toy without classes."""
+    if measured.classes is None or measured.counts is None:
+        return {}
+    return beside_ceilings(measured.counts.metrics, measured.classes, measured.table.width)
+
+
+COLUMNS = {
+    "owned_ceiling": Column(
+        "owned_maxes of the perfect code of so many latents for the best single partition", kind="Int64", since=11
+    ),
+    "splits_ceiling": Column("splits_per_max of the same perfect code", since=11),
+    "distinct_splits_ceiling": Column("distinct_splits_per_max of the same perfect code", since=11),
+    **{
+        f"{name}_share": Column(f"{column} over {name}_ceiling: copies may take it beyond 1", since=11)
+        for name, column in COUNTED.items()
+    },
+    **{f"countable_{name}": Column(f"classes of {name} that can be judged", kind="Int64", since=11) for name in LABELS},
+}
+
+register(
+    Metric(
+        name="ceilings",
+        description="what a perfect code would score under the same rules, and counts as shares of it",
+        columns=COLUMNS,
+        measure=measure,
+    )
+)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sae_sweep.config.settings import PARTITIONS
 from sae_sweep.metrics.evaluation_classes import NOTHING, ROUNDING, EvaluationClasses
+from sae_sweep.metrics.firing import FiringTable
 from sae_sweep.metrics.partitions import Floats, Ints
 
 # Shares and scores are rounded to so many digits, so that ties do not hang on the order of a sum.
@@ -112,6 +113,15 @@ def class_weights(classes: EvaluationClasses, cell_weight: Floats) -> Floats:
     """The evaluation weight of every class of a layout [classes], from that of every cell [T]."""
     parts = [classes.classes(name) for name in PARTITIONS]
     return np.concatenate([np.bincount(part.of_cell, cell_weight, part.count) for part in parts])
+
+
+def fitted(table: FiringTable, classes: EvaluationClasses) -> Fits:
+    """How each latent of a table fits the classes."""
+    evaluation, arranged, fits = classes.evaluation, layout(classes), Fits.room(table.width)
+    limits, weights = Limits(evaluation.f1, evaluation.purity, best_f1=True), class_weights(classes, table.cell_weight)
+    rows = table.cell, table.weight, table.mass
+    fit_all(rows, table.starts, arranged, weights, limits, Sums.room(arranged), fits)
+    return fits
 
 
 @numba.njit(cache=True, nogil=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sae_sweep.config.columns import Column
 from sae_sweep.lazy import lazy
 from sae_sweep.metrics.metric import Measured, Metric, Value
 from sae_sweep.registry import register
@@ -61,7 +62,7 @@ register(
         name="description_length",
         description="bits that say which latents fire on an input and how much, each latent coded by itself",
         source="arXiv 2410.11179",
-        columns={"description_length": "float64"},
+        columns={"description_length": Column("bits that say which latents fire on an input and how much")},
         measure=description_length,
     )
 )

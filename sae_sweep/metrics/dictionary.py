@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sae_sweep.config.columns import Column
 from sae_sweep.lazy import lazy
+from sae_sweep.metrics.ground_truth import cosines
 from sae_sweep.metrics.metric import Measured, Metric, Value
 from sae_sweep.registry import register
 
@@ -29,17 +31,17 @@ CHUNK = 512
 EDGE_INPUTS = 1 << 14
 
 COLUMNS = {
-    "c_dec": "float64",
-    "c_dec_signed": "float64",
-    "recovered_80": "Int64",
-    "recovered_90": "Int64",
-    "encoder_recovered_80": "Int64",
-    "encoder_recovered_90": "Int64",
-    "edge_absorption": "float64",
-    "edge_cosine": "float64",
-    "edge_hedging": "float64",
-    "bias_on_recovered": "float64",
-    "bias_on_missed": "float64",
+    "c_dec": Column("mean |cos| of every two decoder rows"),
+    "c_dec_signed": Column("mean cos of every two decoder rows"),
+    "recovered_80": Column("planted features along which a decoder row lies, cosine above .8", kind="Int64"),
+    "recovered_90": Column("planted features along which a decoder row lies, cosine above .9", kind="Int64"),
+    "encoder_recovered_80": Column("planted features along which an encoder row lies, cosine above .8", kind="Int64"),
+    "encoder_recovered_90": Column("planted features along which an encoder row lies, cosine above .9", kind="Int64"),
+    "edge_absorption": Column("of the inputs with a planted child, on which its parent's latent is silent"),
+    "edge_cosine": Column("cosine of a planted child's decoder row with its parent's direction"),
+    "edge_hedging": Column("cosine of a planted child's direction with the row nearest to its parent's"),
+    "bias_on_recovered": Column("how much of a feature's mean the decoder bias holds, of features recovered at .9"),
+    "bias_on_missed": Column("how much of a feature's mean the decoder bias holds, of the other features"),
 }
 
 
@@ -153,9 +155,6 @@ def _along(vector: Tensor, unit: Tensor) -> NDArray[np.float64]:
 
 
 def _cosines(rows: Tensor, others: Tensor) -> NDArray[np.float64]:
-    # Imported here: that module needs SciPy, which listings and plans do without.
-    from sae_sweep.metrics.ground_truth import cosines
-
     found: NDArray[np.float64] = cosines(rows, others).cpu().numpy()
     return found
 

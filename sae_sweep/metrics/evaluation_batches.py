@@ -81,15 +81,17 @@ def accuracy_of(inputs: EvaluationInputs) -> float | None:
     An answer is right where its logit is above all others. None for a toy that answers nothing, or with chances.
     """
     if inputs not in _accuracies:
-        right = 0.0
+        # Both summed in one order, so that a toy that is always right is right on all, not on all but a rounding.
+        right = whole = 0.0
         for block in blocks(inputs, BLOCK_INPUTS):
             if block.logits is None or block.truth is None or block.truth.dim() > 1:
                 _accuracies[inputs] = None
                 break
             rivals = (block.logits >= block.logits.gather(1, block.truth[:, None])).sum(1)
             right += float((block.weight * (rivals == 1)).cpu().numpy().sum())
+            whole += float(block.weight.cpu().numpy().sum())
         else:
-            _accuracies[inputs] = right
+            _accuracies[inputs] = right / whole
     return _accuracies[inputs]
 
 

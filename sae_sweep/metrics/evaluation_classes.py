@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from sae_sweep.config.settings import PARTITIONS, Evaluation
-from sae_sweep.metrics.hashing import GOLDEN, mixed
-from sae_sweep.metrics.partitions import Classes, Floats, Ints, partition
+from sae_sweep.lazy import lazy
 from sae_sweep.toys.classes import Factored
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sae_sweep.metrics import hashing, partitions
+    from sae_sweep.metrics.partitions import Classes, Floats, Ints
+else:
+    np = lazy("numpy")
+    hashing, partitions = lazy("sae_sweep.metrics.hashing"), lazy("sae_sweep.metrics.partitions")
 
 # Where inputs are drawn, a latent fires on at least so many of them, and a class expects as many, or it is not judged.
 LIVE_INPUTS = 8
@@ -45,7 +52,7 @@ class EvaluationClasses:
 
     def classes(self, name: str) -> Classes:
         """The classes of a partition."""
-        return partition(self.cells, name)
+        return partitions.partition(self.cells, name)
 
     def weights(self, name: str) -> Floats:
         """The probability of every class of a partition [classes]."""
@@ -87,7 +94,8 @@ class EvaluationClasses:
         inputs, and for one of all inputs, which says nothing.
         """
         possible = self.chance > 0
-        signature = np.where(possible, mixed(GOLDEN * np.arange(1, len(possible) + 1, dtype=np.uint64)), np.uint64(0))
+        cells = np.arange(1, len(possible) + 1, dtype=np.uint64)
+        signature = np.where(possible, hashing.mixed(hashing.GOLDEN * cells), np.uint64(0))
         sums = {}
         for name in PARTITIONS:
             classes = self.classes(name)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
-
+from sae_sweep.config.columns import Column
+from sae_sweep.lazy import lazy
+from sae_sweep.metrics.metric import Measured, Metric, Value, with_nulls
+from sae_sweep.registry import register
 from sae_sweep.toys.aligned import product
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sae_sweep.metrics import nulls
+    from sae_sweep.metrics.partitions import Floats, Ints
+else:
+    np, torch, nulls = lazy("numpy"), lazy("torch"), lazy("sae_sweep.metrics.nulls")
 
 # A feature that overlaps another by more than NO_OVERLAP and at most SMALL_OVERLAP, in |cos|, does so a little (P7).
 NO_OVERLAP, SMALL_OVERLAP = 1e-4, 0.3
 # Of features or latents that never are on, a share is 0, not undefined.
 NEVER = 1e-300
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class DetectionCounter:
 
 def planted_metrics(
     detection: Detection, W_dec: Tensor, directions: Tensor, live: NDArray[np.bool_], f1: float
-) -> dict[str, float | int | None]:
+) -> dict[str, Value]:
     """The columns on planted features, for decoder rows [width, d] and true `directions` [features, d].
 
     mcc: mean |cos| of the pairs of a one-to-one matching of rows and directions that has the largest sum (Hungarian);
@@ -86,6 +93,8 @@ def planted_metrics(
     live row lies either (|cos| < `f1`); killed_small_overlap: those of them whose largest overlap with another feature
     is small.
     """
+    from scipy.optimize import linear_sum_assignment
+
     cosine = cosines(W_dec, directions).abs().cpu().numpy()
     rows, columns = linear_sum_assignment(cosine, maximize=True)
     latents, matches = np.arange(len(cosine)), cosine.argmax(1)
@@ -110,3 +119,39 @@ def cosines(rows: Tensor, others: Tensor) -> Tensor:
     """cos of every pair of rows [a, d] and others [b, d]: [a, b] float64, 0 for a row of zeros."""
     left, right = (torch.nn.functional.normalize(each.double(), dim=1) for each in (rows, others))
     return product(left, right.T)
+
+
+def measure(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE; none of a toy without planted features."""
+    planted, evaluation = measured.inputs.model.planted, measured.evaluation
+    if planted is None or measured.detection is None:
+        return {}
+    of = measured.detection, measured.sae.W_dec, planted.directions, measured.latents.live
+    return planted_metrics(*of, evaluation.f1) | (nulls.shuffled_features(*of, evaluation) if measured.nulls else {})
+
+
+MEASURES = {
+    "mcc": Column("mean |cos| of decoder rows and planted directions matched one to one", since=7),
+    "uniqueness": Column("distinct best matches by |cos|, over latents", since=7),
+    "feature_precision": Column("precision of latents as detectors of their best match, mean over latents", since=7),
+    "feature_recall": Column("recall of latents as detectors of their best match, mean over latents", since=7),
+    "feature_f1": Column("F1 of latents as detectors of their best match, mean over latents", since=7),
+    "found_features": Column("planted features that some live latent detects", kind="Int64", since=7),
+    "killed_features": Column(
+        "planted features that no live latent detects and along which no live row lies", kind="Int64", since=7
+    ),
+    "killed_small_overlap": Column(
+        "of these, the ones whose largest overlap with another feature is small", kind="Int64", since=7
+    ),
+}
+COLUMNS = MEASURES | with_nulls(MEASURES, MEASURES, 8, 10)
+
+register(
+    Metric(
+        name="planted",
+        description="how well latents and decoder rows match planted features",
+        source="SynthSAEBench, arXiv 2602.14687",
+        columns=COLUMNS,
+        measure=measure,
+    )
+)

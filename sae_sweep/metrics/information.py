@@ -9,19 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numba
-import numpy as np
-
-from sae_sweep.metrics.firing import NO_LATENT, FiringTable, Floats
-from sae_sweep.metrics.hashing import GOLDEN, mixed
+from sae_sweep.config.columns import Column
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.limits import PERMUTED_INPUTS
-from sae_sweep.metrics.nulls import summary
-from sae_sweep.metrics.partitions import Classes, Ints, partition
-from sae_sweep.metrics.segment_sums import sum_by
+from sae_sweep.metrics.metric import Measured, Metric, Value, with_nulls
+from sae_sweep.registry import register
 from sae_sweep.toys.classes import FACTORS, Factored
 
-COLUMNS = {"query": "q", "runner_up": "n", "copies": "c"}
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sae_sweep.metrics import compiled_information as compiled
+    from sae_sweep.metrics import firing, hashing, nulls, partitions, segment_sums
+    from sae_sweep.metrics.firing import FiringTable
+    from sae_sweep.metrics.partitions import Classes, Floats, Ints
+else:
+    np, compiled = lazy("numpy"), lazy("sae_sweep.metrics.compiled_information")
+    firing, hashing = lazy("sae_sweep.metrics.firing"), lazy("sae_sweep.metrics.hashing")
+    nulls, partitions = lazy("sae_sweep.metrics.nulls"), lazy("sae_sweep.metrics.partitions")
+    segment_sums = lazy("sae_sweep.metrics.segment_sums")
+
+FACTOR = {"query": "q", "runner_up": "n", "copies": "c"}
 # Entropies below this (nats) are zero; so is what a null leaves of 1.
 ZERO = 1e-9
 
@@ -33,7 +43,7 @@ def information(table: FiringTable, cells: Factored, permutations: int) -> dict[
     their own nulls shuffled_* and the spread of these: each permutation of the null, corrected by all the others.
     """
     asked: dict[str, tuple[Classes, Classes, Ints]] = {}
-    for column, factor in COLUMNS.items():
+    for column, factor in FACTOR.items():
         others = "".join(name for name in FACTORS if name != factor)
         for kind, given in (("info", "m"), ("unique", others)):
             asked[f"{kind}_{column}"] = _nested(cells, factor, given)
@@ -54,7 +64,7 @@ def shares_told(
         value, shares = share_between(table, *of[:2]), null_shares(table, tops, of, permutations)
         metrics[column] = corrected(value, None if shares is None else float(shares.mean()))
         permuted[column] = None if shares is None else _corrected_by_others(shares)
-    return metrics | summary(permuted)
+    return metrics | nulls.summary(permuted)
 
 
 def winner_entropy(table: FiringTable) -> float:
@@ -102,7 +112,8 @@ def share_between(table: FiringTable, rows: Classes, groups: Classes) -> float |
         return None
     tops = table.top_starts, table.top_latent, table.top_weight, table.width + 1
     joint, by_group = (
-        _class_w_log_w(classes.order, np.append(classes.starts, table.cells), *tops) for classes in (rows, groups)
+        compiled.class_w_log_w(classes.order, np.append(classes.starts, table.cells), *tops)
+        for classes in (rows, groups)
     )
     return (joint - by_group + entropy) / entropy
 
@@ -113,20 +124,20 @@ def _entropy(table: FiringTable, rows: Classes, groups: Classes) -> float:
     return by_group - by_row
 
 
-@lru_cache(maxsize=4 * len(COLUMNS))
+@lru_cache(maxsize=4 * len(FACTOR))
 def _nested(cells: Factored, factor: str, given: str) -> tuple[Classes, Classes, Ints]:
     """The classes of `given` and `factor` together, those of `given` alone, and the cells in the order of both.
 
     Kept, as every SAE of a sweep needs the same.
     """
     both = "".join(name for name in FACTORS if name in given + factor)
-    rows, groups = partition(cells, both), partition(cells, given)
+    rows, groups = partitions.partition(cells, both), partitions.partition(cells, given)
     return rows, groups, np.lexsort((rows.of_cell, groups.of_cell))
 
 
 def _w_log_w(keys: Ints, weights: Floats) -> float:
     """Σ w·log w over the distinct keys, w being the sum of a key's weights."""
-    return _log_sum(sum_by(keys, weights)[1])
+    return _log_sum(segment_sums.sum_by(keys, weights)[1])
 
 
 def _log_sum(total: Floats) -> float:
@@ -139,10 +150,12 @@ def _tops(table: FiringTable) -> tuple[Ints, Ints, Ints]:
 
     That order follows from where each latent is on top, so that latents in another order are permuted alike.
     """
-    rows = mixed(mixed(table.top_cell.astype(np.uint64)) + GOLDEN * table.top_count.astype(np.uint64))
+    rows = hashing.mixed(
+        hashing.mixed(table.top_cell.astype(np.uint64)) + hashing.GOLDEN * table.top_count.astype(np.uint64)
+    )
     content = np.zeros(table.width + 1, np.uint64)
-    np.add.at(content, table.top_latent - NO_LATENT, rows)
-    order = np.lexsort((content[table.top_latent - NO_LATENT], table.top_cell))
+    np.add.at(content, table.top_latent - firing.NO_LATENT, rows)
+    order = np.lexsort((content[table.top_latent - firing.NO_LATENT], table.top_cell))
     return table.top_starts, table.top_latent[order], table.top_count[order]
 
 
@@ -162,102 +175,44 @@ def null_shares(
         return None
     counts = np.bincount(table.top_cell, table.top_count, table.cells)
     mean_weight = np.divide(table.cell_weight, counts, out=np.zeros(table.cells), where=counts > 0)
-    units, weight, row_start, group_start = _units(order, rows.of_cell, groups.of_cell, mean_weight, *tops)
+    units, weight, row_start, group_start = compiled.units(order, rows.of_cell, groups.of_cell, mean_weight, *tops)
     times = max(2, min(permutations, PERMUTED_INPUTS // len(units)))
-    return (_permute(units, weight, row_start, group_start, table.width + 1, times) + entropy) / entropy
+    return (compiled.permute(units, weight, row_start, group_start, table.width + 1, times) + entropy) / entropy
 
 
-@numba.njit(cache=True, nogil=True)
-def _class_w_log_w(order, class_starts, starts, latents, weights, width):  # type: ignore[no-untyped-def]
-    """Σ w·log w over pairs of a class and a top latent, w being the sum of a pair's weights.
-
-    `order`: the cells class by class, those of class i from class_starts[i] to class_starts[i + 1]; `starts`: where the
-    rows of a cell begin in `latents` below `width` - 1, NO_LATENT among them, and `weights`.
-    """
-    held, seen, total = np.zeros(width), np.empty(width, np.int64), 0.0
-    for each in range(len(class_starts) - 1):
-        count = 0
-        for cell in order[class_starts[each] : class_starts[each + 1]]:
-            for row in range(starts[cell], starts[cell + 1]):
-                latent = latents[row] - NO_LATENT
-                if held[latent] == 0 and weights[row] > 0:
-                    seen[count] = latent
-                    count += 1
-                held[latent] += weights[row]
-        for latent in seen[:count]:
-            total += held[latent] * np.log(held[latent])
-            held[latent] = 0
-    return total
+def measure(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE; without classes of inputs, what is not about factors."""
+    table, permutations = measured.table, measured.evaluation.permutations
+    found: dict[str, Value] = {"winner_entropy": winner_entropy(table), "cofiring": cofiring(table)}
+    if measured.classes is not None:
+        told = information(table, measured.classes.cells, permutations)
+        found |= told if measured.nulls else {name: told[name] for name in TOLD}
+    return found
 
 
-@numba.njit(cache=True, nogil=True)
-def _units(order, of_row, of_group, mean_weight, starts, latents, counts):  # type: ignore[no-untyped-def]
-    """One unit per input, cells in their `order`: latent - NO_LATENT and weight [n] of each, and where rows begin among
-    the units, and groups among the rows, with the ends of all."""
-    n = counts.sum()
-    units, weight = np.empty(n, np.int64), np.empty(n)
-    row_start, group_start = np.empty(len(order) + 1, np.int64), np.empty(len(order) + 1, np.int64)
-    unit, rows, groups, last_row, last_group = 0, 0, 0, -1, -1
-    for cell in order:
-        if starts[cell] == starts[cell + 1]:
-            continue
-        if of_group[cell] != last_group:
-            group_start[groups], last_group = rows, of_group[cell]
-            groups += 1
-        if of_row[cell] != last_row:
-            row_start[rows], last_row = unit, of_row[cell]
-            rows += 1
-        for row in range(starts[cell], starts[cell + 1]):
-            end = unit + counts[row]
-            units[unit:end], weight[unit:end] = latents[row] - NO_LATENT, mean_weight[cell]
-            unit = end
-    row_start[rows], group_start[groups] = unit, rows
-    return units, weight, row_start[: rows + 1].copy(), group_start[: groups + 1].copy()
+TOLD = {
+    f"{kind}_{factor}": Column(
+        f"share of what is open of the {words} given {given} that the top latent tells, corrected for chance",
+        f"information on the {words}{alone}",
+        since=1,
+    )
+    for kind, given, alone in (("info", "the maximum", ""), ("unique", "the maximum and the other factors", " alone"))
+    for factor, words in (("query", "query"), ("runner_up", "runner-up"), ("copies", "copies"))
+}
+COLUMNS = {
+    **TOLD,
+    **with_nulls(TOLD, TOLD, 8, 10),
+    "winner_entropy": Column("entropy of which latent is on top, nats; that none is counts as one", since=2),
+    "cofiring": Column(
+        "Σ P(i and j) / Σ P(i)P(j) over pairs of latents: 1 if each fires by itself, 0 for one at a time", since=7
+    ),
+}
 
-
-@numba.njit(cache=True, nogil=True)
-def _permute(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, latents: int, times: int) -> Floats:
-    """For each permutation [times], Σ w·log w by (row, latent), less the same by (group, latent).
-
-    `units` [n]: the latent of each unit, shuffled in place within its group; `weight` [n]. Row r is the units from
-    row_start[r] to row_start[r + 1]; group g is the rows from group_start[g] to group_start[g + 1].
-    """
-    np.random.seed(0)
-    held, seen = np.zeros(latents), np.empty(latents, np.int64)
-    # What a row of one unit holds is the same in every permutation.
-    alone = np.empty(len(units))
-    for unit in range(len(units)):
-        alone[unit] = weight[unit] * np.log(weight[unit])
-    told = np.zeros(times)
-    for time in range(times):
-        for g in range(len(group_start) - 1):
-            first, last = group_start[g], group_start[g + 1]
-            # A group of one row tells nothing: both sums are the same.
-            if last - first > 1:
-                start, end = row_start[first], row_start[last]
-                np.random.shuffle(units[start:end])
-                told[time] -= _held_w_log_w(units, weight, start, end, held, seen)
-                for row in range(first, last):
-                    start, end = row_start[row], row_start[row + 1]
-                    if end - start == 1:
-                        told[time] += alone[start]
-                    else:
-                        told[time] += _held_w_log_w(units, weight, start, end, held, seen)
-    return told
-
-
-@numba.njit(cache=True, nogil=True)
-def _held_w_log_w(units: Ints, weight: Floats, start: int, end: int, held: Floats, seen: Ints) -> float:
-    """Σ w·log w over the latents of the units from `start` to `end`. `held` must be zeros, and is left so."""
-    count = 0
-    for unit in range(start, end):
-        latent = units[unit]
-        if held[latent] == 0:
-            seen[count] = latent
-            count += 1
-        held[latent] += weight[unit]
-    total = 0.0
-    for i in range(count):
-        total += held[seen[i]] * np.log(held[seen[i]])
-        held[seen[i]] = 0
-    return total
+register(
+    Metric(
+        name="information",
+        description="what the top latent tells of query, runner-up and copies; which are on top, and fire together",
+        columns=COLUMNS,
+        measure=measure,
+    )
+)

@@ -9,23 +9,34 @@ holds a part of a class has no F1 to speak of: it counts as pure in every class 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sae_sweep.config.columns import PURE
+from sae_sweep.config.columns import LABELS, Column
 from sae_sweep.config.settings import PARTITIONS
-from sae_sweep.metrics.class_scores import Fits, Limits, Sums, class_weights, fit_all, layout
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.evaluation_classes import FINER_THAN_M, LIVE_INPUTS, NOTHING, ROUNDING, EvaluationClasses
-from sae_sweep.metrics.firing import FiringTable, Floats
-from sae_sweep.metrics.ground_truth import Detection
-from sae_sweep.metrics.partitions import Ints
+from sae_sweep.metrics.metric import Measured, Metric, Value, with_nulls
+from sae_sweep.registry import register
 from sae_sweep.toys.classes import NONE, Factored
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sae_sweep.metrics import class_scores, nulls
+    from sae_sweep.metrics.class_scores import Fits
+    from sae_sweep.metrics.firing import FiringTable
+    from sae_sweep.metrics.ground_truth import Detection
+    from sae_sweep.metrics.partitions import Floats, Ints
+else:
+    np = lazy("numpy")
+    class_scores, nulls = lazy("sae_sweep.metrics.class_scores"), lazy("sae_sweep.metrics.nulls")
 
 M, CELLS = PARTITIONS.index("m"), PARTITIONS.index("mqnc")
 # Partitions of which latents with merged rows are in no class: they name the query or the runner-up.
-FINER_THAN_FOLDED = np.array([bool(set("qn") & set(name)) for name in PARTITIONS])
+FINER_THAN_FOLDED = [bool(set("qn") & set(name)) for name in PARTITIONS]
+# The partitions in which pure latents and the classes they find are counted; for m these are pure_latents, owned_maxes.
+PURE = tuple(label for label in LABELS if label != "m")
 # A latent that is pure in a cell is below it if it fires on less than this share of the cell.
 WHOLE_CELL = 0.5
 
@@ -57,11 +68,7 @@ class Latents:
 
 def describe(table: FiringTable, classes: EvaluationClasses) -> Latents:
     """Owner, purity, life, label and density of every latent."""
-    evaluation, arranged = classes.evaluation, layout(classes)
-    fits = Fits.room(table.width)
-    limits, weights = Limits(evaluation.f1, evaluation.purity, best_f1=True), class_weights(classes, table.cell_weight)
-    rows = table.cell, table.weight, table.mass
-    fit_all(rows, table.starts, arranged, weights, limits, Sums.room(arranged), fits)
+    fits = class_scores.fitted(table, classes)
     return described(fits, table.inputs, table.folded, table.total, classes)
 
 
@@ -85,7 +92,7 @@ def described(
         example[label == i] = classes.classes(name).first[label_class[label == i]]
     pure_class = np.where(live & (fits.share >= classes.evaluation.purity - ROUNDING), fits.share_class, NOTHING)
     # Of a latent with merged rows only maximum and copies are known, and it is too dense for any finer class.
-    pure_class[FINER_THAN_FOLDED[:, None] & folded] = NOTHING
+    pure_class[np.array(FINER_THAN_FOLDED)[:, None] & folded] = NOTHING
     fires, owner = fits.fired > 0, fits.share_class[M]
     purity, f1 = (np.where(fires, each, np.nan) for each in (fits.share[M], fits.f1.max(0)))
     below_cell = (pure_class[CELLS] != NOTHING) & (fits.held < WHOLE_CELL - ROUNDING)
@@ -180,6 +187,94 @@ def _found(trial: Ints, of_class: Ints, trials: int) -> Ints:
     return np.bincount(np.unique(trial[known] * most + of_class[known]) // most, minlength=trials)
 
 
-def only_one(metrics: dict[str, NDArray[Any] | None]) -> dict[str, float | int | None]:
+def only_one(metrics: dict[str, NDArray[Any] | None]) -> dict[str, Value]:
     """The columns of `count` for a single SAE."""
     return {name: None if values is None else values[0].item() for name, values in metrics.items()}
+
+
+def labels(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE: of a toy whose features come by themselves, what is live alone."""
+    live, classes = measured.latents.live, measured.classes
+    found: dict[str, Value] = {"live_latents": int(live.sum()), "dead_latents": int((~live).sum())}
+    if classes is None or measured.counts is None:
+        assert measured.detection is not None
+        least = least_inputs(measured.detection) / measured.detection.total
+        return found | {"live_floor_inputs": LIVE_INPUTS, "live_floor_mass": least}
+    found |= {"live_floor_inputs": classes.live_inputs, "live_floor_mass": classes.live_mass}
+    found |= only_one(measured.counts.metrics)
+    return found | (nulls.shuffled_cells(measured.table, classes) if measured.nulls else {})
+
+
+COUNTS = {
+    "live_latents": Column(
+        "latents that fire on enough to be judged: see live_floor_inputs and live_floor_mass",
+        "number of live latents",
+        "Int64",
+        since=1,
+    ),
+    "dead_latents": Column("latents that do not", "number of dead latents", "Int64", since=1),
+    "pure_latents": Column(
+        "live latents with at least evaluation.purity of their activation mass on one maximum",
+        "number of pure latents",
+        "Int64",
+        since=1,
+    ),
+    "owned_maxes": Column("maxima that have a pure latent", "number of owned maxes", "Int64", since=1),
+    "splits_per_max": Column(
+        "live latents labelled finer than their maximum, over the maxima", "number of splits per max", since=1
+    ),
+    "distinct_splits_per_max": Column(
+        "the same with latents of one label counted once", "number of distinct splits per max", since=2
+    ),
+    "duplicates_per_max": Column(
+        "live latents labelled by a whole maximum beyond its first, over the maxima",
+        "number of duplicates per max",
+        since=1,
+    ),
+    "split_maxes": Column("maxima with two distinct splits or more", "number of split maxes", "Int64", since=1),
+    **{
+        f"label_{name}": Column(
+            f"live latents that a class of {name} describes best",
+            f"number of latents labelled {name}",
+            "Int64",
+            since=1,
+        )
+        for name in LABELS
+    },
+    **{
+        f"pure_{name}": Column(
+            f"live latents with at least evaluation.purity of their mass in one class of {name}", kind="Int64", since=11
+        )
+        for name in PURE
+    },
+    **{
+        f"found_{name}": Column(f"share of the classes of {name} that can be judged that have such a latent", since=11)
+        for name in PURE
+    },
+    "below_cell": Column("latents pure in one finest cell that fire on less than half of it", kind="Int64", since=11),
+}
+# Measured again on shuffled labels (`nulls.py`), within each maximum and among all inputs.
+WITHIN = (
+    *("splits_per_max", "distinct_splits_per_max", "split_maxes"),
+    *(f"{kind}_{name}" for kind in ("label", "pure", "found") for name in PURE if name.startswith("m")),
+    "below_cell",
+)
+ACROSS = (
+    *("pure_latents", "owned_maxes", "duplicates_per_max", "label_m"),
+    *(f"{kind}_{name}" for kind in ("label", "pure", "found") for name in PURE if not name.startswith("m")),
+)
+COLUMNS = {
+    **COUNTS,
+    **with_nulls(COUNTS, (*WITHIN, *ACROSS), 8, 10),
+    "live_floor_inputs": Column("on how many inputs a live latent fires at the least", kind="Int64"),
+    "live_floor_mass": Column("on which share of the evaluation weight a live latent fires at the least"),
+}
+
+register(
+    Metric(
+        name="labels",
+        description="what latents stand for: live, dead and pure ones, owned maxima, splits and duplicates",
+        columns=COLUMNS,
+        measure=labels,
+    )
+)

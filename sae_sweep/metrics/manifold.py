@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sae_sweep.config.columns import Column
 from sae_sweep.lazy import lazy
 from sae_sweep.metrics.metric import Measured, Metric, Value
 from sae_sweep.registry import register
@@ -44,7 +45,7 @@ register(
         name="manifold",
         description="R² of the best affine map from the reconstruction to the place on a planted manifold",
         source="this project (metrics/manifold.py)",
-        columns={"manifold_r2": "float64"},
+        columns={"manifold_r2": Column("R² of the best affine map from the reconstruction to the place on a manifold")},
         measure=manifold,
     )
 )

@@ -25,15 +25,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_sweep.config.columns import ACROSS, PLANTED, WITHIN, shuffled, spread
+from sae_sweep.config.columns import shuffled, spread
 from sae_sweep.config.settings import PARTITIONS, Evaluation
 from sae_sweep.metrics.class_scores import Fits, Limits, Sums, class_weights, fit_one, layout
 from sae_sweep.metrics.evaluation_classes import FINER_THAN_M, ROUNDING, EvaluationClasses
-from sae_sweep.metrics.firing import FiringTable, Floats
-from sae_sweep.metrics.ground_truth import Detection, planted_metrics
+from sae_sweep.metrics.firing import FiringTable
+from sae_sweep.metrics.ground_truth import MEASURES, Detection, planted_metrics
 from sae_sweep.metrics.hashing import GOLDEN, mixed
-from sae_sweep.metrics.labels import count, described
-from sae_sweep.metrics.partitions import Ints
+from sae_sweep.metrics.labels import ACROSS, WITHIN, count, described
+from sae_sweep.metrics.partitions import Floats, Ints
 from sae_sweep.metrics.segment_sums import sum_by
 
 # A latent that fires on many inputs is permuted fewer times, as then a permutation is an average in itself: so often
@@ -263,7 +263,7 @@ def shuffled_features(
     for number in range(evaluation.permutations):
         permuted, turned = _permuted(detection, directions, np.random.default_rng((seed, number)))
         trials.append(planted_metrics(permuted, W_dec, turned, live, evaluation.f1))
-    return summary({name: [trial[name] for trial in trials] for name in PLANTED})
+    return summary({name: [trial[name] for trial in trials] for name in MEASURES})
 
 
 def _permuted(detection: Detection, directions: Tensor, rng: np.random.Generator) -> tuple[Detection, Tensor]:

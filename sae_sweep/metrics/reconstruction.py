@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
+from sae_sweep.config.columns import Column
+from sae_sweep.lazy import lazy
+from sae_sweep.metrics.metric import Measured, Metric, Value
+from sae_sweep.registry import register
 
-from sae_sweep.metrics import fused_reconstruction
-from sae_sweep.toys.model import Model
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sae_sweep.metrics import fused_reconstruction
+    from sae_sweep.toys.model import Model
+else:
+    np, torch, F = lazy("numpy"), lazy("torch"), lazy("torch.nn.functional")
+    fused_reconstruction = lazy("sae_sweep.metrics.fused_reconstruction")
 
 # What is summed over inputs in evaluation weights, in the order of fused_reconstruction.py.
 OF_INPUTS = ("weight", "sized", "ratio", "square", "error", "active", "penalty")
@@ -174,3 +183,38 @@ def _cross_entropy(log_p: Tensor, truth: Tensor) -> Tensor:
     if truth.dim() == 1:
         return F.nll_loss(log_p, truth, reduction="none")
     return -(truth * log_p).sum(1)
+
+
+def reconstruction(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE. Without maxima there is no ceiling of codes that are constant on them."""
+    found: dict[str, Value] = {**measured.reconstruction.metrics}
+    return found if measured.classes is not None else found | {"fvu_above_ceiling": None}
+
+
+COLUMNS = {
+    "fvu": Column("Σ‖x − x̂‖² / Σ‖x − x̄‖², pooled over all inputs", "FVU", since=1),
+    "fvu_above_ceiling": Column(
+        "FVU less what the best code that is constant on each maximum would leave; not clipped",
+        "FVU above the ceiling of one code per max",
+        since=1,
+    ),
+    "l0": Column("mean number of activations that are not zero", "L0", since=1),
+    "loss_recovered": Column(
+        "of the toy's own output: (CE_reconstructed − CE_zero) / (CE_original − CE_zero)",
+        "share of the toy's loss recovered",
+        since=5,
+    ),
+    "kl": Column("KL(original ‖ reconstructed) of the toy's own output, nats", "KL", since=5),
+    "shrinkage": Column("mean ‖x̂‖/‖x‖", since=5),
+    "squared_error": Column("E‖x − x̂‖², summed over d"),
+    "penalty_mean": Column("E penalty, summed over latents, before its coefficient"),
+}
+
+register(
+    Metric(
+        name="reconstruction",
+        description="how well an SAE reconstructs, how sparsely, and what that costs the toy's own output",
+        columns=COLUMNS,
+        measure=reconstruction,
+    )
+)

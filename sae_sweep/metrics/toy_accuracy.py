@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sae_sweep.config.columns import Column
 from sae_sweep.metrics.metric import Measured, Metric, Value
 from sae_sweep.registry import register
 
@@ -18,7 +19,7 @@ register(
     Metric(
         name="toy_accuracy",
         description="the share of the evaluation inputs, by weight, that the toy answers right",
-        columns={"toy_accuracy": "float64"},
+        columns={"toy_accuracy": Column("share of the evaluation inputs, by weight, that the toy answers right")},
         measure=toy_accuracy,
     )
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sae_sweep.config.columns import Column
 from sae_sweep.lazy import lazy
 from sae_sweep.metrics.metric import Measured, Metric, Value
 from sae_sweep.registry import register
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 else:
     torch, F = lazy("torch"), lazy("torch.nn.functional")
 
-COLUMNS = dict.fromkeys(("raw_error", "truth_error", "truth_loss", "truth_fvu", "truth_l0"), "float64")
+COLUMNS = {
+    "raw_error": Column("mean squared error in the units of raw activations"),
+    "truth_error": Column("the same of the planted dictionary with the planted codes"),
+    "truth_loss": Column("loss of the planted dictionary with the planted codes, by the SAE's objective"),
+    "truth_fvu": Column("FVU of the planted dictionary with the planted codes"),
+    "truth_l0": Column("planted features active on an input, of those that the SAE's objective allows"),
+}
 
 
 def truth(measured: Measured) -> dict[str, Value]:

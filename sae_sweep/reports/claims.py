@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from sae_sweep.config.claims import DEFAULTS, LEAST
-from sae_sweep.config.columns import COLUMN_OF, COLUMNS, SEEDS, is_seed, is_setting, shuffled
+from sae_sweep.config.columns import COLUMN_OF, SEEDS, is_seed, is_setting, metric_columns, shuffled
 from sae_sweep.reports import bootstrap, sentences
 from sae_sweep.reports.bootstrap import Array, Draws, Sample
 from sae_sweep.reports.factor_names import FactorNames
@@ -348,7 +348,7 @@ def _is_held_against_nulls(claim: Mapping[str, Any]) -> bool:
     in the nulls either does not speak against it. What two settings' losses differ by before training is no null of
     what they differ by after it; what their counts differ by is.
     """
-    counts = any(shuffled(name) in COLUMNS for name in claim["measure"].split(" - "))
+    counts = any(shuffled(name) in metric_columns() for name in claim["measure"].split(" - "))
     return counts if "versus" in claim else not (counts and "at_most" in claim)
 
 

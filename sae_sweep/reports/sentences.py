@@ -7,46 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sae_sweep.config.columns import LABELS
+from sae_sweep.config.columns import phrase
 
 if TYPE_CHECKING:
     from sae_sweep.reports.claims import Verdict
-
-# How a sentence calls a column; others are called by their name.
-PHRASES = {
-    "fvu": "FVU",
-    "fvu_above_ceiling": "FVU above the ceiling of one code per max",
-    "l0": "L0",
-    "live_latents": "number of live latents",
-    "dead_latents": "number of dead latents",
-    "pure_latents": "number of pure latents",
-    "owned_maxes": "number of owned maxes",
-    "splits_per_max": "number of splits per max",
-    "distinct_splits_per_max": "number of distinct splits per max",
-    "duplicates_per_max": "number of duplicates per max",
-    "split_maxes": "number of split maxes",
-    "oracle_gap": "loss above the best oracle start",
-    "info_query": "information on the query",
-    "info_runner_up": "information on the runner-up",
-    "info_copies": "information on the copies",
-    "unique_query": "information on the query alone",
-    "unique_runner_up": "information on the runner-up alone",
-    "unique_copies": "information on the copies alone",
-    "loss_recovered": "share of the toy's loss recovered",
-    "kl": "KL",
-    "structure_parent": "share of variance that the parent explains",
-    "structure_modifier": "share of variance that the modifier explains",
-    "structure_interaction": "share of variance that neither explains",
-    "structure_cosine": "cosine of what a modifier adds to two parents",
-    "structure_semi_nmf": "variance that semi-NMF explains",
-    "structure_semi_nmf_null": "variance that it explains of shuffled vectors",
-    "structure_meta_sae": "variance that a meta-SAE explains",
-    "structure_meta_sae_null": "variance that it explains of shuffled vectors",
-    "gradient_largest": "largest norm of a gradient",
-    "gradient_late": "norm of the gradient late in training",
-    "gradient_spike": "largest norm of the gradient late in training over the usual",
-    **{f"label_{label}": f"number of latents labelled {label}" for label in LABELS},
-}
 
 
 def sentence(claim: Mapping[str, Any], verdict: Verdict, seeds: int, rungs: int, reason: str) -> str:
@@ -100,7 +64,7 @@ def sample(toys: int, seeds: int) -> str:
 
 def subject(claim: Mapping[str, Any]) -> str:
     """What a claim is about, in words: "median number of splits per max"."""
-    first, *second = (PHRASES.get(name, name) for name in claim["measure"].split(" - "))
+    first, *second = map(phrase, claim["measure"].split(" - "))
     measure = f"{first} less the {second[0]}" if second else first
     if claim["aggregate"] == "share":
         measure = f"share of points with {measure} at least {number(claim['threshold'])}"
@@ -114,7 +78,7 @@ def subject(claim: Mapping[str, Any]) -> str:
 def level(claim: Mapping[str, Any]) -> str:
     """Where a claim reads its measure, in words: "FVU 0.2"."""
     ((column, value),) = claim["at"].items()
-    return f"{PHRASES.get(column, column)} {number(value)}"
+    return f"{phrase(column)} {number(value)}"
 
 
 def number(value: float | None) -> str:

@@ -16,7 +16,16 @@ from typing import Any, Literal
 import pandas as pd
 
 from sae_sweep import registry
-from sae_sweep.config.columns import COLUMN_OF, COLUMNS, FRONTS, KEYS, METRICS, SETTINGS, is_seed, is_setting
+from sae_sweep.config.columns import (
+    COLUMN_OF,
+    FRONTS,
+    KEYS,
+    SETTINGS,
+    is_seed,
+    is_setting,
+    metric_columns,
+    table_columns,
+)
 from sae_sweep.config.gc import no_collection
 from sae_sweep.config.settings import Penalty, Point, Toy, canonical, check_plugins
 from sae_sweep.errors import EnvironmentProblem, UserError
@@ -56,7 +65,7 @@ def sweep_ids(store: Store, name: str) -> list[str]:
 
 
 def load(store: Store, name: str) -> pd.DataFrame:
-    """The results table: a row per finished point in grid order, the columns of `columns.COLUMNS`, then every further
+    """The results table: a row per finished point in grid order, those of `table_columns`, then every further
     metric, then every key that the sweep varies (dotted)."""
     return tables(store, name)[0]
 
@@ -264,7 +273,7 @@ def _swept_keys(flat: list[dict[str, Any]], varied: Iterable[str]) -> list[str]:
         differing = [leaf for leaf in leaves if len({setting.get(leaf) for setting in flat}) > 1]
         keys |= dict.fromkeys(differing if leaves else [key])
     # A setting with a column of its own stands in the table once.
-    return [key for key in keys if key not in COLUMNS and key not in COLUMN_OF and key not in _IN_PENALTY]
+    return [key for key in keys if key not in table_columns() and key not in COLUMN_OF and key not in _IN_PENALTY]
 
 
 def _source(key: str) -> str:
@@ -273,14 +282,15 @@ def _source(key: str) -> str:
 
 
 def _table(settings: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> pd.DataFrame:
-    further = sorted({name for values in metrics for name in values} - set(METRICS))
-    swept = [column for column in (settings[0] if settings else ()) if column not in COLUMNS]
+    further = sorted({name for values in metrics for name in values} - set(metric_columns()))
+    constant = table_columns()
+    swept = [column for column in (settings[0] if settings else ()) if column not in constant]
     data = {name: [row.get(name) for row in settings] for name in ("point_id", *SETTINGS, *swept)}
-    data |= {name: [values.get(name) for values in metrics] for name in (*METRICS, *further)}
+    data |= {name: [values.get(name) for values in metrics] for name in (*metric_columns(), *further)}
     columns = {}
-    for name in (*COLUMNS, *further, *swept):
+    for name in (*constant, *further, *swept):
         values = data.get(name, [None] * len(settings))
-        columns[name] = pd.Series(values, dtype=COLUMNS.get(name) or _swept_type(name, values))
+        columns[name] = pd.Series(values, dtype=constant.get(name) or _swept_type(name, values))
     return pd.DataFrame(columns)
 
 
@@ -329,7 +339,7 @@ def _oracle_gap(frame: pd.DataFrame) -> pd.Series:
     """loss − the lowest loss among the points that share every setting but the start, and start from an oracle."""
     if frame.empty:
         return frame["oracle_gap"]
-    prefixes = ("toy.", "distribution.", "penalty.", "sae.bandwidth", "sae.levels")
+    prefixes = ("toy.", "distribution.", "penalty.", "encoder.", "sae.bandwidth", "sae.levels")
     shared = [*_ORACLE_SHARES, *(key for key in _names(frame) if key.startswith(prefixes))]
     same = frame.groupby(shared, dropna=False, sort=False).ngroup()
     oracle = frame["loss"].where(frame["init"] == "oracle").groupby(same).transform("min")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
+from sae_sweep.config.settings import Encoder, Evaluation, Penalty, Point, Sae, Toy, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
 from sae_sweep.metrics.evaluation_batches import accuracy_of
@@ -54,11 +54,11 @@ class Ground:
         accuracy = accuracy_of(self.inputs)
         if accuracy is not None:
             say(ToyAccuracy(point.toy, point.distribution, accuracy))
-        self._starts: dict[tuple[Sae, int], Parameters] = {}
+        self._starts: dict[tuple[Sae, Encoder, int], Parameters] = {}
 
     def start(self, point: Point) -> Parameters:
         """The point's start; SAEs that differ in penalty and coefficient alone share one."""
-        key = (point.sae, point.seed)
+        key = (point.sae, point.encoder, point.seed)
         if key not in self._starts:
             self._starts[key] = start(point, self)
         return self._starts[key]
@@ -151,7 +151,7 @@ class Ground:
 
     def start_key(self, point: Point) -> Any:
         """Points with the same key have the same `measure_start`."""
-        return point.sae, point.seed, point.penalty.replace(coefficient=0.0)
+        return point.sae, point.encoder, point.seed, point.penalty.replace(coefficient=0.0)
 
 
 @dataclass(frozen=True)
@@ -169,16 +169,23 @@ class PointSae(SaeTensors):
 
     def active(self, x: Tensor) -> Iterator[Active]:
         """The codes as lists, some inputs at a time: no tensor that is held grows with all inputs times the width."""
-        if x.device.type == "cpu" and architecture_of(self.point.sae.architecture).listed:
+        linear = self.point.encoder.name == "linear"
+        if x.device.type == "cpu" and linear and architecture_of(self.point.sae.architecture).listed:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
-            for part in x.split(max(1, most // len(self.W_dec))):
-                yield Active.of(self.encode(part))
+            yield from _dense_codes(self, x)
 
     def encode(self, x: Tensor) -> Tensor:
-        return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
+        kind = architecture_of(self.point.sae.architecture)
+        return kind.codes(x, self.parameters, self.point.sae, encoder=self.point.encoder)
+
+
+def _dense_codes(sae: PointSae | LoadedSae, x: Tensor) -> Iterator[Active]:
+    """Codes of inputs x [b, d], as many inputs at a time as the largest dense tensor has room for."""
+    most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+    for part in x.split(max(1, most // len(sae.parameters.W_dec))):
+        yield Active.of(sae.encode(part))
 
 
 @dataclass(frozen=True)
@@ -192,8 +199,7 @@ class _Loaded(SaeTensors):
         return self.sae.parameters
 
     def active(self, x: Tensor) -> Iterator[Active]:
-        for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
-            yield Active.of(self.sae.encode(part))
+        yield from _dense_codes(self.sae, x)
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:

@@ -30,7 +30,7 @@ SEEDS = [*TINY, "penalty.coefficient=0.1,1", "seed=0,1,2", "name=seeds"]
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output directory with a finished sweep `seeds`: two coefficients, three seeds."""
     place = tmp_path_factory.mktemp("cli") / "outputs"
-    assert call("run", *SEEDS, f"output_dir={place}").code == 0
+    assert call("run", "--json", *SEEDS, f"output_dir={place}").code == 0
     return place
 
 
@@ -209,14 +209,24 @@ def test_listings() -> None:
     assert [row["name"] for row in architectures] == list(kinds("architecture"))
     for row in (*listed, *architectures):
         assert all(row[key].strip(" -") for key in ("formula", "prior", "source")), row["name"]
-    for kind, names in (("penalties", PENALTIES), ("architectures", kinds("architecture")), ("toys", kinds("toy"))):
+    of_kinds = {"architectures": "architecture", "toys": "toy", "metrics": "metric"}
+    for kind, names in (("penalties", PENALTIES), *((kind, kinds(family)) for kind, family in of_kinds.items())):
         _, listing, *remarks = call(kind).out.split("\n\n")
         assert [line.split()[0] for line in listing.splitlines()] == list(names)
         assert len(remarks) == (3 if kind == "penalties" else 0)  # three questions about priors, answered
     assert [row["name"] for row in json.loads(call("toys", "--json").out)] == list(kinds("toy"))
     assert "toy.tree=none" in call("toys", "planted").out and "did you mean 'circle'?" in call("toys", "cirle").err
+    assert call("metrics", "below_cell").out == call("metrics", "labels").out
+    assert "evaluation.order=False" in call("metrics", "order").out
     assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
     assert "Lomax" in call("penalties", "log1p").out
+    assert [line.split()[0] for line in call("encoders").out.split("\n\n")[1].splitlines()] == list(kinds("encoder"))
+    assert "encoder.steps=4" in call("encoders", "lista").out and "sae=topk" in call("encoders", "matching_pursuit").out
+    ingredients = [row["name"] for row in json.loads(call("recipes", "--json").out)]
+    assert {"optimizer=adam", "schedule=cosine", "decoder_norm=unit", "revival=resample"} < set(ingredients)
+    assert call("recipes", "resample").out == call("recipes", "revival=resample").out
+    assert "training.revival_every=250" in call("recipes", "resample").out
+    assert "did you mean 'revival=resample'?" in call("recipes", "resampel").err
     end = call("penalties", "lgo1p")
     assert end.code == 2 and "did you mean 'log1p'?" in end.err
 
@@ -242,7 +252,7 @@ def test_a_reader_that_has_seen_enough(root: Path, format: str) -> None:
 
 def test_damage_that_a_table_is_missing_is_named(root: Path, tmp_path: Path) -> None:
     place = tmp_path / "outputs"
-    assert call("run", *TINY, "penalty.coefficient=1", "name=one", f"output_dir={place}").code == 0
+    assert call("run", "--json", *TINY, "penalty.coefficient=1", "name=one", f"output_dir={place}").code == 0
     (id,) = Store(place).ids("points")
     (place / "points" / id / "record.json").write_bytes(b"{")
     end = call("results", "one", "--format", "csv", "--output-dir", str(place))

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import CUT, Planted
 
-from sae_sweep.config.columns import PURE
 from sae_sweep.config.grid import Settings, expand, varied
 from sae_sweep.config.keys import point_keys
 from sae_sweep.config.settings import PARTITIONS, PARTS, Evaluation, Point, canonical
 from sae_sweep.metrics.information import information, share_told
-from sae_sweep.metrics.labels import NOTHING, class_name, count, describe, only_one
+from sae_sweep.metrics.labels import NOTHING, PURE, class_name, count, describe, only_one
 from sae_sweep.registry import kinds
 
 ARCHITECTURES = tuple(kinds("architecture"))

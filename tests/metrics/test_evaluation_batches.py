@@ -44,7 +44,7 @@ def test_a_block_is_a_part_of_the_inputs_in_the_order_of_their_cells(inputs: Eva
             assert torch.equal(getattr(block, name), getattr(chunk, name)[order])
         assert torch.equal(block.maximum, block.inputs.amax(1))
         assert block.truth is not None and torch.equal(block.truth, block.maximum)
-        logits = inputs.model.logits(block.x / SCALE + MEAN, "pre_unembed")
+        logits = inputs.model.logits(block.x / SCALE + inputs.mean, "pre_unembed")
         assert logits is not None and block.logits is not None
         torch.testing.assert_close(block.logits, logits)
 

@@ -11,10 +11,9 @@ import torch
 from scipy.optimize import nnls
 from test_planted_saes import inputs_of, perfect
 
-from sae_sweep.config.columns import INFERRED
 from sae_sweep.config.settings import Evaluation
 from sae_sweep.metrics.evaluate import measure
-from sae_sweep.metrics.extra.inference import Objective, best_codes, descend, pursuit
+from sae_sweep.metrics.extra.inference import COLUMNS, Objective, best_codes, descend, pursuit
 from sae_sweep.registry import kinds
 from sae_sweep.saes.penalties import penalty_value
 
@@ -110,7 +109,7 @@ def test_a_dictionary_may_hold_more_than_its_encoder_finds() -> None:
         blunt.codes[:, latents[:-1]] = 0
     of = Objective(lambda a: a.sum(1), 0.0, k=1)
     found, own = (measure(sae, inputs, of.penalty_value, EVALUATION, objective=of).metrics for sae in (blunt, sharp))
-    assert {f"inferred_{name}" for name in INFERRED} <= set(found)
+    assert set(COLUMNS) <= set(found)
     assert found["splits_per_max"] == 0 < found["inferred_splits_per_max"]
     assert found["inferred_fvu"] <= own["fvu"] < found["fvu"]
     assert found["inferred_l0"] == 1

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import CUT, Planted
 
-from sae_sweep.config.columns import INFORMATION, shuffled, spread
+from sae_sweep.config.columns import shuffled, spread
 from sae_sweep.config.settings import Distribution
 from sae_sweep.metrics.firing import NO_LATENT, FiringCounter, FiringTable
 from sae_sweep.metrics.information import (
+    TOLD,
     _nested,
     _tops,
     cofiring,
@@ -70,13 +71,13 @@ def test_codes_that_know_one_factor(partition, column):
 
 def test_code_of_the_maximum_tells_nothing_more():
     found = information(PLANTED.table(PLANTED.one_per("m")), PLANTED.cells, 20)
-    assert set(found) == {*INFORMATION, *map(shuffled, INFORMATION), *map(spread, INFORMATION)}
+    assert set(found) == {*TOLD, *map(shuffled, TOLD), *map(spread, TOLD)}
     assert list(found.values()) == pytest.approx([0] * 18, abs=1e-9)
 
 
 def test_code_of_every_cell_tells_everything():
     found = information(PLANTED.table(PLANTED.one_per("mqnc")), PLANTED.cells, 20)
-    assert [found[name] for name in INFORMATION] == pytest.approx([1] * 6)
+    assert [found[name] for name in TOLD] == pytest.approx([1] * 6)
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "max_stratified"])

@@ -11,9 +11,10 @@ import torch
 from planted import LookUp
 from test_planted_saes import inputs_of, perfect
 
-from sae_sweep.config.columns import LABELS, PURE
+from sae_sweep.config.columns import LABELS
 from sae_sweep.config.settings import Evaluation
 from sae_sweep.metrics.evaluate import measure
+from sae_sweep.metrics.labels import PURE
 from sae_sweep.toys.sampling import Chunk, EvaluationInputs
 
 EVALUATION = Evaluation(permutations=4)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from planted import Planted
 
-from sae_sweep.config.columns import ACROSS, INFORMATION, PLANTED, WITHIN, shuffled, spread
+from sae_sweep.config.columns import shuffled, spread
 from sae_sweep.config.settings import Evaluation
 from sae_sweep.metrics import nulls
 from sae_sweep.metrics.class_scores import Fits
 from sae_sweep.metrics.evaluation_classes import FINER_THAN_M
 from sae_sweep.metrics.firing import FiringTable
-from sae_sweep.metrics.ground_truth import Detection, planted_metrics
-from sae_sweep.metrics.information import information
-from sae_sweep.metrics.labels import count, describe, only_one
+from sae_sweep.metrics.ground_truth import MEASURES, Detection, planted_metrics
+from sae_sweep.metrics.information import TOLD, information
+from sae_sweep.metrics.labels import ACROSS, WITHIN, count, describe, only_one
 from sae_sweep.metrics.nulls import shuffled_cells, shuffled_features, summary
 from sae_sweep.metrics.partitions import partition
 
@@ -42,7 +42,7 @@ def test_a_perfect_split_is_none_by_chance(split: str, factor: str) -> None:
     assert found["shuffled_split_maxes"] <= 1
     assert abs(found[f"shuffled_info_{factor}"]) < 0.1
     assert {name for name in found if name.startswith("shuffled_")} == {
-        of(name) for of in (shuffled, spread) for name in (*WITHIN, *ACROSS, *INFORMATION)
+        of(name) for of in (shuffled, spread) for name in (*WITHIN, *ACROSS, *TOLD)
     }
 
 
@@ -197,7 +197,7 @@ def test_planted_features_and_turned_directions() -> None:
     directions = torch.eye(64)[:features]
     arguments = detection, directions.clone(), directions, np.ones(features, bool)
     true, by_chance = planted_metrics(*arguments, 0.8), shuffled_features(*arguments, EVALUATION)
-    assert set(by_chance) == {of(name) for of in (shuffled, spread) for name in PLANTED}
+    assert set(by_chance) == {of(name) for of in (shuffled, spread) for name in MEASURES}
     assert (true["mcc"], true["found_features"], true["killed_features"]) == (pytest.approx(1), features, 0)
     # The mean of the largest |cos| that a matching of random directions in 64 numbers finds.
     assert 0.15 < by_chance["shuffled_mcc"] < 0.4

@@ -12,7 +12,7 @@ import torch
 from commandline import call
 from scipy.optimize import minimize
 
-from sae_sweep.metrics import evaluate
+from sae_sweep.metrics import metric
 from sae_sweep.metrics.extra.probing import (
     Concept,
     absorption,
@@ -23,7 +23,6 @@ from sae_sweep.metrics.extra.probing import (
     probing,
     splits,
 )
-from sae_sweep.toys import sampling
 
 N = 4_000
 PARENTS, MODIFIERS = 3, 2
@@ -231,16 +230,10 @@ def test_a_probe_is_scored_on_inputs_that_it_was_not_trained_on() -> None:
     assert concept.probe_f1 == 0
 
 
-@pytest.fixture
-def few_inputs_for_constants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million inputs for a toy's mean and scale are more than a command needs here."""
-    monkeypatch.setattr(sampling, "CONSTANTS_INPUTS", 1 << 14)
-
-
 @pytest.mark.usefixtures("few_inputs_for_constants")
 @pytest.mark.parametrize("toy", ["parents", "independent"])
 def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "PROBE_INPUTS", 3_000)
+    monkeypatch.setattr(metric, "PROBE_INPUTS", 3_000)
     words = [f"toy={toy}", "toy.features=4", "toy.d_model=8", "sae.init=oracle", "name=p"]
     words += ["toy.rate=0.2"] if toy == "independent" else []
     words += ["penalty.coefficient=0.1", "training.steps=20", "training.batch_size=64", "evaluation.inputs=3000"]

@@ -8,11 +8,12 @@ import torch
 from planted import LookUp
 from test_planted_saes import inputs_of, perfect
 
-from sae_sweep.config.columns import ORDER, shuffled, spread
+from sae_sweep.config.columns import shuffled, spread
 from sae_sweep.config.settings import Evaluation
 from sae_sweep.metrics.evaluate import measure
+from sae_sweep.metrics.evaluation_batches import blocks
 from sae_sweep.metrics.extra import token_order as module
-from sae_sweep.metrics.extra.token_order import token_order
+from sae_sweep.metrics.extra.token_order import TOLD, token_order
 
 EVALUATION = Evaluation(permutations=10, order=True)
 INPUTS = inputs_of(6, 3, EVALUATION)
@@ -20,7 +21,7 @@ INPUTS = inputs_of(6, 3, EVALUATION)
 
 def test_a_latent_for_every_cell_knows_nothing_of_the_order_within_it() -> None:
     found = token_order(perfect(INPUTS, "mqnc"), INPUTS, EVALUATION)
-    assert set(found) == {of(name) for name in ORDER for of in (str, shuffled, spread)}
+    assert set(found) == {of(name) for name in TOLD for of in (str, shuffled, spread)}
     assert found["unique_order"] == pytest.approx(0, abs=1e-9)
     # The cell says whether the query is the maximum, and how many copies there are: little, as most cells are of few
     # inputs, of which a permutation seems to know as much.
@@ -41,7 +42,7 @@ def test_a_latent_for_each_place_of_the_maximum_knows_the_order_of_two_tokens() 
 
 
 def test_the_numbers_of_orders_are_those_of_the_positions() -> None:
-    (block,) = module.blocks(INPUTS, 1 << 11)
+    (block,) = blocks(INPUTS, 1 << 11)
     keys = module._keys(block, INPUTS.cells)
     for tokens, key, cell in zip(block.inputs.tolist(), keys.tolist(), block.cell.tolist(), strict=True):
         m, below = max(tokens), [token for token in tokens if token < max(tokens)]
@@ -52,6 +53,6 @@ def test_the_numbers_of_orders_are_those_of_the_positions() -> None:
 
 def test_only_where_it_is_asked_for() -> None:
     sae, penalty = perfect(INPUTS, "mq"), lambda norms: norms.sum(1)
-    assert set(ORDER) <= set(measure(sae, INPUTS, penalty, EVALUATION).metrics)
-    assert not set(ORDER) & set(measure(sae, INPUTS, penalty, Evaluation(permutations=2)).metrics)
-    assert np.isfinite([measure(sae, INPUTS, penalty, EVALUATION).metrics[name] for name in ORDER]).all()
+    assert set(TOLD) <= set(measure(sae, INPUTS, penalty, EVALUATION).metrics)
+    assert not set(TOLD) & set(measure(sae, INPUTS, penalty, Evaluation(permutations=2)).metrics)
+    assert np.isfinite([measure(sae, INPUTS, penalty, EVALUATION).metrics[name] for name in TOLD]).all()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from fabricated import MEASURED, SMALL, point, record, sweep
 
-from sae_sweep.config.columns import COLUMNS
+from sae_sweep.config.columns import table_columns
 from sae_sweep.config.settings import Distribution, Penalty, Training
 from sae_sweep.errors import UserError
 from sae_sweep.store import results as frame
@@ -50,12 +50,12 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         found_mq pure_mqnc found_mqnc below_cell shuffled_pure_mq shuffled_found_mq shuffled_label_mq_sd
         inferred_loss inferred_fvu inferred_l0 encoder_gap seed_agreement
     """
-    assert not {*named, *counted.split()} - set(COLUMNS)
+    assert not {*named, *counted.split()} - set(table_columns())
     store = sweep(tmp_path / "some", [(point(), {"l0": 1.0}), (point(seed=1), {"l0": None, "owned_maxes": None})])
     none = sweep(tmp_path / "none", [])
     for table in (*frame.tables(store, "quick"), *frame.tables(none, "quick")):
-        assert list(table) == list(COLUMNS)
-        assert {name: str(kind) for name, kind in table.dtypes.items()} == COLUMNS
+        assert list(table) == list(table_columns())
+        assert {name: str(kind) for name, kind in table.dtypes.items()} == table_columns()
     assert len(frame.load(none, "quick")) == 0
     assert frame.load(store, "quick")["owned_maxes"].isna().tolist() == [False, True]
 
@@ -101,7 +101,7 @@ def test_settings_without_effect_are_null(tmp_path: Path) -> None:
             "steps": [3000, 3000, 3000, 7],
         }
     )
-    pd.testing.assert_frame_equal(table[list(expected)], expected.astype({c: COLUMNS[c] for c in expected}))
+    pd.testing.assert_frame_equal(table[list(expected)], expected.astype({c: table_columns()[c] for c in expected}))
 
 
 def test_varied_keys_are_columns(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_varied_keys_are_columns(tmp_path: Path) -> None:
     ]
     varied = ["toy", "sae.width", "sae.partition", "training.lr", "distribution.file", "penalty", "seed"]
     table = frame.load(sweep(tmp_path, [(p, {}) for p in points], varied=varied), "quick")
-    assert list(table)[len(COLUMNS) :] == [
+    assert list(table)[len(table_columns()) :] == [
         "toy.d_model",
         "toy.lr",
         "training.lr",
@@ -127,7 +127,7 @@ def test_varied_keys_are_columns(tmp_path: Path) -> None:
 
 def test_further_metrics_follow_the_constant_columns(tmp_path: Path) -> None:
     table = frame.load(sweep(tmp_path, [(point(), {"zeta": 1.0}), (point(seed=1), {"live_floor": 8})]), "quick")
-    assert list(table)[len(COLUMNS) :] == ["live_floor", "zeta"]
+    assert list(table)[len(table_columns()) :] == ["live_floor", "zeta"]
     assert table["zeta"].fillna(-1).tolist() == [1.0, -1.0]
 
 

@@ -145,7 +145,7 @@ def test_a_share_is_another_with_another_seed_and_the_same_from_a_file(here: Pat
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("caseing", "did you mean casing"), ("1.5", "must lie between 0 and 1"), ("casing", "must be true or false")],
+    [("caseing", "did you mean 'casing'"), ("1.5", "must lie between 0 and 1"), ("casing", "must be true or false")],
 )
 def test_what_cannot_hold_out_is_one_line(here: Path, value: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -161,7 +161,7 @@ def readout(**changes: np.ndarray | None) -> None:
 
 def test_a_read_out_gives_kl_loss_recovered_and_accuracy(here: Path) -> None:
     words = [*OWN, "toy.readout=readout.npz", "sae.init=oracle", "sae.partition=m", "sae.width=4", "training.steps=1"]
-    words += ["training.batch_size=32", "logger=none", "name=own"]
+    words += ["training.batch_size=32", "logger=none"]
     found = {}
     for name, changes in {"whole": {}, "no targets": {"targets": None}}.items():
         readout(**changes)

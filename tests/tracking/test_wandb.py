@@ -18,7 +18,7 @@ import pytest
 from processes import descendants
 from wandb_server import KEY, serving
 
-from sae_sweep.config.columns import COLUMNS, LABELS
+from sae_sweep.config.columns import LABELS, table_columns
 from sae_sweep.config.logger import Logger, resolved
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Site, canonical, measure_id
 from sae_sweep.errors import UserError
@@ -55,7 +55,7 @@ def points() -> list[Point]:
 def results() -> pd.DataFrame:
     """Two seeds of every point; L0 falls and FVU rises with the coefficient; the middle one is off the front."""
     rows = [row(point, seed) for seed in (0, 1) for point in points()]
-    return pd.DataFrame(rows).reindex(columns=[*COLUMNS]).astype(COLUMNS)
+    return pd.DataFrame(rows).reindex(columns=[*table_columns()]).astype(table_columns())
 
 
 def row(point: Point, seed: int) -> dict:
@@ -245,6 +245,7 @@ def test_a_new_measurement_and_a_grown_table_replace_the_old(open_log, tmp_path)
     assert [run.summary["points"] for run in read.values()] == [24]
 
 
+@pytest.mark.slow
 def test_a_run_killed_half_way_is_logged_again(open_log, tmp_path):
     point = points()[0]
     half = tmp_path / "sweep" / "wandb" / f"offline-run-20260101_000000-{run_id(point.id, 'quick start')}"
@@ -286,7 +287,7 @@ def test_an_unwritable_folder_is_a_note(open_log, tmp_path, notes):
     assert notes[0].startswith("W&B: logging stopped (")
 
 
-@pytest.mark.parametrize("call", ["init", "setup"])
+@pytest.mark.parametrize("call", ["init", pytest.param("setup", marks=pytest.mark.slow)])
 def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
     broken = tmp_path / "broken" / "wandb.py"
     broken.parent.mkdir()
@@ -324,7 +325,7 @@ def test_a_logger_that_dies_is_a_note(open_log, notes, tmp_path):
     assert "-9" in note
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_the_logger_ends_with_the_process(number, server, tmp_path):
     """The server hangs and the command is stopped: no process of it is left, and none of W&B's hooks in its way."""
     server.hangs = "UpsertBucket"
@@ -418,7 +419,7 @@ def test_with_a_key_points_go_to_the_server(server, open_log, notes):
 
 
 @pytest.mark.parametrize("what", ["Viewer", "UpsertBucket"])
-@pytest.mark.parametrize("how", ["fails", "hangs"])
+@pytest.mark.parametrize("how", ["fails", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_server_that_lets_down_is_one_note_and_an_offline_log(
     what,
     how,
@@ -438,6 +439,7 @@ def test_a_server_that_lets_down_is_one_note_and_an_offline_log(
     assert "offline" in note
 
 
+@pytest.mark.slow
 def test_an_upload_that_does_not_end_is_given_up(server, open_log, notes, tmp_path):
     server.hangs = "file_stream"
     with open_log(timeout=0.5) as log:

@@ -19,7 +19,7 @@ from commandline import TINY, Result, call, fresh
 from test_wandb import ids, logs, points, record, results
 from wandb_server import KEY, Server, serving
 
-from sae_sweep.config.columns import LABELS, METRICS
+from sae_sweep.config.columns import LABELS, metric_columns
 from sae_sweep.config.logger import Logger
 from sae_sweep.store.results import sweep_ids
 from sae_sweep.store.store import Store
@@ -254,7 +254,7 @@ def test_views_draw_what_runs_log() -> None:
     ]
     # Every metric that a panel or the run table asks for is one that runs log.
     logged = {
-        *METRICS,
+        *metric_columns(),
         "front/l1",
         "front/sqrt",
         *(f"train/{name}" for name in ("fvu", "l0", "loss", "gradient")),

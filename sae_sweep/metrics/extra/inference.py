@@ -16,14 +16,25 @@ No code found has a larger objective than the SAE's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from sae_sweep.config.columns import BESIDE, Column
+from sae_sweep.lazy import lazy
+from sae_sweep.metrics import information, labels, reconstruction
+from sae_sweep.metrics.metric import MeasurableSAE, Measured, Metric, Value
+from sae_sweep.registry import Setting, register
 
-from sae_sweep.metrics.sparse_codes import Active
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sae_sweep.metrics import evaluate, sparse_codes
+    from sae_sweep.metrics.sparse_codes import Active
+else:
+    torch = lazy("torch")
+    evaluate, sparse_codes = lazy("sae_sweep.metrics.evaluate"), lazy("sae_sweep.metrics.sparse_codes")
 
 # Descent ends when WINDOW steps lower the objective of the inputs at hand by less than this share of it.
 TOLERANCE, WINDOW, MOST_STEPS = 1e-6, 20, 4_000
@@ -47,22 +58,10 @@ class Objective:
     shares: bool = False
 
 
-class Encoded(Protocol):
-    """An SAE, as `evaluate.MeasurableSAE`."""
-
-    @property
-    def W_dec(self) -> Tensor: ...
-
-    @property
-    def b_dec(self) -> Tensor: ...
-
-    def active(self, x: Tensor) -> Iterator[Active]: ...
-
-
 class PerfectEncoder:
     """The same dictionary as an SAE's, with the best codes for it."""
 
-    def __init__(self, sae: Encoded, objective: Objective) -> None:
+    def __init__(self, sae: MeasurableSAE, objective: Objective) -> None:
         self.sae, self.objective = sae, objective
         self.W_dec, self.b_dec = sae.W_dec, sae.b_dec
 
@@ -70,7 +69,7 @@ class PerfectEncoder:
         """Codes of inputs x [b, d], of some inputs after the other."""
         for part in x.split(INPUTS):
             own = torch.cat([codes.dense(len(self.W_dec)) for codes in self.sae.active(part)])
-            yield Active.of(best_codes(part, own, self.W_dec, self.b_dec, self.objective))
+            yield sparse_codes.Active.of(best_codes(part, own, self.W_dec, self.b_dec, self.objective))
 
 
 def best_codes(x: Tensor, own: Tensor, W_dec: Tensor, b_dec: Tensor, objective: Objective) -> Tensor:
@@ -168,3 +167,57 @@ def _threshold(z: Tensor, step: Tensor, objective: Objective) -> Tensor:
     if not objective.hard:
         return z
     return z * (z.square() > 2 * step * objective.coefficient)
+
+
+def measure(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE's dictionary with the best codes for it, and what these save of its loss.
+
+    None where there is neither a penalty nor a count that codes could trade against their error.
+    """
+    objective = measured.objective
+    if objective is None:
+        return {}
+    best = evaluate.see(
+        PerfectEncoder(measured.sae, objective), measured.inputs, objective.penalty_value, measured.evaluation
+    )
+    found = {**best.reconstruction.metrics, "winner_entropy": information.winner_entropy(best.table)}
+    loss = _loss(found, objective)
+    found |= {"loss": loss, "live_latents": int(best.latents.live.sum())}
+    found |= labels.only_one(best.counts.metrics) if best.counts is not None else {}
+    gap = _loss(measured.metrics, objective) - loss
+    return {f"inferred_{name}": found.get(name) for name in OF_CODES} | {"encoder_gap": gap}
+
+
+def _loss(columns: Mapping[str, Value], objective: Objective) -> float:
+    """E‖r‖² + coefficient · E penalty, from columns."""
+    error, penalty, entropy = (columns[name] for name in ("squared_error", "penalty_mean", "winner_entropy"))
+    assert error is not None and penalty is not None and entropy is not None
+    # A penalty that overflows must not turn a coefficient of 0 into nan.
+    return error + (objective.coefficient * (penalty + entropy * objective.shares) if objective.coefficient else 0.0)
+
+
+OF_CODES = (
+    *("loss", "fvu", "l0", "live_latents", "owned_maxes", "split_maxes", "splits_per_max", "distinct_splits_per_max"),
+    *(f"found_{label}" for label in labels.PURE if label.startswith("m")),
+)
+_OWN = {**BESIDE, **reconstruction.COLUMNS, **labels.COLUMNS}
+COLUMNS = {
+    **{
+        f"inferred_{name}": Column(f"{_OWN[name].description}: with the best codes", kind=_OWN[name].kind, since=11)
+        for name in OF_CODES
+    },
+    "encoder_gap": Column("the loss that the best codes for the SAE's decoder would save", since=11),
+}
+
+register(
+    Metric(
+        name="inference",
+        description="the best codes for the dictionary, whatever the encoder finds",
+        source="FISTA, Beck and Teboulle 2009; orthogonal matching pursuit, Pati et al. 1993",
+        settings={
+            "inference": Setting(False, "the best codes for the dictionary, whatever the encoder finds", legacy=False)
+        },
+        columns=COLUMNS,
+        measure=measure,
+    )
+)

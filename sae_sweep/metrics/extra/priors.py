@@ -16,15 +16,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import betaln, gammaln, log_ndtr
-from torch import Tensor
-
+from sae_sweep.config.columns import Column
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.limits import PRIOR_INPUTS
+from sae_sweep.metrics.metric import Measured, Metric, Value
+from sae_sweep.registry import Setting, register
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from scipy import optimize, special
+    from torch import Tensor
+
+    from sae_sweep.metrics.partitions import Floats
+else:
+    np, pd, optimize, special = (lazy(name) for name in ("numpy", "pandas", "scipy.optimize", "scipy.special"))
 
 # A latent is fitted on at most so many of the inputs on which it fires, and only if its activations vary by so much of
 # their mean there: a constant has no density.
@@ -35,8 +43,6 @@ KNOWN_TO = 4.0
 WORST = 1e12
 # The step of second differences in θ, all of whose parts are logarithms of about 1.
 STEP = 1e-2
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def _half_cauchy(a: Floats, theta: Floats) -> Floats:
 def _student_t(a: Floats, theta: Floats) -> Floats:
     nu = np.exp(theta[1])
     # Not by a difference of log Γ, which is all rounding where ν is large: activations more even than a half-normal.
-    constant = math.log(2) - betaln(nu / 2, 0.5) - 0.5 * np.log(nu) - theta[0]
+    constant = math.log(2) - special.betaln(nu / 2, 0.5) - 0.5 * np.log(nu) - theta[0]
     return constant - (nu + 1) / 2 * np.log1p((a * np.exp(-theta[0])) ** 2 / nu)
 
 
@@ -74,7 +80,7 @@ def _lomax(a: Floats, theta: Floats) -> Floats:
 
 def _exponential_power(a: Floats, theta: Floats) -> Floats:
     p = np.exp(theta[1])
-    return theta[1] - theta[0] - gammaln(1 / p) - (a * np.exp(-theta[0])) ** p
+    return theta[1] - theta[0] - special.gammaln(1 / p) - (a * np.exp(-theta[0])) ** p
 
 
 def _spike_and_slab(a: Floats, theta: Floats) -> Floats:
@@ -82,7 +88,7 @@ def _spike_and_slab(a: Floats, theta: Floats) -> Floats:
     spike = spike_share - scale - a * np.exp(-scale)
     slab_share = -np.logaddexp(0, theta[0])
     gauss = -0.5 * ((a - mean) / spread) ** 2 - np.log(spread) - 0.5 * math.log(2 * math.pi)
-    return np.logaddexp(spike, slab_share + gauss - log_ndtr(mean / spread))
+    return np.logaddexp(spike, slab_share + gauss - special.log_ndtr(mean / spread))
 
 
 FAMILIES: dict[str, Family] = {
@@ -120,7 +126,7 @@ class Fit:
 def fit(family: Family, train: Floats, test: Floats) -> Fit:
     """Maximum likelihood on `train`, scored on `test`; both positive, of mean about 1."""
     ends = [
-        minimize(
+        optimize.minimize(
             lambda theta: _loss(family, theta, train),
             np.array(start),
             method="Nelder-Mead",
@@ -165,7 +171,7 @@ def identified(family: Family, theta: Floats, a: Floats) -> bool:
     return 1.96 * error <= math.log(KNOWN_TO)
 
 
-def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, float | None], pd.DataFrame]:
+def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, Value], pd.DataFrame]:
     """Columns `prior_<family>`: held-out log-likelihood in nats an activation, mean over activations of all latents.
 
     norms: contributions a‖d‖ [n, width]. The activations of a latent are put in units of their mean before they are
@@ -195,3 +201,29 @@ def priors(norms: Tensor, fires_above: float) -> tuple[dict[str, float | None], 
         for name, values in scores.items()
     }
     return columns, pd.DataFrame(rows, columns=["prior", "prior_penalty"], dtype="string")
+
+
+def measure(measured: Measured) -> dict[str, Any]:
+    """The columns COLUMNS of an SAE, and `prior` and `prior_penalty` of each latent."""
+    columns, rows = priors(measured.contributions(measured.probed[0]), measured.evaluation.fires_above)
+    return {**columns, **rows}
+
+
+COLUMNS = {
+    f"prior_{name}": Column(
+        f"held-out log-likelihood of activations where latents fire under {name.replace('_', ' ')} fits, nats each",
+        since=7,
+    )
+    for name in FAMILIES
+}
+
+register(
+    Metric(
+        name="priors",
+        description="which prior activations follow where they fire",
+        settings={"priors": Setting(False, "which prior activations follow where they fire")},
+        columns=COLUMNS,
+        measure=measure,
+        of_latents=("prior", "prior_penalty"),
+    )
+)

@@ -12,15 +12,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
-
+from sae_sweep.config.columns import Column
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.limits import PROBE_BATCH, PROBE_EPOCHS, PROBE_TRAIN_SHARE
+from sae_sweep.metrics.metric import Measured, Metric, Value
+from sae_sweep.registry import Setting, register
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sae_sweep.metrics.partitions import Floats
+
+    Bools = NDArray[np.bool_]
+else:
+    np, torch, F = lazy("numpy"), lazy("torch"), lazy("torch.nn.functional")
 
 # A concept is probed where so many inputs of either part have it and as many do not.
 FEWEST = 5
@@ -37,9 +48,6 @@ PROBE_F1 = 0.6
 SILENT, FULL_COSINE, ABSORBER_COSINE, ABSORBERS, PROJECTION = 1e-8, 0.025, 0.1, 3, 0.4
 NEWTON_STEPS, NEWTON_TOLERANCE = 100, 1e-8
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
 class Concept:
@@ -52,7 +60,7 @@ class Concept:
     fraction: float
 
 
-def probing(encode: Callable[[Tensor], Tensor], W_dec: Tensor, x: Tensor, has: Tensor) -> dict[str, float | None]:
+def probing(encode: Callable[[Tensor], Tensor], W_dec: Tensor, x: Tensor, has: Tensor) -> dict[str, Value]:
     """The columns k_sparse_splits, absorption_full and absorption_fraction: means over concepts.
 
     encode: x [b, d] to contributions a‖d‖ [b, width]; W_dec [width, d]; x [n, d]; has [n, concepts] bool, the truth.
@@ -201,3 +209,33 @@ def _columns(encode: Callable[[Tensor], Tensor], x: Tensor, latents: Tensor) -> 
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean()) if len(values) else math.nan
+
+
+def measure(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE."""
+    return probing(measured.contributions, measured.sae.W_dec, *measured.probed)
+
+
+COLUMNS = {
+    "k_sparse_splits": Column(
+        f"latents of a k-sparse probe beyond the first that each raise F1 by {F1_JUMP}, mean over concepts", since=4
+    ),
+    "absorption_full": Column(
+        "of probed inputs, on which a concept's own latents are silent while another stands in, mean over concepts",
+        since=4,
+    ),
+    "absorption_fraction": Column(
+        "of the probe's projection, what others take over from a concept's own latents, mean over concepts", since=4
+    ),
+}
+
+register(
+    Metric(
+        name="probing",
+        description="k-sparse probes and absorption as SAEBench has them",
+        source="arXiv 2503.09532, 2409.14507",
+        settings={"probing": Setting(False, "k-sparse probes and absorption: a pass and some seconds for every SAE")},
+        columns=COLUMNS,
+        measure=measure,
+    )
+)

@@ -6,16 +6,24 @@ Every figure comes with what it is after a permutation, since few rows in few di
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-
-from sae_sweep.config.columns import STRUCTURE
+from sae_sweep.config.columns import Column
 from sae_sweep.config.settings import PARTITIONS
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.labels import NOTHING, Latents
+from sae_sweep.metrics.metric import Measured, Metric, Value
+from sae_sweep.registry import Setting, register
 from sae_sweep.toys.classes import Factored
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from sae_sweep.metrics.partitions import Floats, Ints
+else:
+    np, torch, F = lazy("numpy"), lazy("torch"), lazy("torch.nn.functional")
 
 # Permutations behind a null.
 PERMUTATIONS = 10
@@ -23,11 +31,8 @@ SEMI_NMF_STEPS = 200
 META_STEPS, META_RATE, META_ACTIVE = 500, 1e-2, 2
 TINY = 1e-12
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
-
-def structure(rows: Floats, mean_code: Floats, latents: Latents, cells: Factored | None) -> dict[str, float | None]:
+def structure(rows: Floats, mean_code: Floats, latents: Latents, cells: Factored | None) -> dict[str, Value]:
     """The columns structure_* of one SAE; null where there is too little to look at.
 
     rows [width, d]: decoder rows; mean_code [width]: mean code z of a latent where it fires. Looked at are the latents
@@ -39,7 +44,7 @@ def structure(rows: Floats, mean_code: Floats, latents: Latents, cells: Factored
     SAE explain with a component for each parent and each modifier. `_null`: the same with modifiers permuted within
     each parent (modifier, interaction, cosine), parents among all (parent), or each entry of the vectors (the others).
     """
-    found: dict[str, float | None] = dict.fromkeys(STRUCTURE)
+    found: dict[str, Value] = dict.fromkeys(COLUMNS)
     if cells is None:
         return found
     chosen, parent, modifier = split_latents(latents, cells)
@@ -167,3 +172,36 @@ def meta_sae(rows: Floats, width: int) -> float:
 
 def _explained(rows: Floats, fitted: Floats) -> float:
     return 1 - float(((rows - fitted) ** 2).sum() / (((rows - rows.mean(0)) ** 2).sum() + TINY))
+
+
+def measure(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE."""
+    W_dec, inputs = measured.sae.W_dec, measured.inputs
+    mean_code = measured.table.mean_mass / W_dec.norm(dim=1).cpu().numpy()
+    return structure(W_dec.double().cpu().numpy(), mean_code, measured.latents, inputs.cells)
+
+
+# What each is, and what a sentence calls its null, if not by its name.
+_PHRASES = {
+    "parent": ("share of variance that the parent explains", ""),
+    "modifier": ("share of variance that the modifier explains", ""),
+    "interaction": ("share of variance that neither explains", ""),
+    "cosine": ("cosine of what a modifier adds to two parents", ""),
+    "semi_nmf": ("variance that semi-NMF explains", "variance that it explains of shuffled vectors"),
+    "meta_sae": ("variance that a meta-SAE explains", "variance that it explains of shuffled vectors"),
+}
+COLUMNS = {
+    f"structure_{name}{end}": Column(f"of split latents' rows, {what}{aside}", words, since=7)
+    for name, (what, null) in _PHRASES.items()
+    for end, words, aside in (("", what, ""), ("_null", null, ", once permuted"))
+}
+
+register(
+    Metric(
+        name="structure",
+        description="decoder rows of split latents as parent + modifier + what is left",
+        settings={"structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left")},
+        columns=COLUMNS,
+        measure=measure,
+    )
+)

@@ -7,46 +7,41 @@ an input is at which positions the maximum stands and at which the runner-up; ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
+from sae_sweep.config.columns import Column
 from sae_sweep.config.settings import Evaluation
-from sae_sweep.metrics.evaluation_batches import Block, blocks
-from sae_sweep.metrics.firing import FiringCounter
+from sae_sweep.lazy import lazy
 from sae_sweep.metrics.information import shares_told
-from sae_sweep.metrics.partitions import Classes, Ints
-from sae_sweep.metrics.sparse_codes import Active
+from sae_sweep.metrics.limits import BLOCK_INPUTS
+from sae_sweep.metrics.metric import MeasurableSAE, Measured, Metric, Value, with_nulls
+from sae_sweep.registry import Setting, register
 from sae_sweep.toys.classes import Cells
-from sae_sweep.toys.sampling import EvaluationInputs
 
-# Inputs at a time.
-BLOCK_INPUTS = 1 << 11
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from sae_sweep.metrics import evaluation_batches, firing, partitions
+    from sae_sweep.metrics.evaluation_batches import Block
+    from sae_sweep.metrics.partitions import Classes, Ints
+    from sae_sweep.toys.sampling import EvaluationInputs
+else:
+    np, torch = lazy("numpy"), lazy("torch")
+    evaluation_batches, firing = lazy("sae_sweep.metrics.evaluation_batches"), lazy("sae_sweep.metrics.firing")
+    partitions = lazy("sae_sweep.metrics.partitions")
 
 
-class Encoded(Protocol):
-    """An SAE, as `evaluate.MeasurableSAE`."""
-
-    @property
-    def W_dec(self) -> Tensor: ...
-
-    def active(self, x: Tensor) -> Iterator[Active]: ...
-
-
-def token_order(sae: Encoded, inputs: EvaluationInputs, evaluation: Evaluation) -> dict[str, float | None]:
+def token_order(sae: MeasurableSAE, inputs: EvaluationInputs, evaluation: Evaluation) -> dict[str, Value]:
     """The columns info_order, given the maximum, and unique_order, given the cell, each with its null; None elsewhere
     than for max-of-K."""
     cells = inputs.cells
     if not isinstance(cells, Cells):
         return {}
-    parts = list(blocks(inputs, BLOCK_INPUTS))
+    parts = list(evaluation_batches.blocks(inputs, BLOCK_INPUTS))
     keys, of_input = np.unique(np.concatenate([_keys(part, cells) for part in parts]), return_inverse=True)
     norms, begin = sae.W_dec.norm(dim=1), 0
-    counter = FiringCounter(len(norms), len(keys), evaluation.fires_above)
+    counter = firing.FiringCounter(len(norms), len(keys), evaluation.fires_above)
     for part in parts:
         weight, done = part.weight.cpu().numpy(), 0
         for codes in sae.active(part.x):
@@ -68,11 +63,33 @@ def _keys(block: Block, cells: Cells) -> Ints:
     m, n = (torch.from_numpy(cells.factors[factor]).long()[cell, None] for factor in "mn")
     standing = 2 * (tokens == m).long() + (tokens == n).long()
     place = torch.tensor([3**i for i in range(cells.k)])
-    found: NDArray[np.int64] = (cell * 3**cells.k + (standing * place).sum(1)).numpy()
+    found: Ints = (cell * 3**cells.k + (standing * place).sum(1)).numpy()
     return found
 
 
 def _classes(labels: Ints) -> Classes:
     """Cells [T] told apart by their labels."""
     _, first, of_cell = np.unique(labels, return_index=True, return_inverse=True)
-    return Classes(of_cell.astype(np.int64), first.astype(np.int64))
+    return partitions.Classes(of_cell.astype(np.int64), first.astype(np.int64))
+
+
+def measure(measured: Measured) -> dict[str, Value]:
+    """The columns COLUMNS of an SAE."""
+    return token_order(measured.sae, measured.inputs, measured.evaluation)
+
+
+TOLD = {
+    "info_order": Column("share of the order of the tokens given the maximum that the top latent tells", since=11),
+    "unique_order": Column("share of the order of the tokens given the cell that the top latent tells", since=11),
+}
+COLUMNS = TOLD | with_nulls(TOLD, TOLD, 11, 11)
+
+register(
+    Metric(
+        name="order",
+        description="what latents tell of the order of the tokens",
+        settings={"order": Setting(False, "what latents tell of the order of the tokens", legacy=False)},
+        columns=COLUMNS,
+        measure=measure,
+    )
+)

@@ -20,6 +20,7 @@ from sae_sweep.config.settings import derive_seed
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Kind, Setting, get
 from sae_sweep.saes.architectures import architecture_of
+from sae_sweep.saes.encoders import encoder_of
 from sae_sweep.saes.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ RIDGE = Setting(1e-2, "of the encoder's metric, relative to the largest eigenval
 
 
 class Source(Protocol):
-    """What an init may look at: the activations that the SAE will be trained on."""
+    """What an init may look at: the activations that the SAE will be trained on, and the device they are drawn on."""
+
+    device: str
 
     def exemplars(self, count: int, seed: int) -> Tensor:
         """Independent draws [count, d]."""
@@ -59,7 +62,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Kind):
-    """`make(point, source, generator)`: the untrained SAE, without what its architecture alone has.
+    """`make(point, source, generator)`: the untrained SAE, without what its architecture and encoder alone have.
 
     clusters: it looks for clusters among many inputs, which takes time that grows with the square of the width
     """
@@ -77,8 +80,10 @@ def start(point: Point, source: Source) -> Parameters:
     """
     sae = point.sae
     seed = derive_seed("init", sae.architecture, sae.width, point.seed)
-    made: Parameters = get("init", sae.init).make(point, source, torch.Generator().manual_seed(seed))
-    return architecture_of(sae.architecture).completed(made, sae.width)
+    generator = torch.Generator().manual_seed(seed)
+    made: Parameters = get("init", sae.init).make(point, source, generator)
+    made = architecture_of(sae.architecture).completed(made, sae.width)
+    return encoder_of(point.encoder.name).completed(made, point, generator)
 
 
 def latents_at(exemplars: Tensor, point: Point, metric: Tensor, generator: torch.Generator) -> Parameters:
