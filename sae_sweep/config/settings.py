@@ -337,7 +337,8 @@ class Point:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
         point = canonical(self)
         # A part that says what there was before it existed is no part of an identity.
-        parts = {name: getattr(point, name)._key() for name in PARTS if getattr(point, name).identity()}
+        keys = {name: getattr(point, name)._key() for name in PARTS}
+        parts = {name: key for name, key in keys.items() if key != "{}"}
         return _digest(parts, seed=point.seed, data_seed=point.data_seed, train_version=TRAIN_VERSION)
 
     def get(self, key: str) -> Any:
