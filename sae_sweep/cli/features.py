@@ -28,9 +28,10 @@ def describe(toy: Toy) -> dict[str, Any]:
     made = model.load(toy, model.train([toy], "cpu")[0])
     planted = made.planted
     assert planted is not None
-    together = getattr(planted, "together", None)
-    exact = together is not None
-    if not exact:
+    exact = hasattr(planted, "together")
+    if exact:
+        together = planted.together  # type: ignore[attr-defined]
+    else:
         population = made.population(Distribution(), "cpu")  # its own settings say how inputs are drawn
         inputs = population.draw(DRAWN, torch.Generator().manual_seed(derive_seed("cells")))
         active = (planted.features(inputs) != 0).double()
