@@ -19,7 +19,7 @@ from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.limits import BLOCK, COPIES, GPU_BYTES
 from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
-from sae_sweep.saes.recipes import DecoderNorm, Optimizer, Revival
+from sae_sweep.saes.recipes import DecoderNorm, Optimizer, revival_of
 from sae_sweep.saes.recipes.k_annealing import annealed
 from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
 from sae_sweep.saes.recipes.target_l0 import steer
@@ -142,7 +142,7 @@ def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> tu
     How many were revived, and how many are dead then, per SAE [n]. A latent is dead that has not fired for
     `dead_after` steps; one that fires again counts as revived where an auxiliary loss trained it.
     """
-    kinds: list[Revival] = [get("revival", point.training.revival) for point in stack.points]
+    kinds = [revival_of(point.training) for point in stack.points]
 
     def one(i: int) -> Tensor:
         kind, training = kinds[i], stack.points[i].training
@@ -198,7 +198,7 @@ class AutogradBackend:
 def parts_at_once(stack: Stack, b: int, on_gpu: bool) -> list[Stack]:
     """The stack in parts, each of which takes the reference step at once on batches of `b`: on the CPU single SAEs."""
     products = stack.encoder.products(stack.points[0].encoder, stack.points[0].sae, stack.d)
-    copies = COPIES * products + get("revival", stack.points[0].training.revival).copies
+    copies = COPIES * products + revival_of(stack.points[0].training).copies
     together = max(1, int(GPU_BYTES / (4 * copies * b * stack.width))) if on_gpu else 1
     return [stack.part(slice(first, first + together)) for first in range(0, len(stack.points), together)]
 
@@ -236,7 +236,7 @@ class ReferenceStep:
         training = stack.points[0].training
         self.optimizer: Optimizer = get("optimizer", training.optimizer)
         self.decoder_norm: DecoderNorm = get("decoder_norm", training.decoder_norm)
-        self.revival: Revival = get("revival", training.revival)
+        self.revival = revival_of(training)
 
     def __call__(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Step on batch x [b, d] with a row of `step_numbers`: loss, squared error, L0, gradient's norm, [n] each."""

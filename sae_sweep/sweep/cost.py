@@ -44,7 +44,7 @@ from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
 from sae_sweep.saes.limits import BLOCK, COPIES
 from sae_sweep.saes.parameters import shapes
 from sae_sweep.saes.penalties import formula_of
-from sae_sweep.saes.recipes import is_plain, warmup_steps
+from sae_sweep.saes.recipes import is_plain, revival_of, warmup_steps
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 from sae_sweep.toys.limits import BLOCK_ROWS, CONSTANTS_INPUTS, TABLE_INPUTS
 
@@ -157,7 +157,7 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
 def training_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Of that, what training takes: what bounds a pack, as the rest is the same for a single point."""
     if by_autograd(point, speed):
-        copies = COPIES * _products(point) + point.training.chosen["revival"].copies
+        copies = COPIES * _products(point) + revival_of(point.training).copies
         held = int(4 * copies * point.training.batch_size * point.sae.width)
         work = max(workers * held, speed.shared_bytes)
     else:
@@ -206,7 +206,7 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
         spilled = speed.spilled if 4 * COPIES * codes > CACHE else 0.0
         each = 2 * PRODUCTS * d / speed.autograd_flops + speed.autograd_code + spilled
         # Each product of an auxiliary loss is one more of those that the step has anyway.
-        products = _products(point) + point.training.chosen["revival"].products / PRODUCTS
+        products = _products(point) + revival_of(point.training).products / PRODUCTS
         return speed.autograd_step + products * codes * each + adam
     if l0 is None:
         *_, (_, l0) = firing(point)

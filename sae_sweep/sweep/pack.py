@@ -134,7 +134,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
         began = time.monotonic()
         trained = store.parse("points", point.id, saelens.WEIGHTS, saelens.from_files)
         before = store.read_record("points", point.id)
-        kept = {name: before[name] for name in ("curve", "revival", "control") if name in before}
+        kept: dict[str, Any] = {name: before[name] for name in ("curve", "revival", "control") if name in before}
         judged = _at_coefficient(point, before)
         measured, untrained = ground.measure(judged, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained, judged)

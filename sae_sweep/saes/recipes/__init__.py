@@ -91,10 +91,16 @@ class Revival(Ingredient):
         return bool(self.revive or self.auxiliary)
 
 
+def revival_of(training: Training) -> Revival:
+    """What the recipe does for dead latents."""
+    revival: Revival = get("revival", training.revival)
+    return revival
+
+
 def is_plain(point: Point, device: str = "cpu") -> bool:
     """Whether the compiled steps know its encoder and how it is trained there; else the reference step takes it."""
     training, known = point.training, get("architecture", point.sae.architecture).compiles(point.sae)
-    revival: Revival = training.chosen["revival"]  # type: ignore[assignment]
+    revival = revival_of(training)
     if not (known and point.encoder.name == "linear" and revival.compiled):
         return False
     if device == "cuda" and revival.revives:  # its kernels do not count for how long a latent has not fired
@@ -111,6 +117,6 @@ def of_step(point: Point) -> tuple[Any, ...]:
     if is_plain(point):
         return ()
     training = point.training
-    keys = ("optimizer", "decoder_norm", *(() if training.chosen["revival"].compiled else ("revival",)))
+    keys = ("optimizer", "decoder_norm", *(() if revival_of(training).compiled else ("revival",)))
     kinds = (training.chosen[key] for key in keys)
     return point.encoder, *((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)
