@@ -77,6 +77,7 @@ def test_the_wheel_holds_the_package_its_configuration_and_nothing_else(wheel: P
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow  # the largest grids take half a minute to lay out
 def test_it_plans_the_quickstart_and_every_experiment(installed: Path, tmp_path: Path) -> None:
     names = listing("experiment")
     plans = run(installed, tmp_path, ["plan", "--json"], *(["plan", "--json", f"experiment={name}"] for name in names))
