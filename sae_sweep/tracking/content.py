@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.config.settings import Sae, Site, counts
+from sae_sweep.config.settings import Encoder, Sae, Site, counts
 from sae_sweep.tracking.process import Run
 
 if TYPE_CHECKING:
@@ -80,11 +80,13 @@ def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 
 
 def point_name(settings: Mapping[str, Any]) -> str:
-    """A name for people, such as `width136-l1-0.5-s0`; a start or a site other than the default is in it too."""
+    """A name for people, such as `width136-l1-0.5-s0`; an encoder, start or site other than the default is in it."""
     sae, penalty = settings["sae"], settings["penalty"]
     parts = [f"width{sae['width']}"]
     if sae["architecture"] != Sae().architecture:
         parts.append(sae["architecture"])
+    if (encoder := settings.get("encoder", Encoder.legacy_kinds)["name"]) != Encoder().name:
+        parts.append(encoder)
     if counts(sae["architecture"]):
         parts.append(f"k{sae['k']}")
     else:
