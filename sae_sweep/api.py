@@ -76,7 +76,8 @@ class Results:
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """The verdict on each claim: a row each, with what was predicted and what was found."""
-        found = evaluate_all(self.sweep.claims, self.frame, self.untrained)
+        info = frame.sweep_info(Store(self.sweep.output_dir), self.name)
+        found = evaluate_all(info, self.frame, self.untrained)
         return pd.DataFrame([dataclasses.asdict(verdict) for verdict in found])
 
     def front(self) -> go.Figure:
@@ -88,7 +89,7 @@ class Results:
         store = Store(self.sweep.output_dir)
         info = frame.sweep_info(store, self.name)
         both = self.frame, self.untrained
-        material = reports.gather(store, [self.name], info, both, evaluate_all(info["claims"], *both))
+        material = reports.gather(store, [self.name], info, both, evaluate_all(info, *both))
         target = None if output is None else Path(output)
         return reports.write(store, material, target, reports.choose_few(self.frame), images=False)[0]
 

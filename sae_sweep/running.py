@@ -108,7 +108,7 @@ def log_sweep(
     missing = [id for id in results["point_id"] if not log.logged(id, wanted)]
     for record in measured(store, missing, wanted):
         log.log_point(record)
-    verdicts = [dataclasses.asdict(verdict) for verdict in evaluate_all(info["claims"], results, untrained)]
+    verdicts = [dataclasses.asdict(verdict) for verdict in evaluate_all(info, results, untrained)]
     log.log_sweep(results, untrained, verdicts, {"experiment": info["experiment"], "overrides": info["overrides"]})
 
 
@@ -131,6 +131,7 @@ def measured(path: Path, overrides: Sequence[str]) -> tuple[LoadedSae, Point, di
     from sae_sweep.sweep import pack
     from sae_sweep.sweep.context import Ground
     from sae_sweep.sweep.cost import activation_size
+    from sae_sweep.sweep.events import ToyAccuracy
     from sae_sweep.sweep.local import this_machine
 
     sae = read_sae(path)
@@ -141,5 +142,10 @@ def measured(path: Path, overrides: Sequence[str]) -> tuple[LoadedSae, Point, di
             "(give toy.d_model=…, site=… as it was trained)"
         )
     machine = this_machine(sweep.device)
-    ground = Ground(point, Store(sweep.output_dir), sweep.evaluation, machine.device, lambda event: None)
+
+    def say(event: Event) -> None:
+        if isinstance(event, ToyAccuracy):
+            print(event.text, file=sys.stderr)
+
+    ground = Ground(point, Store(sweep.output_dir), sweep.evaluation, machine.device, say)
     return sae, point, pack.with_loss(ground.measure_loaded(sae, point.penalty), point)

@@ -1,6 +1,6 @@
 """Compare the compiled CPU step of every architecture with autograd's (saes/train.py), on one core.
 
-    python scripts/bench_architectures.py
+    python scripts/bench_architectures.py [--only ARCHITECTURE …]
 
 SAEs are made so that about L0 of their latents fire, and a learning rate of nearly zero keeps it so. Both take the same
 steps in turns; printed are medians in seconds of the core, their ratio, and the L0 that each saw.
@@ -8,6 +8,7 @@ steps in turns; printed are medians in seconds of the core, their ratio, and the
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend
 
-ARCHITECTURES = tuple(kinds("architecture"))
+ARCHITECTURES = tuple(name for name, kind in kinds("architecture").items() if "cpu" in kind.compiled)
 COUNTED = tuple(name for name, kind in kinds("architecture").items() if kind.counts)
 
 L0, TURNS = 8, 5
@@ -38,7 +39,7 @@ def stack(architecture: str, width: int, batch: int, d: int) -> Stack:
     fire = L0 * (2 if architecture in COUNTED else 1)
     quantile = float(torch.special.ndtri(torch.tensor(1 - fire / width, dtype=torch.float64)))
     training = Training(10**6, batch, lr=1e-9, lr_decay=0)
-    point = canonical(Point(sae=Sae(architecture, width, L0), penalty=Penalty("l1", 1e-3), training=training))
+    point = canonical(Point(sae=Sae(architecture, width=width, k=L0), penalty=Penalty("l1", 1e-3), training=training))
     start = Parameters(W, W, torch.full((width,), -quantile), torch.zeros(d), torch.zeros(()))
     if architecture == "jumprelu":
         start = start.replace(b_enc=torch.zeros(width), thresholds=torch.full((width,), quantile))
@@ -74,10 +75,13 @@ def compare(architecture: str, width: int, batch: int, d: int, slow: int, fast: 
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES, metavar="ARCHITECTURE")
+    chosen = parser.parse_args().only
     torch.set_num_threads(1)
     print("| architecture | width × batch × d | autograd, s | compiled, s | ratio | L0 |\n|" + "---|" * 6)
     for shape in SHAPES:
-        for architecture in ARCHITECTURES:
+        for architecture in chosen:
             print(compare(architecture, *shape), flush=True)
     return 0
 

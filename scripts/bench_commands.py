@@ -1,20 +1,22 @@
-"""How long the command line takes before any SAE is trained: help, planning 100,000 points, a rerun of what is done.
+"""What the command line takes before and around training: help, plans, reruns, one short SAE, the quickstart.
 
-    python scripts/bench_commands.py
+    python scripts/bench_commands.py [--only TEXT]
 
-Also rows of scripts/bench_peers.py.
+Processor seconds, of Python's start on, after a run that fills the caches and compiles the kernels; help over a bare
+`import typer`. Also rows of scripts/bench_peers.py.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,10 +25,12 @@ from sae_sweep.config import overrides as config
 from sae_sweep.config.settings import canonical
 from sae_sweep.store.store import Store
 
-PLANNED, FINISHED, REPEATS = 100_000, 10_000, 3
+PLANNED, FINISHED, REPEATS = 100_000, 10_000, 5
 # The smallest points there are: what is timed is everything else.
 TINY = ("toy=small", "toy.steps=1", "training.steps=1", "sae.width=2", "sae.init=random", "device=cpu", "logger=none")
 GRID = ("penalty=l1", "penalty.coefficient=1")
+# One SAE on a toy that is there: what any run takes.
+ONE = ("toy=small", "training.steps=200", "sae.width=136", "penalty.coefficient=0.3", "device=cpu", "logger=none")
 
 
 def finished_store(root: Path, points: int) -> list[str]:
@@ -47,36 +51,80 @@ def finished_store(root: Path, points: int) -> list[str]:
 
 
 def seconds(arguments: Sequence[str]) -> float:
-    """Median time of a `sae-sweep` command, Python's start included; after one that fills the caches.
+    """Processor seconds of Python with these arguments, which others on the machine lengthen little."""
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, *arguments], **silent)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"`python {' '.join(arguments)}` failed")
+    return used.ru_utime + used.ru_stime
 
-    One that takes seconds is timed but once more.
-    """
+
+def median_seconds(*words: str) -> float:
+    """Of a `sae-sweep` command, over several runs after a first one; one that takes seconds runs but once more."""
 
     def once() -> float:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "sae_sweep", *arguments], check=True, capture_output=True)
-        return time.perf_counter() - began
+        return seconds(["-m", "sae_sweep", *words])
 
     return statistics.median(once() for _ in range(REPEATS if once() < 1 else 1))
 
 
-def measure(say: Callable[[str], None]) -> dict[str, float]:
-    """Seconds of each command."""
-    results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        say("help")
-        results["sae-sweep --help"] = seconds(["--help"])
-        say(f"a plan of {PLANNED:,} points")
-        grid = [*TINY, *GRID, f"seed=range(0,{PLANNED})", f"output_dir={root / 'empty'}"]
-        results[f"plan of {PLANNED:,} points"] = seconds(["plan", "--yes", *grid])
-        say(f"a rerun of {FINISHED:,} finished points")
-        results[f"rerun, {FINISHED:,} points finished"] = seconds(
-            ["run", "--yes", "--json", *finished_store(root / "full", FINISHED)]
-        )
-    return results
+def help_over_typer() -> float:
+    """`sae-sweep --help` over `import typer`, in turns."""
+    turns = [(seconds(["-m", "sae_sweep", "--help"]), seconds(["-c", "import typer"])) for _ in range(REPEATS + 1)]
+    return statistics.median(ours / typer for ours, typer in turns[1:])
+
+
+def one_sae(root: Path) -> float:
+    """`sae-sweep run` of an SAE of 200 steps on a toy that is there."""
+    where = (*ONE, f"output_dir={root}")
+    seconds(["-m", "sae_sweep", "run", *where, "name=first"])
+    turns = [seconds(["-m", "sae_sweep", "run", *where, f"seed={seed}", f"name=run{seed}"]) for seed in (1, 2, 3)]
+    return statistics.median(turns)
+
+
+def quickstart(root: Path) -> float:
+    """The quickstart from its toy on, kernels compiled."""
+    return seconds(["-m", "sae_sweep", "run", "logger=none", "device=cpu", f"output_dir={root}"])
+
+
+def planned(root: Path) -> float:
+    """A plan of 100,000 points."""
+    return median_seconds("plan", "--yes", *TINY, *GRID, f"seed=range(0,{PLANNED})", f"output_dir={root}")
+
+
+def rerun(root: Path) -> float:
+    """A run in which nothing is left to do."""
+    return median_seconds("run", "--yes", "--json", *finished_store(root, FINISHED))
+
+
+ROWS: dict[str, Callable[[Path], float]] = {
+    "sae-sweep --help over import typer": lambda root: help_over_typer(),
+    "sae-sweep --help": lambda root: median_seconds("--help"),
+    f"plan of {PLANNED:,} points": planned,
+    f"rerun, {FINISHED:,} points finished": rerun,
+    "run of one SAE, 200 steps, toy finished": one_sae,
+    "quickstart": quickstart,
+}
+
+
+def measure(say: Callable[[str], None], only: str = "") -> Iterator[tuple[str, float]]:
+    """Each row as it is known: its name, and seconds of a processor or, of help over typer, their ratio."""
+    for name, row in ROWS.items():
+        if only in name:
+            say(name)
+            with tempfile.TemporaryDirectory() as folder:
+                yield name, row(Path(folder) / "outputs")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the rows whose name contains this")
+    for name, value in measure(lambda text: print(text, file=sys.stderr), parser.parse_args().only):
+        print(f"{name}: {value:.2f}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    for name, value in measure(lambda text: print(text, file=sys.stderr)).items():
-        print(f"{name}: {value:.2f} s")
+    sys.exit(main())

@@ -63,7 +63,7 @@ GRIDS = {
     "batchtopk": "toy=small sae=batchtopk sae.k=2,4 sae.width=136,1024 training.steps=1000",
     "many small": "toy=small sae.width=16 sae.init=exemplars penalty=l1,sqrt seed=range(0,8)",
     "wide, exemplars": f"{_WIDE} sae.width=8192 sae.init=exemplars",
-    "wide, random": f"{_WIDE} sae.width=4096 sae.init=random",
+    "wide, random": f"{_WIDE} sae.width=4096 sae.init=random_unit",
     "wide, kmeans": f"{_WIDE} sae.width=4096 sae.init=kmeans",
     "widest": "toy=small penalty=l1 penalty.coefficient=1 training.steps=500 sae.width=16384 sae.init=exemplars",
     "jumprelu": "toy=small sae=jumprelu sae.width=136 penalty.coefficient=1,2 training.steps=1500",

@@ -84,7 +84,7 @@ def report(ours: dict[str, Any], other: dict[str, Any]) -> None:
         print(f"  {name:<40} {other[name]:9.4f} {ours[name]:9.4f}")
 
 
-def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
+def trained(coefficient: float, folder: Path, steps: int = 2000) -> dict[str, np.ndarray]:
     """A narrow SAE that absorbs, inputs and truth, and the main latent and direction of the first parent."""
     from sae_sweep.config import overrides
     from sae_sweep.saes.folding import unfold
@@ -95,8 +95,8 @@ def trained(coefficient: float, folder: Path) -> dict[str, np.ndarray]:
     from sae_sweep.sweep.events import Event
     from sae_sweep.toys.sampling import EvaluationInputs
 
-    words = ["toy=parents", "sae.width=16", "sae.init=random", "toy.co_occurrence=0.8", "training.steps=2000"]
-    sweep = overrides.load([*words, f"penalty.coefficient={coefficient}"])
+    words = ["toy=parents", "sae.width=16", "sae.init=random_unit", "toy.co_occurrence=0.8"]
+    sweep = overrides.load([*words, f"training.steps={steps}", f"penalty.coefficient={coefficient}"])
     point, store = sweep.points[0], Store(folder / "outputs")
 
     def say(event: Event) -> None:

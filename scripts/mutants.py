@@ -1,4 +1,4 @@
-"""Would the tests notice? mutmut changes the measures and the cells a line at a time, and runs their tests on each.
+"""Would the tests notice? mutmut changes the metrics and the classes a line at a time, and runs their tests on each.
 
     pip install mutmut
     python scripts/mutants.py FOLDER                          # all of it: some hours of one core
@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = [*sorted(f"sae_sweep/metrics/{path.name}" for path in (ROOT / "sae_sweep/metrics").glob("*.py"))]
+TARGETS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sae_sweep/metrics").rglob("*.py"))
 TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/classes.py"]
 # The tests named like what they test, but for what takes long uncompiled, differs then, or is about other things.
 TESTS = [f"tests/{Path(target).parts[1]}/test_{Path(target).stem}.py" for target in TARGETS]
@@ -36,6 +36,7 @@ LEFT_OUT = [
     "tests/metrics/test_probing.py::test_probing_is_asked_for_and_trains_nothing",
     "tests/metrics/test_probing.py::test_priors_and_structure_are_asked_for_too",
     "tests/metrics/test_partition_variance.py::test_variance_of_several_toys_and_sites",
+    "tests/metrics/test_theory.py::test_no_sae_costs_less",
 ]
 FIRST = "sae_sweep.toys.classes.x_count_cells__mutmut_1"
 # mutmut's exit codes of the tests.
@@ -69,7 +70,7 @@ def undecorated(text: str) -> str:
         indent = " " * node.col_offset
         for decorator in node.decorator_list:
             call = ast.unparse(decorator)
-            if "njit" not in call:
+            if "jit" not in call:
                 lines.insert(node.end_lineno or node.lineno, f"{indent}{node.name} = {call}({node.name})")
         first = min(decorator.lineno for decorator in node.decorator_list)
         del lines[first - 1 : node.lineno - 1]

@@ -29,6 +29,7 @@ from sae_sweep.slurm.submit import Submission
 from sae_sweep.slurm.task import note
 from sae_sweep.slurm.tasks import Task, make_tasks
 from sae_sweep.store import results as frame
+from sae_sweep.store.checksums import SCHEMA
 from sae_sweep.store.store import Store
 from sae_sweep.sweep.plan import plan
 from sae_sweep.sweep.run import freeze
@@ -81,7 +82,7 @@ def write(sweep: Sweep, store: Store) -> None:
     row = {"loss": 1.234567, "fvu": 0.1234567, "l0": 2.345678, "gradient": 3.456789}
     curve = [{"step": step, **row} for step in range(40)]
     per_max = {"splits": [0] * 64, "duplicates": [0] * 64}
-    common = {"schema": 1, "measure_id": measure_id(sweep.evaluation), "metrics": metrics, "untrained": metrics}
+    common = {"schema": SCHEMA, "measure_id": measure_id(sweep.evaluation), "metrics": metrics, "untrained": metrics}
     common |= {"per_max": per_max, "curve": curve, "provenance": {"git_sha": "0" * 40}, "seconds": 1.0}
     with timed("sweep.yaml and points.txt written"):
         freeze(sweep, store)

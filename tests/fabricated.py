@@ -9,7 +9,18 @@ from typing import Any
 import yaml
 
 from sae_sweep.config.columns import BESIDE, metric_columns
-from sae_sweep.config.settings import Distribution, Evaluation, Penalty, Point, Sae, Site, Toy, Training, canonical
+from sae_sweep.config.settings import (
+    Distribution,
+    Encoder,
+    Evaluation,
+    Penalty,
+    Point,
+    Sae,
+    Site,
+    Toy,
+    Training,
+    canonical,
+)
 from sae_sweep.registry import kinds
 from sae_sweep.store.checksums import SCHEMA
 from sae_sweep.store.store import Store
@@ -39,7 +50,8 @@ def point(
     **sae: Any,
 ) -> Point:
     """A canonical point; keywords that are not a point's own are the SAE's."""
-    return canonical(Point(toy, Site(site), distribution, Sae(**sae), penalty, training, seed, data_seed))
+    parts = toy, Site(site), distribution, Sae(**sae), Encoder(), penalty, training
+    return canonical(Point(*parts, seed=seed, data_seed=data_seed))
 
 
 def record(at: Point, metrics: Mapping[str, Any], start: Mapping[str, Any] = {}, **more: Any) -> dict[str, Any]:

@@ -233,7 +233,8 @@ def pretended(bench: Bench, folder: Path, trial: int, chance: random.Random) -> 
 
 
 # Eight SAEs of 20,000 latents: 15 MiB each with their moments, and as much again while they start.
-HEAVY = [*TINY, "sae.init=random", "penalty=l1", "penalty.coefficient=1", "training.steps=2", "evaluation.inputs=16"]
+HEAVY = [*TINY, "sae.init=random_unit"]
+HEAVY += ["penalty=l1", "penalty.coefficient=1", "training.steps=2", "evaluation.inputs=16"]
 HEAVY = [word for word in HEAVY if not word.startswith(("sae.width", "training.steps=25"))]
 HEAVY += ["sae.width=20000", "seed=range(0,8)", "name=heavy"]
 

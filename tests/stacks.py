@@ -11,6 +11,7 @@ import torch
 from sae_sweep.config.settings import Penalty, Point, Sae, Training
 from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.registry import kinds
+from sae_sweep.saes.encoders import encoder_of
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.stack import Stack
 
@@ -63,7 +64,8 @@ def start_of(point: Point, d: int = 16) -> Parameters:
         name: torch.empty(width).uniform_(*of_its_own[name], generator=generator)
         for name in EXTRAS.get(point.sae.architecture, ())
     }
-    return Parameters(W_enc, W_dec, b_enc, b_dec, torch.zeros(()), **extras)
+    made = Parameters(W_enc, W_dec, b_enc, b_dec, torch.zeros(()), **extras)
+    return encoder_of(point.encoder.name).completed(made, point, generator)
 
 
 def stack_of(chosen: Sequence[Point], d: int = 16) -> Stack:

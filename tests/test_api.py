@@ -26,7 +26,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("notebook") / "outputs"
-    assert call("run", *TINY, "sae=relu,topk", "toy.seed=0,1", "name=tiny", f"output_dir={place}").code == 0
+    assert call("run", "--json", *TINY, "sae=relu,topk", "toy.seed=0,1", "name=tiny", f"output_dir={place}").code == 0
     return place
 
 
@@ -119,6 +119,7 @@ def test_ids_are_found_by_how_they_begin(root: Path) -> None:
         load_sae("", root)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()

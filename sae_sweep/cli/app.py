@@ -3,8 +3,6 @@
 No heavy import at the top: `sae-sweep --help` must answer at once.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
@@ -18,13 +16,24 @@ import typer
 from sae_sweep import environment, signals
 from sae_sweep.errors import EnvironmentProblem, UserError
 
+
+class _Commands(typer.core.TyperGroup):
+    """Lists each command with all of its one sentence, which would be cut where the line ends."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.commands.items()])
+
+
 app = typer.Typer(
     name="sae-sweep",
+    cls=_Commands,
     help="Feature-splitting sweeps: train toy models and sparse autoencoders, count splits against exact ground truth.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Overrides are Hydra's: sae.width=16,128 penalty=l1,sqrt seed=range(0,3) experiment=splitting. "
+    rich_markup_mode=None,  # importing what draws boxes around help takes longer than all the rest of it
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Overrides are Hydra's: sae.width=16,128 penalty=l1,sqrt seed=range(0,3) experiment=splitting.\n\n"
     "Exit codes: 0 done, 2 usage or configuration, 3 finished with failed points, 4 environment, "
     "75 interrupted (resumable), 130 Ctrl-C (resumable).",
 )
@@ -73,7 +82,8 @@ OutputDir = Annotated[Path, typer.Option(help="Where sweeps lie.", callback=_no_
 
 def _examples(*lines: str) -> str:
     """The end of a command's help."""
-    return "\n\n".join(["Examples:", *(f"  sae-sweep {line}" for line in lines)])
+    # \b: click does not wrap what follows.
+    return "\n".join(["\b", "Examples:", *(f"  sae-sweep {line}" for line in lines)])
 
 
 class TableFormat(StrEnum):
@@ -370,10 +380,11 @@ def dashboard(
     epilog=_examples(
         "cells",
         "cells toy=small toy.d_vocab=8 toy.k=3",
+        "cells toy=planted toy.features=3 toy.rates=0.3 toy.tree=\"'0>1:0.2'\"",
     )
 )
 def cells(overrides: OfToy = None, json: Json = False) -> None:
-    """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
+    """The ground truth of a toy: its cells and every coarser partition; its planted features, with a picture."""
     from sae_sweep.cli import listings
 
     listings.cells(overrides or [], json)
@@ -472,6 +483,32 @@ def architectures(name: KindName = None, json: Json = False) -> None:
     from sae_sweep.cli import listings
 
     listings.architectures(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "encoders",
+        "encoders matching_pursuit",
+    )
+)
+def encoders(name: KindName = None, json: Json = False) -> None:
+    """The encoders there are, a line each; with a NAME all about it."""
+    from sae_sweep.cli import listings
+
+    listings.encoders(name, json)
+
+
+@app.command(
+    epilog=_examples(
+        "recipes",
+        "recipes resample",
+    )
+)
+def recipes(name: KindName = None, json: Json = False) -> None:
+    """What recipes are made of, optimisers, schedules, revival, …, a line each; with a NAME all about it."""
+    from sae_sweep.cli import listings
+
+    listings.recipes(name, json)
 
 
 @app.command(

@@ -159,6 +159,9 @@ def slurm() -> Finding:
         return Finding("Slurm", False, "sinfo does not answer", "is slurmctld up? `scontrol ping` says")
     if asked.returncode:
         problem = " ".join(asked.stderr.split())[:200]
+        if "fetch_config" in problem:  # neither a slurm.conf nor a server that gives one
+            advice = "its commands are installed, but no cluster is configured: set SLURM_CONF if there is one"
+            return Finding("Slurm", False, "no slurm.conf", advice, absent=True)
         return Finding("Slurm", False, problem, "is slurmctld up, and SLURM_CONF right? `scontrol ping` says")
     lines = asked.stdout.strip().splitlines()
     more = [f"… {len(lines) - MOST} more"] if len(lines) > MOST else []

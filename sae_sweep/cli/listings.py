@@ -1,4 +1,4 @@
-"""What there is to choose from: the toys, the cells of one, the penalties, the architectures."""
+"""What there is to choose from: the toys, the cells of one, penalties, architectures, encoders, recipes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.text import Text
 from sae_sweep import registry
 from sae_sweep.config import overrides as config
 from sae_sweep.config.keys import nearest, show
+from sae_sweep.config.settings import Toy, Training
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -29,6 +30,15 @@ def cells(overrides: Sequence[str], json: bool) -> None:
     if len(settings) > 1:
         raise UserError(f"cells shows one toy under one distribution at a time, got {len(settings)}")
     ((toy, distribution),) = settings
+    if toy.kind.planted:
+        from sae_sweep.cli import features
+
+        planted = features.describe(toy)
+        if json:
+            print(json_module.dumps({"schema": 1, "toy": toy.name, **planted}))
+        else:
+            layout.write(layout.console(sys.stdout), *features.picture(toy, planted))
+        return
     if not toy.kind.distributions:
         raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
 
@@ -80,16 +90,17 @@ def toys(name: str | None, json: bool) -> None:
             "name": each,
             "description": kind.description,
             "sites": list(kind.sites),
-            "settings": [
-                f"toy.{key}={setting.default}" + f" ({setting.help})" * bool(setting.help)
-                for key, setting in kind.settings.items()
-                if setting.given
-            ],
+            "settings": _settings("toy", kind),
             "source": kind.source,
         }
         for each, kind in registry.kinds("toy").items()
     ]
-    _listing("toy", rows, name, json, "toy=NAME, with its settings at their defaults")
+    _listing("toy", rows, name, json, "toy=NAME, and its settings at their defaults")
+    if name is not None and not json and registry.get("toy", name).planted:
+        from sae_sweep.cli import features
+
+        toy = Toy(name)
+        layout.write(layout.console(sys.stdout), "", *features.picture(toy, features.describe(toy)))
 
 
 def penalties(name: str | None, json: bool) -> None:
@@ -143,6 +154,51 @@ def architectures(name: str | None, json: bool) -> None:
     _listing("architecture", rows, name, json, "all: pre = W_enc·x + b_enc, z by its formula, x̂ = W_dec·z + b_dec")
 
 
+def encoders(name: str | None, json: bool) -> None:
+    """Print the encoders there are, or all about one."""
+    every = registry.kinds("architecture")
+    rows = [
+        {
+            "name": each,
+            "description": kind.description,
+            "formula": kind.formula,
+            "goes_with": [f"sae={other}" for other, architecture in every.items() if kind.suits(architecture)],
+            "settings": _settings("encoder", kind),
+            "source": kind.source,
+        }
+        for each, kind in registry.kinds("encoder").items()
+    ]
+    _listing("encoder", rows, name, json, "encoder=NAME: from an input x to what the architecture makes codes of")
+
+
+def recipes(name: str | None, json: bool) -> None:
+    """Print the ingredients of recipes there are, or all about one, by `revival=resample` or `resample` alone."""
+    rows = [
+        {
+            "name": f"{ingredient}={each}",
+            "description": kind.description,
+            "settings": _settings("training", kind),
+            "source": kind.source,
+        }
+        for ingredient, (family, _) in Training.choices.items()
+        for each, kind in registry.kinds(family).items()
+    ]
+    meant = [row["name"] for row in rows if str(row["name"]).partition("=")[2] == name]
+    usual = " ".join(f"{ingredient}={default}" for ingredient, (_, default) in Training.choices.items())
+    heading = f"training.INGREDIENT=NAME; if nothing is said, {usual}"
+    _listing("ingredient of a recipe", rows, meant[0] if len(meant) == 1 else name, json, heading)
+
+
+def _settings(part: str, kind: registry.Kind) -> list[str]:
+    """A kind's settings with their defaults and what they mean."""
+    return [
+        f"{part}.{key}={'null' if setting.default is None else setting.default}"
+        + f" ({setting.help})" * bool(setting.help)
+        for key, setting in kind.settings.items()
+        if setting.given
+    ]
+
+
 def metrics(name: str | None, json: bool) -> None:
     """Print the metrics there are, or all about one, which a column of it names as well."""
     known = registry.kinds("metric")
@@ -170,7 +226,10 @@ def _listing(
     heading: str,
     remarks: Sequence[str] = (),
 ) -> None:
-    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remarks."""
+    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remarks.
+
+    heading: what the words of one row mean.
+    """
     named = [row for row in rows if row["name"] == name]
     if name is not None and not named:
         raise UserError(f"there is no {kind} {name}{nearest(name, [row['name'] for row in rows])}")
@@ -178,7 +237,9 @@ def _listing(
         print(json_module.dumps(rows if name is None else named[0]))
         return
     console = layout.console(sys.stdout)
-    parts = [Text(heading), Text()]
+    command = {"penalty": "penalties"}.get(kind, f"{kind.rpartition(' ')[2]}s")
+    heading = heading if named else f"sae-sweep {command} NAME says all about one of these."
+    parts = [*map(Text, wrap(heading, console.width)), Text()]
     if name is None:
         longest = max(len(row["name"]) for row in rows)
         for row in rows:

@@ -6,7 +6,7 @@ import dataclasses
 import json as json_module
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,7 @@ def report(sweep: str, json: bool, full: bool, page: Page, output_dir: Path) -> 
     both = results, untrained = frame.tables(store, sweep)
     chosen = files.check(results, page.latents, page.images)
     info = frame.sweep_info(store, sweep)
-    verdicts = verdicts_of(info["claims"], results, untrained)
+    verdicts = verdicts_of(info, results, untrained)
     warn_of_damage(store)
     material = files.gather(store, [sweep], info, both, verdicts)
     if not json:
@@ -233,7 +233,7 @@ def end_of_run(store: Store, name: str, both: tuple[pd.DataFrame, pd.DataFrame],
     from sae_sweep.store import results as frame
 
     info, (results, untrained) = frame.sweep_info(store, name), both
-    verdicts = verdicts_of(info["claims"], results, untrained)
+    verdicts = verdicts_of(info, results, untrained)
     if new or not (store.sweep(name) / "report.html").exists():
         from sae_sweep.reports import report as files
 
@@ -256,10 +256,10 @@ def _show(material: Material, directory: Path | None, full: bool) -> None:
     (terminal.show_all if full else terminal.show)(console, material, directory)
 
 
-def verdicts_of(claims: list[dict[str, Any]], results: pd.DataFrame, untrained: pd.DataFrame) -> list[Any]:
+def verdicts_of(info: Mapping[str, Any], results: pd.DataFrame, untrained: pd.DataFrame) -> list[Any]:
     from sae_sweep.reports.claims import evaluate_all
 
-    return evaluate_all(claims, results, untrained)
+    return evaluate_all(info, results, untrained)
 
 
 def warn_of_damage(store: Store) -> None:

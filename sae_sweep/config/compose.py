@@ -55,7 +55,7 @@ def compose(asked: Mapping[str, str | None]) -> Composed:
     found = copy.deepcopy(_composed(tuple(words.items()), (*files.stamp(), *map(files.stamp_of, paths))))
     for group in alike:
         found.tree[group][next(iter(PARTS[group].choices))] = found.chosen[group] = named[group]
-    found.tree.update({part: _with_defaults(part, found.tree[part]) for part in PARTS})
+    found.tree.update({part: with_defaults(part, found.tree[part]) for part in PARTS})
     return found
 
 
@@ -127,7 +127,7 @@ def _offer_one(group: str, option: str, path: Path | None) -> list[tuple[str, st
     return chosen
 
 
-def _with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
     """The settings of a group, with what a configuration has in place of the defaults of the settings."""
     if part not in FAMILIES:
         return given

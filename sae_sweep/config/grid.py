@@ -275,9 +275,15 @@ def _sensible(point: Point) -> Point:
             f"penalty={penalty.name} counts, and a count has no slope under sae={kind.name} "
             f"(did you mean {' or '.join(f'sae={name}' for name in able)}?)"
         )
+    encoder = registry.get("encoder", point.encoder.name)
+    if not encoder.suits(kind):
+        able = [name for name, each in registry.kinds("architecture").items() if encoder.suits(each)]
+        raise UserError(f"encoder={encoder.name} goes with sae={', '.join(able)}, not with sae={kind.name}")
     sites = point.toy.kind.sites
     if sites and point.site.name not in sites:
         raise UserError(f"toy={point.toy.name} has no site {point.site.name}{nearest(point.site.name, sites)}")
+    if point.sae.init == "truth" and not point.toy.kind.planted:
+        raise UserError(f"sae.init=truth begins at planted features, and toy={point.toy.name} has none")
     return point
 
 

@@ -55,6 +55,8 @@ def coerce(key: str, rule: Setting, value: Any) -> Any:
     """`value` as the type that `rule` asks for; UserError in one line if it is another type or out of bounds."""
     if value is None and rule.optional:
         return None
+    if rule.verbatim and type(value) in (int, float):
+        value = str(value)  # a file's number, where the shell's is text
     if rule.kind == "float" and type(value) is int and abs(value) <= LARGEST:
         value = float(value)
     if type(value).__name__ != rule.kind or value == "":

@@ -35,7 +35,7 @@ from sae_sweep.config.axes import (
 )
 from sae_sweep.config.calibration import LEAST, Calibration
 from sae_sweep.config.claims import check_claims
-from sae_sweep.config.compose import compose
+from sae_sweep.config.compose import compose, with_defaults
 from sae_sweep.config.gc import no_collection
 from sae_sweep.config.grid import (
     LARGEST_GRID,
@@ -62,7 +62,7 @@ from sae_sweep.config.keys import (
 from sae_sweep.config.launcher import Launcher
 from sae_sweep.config.logger import resolved
 from sae_sweep.config.settings import PARTS, Evaluation, Point, measure_id
-from sae_sweep.config.text import resolve
+from sae_sweep.config.text import PATHS, resolve
 from sae_sweep.environment import dangling
 from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting
@@ -170,12 +170,19 @@ def _check_read(
     read = keys_read(settings, blocks)
     replaced = {key.partition(".")[0] for key in typed}
     given = dict.fromkeys(typed, "")
-    named = [f"{part}.{name}" for part in PARTS for name in tree[part]]
+    named = [f"{part}.{name}" for part in PARTS for name in _written(part, tree[part])]
     named += [key for block in blocks for key in block]
     given |= {key: f"{where}: " for key in named if key.partition(".")[0] not in replaced}
     for key, prefix in given.items():
         if key in point_keys() and key not in read and key not in SEEDS:
             raise UserError(f"{prefix}{key} is read by {_readers(key)} alone, and no point of this grid has that")
+
+
+def _written(part: str, values: Mapping[str, Any]) -> list[str]:
+    """The settings of a part that are not merely what the kind it has brings with it."""
+    chooser = next(iter(PARTS[part].choices))
+    brought = with_defaults(part, {chooser: values[chooser]}) if chooser in values else {}
+    return [name for name, value in values.items() if name not in brought or brought[name] != value]
 
 
 def _readers(key: str) -> str:
@@ -239,8 +246,11 @@ def _parse(words: Sequence[str], largest: int | None) -> Axes:
     for word in words:
         name, _, text = word.partition("=")
         rule = point_keys().get(name)
+        if name in PATHS and text.startswith("~"):
+            _keep(asked, name, [text])  # Hydra's grammar has no word that begins so
+            continue
         if rule and rule.verbatim:
-            _keep(asked, name, as_typed(text))
+            _keep(asked, name, [None if rule.optional and value == "null" else value for value in as_typed(text)])
             continue
         try:
             override = parser.parse_override(word)

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self
 
@@ -217,6 +217,13 @@ class Sae(Part):
     shared: ClassVar = {"width": Setting(64, "latents", ge=1)}
 
 
+class Encoder(Part):
+    """How codes are found from activations (saes/encoders)."""
+
+    choices: ClassVar = {"name": ("encoder", "linear")}
+    legacy_kinds: ClassVar = {"name": "linear"}
+
+
 class Penalty(Part):
     """The sparsity term and its multiplier."""
 
@@ -305,6 +312,7 @@ PARTS: dict[str, type[Part]] = {
     "site": Site,
     "distribution": Distribution,
     "sae": Sae,
+    "encoder": Encoder,
     "penalty": Penalty,
     "training": Training,
 }
@@ -318,6 +326,7 @@ class Point:
     site: Site = field(default_factory=Site)
     distribution: Distribution = field(default_factory=Distribution)
     sae: Sae = field(default_factory=Sae)
+    encoder: Encoder = field(default_factory=Encoder)
     penalty: Penalty = field(default_factory=Penalty)
     training: Training = field(default_factory=Training)
     seed: int = 0
@@ -327,7 +336,9 @@ class Point:
     def id(self) -> str:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
         point = canonical(self)
-        parts = {name: getattr(point, name)._key() for name in PARTS}
+        # A part that says what there was before it existed is no part of an identity.
+        keys = {name: getattr(point, name)._key() for name in PARTS}
+        parts = {name: key for name, key in keys.items() if key != "{}"}
         return _digest(parts, seed=point.seed, data_seed=point.data_seed, train_version=TRAIN_VERSION)
 
     def get(self, key: str) -> Any:
@@ -368,6 +379,7 @@ def point_from(settings: Mapping[str, Any]) -> Point:
     that this code lacks.
     """
     check_plugins(settings.get("plugins", {}))
+    settings = {"encoder": Encoder.legacy_kinds, **settings}
     parts = {name: _part_from(kind, settings[name]) for name, kind in PARTS.items()}
     return Point(**parts, seed=settings["seed"], data_seed=settings["data_seed"])  # type: ignore[arg-type]
 
@@ -411,7 +423,7 @@ def canonical(point: Point) -> Point:
         site = Site()
     if not kind.distributions:
         distribution = Distribution("uniform")
-    made = Point(point.toy, site, distribution, point.sae, penalty, training, point.seed, point.data_seed)
+    made = replace(point, site=site, distribution=distribution, penalty=penalty, training=training)
     # No field: equality, identity and copies with other settings know nothing of it.
     object.__setattr__(made, "_canonical", True)
     return made

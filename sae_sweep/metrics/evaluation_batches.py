@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_sweep.config.settings import Evaluation
 from sae_sweep.metrics.evaluation_classes import EvaluationClasses
+from sae_sweep.metrics.limits import BLOCK_INPUTS
 from sae_sweep.metrics.reconstruction import logits_of
 from sae_sweep.toys.sampling import EvaluationInputs
 
@@ -47,7 +48,8 @@ _keeping = Lock()
 
 def blocks(inputs: EvaluationInputs, size: int) -> Iterable[Block]:
     """All inputs, `size` at a time; kept as long as `inputs` where they are few enough."""
-    if inputs.count * (len(inputs.mean) + inputs.model.toy.maxima) > KEPT_NUMBERS:
+    outputs = inputs.model.toy.get("outputs", inputs.model.toy.maxima)
+    if inputs.count * (len(inputs.mean) + outputs) > KEPT_NUMBERS:
         return _made(inputs, size)
     with _keeping:
         if inputs not in _kept:
@@ -68,6 +70,29 @@ def classes_of(inputs: EvaluationInputs, evaluation: Evaluation) -> EvaluationCl
             of_inputs = inputs.cells, inputs.chance, inputs.cell_inputs, not inputs.exact
             kept[evaluation] = EvaluationClasses(*of_inputs, evaluation)
         return kept[evaluation]
+
+
+_accuracies: WeakKeyDictionary[EvaluationInputs, float | None] = WeakKeyDictionary()
+
+
+def accuracy_of(inputs: EvaluationInputs) -> float | None:
+    """The share of the inputs, by weight, that the toy answers right, kept as long as these are.
+
+    An answer is right where its logit is above all others. None for a toy that answers nothing, or with chances.
+    """
+    if inputs not in _accuracies:
+        # Both summed in one order, so that a toy that is always right is right on all, not on all but a rounding.
+        right = whole = 0.0
+        for block in blocks(inputs, BLOCK_INPUTS):
+            if block.logits is None or block.truth is None or block.truth.dim() > 1:
+                _accuracies[inputs] = None
+                break
+            rivals = (block.logits >= block.logits.gather(1, block.truth[:, None])).sum(1)
+            right += float((block.weight * (rivals == 1)).cpu().numpy().sum())
+            whole += float(block.weight.cpu().numpy().sum())
+        else:
+            _accuracies[inputs] = right / whole
+    return _accuracies[inputs]
 
 
 def _made(inputs: EvaluationInputs, size: int) -> Iterator[Block]:

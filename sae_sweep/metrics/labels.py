@@ -124,7 +124,12 @@ def least_inputs(detection: Detection) -> float:
 def class_name(cells: Factored, label: int, example: int) -> str:
     """The class of partition PARTITIONS[label] that holds the cell `example`, as in "m=5,q=3" or "m=5,n=none"."""
     values = ((factor, int(cells.factors[factor][example])) for factor in PARTITIONS[label])
-    return ",".join(f"{factor}={'none' if value == NONE else value}" for factor, value in values)
+    spelled = getattr(cells, "spelled", _spelled)
+    return ",".join(filter(None, (spelled(*each) for each in values)))
+
+
+def _spelled(factor: str, value: int) -> str:
+    return f"{factor}={'none' if value == NONE else value}"
 
 
 @dataclass(frozen=True)

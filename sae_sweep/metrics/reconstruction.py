@@ -51,6 +51,8 @@ class Reconstruction:
         # By maximum: Σ w and Σ w·x.
         self._weights = torch.zeros(model.toy.maxima, dtype=torch.float64, device=device)
         self._totals = torch.zeros(model.toy.maxima, d, dtype=torch.float64, device=device)
+        # Whether it is known what the toy is to predict.
+        self._predicts = True
         zero = model.logits(torch.zeros(1, d, device=device), site)
         self._zero_log_p = None if zero is None else zero[0].double().log_softmax(-1)
 
@@ -69,9 +71,9 @@ class Reconstruction:
 
         Inputs `x` and reconstructions `x_hat` [b, d], how many latents are `active` [b], a‖d‖ `norms` of these and
         zeros [b, ·], true `maximum` [b] int64 and evaluation `weight` [b] float64. `truth`: what the toy is to predict
-        (`Model.truth`), if not the maximum. `logits`: the toy's `logits_of` x, if they are known.
+        (`Model.truth`); without it there is no loss to recover. `logits`: the toy's `logits_of` x, if they are known.
         """
-        penalty, truth = self.penalty_value(norms).double(), maximum if truth is None else truth
+        penalty = self.penalty_value(norms).double()
         if x.device.type == "cpu":
             parts = _arrays(x, x_hat, active, penalty, maximum, weight)
             fused_reconstruction.add_inputs(*parts, self._of_inputs, self._weights.numpy(), self._totals.numpy())
@@ -81,6 +83,8 @@ class Reconstruction:
         logits_hat, zero = self.logits(x_hat), self._zero_log_p
         if logits is None or logits_hat is None or zero is None:
             return
+        if truth is None:
+            self._predicts, truth = False, torch.zeros_like(maximum)
         if x.device.type == "cpu":
             token, target = (truth, weight.new_zeros(0, 0)) if truth.dim() == 1 else (maximum, truth.double())
             fused_reconstruction.add_outputs(
@@ -140,8 +144,8 @@ class Reconstruction:
         fvu = Σ w‖r‖²/Σ w‖x - x̄‖², pooled; fvu_above_ceiling = fvu - (1 - R²_m), may be negative; l0: mean count of
         z ≠ 0; squared_error = E‖r‖², penalty_mean = E penalty; shrinkage: mean ‖x̂‖/‖x‖ of centred x and x̂, over x ≠ 0;
         loss_recovered = (CE_reconstructed - CE_zero)/(CE_original - CE_zero) for the true maximum, where zero is raw
-        activation 0, None if that denominator is 0; kl = KL(original ‖ reconstructed) of the outputs, nats. A toy
-        without an output has neither.
+        activation 0, None if that denominator is 0 or nothing is to be predicted; kl = KL(original ‖ reconstructed) of
+        the outputs, nats. A toy without an output has neither.
         """
         sums = self._sums
         mean = {name: total / sums["weight"] for name, total in sums.items()}
@@ -154,7 +158,7 @@ class Reconstruction:
             "squared_error": mean["error"],
             "penalty_mean": mean["penalty"],
             "shrinkage": sums["ratio"] / sums["sized"] if sums["sized"] else math.nan,
-            "loss_recovered": recovered / recoverable if recoverable else None,
+            "loss_recovered": recovered / recoverable if recoverable and self._predicts else None,
             "kl": None if self._zero_log_p is None else mean["kl"],
         }
 

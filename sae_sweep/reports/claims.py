@@ -9,8 +9,9 @@ The effect is `aggregate(measure over the points that match where)`, less the sa
 - *not supported* if the interval lies wholly on the other side of the threshold;
 - else *undecided*, with the number of seeds that it would take if toys and seeds go on to vary as they did.
 
-A claim that two sides are the same is supported if the interval of their difference lies within ± its margin, and not
-supported if it lies wholly outside. With fewer toys or seeds than it asks for, every claim is undecided.
+A claim that two sides are the same, or that a number is a published one, is supported if the interval of the difference
+lies within ± its margin, and not supported if it lies wholly outside. With fewer toys or seeds than it asks for, every
+claim is undecided.
 
 `min` and `max` choose among settings, such as the coefficients of a ladder. Where the choice favours the claim ("the
 best of these is at least …") the intervals of the settings are Holm-corrected; where it does not ("none of these is
@@ -33,8 +34,10 @@ from sae_sweep.config.claims import DEFAULTS, LEAST
 from sae_sweep.config.columns import COLUMN_OF, SEEDS, is_seed, is_setting, metric_columns, shuffled
 from sae_sweep.reports import bootstrap, sentences
 from sae_sweep.reports.bootstrap import Array, Draws, Sample
+from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.store.plateau import STILL_MOVING
 from sae_sweep.store.results import column_of, matches
+from sae_sweep.toys.limits import LEAST_ACCURACY
 
 # The last bits of a difference do not decide a claim.
 SLACK = 1e-9
@@ -54,10 +57,13 @@ class Verdict:
         sentence: all of it in one sentence.
         toys: how many toys the seeds belong to.
         interval: the 95% interval of the value; None for one toy.
-        margin: within which the two sides count as the same; None for a claim with a threshold.
+        margin: within which the two sides count as the same, or the number as the published one; None for a claim with
+            a threshold.
         nulls: the nulls that were measured, by name.
         seeds_needed: if it is undecided, how many seeds, over all toys, would decide it by the spread seen; None if it
             is decided, or if no number would.
+        toy_accuracy: the lowest of its toys, as a share of their inputs; None if no toy answers anything.
+        warning: what is to be said of a toy that answers too little right.
         share_still_moving: of the points whose training curve says so, the share whose loss twice the steps would
             lower by more than 2%; None if none says.
     """
@@ -78,6 +84,8 @@ class Verdict:
     nulls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds_needed: int | None = None
     share_still_moving: float | None = None
+    toy_accuracy: float | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,16 @@ class _Decision:
     toys_needed: int | None = None
 
 
-def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFrame) -> Verdict:
-    """The verdict on a claim (see `config.claims.check_claims` for its keys) from a sweep's two tables."""
+def evaluate(
+    claim: Mapping[str, Any],
+    frame: pd.DataFrame,
+    untrained: pd.DataFrame,
+    least_accuracy: float = LEAST_ACCURACY,
+) -> Verdict:
+    """The verdict on a claim (see `config.claims.check_claims` for its keys) from a sweep's two tables.
+
+    least_accuracy: of its toys, below which its sentence warns
+    """
     claim = {**DEFAULTS, **claim}
     conditions = [claim.get("where") or {}, *([claim["versus"]["where"]] if "versus" in claim else [])]
     missing = _missing_column(claim["measure"], conditions, frame)
@@ -159,6 +175,7 @@ def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFr
         "labels shuffled": _null(claim, [_with_shuffled_labels(claim, side) for side in chosen]),
     }
     single = _single_seeds(claim, compared)
+    accuracy = lowest_accuracy(pd.concat(chosen))
     verdict = Verdict(
         name=claim["name"],
         verdict="undecided",
@@ -174,13 +191,32 @@ def evaluate(claim: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFr
         margin=_margin(claim, single),
         nulls={name: null for name, null in nulls.items() if null is not None},
         share_still_moving=share_still_moving(pd.concat(chosen)),
+        toy_accuracy=accuracy,
+        warning=sentences.toy_warning(accuracy, least_accuracy),
     )
     return _decided(claim, verdict, compared)
 
 
-def evaluate_all(claims: list[dict[str, Any]], frame: pd.DataFrame, untrained: pd.DataFrame) -> list[Verdict]:
-    """The verdict on each claim, in order."""
-    return [evaluate(claim, frame, untrained) for claim in claims]
+def evaluate_all(info: Mapping[str, Any], frame: pd.DataFrame, untrained: pd.DataFrame) -> list[Verdict]:
+    """The verdict on each claim of a sweep, in order. `info`: its sweep.yaml."""
+    names, found = FactorNames.of(info), []
+    for claim in info["claims"]:
+        verdict = evaluate(claim, frame, untrained, least_accuracy(info))
+        prediction = sentences.prediction(claim)
+        said = names.say(verdict.sentence.removeprefix(prediction))
+        found.append(dataclasses.replace(verdict, sentence=prediction + said))
+    return found
+
+
+def least_accuracy(info: Mapping[str, Any]) -> float:
+    """What the toys of a sweep should answer right at the least, as a share of their inputs."""
+    return float(info.get("least_accuracy", LEAST_ACCURACY))
+
+
+def lowest_accuracy(frame: pd.DataFrame) -> float | None:
+    """Of the toys of some points, what the worst answers right; None if none answers anything, or it is not known."""
+    known = frame["toy_accuracy"].dropna() if "toy_accuracy" in frame else pd.Series(dtype="float64")
+    return float(known.min()) if len(known) else None
 
 
 def share_still_moving(frame: pd.DataFrame) -> float | None:
@@ -215,7 +251,8 @@ def _decided(claim: Mapping[str, Any], verdict: Verdict, compared: _Compared) ->
         low, high = sorted((sign * effect.low, sign * effect.high))
         verdict = dataclasses.replace(verdict, value=sign * effect.value, interval=(low, high))
         if len(compared.toys) >= claim["toys"] and seeds >= claim["seeds"]:
-            decision = _equal(effect, verdict) if claim["test"] == "equivalence" else _beyond(claim, effect, verdict)
+            decide = _equal if claim["test"] == "equivalence" else _beyond
+            decision = decide(claim, effect, verdict)
     needed = None if decision.toys_needed is None else decision.toys_needed * max(seeds, claim["seeds"])
     if needed is not None:
         told = f"about {needed} seeds over {decision.toys_needed} toys would decide it by the spread seen"
@@ -245,17 +282,17 @@ def _beyond(claim: Mapping[str, Any], effect: _Effect, verdict: Verdict) -> _Dec
     return _Decision("undecided", f"and the interval reaches to both sides of {predicted}", needed)
 
 
-def _equal(effect: _Effect, verdict: Verdict) -> _Decision:
+def _equal(claim: Mapping[str, Any], effect: _Effect, verdict: Verdict) -> _Decision:
     """Whether the interval lies within ± the margin (two one-sided tests; Schuirmann 1987)."""
-    margin = verdict.margin if verdict.margin is not None else np.nan
-    within = f"the same within {sentences.number(margin)}"
+    margin, equal = verdict.margin if verdict.margin is not None else np.nan, _bound(claim)
+    within = sentences.predicted(claim, margin)
     limit = margin + SLACK * max(1.0, margin)
-    if -limit <= effect.low and effect.high <= limit:
+    if equal - limit <= effect.low and effect.high <= equal + limit:
         return _Decision("supported", f"{within} as predicted")
-    if effect.low > limit or effect.high < -limit:
+    if effect.low > equal + limit or effect.high < equal - limit:
         return _Decision("not supported", f"not {within} as predicted")
     half = max(effect.high - effect.value, effect.value - effect.low)
-    needed = bootstrap.toys_needed(effect.toys, half, abs(margin - abs(effect.value)))
+    needed = bootstrap.toys_needed(effect.toys, half, abs(margin - abs(effect.value - equal)))
     return _Decision("undecided", f"and the interval reaches to both sides of {within}", needed)
 
 
@@ -407,5 +444,5 @@ def _sign(claim: Mapping[str, Any]) -> int:
 
 
 def _bound(claim: Mapping[str, Any]) -> float:
-    """The threshold; of a claim of sameness, no difference."""
-    return float(claim.get("at_least", claim.get("at_most", 0.0)))
+    """The threshold, or the published number; of a claim that two sides are the same, no difference."""
+    return float(claim.get("at_least", claim.get("at_most", claim.get("equals", 0.0))))

@@ -26,7 +26,8 @@ NAMED = frozenset(
         *("toy.d_vocab", "toy.k", *COLUMN_OF),
     )
 )
-NAMES = ["given", "start", "width", "architecture", "penalty_name", "setting"]
+_STARTS = ["given", "start", "width"]
+NAMES = [*_STARTS, "architecture", "penalty_name", "setting"]
 FACTORS = {"query": "query", "runner_up": "runner-up", "copies": "copies"}
 # What a latent may stand for, the coarsest first, and those that have no label or do not live.
 KINDS = {
@@ -58,22 +59,28 @@ STRUCTURES = {
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
+    frame = frame.copy()  # in as few pieces as it has types: pandas warns of columns added to many
     if frame.empty:
-        return frame.assign(**dict.fromkeys([*NAMES, "repeat"], pd.Series(dtype=object)))
+        missing = [name for name in (*NAMES, "repeat") if name not in frame]
+        return pd.concat([frame, pd.DataFrame(columns=missing, index=frame.index, dtype=object)], axis=1)
     frame = telling(frame)
     oracle = "oracle " + frame["partition"].fillna("")
     seeds = [name for name in ("toy_seed", "seed", "data_seed") if frame[name].nunique() > 1] or ["seed"]
-    return frame.assign(
-        penalty_name=frame.apply(penalty_name, axis=1),
-        setting=frame.apply(coefficient, axis=1),
-        start=oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
-        given=_words(frame, choices(frame)),
-        repeat=_words(frame, seeds) if len(seeds) > 1 else frame[seeds[0]].astype(str),
-    )
+    rows = frame[[*NAMED & {*frame}]]
+    names = {
+        "penalty_name": rows.apply(penalty_name, axis=1),
+        "setting": rows.apply(coefficient, axis=1),
+        "start": oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
+        "given": _words(frame, choices(frame)),
+        "repeat": _words(frame, seeds) if len(seeds) > 1 else frame[seeds[0]].astype(str),
+    }
+    # At once: put in one by one, pandas would copy the table each time, or warn of its many pieces.
+    return pd.concat([frame, pd.DataFrame(names)], axis=1)
 
 
 def front(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per point, and one per setting with several seeds (`repeat` "mean"), its range in `_low` and `_high`.
+    """A row per point and, if some setting has several seeds, one per setting (`repeat` "mean"), its range in `_low`
+    and `_high`.
 
     Columns: NAMES, `repeat`, `seeds` (how many), `point_id` (null for means), `coefficient`, `l0`, `fvu` with `_low`
     and `_high`, counts of splits, duplicates and owned maxes, `on_front` (by the means over seeds, among the settings
@@ -93,19 +100,19 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
     means = means.assign(on_front=pd.concat([pd.Series(dtype=bool), *lines]).astype(bool), repeat="mean")
     columns = [*NAMES, "repeat", "point_id", "coefficient", "l0", "fvu", *_HOVERED]
     points = table[columns].assign(seeds=1, on_front=means["on_front"].to_numpy()[groups.ngroup()])
-    means = means[means["seeds"] > 1]
-    whole = pd.concat([means, points], ignore_index=True) if len(means) else points
+    # Where some settings have several seeds, one of a single seed is its own mean: it stands beside theirs.
+    whole = pd.concat([means, points], ignore_index=True) if (means["seeds"] > 1).any() else points
     return whole.astype(dict.fromkeys(["l0", "fvu", *_HOVERED], float))
 
 
 def split_counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting: the means over seeds of splits (all, distinct, and with labels shuffled) and duplicates per
-    maximum and of owned maxes, and `seeds`."""
+    """A row per setting: the means over seeds of splits (all, distinct, with labels shuffled, and of a perfect code)
+    and duplicates per maximum and of owned maxes, and `seeds`."""
     groups = named(frame.dropna(subset=["splits_per_max"])).groupby(NAMES, dropna=False, sort=False)
     return groups.agg(
         seeds=("l0", "size"),
         coefficient=("coefficient", "first"),
-        **{name: (name, "mean") for name in (*_HOVERED, shuffled("splits_per_max"))},
+        **{name: (name, "mean") for name in (*_HOVERED, shuffled("splits_per_max"), "splits_ceiling")},
     ).reset_index()
 
 
@@ -117,16 +124,19 @@ def phases(frame: pd.DataFrame, costs: Mapping[str, Costs] = {}) -> pd.DataFrame
     modifier has a latent of its own, or else "found". "mixed": half have the one or the other. "unnamed": fewer have.
     `split_code`, `shared_code`: what those codes cost by `costs`, of each point id; null where there is nothing.
     """
-    table = named(frame.dropna(subset=["split_maxes"]))
-    table["maxima"] = [float(toy.rsplit("-", 2)[1]) for toy in table["toy"]]
-    table["copies"] = table["duplicates_per_max"] * table["maxima"]
-    table["whole"] = table["label_m"].astype(float) - table["copies"]
-    table["modifiers"] = table["label_q"].where(table["toy"].str.startswith("parents-")).astype(float)
-    for code in ("split", "shared"):
-        table[f"{code}_code"] = [getattr(costs.get(id), code, np.nan) for id in table["point_id"]]
-    groups = table.groupby(NAMES, dropna=False, sort=False)
-    counted = ["maxima", "whole", "copies", "split_maxes", "modifiers", "split_code", "shared_code"]
-    means = groups[counted].mean().astype(float).reset_index()
+    whole = named(frame.dropna(subset=["split_maxes"]))
+    maxima = pd.Series([float(toy.rsplit("-", 2)[1]) for toy in whole["toy"]], whole.index, dtype=float)
+    copies = whole["duplicates_per_max"] * maxima
+    table = whole[NAMES].assign(
+        maxima=maxima,
+        whole=whole["label_m"].astype(float) - copies,
+        copies=copies,
+        split_maxes=whole["split_maxes"],
+        modifiers=whole["label_q"].where(whole["toy"].str.startswith("parents-")).astype(float),
+        split_code=[getattr(costs.get(id), "split", np.nan) for id in whole["point_id"]],
+        shared_code=[getattr(costs.get(id), "shared", np.nan) for id in whole["point_id"]],
+    )
+    means = table.groupby(NAMES, dropna=False, sort=False).mean().astype(float).reset_index()
     half = means["maxima"] / 2
     held = means["whole"] >= half
     conditions = {
@@ -168,10 +178,9 @@ def labels(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
         kinds["other"] = table[others].astype(float).sum(axis=1)
         kinds["none"] = table["live_latents"].astype(float) - sum(kinds.values())
         kinds["dead"] = table["dead_latents"].astype(float)
-        counts[state] = named(table).assign(**{kind: kinds[kind] for kind in KINDS}, state=state)
-    groups = pd.concat(counts.values(), ignore_index=True).groupby(
-        ["given", "start", "width", "state"], dropna=False, sort=False
-    )
+        starts = named(table)[[*_STARTS, "l0"]]
+        counts[state] = starts.assign(**{kind: kinds[kind] for kind in KINDS}, state=state)
+    groups = pd.concat(counts.values(), ignore_index=True).groupby([*_STARTS, "state"], dropna=False, sort=False)
     return groups.agg(points=("l0", "size"), **{kind: (kind, "mean") for kind in KINDS}).reset_index()
 
 
@@ -182,13 +191,12 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     `explained_high`; `alone`: given the other factors too.
     """
     parts = []
-    for state, table in (("trained", frame), ("untrained", untrained)):
+    for state, whole in (("trained", frame), ("untrained", untrained)):
+        table = named(whole)
         for column, factor in FACTORS.items():
             explained, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
-            parts.append(named(table).assign(explained=explained, alone=alone, factor=factor, state=state))
-    groups = pd.concat(parts, ignore_index=True).groupby(
-        ["given", "start", "width", "state", "factor"], dropna=False, sort=False
-    )
+            parts.append(table[_STARTS].assign(explained=explained, alone=alone, factor=factor, state=state))
+    groups = pd.concat(parts, ignore_index=True).groupby([*_STARTS, "state", "factor"], dropna=False, sort=False)
     return (
         groups.agg(
             points=("explained", "count"),
@@ -205,13 +213,14 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
 def structure(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per width, start, `part` of STRUCTURES and `state` ("found", or "permuted", its null): the mean over
     points, `value`, with `value_low` and `value_high`; empty where it was not measured."""
+    table = named(frame)
     parts = [
-        named(frame).assign(value=frame[column].astype(float), part=part, state=state)
+        table[_STARTS].assign(value=table[column].astype(float), part=part, state=state)
         for part, name in ((words, f"structure_{key}") for key, words in STRUCTURES.items())
         for state, column in (("found", name), ("permuted", shuffled(name)))
     ]
     whole = pd.concat(parts, ignore_index=True).dropna(subset=["value"])
-    groups = whole.groupby(["given", "start", "width", "part", "state"], dropna=False, sort=False)["value"]
+    groups = whole.groupby([*_STARTS, "part", "state"], dropna=False, sort=False)["value"]
     return groups.agg(points="size", value="mean", value_low="min", value_high="max").reset_index()
 
 
@@ -244,7 +253,7 @@ def choices(frame: pd.DataFrame) -> list[str]:
     rate that goes with the width."""
     names = [name for name in SETTINGS if name in NAMED]
     for name in map(str, frame.columns):
-        if is_setting(name) and name not in NAMED and not is_seed(name):
+        if is_setting(name) and name not in NAMED and not is_seed(name) and frame[name].nunique(dropna=False) > 1:
             groups = frame.groupby(names, dropna=False, sort=False)
             if (groups[name].nunique(dropna=False) > 1).any():
                 names.append(name)

@@ -44,7 +44,7 @@ from sae_sweep.reports.figure_style import (
     two_levels,
     unique,
 )
-from sae_sweep.reports.layout import log_ticks
+from sae_sweep.reports.layout import log_ticks, plural
 from sae_sweep.reports.material import Finished
 
 MOST_LINES = 48
@@ -61,7 +61,8 @@ def front(data: pd.DataFrame) -> go.Figure:
     """
     penalties, starts = (unique(data[name]) for name in ("penalty_name", "start"))
     widths, repeats, shown = sorted(unique(data["width"])), unique(data["repeat"]), _shown(data)
-    across = min(max(len(starts), 1), MOST_ACROSS)
+    # Four panels are two by two.
+    across = 2 if len(starts) == 4 else min(max(len(starts), 1), MOST_ACROSS)
     down = max(1, -(-len(starts) // across))
     figure = make_subplots(
         rows=down,
@@ -92,7 +93,7 @@ def front(data: pd.DataFrame) -> go.Figure:
     for i, width in enumerate(widths):
         marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "color": GREY, "size": 9}
         figure.add_trace(legend(f"width {width}", f"width {width}", marker=marker, mode="markers"), row=1, col=1)
-    figure.update_xaxes(type="log", tickformat="~g", **_ticks(whole["l0"]))
+    figure.update_xaxes(type="log", tickformat="~g", showticklabels=True, **_ticks(whole["l0"]))
     figure.update_yaxes(type="log", tickformat="~g", **_ticks(whole["fvu"]))
     figure.update_xaxes(title="L0: mean active latents", row=down)
     figure.update_yaxes(title="FVU: variance left unexplained", col=1)
@@ -124,7 +125,8 @@ def _front_line(rows: pd.DataFrame, look: Mapping[str, str], symbol: str) -> go.
 
 def _ticks(values: pd.Series) -> dict[str, list[float]]:
     """Ticks of a logarithmic axis over these values; none where there are none."""
-    return {"tickvals": log_ticks(float(values.min()), float(values.max()))} if len(values) else {}
+    # A little beyond them, as the axes go.
+    return {"tickvals": log_ticks(0.95 * float(values.min()), 1.05 * float(values.max()))} if len(values) else {}
 
 
 def split_counts(data: pd.DataFrame) -> go.Figure:
@@ -141,8 +143,8 @@ def split_counts(data: pd.DataFrame) -> go.Figure:
         for row in data.itertuples()
     ]
     figure = go.Figure()
-    # One scale for both counts, so that they compare.
-    most = max(1.0, float(data["splits_per_max"].max())) if len(data) else 1.0
+    # One scale for both counts, so that they compare: up to what a perfect code scores, or more where that was passed.
+    most = float(np.nanmax([1.0, *data["splits_per_max"], *data["splits_ceiling"].astype(float)]))
     for name, counted in (("splits_per_max", "all split latents"), ("distinct_splits_per_max", "distinct ones")):
         figure.add_trace(
             go.Heatmap(
@@ -317,7 +319,7 @@ def _said(row: Any) -> str:
     if pd.isna(row.seeds):
         return ""
     mean = pd.isna(row.point_id)
-    which = f"mean of {row.seeds:.0f} seeds" if mean else f"<b>{row.point_id[:8]}</b> · seed {row.repeat}"
+    which = f"mean of {plural(int(row.seeds), 'seed')}" if mean else f"<b>{row.point_id[:8]}</b> · seed {row.repeat}"
     given = f", {row.given}" if row.given else ""
     return f"{which}<br>{row.penalty_name} {row.setting}, width {row.width:.0f}, {row.start} start{given}"
 
@@ -325,7 +327,7 @@ def _said(row: Any) -> str:
 def _phase(row: Any) -> str:
     """What a setting says of its phase."""
     said = f"{row.start} start, width {row.width}, {row.penalty_name} {row.setting}<br><b>{row.phase}</b>: of "
-    said += f"{row.maxima:.0f} maxima {row.whole:.3g} have a latent for the whole ({row.copies:.3g} copies), "
+    said += f"{row.maxima:.0f} maxima {row.whole:.3g} have a latent for the whole ({row.copies:.3g} duplicates), "
     said += f"{row.split_maxes:.3g} are split"
     theory = f"<br>least loss in theory: split {row.split_code:.3g}, shared {row.shared_code:.3g}"
     return said if pd.isna(row.split_code) else said + theory
@@ -366,7 +368,8 @@ FIGURES = (
         "Splits",
         "Split latents per maximum",
         "Live latents with a label finer than their maximum, over the number of maxima, mean over seeds. Distinct: "
-        "those of one class counted once, since a class may be held many times. Pale is none, dark the most here.",
+        "those of one class counted once, since a class may be held many times. The palest colour is 0, the darkest "
+        "the ceiling: what a perfect code scores under the same rules.",
         lambda sweep: figure_data.split_counts(sweep.results),
         split_counts,
     ),
@@ -375,7 +378,7 @@ FIGURES = (
         "By maximum",
         "Which maxima are split",
         "Split latents of each maximum, mean over seeds, at the coefficient of each penalty that has the lowest FVU × "
-        "max(L0, 1).",
+        "max(L0, 1). The palest colour is 0, the darkest the most that any maximum here has.",
         lambda sweep: figure_data.distribution(sweep.results, sweep.per_max),
         distribution,
     ),
@@ -412,8 +415,8 @@ FIGURES = (
         "Phases",
         "Phase diagram",
         "What at least half of the maxima have. Split: two latents or more with a finer label. Found: a latent for the "
-        "whole maximum; duplicated: as many copies again; absorbed: those are parents, and no modifier has a latent of "
-        "its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
+        "whole maximum; duplicated: as many duplicates again; absorbed: those are parents, and no modifier has a "
+        "latent of its own. Mixed: half have the one or the other. Unnamed: fewer have. A ring: over all decoders and "
         "activations, the least loss with a latent for each combination is below that with one for each parent and "
         "each modifier.",
         lambda sweep: figure_data.phases(sweep.results, sweep.costs),

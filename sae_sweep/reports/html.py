@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,12 +14,13 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from sae_sweep.config.calibration import chosen
 from sae_sweep.reports import figures, summary
 from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.reports.figures import FIGURES, Figure
 from sae_sweep.reports.fronts import unmoved
 from sae_sweep.reports.latent_dashboard import Dashboard
@@ -84,22 +86,24 @@ def page(contents: Contents, folder: str = "figures") -> str:
     shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
     shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
     rows, more = _results(frame)
+    names = FactorNames.of(info)
     lines = chosen(info)
     environment = Environment(
         loader=PackageLoader("sae_sweep.reports", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["explained"] = _Explained()
     return environment.get_template("report.html").render(
         sweep=str(info.get("name", "sweep")),
         question=summary.question(info),
-        answer=summary.answer(material, frame),
+        answer=[names.say(sentence) for sentence in summary.answer(material, frame)],
         ran=summary.ran(material, frame),
-        words=summary.WORDS,
+        heads={word: names.say(text) for word, text in summary.HEADS.items()},
         finished=len(frame),
         total=info.get("points", len(frame)),
-        context=_shared(frame),
+        context=[*_shared(frame), *filter(None, [names.legend])],
         failures=[(id, str(failure.get("reason", "no reason was noted"))) for id, failure in failures.items()],
-        verdicts=[_verdict(*pair) for pair in zip(info.get("claims") or [], verdicts, strict=True)],
-        sections=[_section(figure, data, drawn, folder) for figure in FIGURES if figure.key in data],
+        verdicts=[_verdict(*pair, names) for pair in zip(info.get("claims") or [], verdicts, strict=True)],
+        sections=[_section(figure, data, drawn, folder, names) for figure in FIGURES if figure.key in data],
         warnings=[*unmoved(frame), *(line.warning for line in lines if line.warning)],
         chosen=[line.sentence for line in lines],
         browsed=[card["words"] for card in browsed],
@@ -113,6 +117,27 @@ def page(contents: Contents, folder: str = "figures") -> str:
         plotly=_packed(get_plotlyjs()),
         payload=_packed(json.dumps({"figures": shown, "cards": browsed}, allow_nan=False)),
     )
+
+
+class _Explained:
+    """Text as HTML in which each of WORDS is explained where the page first says it."""
+
+    def __init__(self) -> None:
+        self._left = dict(summary.WORDS)
+
+    def __call__(self, text: str) -> Markup:
+        pattern = "|".join(rf"(?<![\w-]){re.escape(word)}(?![\w-])" for word in self._left)
+        if not pattern:
+            return escape(text)
+        parts, end = [], 0
+        for found in re.finditer(pattern, text):
+            if (meaning := self._left.pop(found[0], None)) is not None:
+                parts += [escape(text[end : found.start()]), _WORD.format(found[0], meaning)]
+                end = found.end()
+        return Markup("").join([*parts, escape(text[end:])])
+
+
+_WORD = Markup('<span class="word" tabindex="0" role="note" aria-label="{0}: {1}" data-tip="{1}">{0}</span>')
 
 
 def _asset(name: str) -> Markup:
@@ -130,14 +155,14 @@ def _without_title(figure: go.Figure) -> go.Figure:
 
 
 def _section(
-    figure: Figure, data: Mapping[str, pd.DataFrame], drawn: Mapping[str, go.Figure], folder: str
+    figure: Figure, data: Mapping[str, pd.DataFrame], drawn: Mapping[str, go.Figure], folder: str, names: FactorNames
 ) -> dict[str, Any]:
     key = figure.key
     return {
         "key": key,
-        "short": figure.short,
-        "title": figure.title,
-        "note": figure.note,
+        "short": names.say(figure.short),
+        "title": names.say(figure.title),
+        "note": names.say(figure.note),
         "wide": key in ("split_counts", "distribution", "phases")
         or _panels(drawn[key]) > 1
         or _longest_name(data[key]) > LONG_NAME,
@@ -164,7 +189,7 @@ def _shared(frame: pd.DataFrame) -> list[str]:
     return [str(values.iloc[0]) for values in given if values.nunique() == 1]
 
 
-def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
+def _verdict(claim: Mapping[str, Any], verdict: Verdict, names: FactorNames) -> dict[str, str]:
     """A claim as the cells of a row: the number, its interval, and its nulls."""
     mark, kind = _MARKS[verdict.verdict]
     shown = next((key for start, key in _SHOWN_IN.items() if claim["measure"].startswith(start)), "")
@@ -173,7 +198,7 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
         "kind": kind,
         "verdict": verdict.verdict,
         "prediction": str(claim["prediction"]).strip(),
-        "measure": subject(claim).rstrip(","),
+        "measure": names.say(subject(claim).rstrip(",")),
         "points": f"{verdict.points:,}" if verdict.points else "",
         "value": number(verdict.value),
         "interval": " to ".join(map(number, verdict.interval)) if verdict.interval else "–",
@@ -181,8 +206,9 @@ def _verdict(claim: Mapping[str, Any], verdict: Verdict) -> dict[str, str]:
         "shuffled": number(verdict.shuffled),
         "bound": predicted(claim, verdict.margin),
         "shown": shown if verdict.verdict != "supported" and verdict.value is not None else "",
-        "figure": next((figure.title for figure in FIGURES if figure.key == shown), ""),
+        "figure": names.say(next((figure.title for figure in FIGURES if figure.key == shown), "")),
         "why": verdict.sentence.partition("since ")[2].rstrip(".") if verdict.value is None else "",
+        "warning": verdict.warning,
     }
 
 

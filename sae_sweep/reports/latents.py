@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sae_sweep.config.settings import Point
+from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.reports.layout import Block, Row, bar, columns, fraction, plural
 from sae_sweep.reports.live import describe
 
@@ -27,6 +28,7 @@ def overview(
 
     Without `whole` the first _LISTED of them.
     """
+    names = _names(point)
     live = latents[latents["live"]]
     length = [len(label) if isinstance(label, str) else len("mqnc") + 1 for label in live["label"]]
     ordered = live.assign(length=length)
@@ -58,7 +60,7 @@ def overview(
     more += [f"{dead:,} dead"] if dead else []
     parts: list[RenderableType] = [
         Text(f"{point.id}  {describe(point)}", style="bold"),
-        *(Text(line) for line in _lines(_metrics(metrics), width)),
+        *(Text(names.say(line)) for line in _lines(_metrics(metrics), width)),
         Text(),
     ]
     parts.append(columns(heads, [Block("", rows)], width, last_left=True))
@@ -69,7 +71,7 @@ def overview(
 
 def latent_dashboard(dashboard: Dashboard, latent: int, width: int) -> RenderableType:
     """One latent: its label, the cells that it fires on, what it does to the toy's answer."""
-    row = dashboard.latents.iloc[latent]
+    row, names = dashboard.latents.iloc[latent], _names(dashboard.point)
     state = "" if row["live"] else "dead: it fires on too few inputs"
     head = Text(f"latent {latent} of {dashboard.point.id}  {describe(dashboard.point)}", style="bold")
     f1, owner = _shown(row["f1"], "{:.2f}".format), _shown(row["owner"], str)
@@ -95,7 +97,7 @@ def latent_dashboard(dashboard: Dashboard, latent: int, width: int) -> Renderabl
         parts.append(Text("The features of this toy come and go by themselves: it has no cells.", style="dim"))
     elif len(fires := dashboard.cells[dashboard.cells["latent"] == latent]):
         parts += [
-            _heading("Where it is active: maximum m, query q, runner-up n, copies c"),
+            _heading("Where it is active" + ("" if names.names else ": maximum m, query q, runner-up n, copies c")),
             _cells(fires, width),
             Text(),
         ]
@@ -105,6 +107,11 @@ def latent_dashboard(dashboard: Dashboard, latent: int, width: int) -> Renderabl
     else:
         parts.append(Text("It never fires."))
     return Group(*parts)
+
+
+def _names(point: Point) -> FactorNames:
+    names = point.toy.get("names")
+    return FactorNames(tuple(names.split(", ")) if names else ())
 
 
 def _lines(facts: Sequence[str], width: int) -> Iterator[str]:

@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sae_sweep.config.settings import Point, counts
+from sae_sweep.config.settings import Encoder, Point, counts
 from sae_sweep.reports import layout
 from sae_sweep.reports.layout import fraction, write
-from sae_sweep.sweep.events import Event, Logging, Note, PointDone, PointFailed, ToyProgress, TrainProgress
+from sae_sweep.sweep.events import Event, Logging, Note, PointDone, PointFailed, ToyAccuracy, ToyProgress, TrainProgress
 
 _LAST = 4
 # Failures that stay on the screen; further ones are counted.
@@ -46,6 +46,7 @@ class LiveView:
         self._toy: ToyProgress | None = None
         self._training: TrainProgress | None = None
         self._logging: Logging | None = None
+        self._accuracies: set[str] = set()
         self._last: deque[tuple[str, str, str]] = deque(maxlen=_LAST)
         self._started = time.monotonic()
         self._silent = False
@@ -93,6 +94,11 @@ class LiveView:
             if self._training is None or event.pack != self._training.pack:
                 self._training_points = event.points
             self._toy, self._training = None, event
+        elif isinstance(event, ToyAccuracy):
+            # Every pack says it.
+            if event.text not in self._accuracies:
+                self._accuracies.add(event.text)
+                self._say(event.text, style="yellow" if event.is_low else "")
         elif isinstance(event, Note):
             self._say(event.text, style="yellow")
         elif isinstance(event, Logging):
@@ -202,15 +208,16 @@ class LiveView:
 
 
 def describe(point: Point) -> str:
-    """A point in a few words: width, start, penalty and coefficient, and the seed."""
+    """A point in a few words: width, start, encoder if not linear, penalty and coefficient, and the seed."""
     sae, penalty = point.sae, point.penalty
     start = f"{sae.init}-{sae.partition}" if sae.init == "oracle" else sae.init
+    encoder = "" if point.encoder == Encoder() else f" {point.encoder.name}"
     if counts(sae.architecture):
         sparsity = f"{sae.architecture} k={sae.k}"
     else:
         further = penalty.words.removeprefix(penalty.title)
         sparsity = f"{penalty.title} c={penalty.coefficient:g}{further}"
-    return f"width={sae.width} {start} {sparsity} seed={point.seed}"
+    return f"width={sae.width} {start}{encoder} {sparsity} seed={point.seed}"
 
 
 def clock(seconds: float) -> str:

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.reports import html
 from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.reports.figures import FIGURES
 from sae_sweep.reports.latent_dashboard import Dashboard, DashboardBuilder, choose, narrower
 from sae_sweep.reports.material import Finished, Material
@@ -65,7 +66,8 @@ def write(
     """
     name = material.info["name"]
     data = tables(material.finished)
-    drawn = {figure.key: figure.draw(data[figure.key]) for figure in FIGURES if figure.key in data}
+    names = FactorNames.of(material.info)
+    drawn = {figure.key: names.figure(figure.draw(data[figure.key])) for figure in FIGURES if figure.key in data}
     dashboards, notes = _dashboards(store, material.finished.results, chosen)
     folder = FOLDER if output is None else f"{output.stem}-{FOLDER}"
     page = html.page(html.Contents(material, data, drawn, dashboards, notes), folder)

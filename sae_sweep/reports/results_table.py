@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS
 from sae_sweep.config.settings import counts
+from sae_sweep.reports.factor_names import NO_NAMES, FactorNames
 from sae_sweep.reports.layout import Block, Row, columns, count, fraction
 from sae_sweep.store.results import aggregate
 
@@ -72,7 +73,7 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
     return means.loc[sorted(chosen)].reset_index(drop=True)
 
 
-def best_rows(frame: pd.DataFrame, width: int) -> Text:
+def best_rows(frame: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) -> Text:
     """MOST_BEST representatives at the most, a line each: the best of each width and start, then the second best, …"""
     chosen, keys = representatives(frame), context(frame)
     knee = (chosen["fvu"] * chosen["l0"].clip(lower=1)).fillna(float("inf"))
@@ -94,14 +95,14 @@ def best_rows(frame: pd.DataFrame, width: int) -> Text:
         _Column("dead", _cell("dead_latents", count, False)),
     ]
     rows = [Row([column.cell(row) for column in shown]) for _, row in best.iterrows()]
-    return columns([column.header for column in shown], [Block("", rows)], width)
+    return columns([names.say(column.header) for column in shown], [Block("", rows)], width)
 
 
 def _short_start(row: pd.Series) -> str:
     return f"oracle {row['partition']}" if row["init"] == "oracle" else str(row["init"])
 
 
-def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> Text:
+def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) -> Text:
     """The table as text of at most `width` columns."""
     chosen = representatives(frame)
     spread = width >= _SPREAD and bool((chosen["n"] > 1).any())
@@ -114,7 +115,9 @@ def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> T
         total += len(lines)
         if total <= MOST_ROWS:
             blocks.append(Block(_title(rows.iloc[0], keys), lines))
-    text = columns([column.header for column in shown], blocks, width, last_left=shown[-1].header == "labels")
+    text = columns(
+        [names.say(column.header) for column in shown], blocks, width, last_left=shown[-1].header == "labels"
+    )
     if total > MOST_ROWS:
         text.append(f"\n… {total - sum(len(block.rows) for block in blocks)} more rows: sae-sweep results", style="dim")
     return text
@@ -249,5 +252,7 @@ def _signed(value: float) -> str:
 
 def seeds_note(chosen: Iterable[int]) -> str:
     """How many points stand behind a row."""
-    most = max(chosen, default=0)
-    return f"means over {most} seeds" if most > 1 else "one seed"
+    found = sorted(set(chosen)) or [0]
+    if found[-1] <= 1:
+        return "one seed"
+    return f"means over {found[0]} to {found[-1]} seeds" if len(found) > 1 else f"means over {found[0]} seeds"

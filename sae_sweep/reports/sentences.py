@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def sentence(claim: Mapping[str, Any], verdict: Verdict, seeds: int, rungs: int, reason: str) -> str:
-    """All that a verdict says in one sentence, and a second one if SAEs it rests on were still learning.
+    """All that a verdict says in one sentence, and others if SAEs it rests on were still learning, or their toy was.
 
     seeds: of each toy; rungs: of how many settings the best was taken; reason: how it ends.
     """
@@ -27,21 +27,34 @@ def sentence(claim: Mapping[str, Any], verdict: Verdict, seeds: int, rungs: int,
     found = f"the {subject(claim)} is {number(verdict.value)}{aside}, {reason}"
     share = verdict.share_still_moving
     moving = f" Twice the steps would lower the loss of {share:.0%} of its SAEs by more than 2%." if share else ""
-    return f"{_prediction(claim)}: {verdict.verdict}, since {found}.{moving}"
+    return f"{prediction(claim)}: {verdict.verdict}, since {found}.{moving} {verdict.warning}".rstrip()
+
+
+def toy_warning(accuracy: float | None, least: float) -> str:
+    """What is to be said of a toy that has not learnt enough; nothing of others."""
+    if accuracy is None or accuracy >= least:
+        return ""
+    return f"A toy answers only {percent(accuracy)} of its inputs right, less than toy.least_accuracy={least:g}."
+
+
+def percent(share: float) -> str:
+    """A share for reading, to four digits: 99.97% is not 100%."""
+    return f"{100 * share:.4g}%"
 
 
 def undecided(claim: Mapping[str, Any], why: str) -> str:
     """The sentence where there is no number."""
-    return f"{_prediction(claim)}: undecided, since {why}."
+    return f"{prediction(claim)}: undecided, since {why}."
 
 
 def predicted(claim: Mapping[str, Any], margin: float | None = None) -> str:
-    """What was predicted of the number: "at least 15", or "the same within 0.5"."""
+    """What was predicted of the number: "at least 15", "the same within 0.5", or "2.73 within 0.2"."""
     if "at_least" in claim:
         return f"at least {number(claim['at_least'])}"
     if "at_most" in claim:
         return f"at most {number(claim['at_most'])}"
-    return "the same" if margin is None else f"the same within {number(margin)}"
+    same = number(claim["equals"]) if "equals" in claim else "the same"
+    return same if margin is None else f"{same} within {number(margin)}"
 
 
 def sample(toys: int, seeds: int) -> str:
@@ -77,5 +90,6 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _prediction(claim: Mapping[str, Any]) -> str:
+def prediction(claim: Mapping[str, Any]) -> str:
+    """A claim's prediction without its full stop, as sentences begin with it."""
     return str(claim["prediction"]).strip().rstrip(".")

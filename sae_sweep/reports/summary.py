@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections import Counter
@@ -13,25 +14,38 @@ import pandas as pd
 
 from sae_sweep.config.columns import COLUMN_OF, shuffled
 from sae_sweep.config.files import conf_dir, opening
+from sae_sweep.reports.claims import least_accuracy, lowest_accuracy
 from sae_sweep.reports.layout import listed, plural
 from sae_sweep.reports.material import Material
 from sae_sweep.reports.results_table import coefficient, penalty_name, representatives, start_name
+from sae_sweep.reports.sentences import percent, toy_warning
 
-# A word of the page, explained where the pointer or the focus rests.
+# Words of the page, each explained at the pointer or the focus where the page first says it.
 WORDS = {
     "FVU": "Fraction of variance unexplained: 0 is a perfect reconstruction, 1 is no better than the mean.",
     "L0": "How many latents fire on an input, on average.",
+    "Live": "A latent that fires on enough inputs to be counted.",
+    "label": "The class of inputs that the firing of a latent matches best.",
+    "oracle": "A start that was given the answer: latents at the means of the true classes.",
+    "untrained": "As the parameters began, before any training.",
+    "runner-up": "The largest token of an input that is not its maximum.",
+    "meta-SAE": "An SAE that is trained on the decoder rows of another.",
+    "Untrained (null)": "The same number on the same SAEs before training.",
+    "Labels shuffled (null)": "The same number if the inputs' labels are shuffled: what chance alone gives.",
+    "Predicted": "The bound of the claim, set before anything ran.",
+}
+# The headings of the results table.
+HEADS = {
+    "setting": "The width of the SAE, and how its parameters began.",
+    "coefficient": "What multiplies the penalty, or k where the number of latents that fire is set.",
+    "seeds": "Over how many seeds, of toys and SAEs together, the row is a mean.",
+    **{name: WORDS[name] for name in ("L0", "FVU")},
     "owned": "Maxima that have a latent of their own.",
     "splits": "Split latents per maximum: live latents whose label is finer than their maximum, such as one for "
     "maximum 5 with query 3.",
     "distinct": "Splits per maximum, where several latents of one class count once.",
     "duplicates": "Duplicates per maximum: further latents for a whole maximum that another latent already holds.",
     "dead": "Latents that fire on too few inputs to be counted.",
-    "seeds": "Over how many seeds the row is a mean.",
-    "setting": "The width of the SAE, and how its parameters began.",
-    "Untrained (null)": "The same number on the same SAEs before training.",
-    "Labels shuffled (null)": "The same number if the inputs' labels are shuffled: what chance alone gives.",
-    "Predicted": "The bound of the claim, set before anything ran.",
 }
 # Packages whose versions are said.
 _PACKAGES = ("sae-sweep", "torch", "numpy", "numba", "python")
@@ -43,8 +57,10 @@ def question(info: Mapping[str, Any]) -> str:
     own = (text for path, text in info.get("files", {}).items() if PurePath(path).stem == name)
     path = conf_dir() / "experiment" / f"{name}.yaml"
     text = next(own, path.read_text(encoding="utf-8") if name and path.is_file() else "")
-    if opening(text):
-        return opening(text)
+    said = opening(text)
+    asked = [sentence for sentence in re.split(r"(?<=[.?!]) ", said) if sentence.endswith("?")]
+    if said:
+        return " ".join(asked) or said
     varied = [COLUMN_OF.get(key, key) for key in info.get("varied") or ()]
     axes = ", ".join(name.replace("_", " ") for name in varied if "seed" not in name)
     return f"How does what latents stand for change with {axes}?" if axes else "What do the latents stand for?"
@@ -55,9 +71,14 @@ def answer(material: Material, frame: pd.DataFrame) -> list[str]:
     counts = Counter(verdict.verdict for verdict in material.verdicts)
     said = [f"{counts[word]} {word}" for word in ("supported", "not supported", "undecided") if counts[word]]
     sentences = [f"Of {plural(len(material.verdicts), 'claim')}: {', '.join(said)}."] if said else []
+    if warning := toy_warning(lowest_accuracy(frame), least_accuracy(material.info)):
+        sentences.insert(0, warning)
     if frame.empty:
         return [*sentences, "No point is finished yet."]
     chosen = representatives(frame).dropna(subset=["fvu", "l0"])
+    # An oracle was given the answer: it is no find where others were not.
+    found = chosen[chosen["init"] != "oracle"]
+    chosen = found if len(found) else chosen
     if len(chosen):
         best = chosen.iloc[int((chosen["fvu"] * chosen["l0"].clip(lower=1)).argmin())]
         sentences.append(
@@ -83,7 +104,8 @@ def _splits(chosen: pd.DataFrame) -> list[str]:
 
 
 def _named(row: pd.Series) -> str:
-    return f"{penalty_name(row)} {coefficient(row)} at width {row['width']} from a {start_name(row)}"
+    article = "an" if start_name(row)[0] in "aeiou" else "a"
+    return f"{penalty_name(row)} {coefficient(row)} at width {row['width']} from {article} {start_name(row)}"
 
 
 def ran(material: Material, frame: pd.DataFrame) -> list[tuple[str, str]]:
@@ -94,6 +116,8 @@ def ran(material: Material, frame: pd.DataFrame) -> list[tuple[str, str]]:
         column = COLUMN_OF.get(key, key)
         if column in frame and len(frame):
             rows.append((key, listed([_short(value) for value in frame[column].dropna().unique()])))
+    if (accuracy := lowest_accuracy(frame)) is not None:
+        rows.append(("toy accuracy", percent(accuracy)))
     provenance = [record.get("provenance") or {} for record in material.finished.records.values()]
     commits = Counter(_commit(each) for each in provenance if each.get("git_sha"))
     versions = {name: {each.get("versions", {}).get(name) for each in provenance} - {None} for name in _PACKAGES}

@@ -15,7 +15,8 @@ from rich.text import Text
 from sae_sweep.config.calibration import chosen
 from sae_sweep.config.columns import LABELS
 from sae_sweep.reports.charts import front_charts
-from sae_sweep.reports.claims import Verdict, share_still_moving
+from sae_sweep.reports.claims import Verdict, least_accuracy, lowest_accuracy, share_still_moving
+from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.reports.figure_data import choices
 from sae_sweep.reports.fronts import LINE, compare, lines, unmoved, within
 from sae_sweep.reports.layout import Block, Row, bar, columns, count, write
@@ -32,6 +33,7 @@ from sae_sweep.reports.results_table import (
     start_name,
     telling,
 )
+from sae_sweep.reports.sentences import percent, toy_warning
 
 _FACTORS = {"query": "q", "runner-up": "n", "copies": "c"}
 _MARKS = {"supported": ("✓", "green"), "not supported": ("✗", "red"), "undecided": ("?", "yellow")}
@@ -48,13 +50,13 @@ def show(console: Console, material: Material, directory: Path | None) -> None:
 
     directory: the sweep's folder; None where several sweeps are shown together.
     """
-    frame = telling(material.finished.results)
+    frame, names = telling(material.finished.results), FactorNames.of(material.info)
     head = _headline(frame, material.info, material.failures)
     end = _whereabouts(directory, full=False) if directory else []
     table: list[RenderableType] = []
     if len(frame):
-        title, note = "The rows that matter", Text(_rows_note(frame), "dim")
-        table = [_heading(title), best_rows(frame, console.width), note]
+        title, note = "The rows that matter", Text(names.say(_rows_note(frame)), "dim")
+        table = [_heading(title), best_rows(frame, console.width, names), note]
     left = MOST_LINES - sum(len(console.render_lines(part)) for part in (head, *table, *end))
     verdicts = _verdicts(material.verdicts, console, left)
     write(console, head, *verdicts, *table, *end)
@@ -63,12 +65,12 @@ def show(console: Console, material: Material, directory: Path | None) -> None:
 def show_all(console: Console, material: Material, directory: Path | None) -> None:
     """Print the whole report of a sweep to `console` (see `layout.console`)."""
     info, untrained = material.info, material.finished.untrained
-    frame = telling(material.finished.results)
+    frame, names = telling(material.finished.results), FactorNames.of(info)
     parts: list[RenderableType] = [_headline(frame, info, material.failures)]
     if material.verdicts:
         parts += [_heading(_CLAIMS), *map(_claim, material.verdicts)]
     if len(frame):
-        parts += _results(frame, untrained, console.width)
+        parts += _results(frame, untrained, console.width, names)
         charts = front_charts(frame, console.width)
         parts += (
             [_heading("The front: reconstruction against sparsity, lower left is better"), charts] if charts else []
@@ -76,7 +78,7 @@ def show_all(console: Console, material: Material, directory: Path | None) -> No
         parts += _fronts(frame, console.width) + _chosen(info)
         # A toy whose features are independent of each other has no maxima to split.
         if frame["label_m"].notna().any():
-            parts += _splits(frame, untrained, console.width)
+            parts += _splits(frame, untrained, console.width, names)
     write(console, *parts, *(_whereabouts(directory, full=True) if directory else []))
 
 
@@ -118,9 +120,14 @@ def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[st
     given = [column for column in ("toy", "site", "distribution") if frame[column].notna().all()]
     shared = [column for column in given if frame[column].nunique() == 1]
     parts += [str(frame[column].iloc[0]) for column in shared]
+    parts += filter(None, [FactorNames.of(info).legend])
     moving = share_still_moving(frame)
     parts += [f"{moving:.0%} would still lose more than 2% of their loss in twice the steps"] if moving else []
+    accuracy = lowest_accuracy(frame)
+    parts += [] if accuracy is None else [f"toy right on {percent(accuracy)}"]
     text.append("  " + " · ".join(parts))
+    if warning := toy_warning(accuracy, least_accuracy(info)):
+        text.append(f"\n! {warning}", style="yellow")
     if failures:
         text.append(f"\n{len(failures)} failed; a rerun tries them again:", style="red")
     for id, failure in list(failures.items())[:_MOST_FAILURES]:
@@ -130,7 +137,7 @@ def _headline(frame: pd.DataFrame, info: Mapping[str, Any], failures: Mapping[st
     return text
 
 
-def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[RenderableType]:
+def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, names: FactorNames) -> list[RenderableType]:
     known = context(frame)
     others = [key for key in choices(frame) if key not in known]
     note = (
@@ -139,8 +146,8 @@ def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[R
         "distinct: those of one class counted once; dupl.: further latents for a whole max"
     )
     gap = "; oracle gap: loss above the best oracle start's" if frame["oracle_gap"].notna().any() else ""
-    table = results_table(frame, untrained, width)
-    return [_heading("Results by width, start and penalty"), table, Text(f"{note}{gap}.", "dim")]
+    table = results_table(frame, untrained, width, names)
+    return [_heading("Results by width, start and penalty"), table, Text(names.say(f"{note}{gap}."), "dim")]
 
 
 def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
@@ -189,7 +196,7 @@ def _front_cells(line: pd.Series, apart: list[str]) -> list[str]:
     return [name, f"{line['hypervolume']:.2f}", volume, shown, interval(*times[1:]), reached]
 
 
-def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[RenderableType]:
+def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, names: FactorNames) -> list[RenderableType]:
     """By which factor latents split at the widest width: counts, information, and a sentence for each start."""
     keys = [*context(frame), "init", "partition"]
     widest = frame[frame["width"] == frame["width"].max()]
@@ -214,9 +221,11 @@ def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int) -> list[Re
         "Labelled: live latents whose label is a maximum with this factor (max only: a whole maximum). "
         "Explained: how much of the factor the top latent explains, beyond chance."
     )
-    sentences = [Text(f"{_sentence_start(name)}: {_which(counts)}.") for name, ((counts, _), _) in starts.items()]
+    told = {name: names.say(_which(counts)) for name, ((counts, _), _) in starts.items()}
+    sentences = [Text(f"{_sentence_start(name)}: {said}.") for name, said in told.items()]
     title = f"Which factor do latents split by? Width {frame['width'].max()}, mean over {len(widest)} points"
-    return [_heading(title), columns(heads, blocks, width), Text(note, "dim"), *sentences]
+    table = columns(list(map(names.say, heads)), blocks, width)
+    return [_heading(title), table, Text(names.say(note), "dim"), *sentences]
 
 
 def _start(row: pd.Series, keys: list[str]) -> str:

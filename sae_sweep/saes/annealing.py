@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sae_sweep.config.settings import Point
-from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.penalties import penalty_value
 from sae_sweep.saes.stack import Stack
 
@@ -51,11 +50,10 @@ def anneal(stack: Stack, x: Tensor) -> None:
 
 def _penalty(stack: Stack, i: int, x: Tensor, p: float) -> Tensor:
     """Summed penalty [] of SAE i on inputs x [b, d] at exponent p, in float64 on the stack's device."""
-    kind, sae, settings = stack.architecture, stack.parameters(i), stack.points[i].sae
+    kind, sae, point = stack.architecture, stack.parameters(i), stack.points[i]
     total = x.new_zeros((), dtype=torch.float64)
     for rows in x.split(max(1, NUMBERS // stack.width)):
-        pre = pre_activations(rows, sae)
-        codes = kind.activate(pre, sae, settings, True)
+        pre, codes = kind.infer(rows, sae, point.sae, True, point.encoder)
         values = penalty_value("lp_annealed", kind.penalised(pre, codes, sae), exponent=p)
         if x.is_cuda:
             total += values.double().sum()

@@ -13,7 +13,7 @@ SHARED = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
 def extras(parameters: Parameters) -> dict[str, Tensor]:
-    """What the architecture has of each latent beside weights and biases, by name."""
+    """What architecture and encoder have beside weights and biases, by name."""
     return {name: tensor for name, tensor in parameters.tensors.items() if name not in SHARED}
 
 
@@ -30,6 +30,7 @@ def fold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
         threshold=parameters.threshold / scale,
         **{name: tensor / scale for name, tensor in extras(parameters).items() if name == "thresholds"},
         **_shifted(parameters, -shift),
+        **_hidden(parameters, scale, -scale * mean),
     )
 
 
@@ -44,6 +45,7 @@ def unfold(parameters: Parameters, mean: Tensor, scale: float) -> Parameters:
         threshold=parameters.threshold * scale,
         **{name: tensor * scale for name, tensor in extras(parameters).items() if name == "thresholds"},
         **_shifted(parameters, shift),
+        **_hidden(parameters, 1 / scale, mean),
     )
 
 
@@ -67,3 +69,11 @@ def _shifted(parameters: Parameters, by: Tensor) -> dict[str, Tensor]:
     if "r_mag" not in extras(parameters):
         return {}
     return {"b_mag": parameters.b_mag + parameters.r_mag.exp() * by}
+
+
+def _hidden(parameters: Parameters, scale: float, by: Tensor) -> dict[str, Tensor]:
+    """An MLP's hidden layer that takes `scale` times as large inputs, moved by `by` [d] before that."""
+    if "W_hidden" not in extras(parameters):
+        return {}
+    W_hidden = parameters.W_hidden * scale
+    return {"W_hidden": W_hidden, "b_hidden": parameters.b_hidden + parameters.W_hidden @ by}

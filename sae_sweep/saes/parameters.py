@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from sae_sweep.registry import get
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sae_sweep.config.settings import Point
+
 
 class Parameters:
-    """One SAE, or a stack of them under a leading dimension: pre = W_enc·x + b_enc, x̂ = z·W_dec + b_dec.
+    """One SAE, or a stack of them under a leading dimension: x̂ = z·W_dec + b_dec, and pre = W_enc·x + b_enc of a linear
+    encoder.
 
     W_enc, W_dec [..., width, d] (a row per latent) · b_enc [..., width] · b_dec [..., d] · threshold [...]:
     the smallest contribution that fires at evaluation (BatchTopK; 0 elsewhere).
     Beyond these, what the architecture has of each latent, [..., width]: such as JumpReLU's `thresholds`, which a
-    contribution must exceed, and Gated's `r_mag` and `b_mag`, the magnitude exp(r_mag)·W_enc·x + b_mag.
+    contribution must exceed, and Gated's `r_mag` and `b_mag`, the magnitude exp(r_mag)·W_enc·x + b_mag; and what the
+    encoder has (saes/encoders).
     """
 
     W_enc: Tensor
@@ -48,6 +54,15 @@ class Parameters:
     def norms(self) -> Tensor:
         """Decoder norms ‖d‖ [..., width]."""
         return self.W_dec.norm(dim=-1)
+
+
+def shapes(point: Point, d: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what is trained of a point's SAE on activations of length d, in the order of a stack's rows."""
+    width = point.sae.width
+    extras = get("architecture", point.sae.architecture).extras
+    shared = {"W_enc": (width, d), "W_dec": (width, d), "b_enc": (width,), "b_dec": (d,)}
+    of_encoder: dict[str, tuple[int, ...]] = get("encoder", point.encoder.name).tensors(point.encoder, width, d)
+    return {**shared, **dict.fromkeys(extras, (width,)), **of_encoder}
 
 
 class HasParameters(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,15 +12,11 @@ from torch import Tensor
 from sae_sweep.config.settings import Point
 from sae_sweep.registry import get
 from sae_sweep.saes.architectures import Architecture, architecture_of
-from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.encoders import Encoder, encoder_of
+from sae_sweep.saes.parameters import Parameters, shapes
 
 # float32 numbers in a cache line.
 ALIGNED = 16
-
-
-def parameter_count(width: int, d: int, extras: int = 0) -> int:
-    """Trained numbers of one SAE, with so many `extras` of each latent."""
-    return 2 * width * d + width + d + extras * width
 
 
 @dataclass
@@ -27,7 +24,7 @@ class Stack:
     """SAEs trained together. Everything one SAE's training depends on lies in row i of each tensor.
 
     flat, first, second [n, parameter_count]: parameters and Adam's moments, W_enc | W_dec | b_enc | b_dec | the
-    architecture's extras.
+    architecture's extras | the encoder's tensors (`parameters.shapes`).
     """
 
     points: Sequence[Point]
@@ -51,14 +48,13 @@ class Stack:
     def start(cls, points: Sequence[Point], starts: Sequence[Parameters], device: str) -> Stack:
         """A stack at step 0 from one start per point."""
         n, d, width = len(points), starts[0].W_dec.shape[-1], points[0].sae.width
-        extras = architecture_of(points[0].sae.architecture).extras
-        count = parameter_count(width, d, len(extras))
+        names = shapes(points[0], d)
+        count = sum(map(math.prod, names.values()))
         # Every row begins on a cache line: matrix libraries choose kernels, and so bits, by alignment.
         stride = -(-count // ALIGNED) * ALIGNED
         flat, first, second = (torch.zeros(n, stride, device=device)[:, :count] for _ in range(3))
         for row, p in zip(flat, starts, strict=True):
-            own = [getattr(p, name) for name in extras]
-            row.copy_(torch.cat([p.W_enc.flatten(), p.W_dec.flatten(), p.b_enc, p.b_dec, *own]))
+            row.copy_(torch.cat([getattr(p, name).flatten() for name in names]))
         zeros = torch.zeros(n, device=device)
         exponent = torch.tensor([point.penalty.get("p", 1.0) for point in points], dtype=torch.float64)
         revived = torch.zeros(n, dtype=torch.int64), torch.zeros(n, width, dtype=torch.bool)
@@ -74,34 +70,41 @@ class Stack:
         """What all SAEs of the stack share."""
         return architecture_of(self.points[0].sae.architecture)
 
+    @property
+    def encoder(self) -> Encoder:
+        """Likewise."""
+        return encoder_of(self.points[0].encoder.name)
+
     def part(self, members: slice) -> Stack:
         """Some of the SAEs, as views: what trains them trains the stack, but for its step and failures."""
         rows = ("flat", "first", "second", "threshold", "density", "exponent", "rescale", "revived", "last_revived")
         return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in rows})
 
     def parameters(self, i: int | slice = slice(None)) -> Parameters:
-        """SAE i, or all of them: views, but where the architecture uses other numbers than it trains."""
+        """SAE i, or all of them: views, but where architecture or encoder use other numbers than they train."""
         return self.used(self.views(self.flat[i]), self.threshold[i])
 
     def used(self, views: Sequence[Tensor], threshold: Tensor) -> Parameters:
         """The SAE of `views` as it is used."""
-        W_enc, W_dec, b_enc, b_dec, *extras = views
-        own = dict(zip(self.architecture.extras, extras, strict=True))
-        sae = Parameters(W_enc, W_dec, b_enc, b_dec, threshold, **own)
-        return self.architecture.effective(sae) if self.architecture.effective else sae
+        sae = Parameters(threshold=threshold, **dict(zip(shapes(self.points[0], self.d), views, strict=True)))
+        for kind in (self.architecture, self.encoder):
+            sae = kind.effective(sae) if kind.effective else sae
+        return sae
+
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """The views by name."""
+        return dict(zip(shapes(self.points[0], self.d), self.views(flat), strict=True))
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """W_enc, W_dec, b_enc, b_dec and the extras as views of [..., parameter_count]."""
-        extras = flat[..., parameter_count(self.width, self.d) :]
-        return [*self.split(flat), *extras.unflatten(-1, (-1, self.width)).unbind(-2)]
+        """W_enc, W_dec, b_enc, b_dec, extras and what the encoder has as views of [..., parameter_count]."""
+        wanted = shapes(self.points[0], self.d).values()
+        parts = flat.split([math.prod(shape) for shape in wanted], dim=-1)
+        return [part.view(*flat.shape[:-1], *shape) for part, shape in zip(parts, wanted, strict=True)]
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_enc, W_dec, b_enc, b_dec as views of [..., parameter_count]."""
-        width, d = self.width, self.d
-        weights = flat[..., : parameter_count(width, d)]
-        W_enc, W_dec, b_enc, b_dec = weights.split([width * d, width * d, width, d], dim=-1)
-        shape = (*flat.shape[:-1], width, d)
-        return W_enc.view(shape), W_dec.view(shape), b_enc, b_dec
+        W_enc, W_dec, b_enc, b_dec = self.views(flat)[:4]
+        return W_enc, W_dec, b_enc, b_dec
 
     def schedule(self, i: int, step: int) -> tuple[float, float]:
         """Learning rate and coefficient of SAE i at a step; annealing multiplies the coefficient by `rescale`.

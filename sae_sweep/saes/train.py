@@ -16,7 +16,6 @@ from torch import Tensor
 
 from sae_sweep.registry import get
 from sae_sweep.saes.annealing import anneal
-from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.limits import BLOCK, COPIES, GPU_BYTES
 from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
@@ -180,7 +179,8 @@ class AutogradBackend:
 
 def parts_at_once(stack: Stack, b: int, on_gpu: bool) -> list[Stack]:
     """The stack in parts, each of which takes the reference step at once on batches of `b`: on the CPU single SAEs."""
-    together = max(1, GPU_BYTES // (4 * COPIES * b * stack.width)) if on_gpu else 1
+    products = stack.encoder.products(stack.points[0].encoder, stack.points[0].sae, stack.d)
+    together = max(1, int(GPU_BYTES / (4 * COPIES * products * b * stack.width))) if on_gpu else 1
     return [stack.part(slice(first, first + together)) for first in range(0, len(stack.points), together)]
 
 
@@ -225,10 +225,9 @@ class ReferenceStep:
         rates, coefficients, (correction1, correction2, threshold_rate) = numbers.split([n, n, 3])
         # `.data` has a count of changes of its own: autograd does not mind that other threads change their own rows.
         leaves = [view.requires_grad_() for view in stack.views(stack.flat.data)]
-        kind, settings = stack.architecture, stack.points[0].sae
+        kind, settings, encoder = stack.architecture, stack.points[0].sae, stack.points[0].encoder
         sae = stack.used(leaves, stack.threshold)
-        pre = pre_activations(x, sae)
-        codes = kind.activate(pre, sae, settings, True)
+        pre, codes = kind.infer(x, sae, settings, True, encoder)
         contributions = kind.penalised(pre, codes, sae)
         fires = kind.fires(pre, sae, settings) if kind.fires else None
         error = (codes @ sae.W_dec + sae.b_dec[:, None] - x).square().sum(-1).mean(-1)

@@ -158,17 +158,18 @@ def aggregate(frame: pd.DataFrame, how: Literal["mean", "best"]) -> pd.DataFrame
     if how == "best":
         return _best(frame, [column for column in settings if column != "seed"])
     keys = [column for column in settings if not is_seed(column)]
-    groups = frame.groupby(keys, dropna=False, sort=False)
     metrics = [column for column in _names(frame) if column not in {*settings, "point_id", *FRONTS}]
-    parts: dict[str, pd.Series] = {"n": groups.size()}
-    for metric in metrics:
-        parts[metric] = groups[metric].mean()
-        parts[f"{metric}_std"] = groups[metric].std()
-    parts |= {column: groups[column].max() for column in FRONTS}
+    # By the number of its group: an index of all settings would be built and compared for every column.
+    number = frame.groupby(keys, dropna=False, sort=False).ngroup()
+    groups = frame.groupby(number.to_numpy())
+    mean, std = groups[metrics].mean(), groups[metrics].std().add_suffix("_std")
+    first = frame[~number.duplicated()].reset_index(drop=True)
     constant = [column for column in keys if column in SETTINGS]
     swept = [column for column in keys if column not in SETTINGS]
-    # Copied into one piece: pandas warns of frames put together from many.
-    return pd.DataFrame(parts).reset_index()[[*constant, *parts, *swept]].copy()
+    beside = [name for metric in metrics for name in (metric, f"{metric}_std")]
+    both = pd.concat([mean, std], axis=1)[beside]
+    size, fronts = groups.size().rename("n"), groups[[*FRONTS]].max()
+    return pd.concat([first[constant], size, both, fronts, first[swept]], axis=1)
 
 
 def column_of(key: str, frame: pd.DataFrame) -> str:
@@ -338,7 +339,7 @@ def _oracle_gap(frame: pd.DataFrame) -> pd.Series:
     """loss − the lowest loss among the points that share every setting but the start, and start from an oracle."""
     if frame.empty:
         return frame["oracle_gap"]
-    prefixes = ("toy.", "distribution.", "penalty.", "sae.bandwidth", "sae.levels")
+    prefixes = ("toy.", "distribution.", "penalty.", "encoder.", "sae.bandwidth", "sae.levels")
     shared = [*_ORACLE_SHARES, *(key for key in _names(frame) if key.startswith(prefixes))]
     same = frame.groupby(shared, dropna=False, sort=False).ngroup()
     oracle = frame["loss"].where(frame["init"] == "oracle").groupby(same).transform("min")

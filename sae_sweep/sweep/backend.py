@@ -28,7 +28,7 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int, say: Say 
     """
     device = stack.flat.device.type
     # All SAEs of a stack have the step of a recipe in common (plan.stack_key).
-    known = device in stack.architecture.compiled and is_plain(stack.points[0].training)
+    known = device in stack.architecture.compiled and is_plain(stack.points[0])
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
     if device == "cpu" and known:
         from sae_sweep.kernels.cpu.backend import CpuBackend

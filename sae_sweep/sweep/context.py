@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, toy_id
+from sae_sweep.config.settings import Encoder, Evaluation, Penalty, Point, Sae, Toy, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.metrics.evaluate import MeasurableSAE, Measurement, measure
+from sae_sweep.metrics.evaluation_batches import accuracy_of
 from sae_sweep.metrics.extra.inference import Objective
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
@@ -26,7 +27,7 @@ from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store, StoreDamaged
 from sae_sweep.store.tensors import to_bytes
-from sae_sweep.sweep.events import Say, ToyProgress
+from sae_sweep.sweep.events import Say, ToyAccuracy, ToyProgress
 from sae_sweep.toys import model
 from sae_sweep.toys.classes import Factored
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
@@ -50,11 +51,14 @@ class Ground:
             toy, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
         )
         self.mean, self.scale = self.stream.mean.cpu(), self.stream.scale
-        self._starts: dict[tuple[Sae, int], Parameters] = {}
+        accuracy = accuracy_of(self.inputs)
+        if accuracy is not None:
+            say(ToyAccuracy(point.toy, point.distribution, accuracy))
+        self._starts: dict[tuple[Sae, Encoder, int], Parameters] = {}
 
     def start(self, point: Point) -> Parameters:
         """The point's start; SAEs that differ in penalty and coefficient alone share one."""
-        key = (point.sae, point.seed)
+        key = (point.sae, point.encoder, point.seed)
         if key not in self._starts:
             self._starts[key] = start(point, self)
         return self._starts[key]
@@ -72,9 +76,8 @@ class Ground:
 
         Over inputs of their own: what an SAE is trained to must not depend on how it will be measured.
         """
-        inputs = EvaluationInputs(
-            self.stream.model, self.stream.site, self.distribution, self.stream.mean, self.stream.scale, CLASS_INPUTS
-        )
+        about = self.stream.site, self.distribution, self.stream.mean, self.stream.scale
+        inputs = EvaluationInputs(self.stream.model, *about, CLASS_INPUTS, trained_on=True)
         if inputs.cells is None:
             return feature_means(inputs)
         if "+" in partition:
@@ -88,6 +91,14 @@ class Ground:
             sums.index_add_(0, members, chunk.x.cpu().double() * weight[:, None])
             mass.index_add_(0, members, weight)
         return sums / mass.clamp_min(1e-300)[:, None], mass
+
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """The planted features' unit directions [features, d], and x [d] where none is active."""
+        planted = self.stream.model.planted
+        if planted is None:
+            raise UserError(f"sae.init=truth: toy={self.stream.model.toy.name} has no planted features")
+        origin = (planted.origin.cpu() - self.mean) * self.scale
+        return torch.nn.functional.normalize(planted.directions.cpu(), dim=1), origin
 
     def _additive_means(self, cells: Factored, first: str, second: str) -> tuple[Tensor, Tensor]:
         """Means uᵢ of the classes of one factor and vⱼ of another such that uᵢ + vⱼ fits the mean of both best.
@@ -140,7 +151,7 @@ class Ground:
 
     def start_key(self, point: Point) -> Any:
         """Points with the same key have the same `measure_start`."""
-        return point.sae, point.seed, point.penalty.replace(coefficient=0.0)
+        return point.sae, point.encoder, point.seed, point.penalty.replace(coefficient=0.0)
 
 
 @dataclass(frozen=True)
@@ -158,16 +169,23 @@ class PointSae(SaeTensors):
 
     def active(self, x: Tensor) -> Iterator[Active]:
         """The codes as lists, some inputs at a time: no tensor that is held grows with all inputs times the width."""
-        if x.device.type == "cpu" and architecture_of(self.point.sae.architecture).listed:
+        linear = self.point.encoder.name == "linear"
+        if x.device.type == "cpu" and linear and architecture_of(self.point.sae.architecture).listed:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:
-            most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
-            for part in x.split(max(1, most // len(self.W_dec))):
-                yield Active.of(self.encode(part))
+            yield from _dense_codes(self, x)
 
     def encode(self, x: Tensor) -> Tensor:
-        return architecture_of(self.point.sae.architecture).codes(x, self.parameters, self.point.sae)
+        kind = architecture_of(self.point.sae.architecture)
+        return kind.codes(x, self.parameters, self.point.sae, encoder=self.point.encoder)
+
+
+def _dense_codes(sae: PointSae | LoadedSae, x: Tensor) -> Iterator[Active]:
+    """Codes of inputs x [b, d], as many inputs at a time as the largest dense tensor has room for."""
+    most = GPU_DENSE_NUMBERS if x.is_cuda else DENSE_NUMBERS
+    for part in x.split(max(1, most // len(sae.parameters.W_dec))):
+        yield Active.of(sae.encode(part))
 
 
 @dataclass(frozen=True)
@@ -181,8 +199,7 @@ class _Loaded(SaeTensors):
         return self.sae.parameters
 
     def active(self, x: Tensor) -> Iterator[Active]:
-        for part in x.split(max(1, DENSE_NUMBERS // len(self.W_dec))):
-            yield Active.of(self.sae.encode(part))
+        yield from _dense_codes(self.sae, x)
 
 
 def train_toys(toys: Sequence[Toy], store: Store, device: str, say: Say) -> None:

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from sae_sweep.config.settings import Evaluation, Point, Toy, Training
 from sae_sweep.kernels import gpu_knows
 from sae_sweep.kernels.cuda.tiling import Tiles
-from sae_sweep.kernels.limits import DENSE_ABOVE, DENSE_AT_LEAST, ENTRIES, MOST_PARTS, PART, ROUND_BELOW
+from sae_sweep.kernels.limits import (
+    DENSE_ABOVE,
+    DENSE_AT_LEAST,
+    ENTRIES,
+    MOST_PARTS,
+    NARROW_CHOSEN,
+    NARROW_DENSE_ABOVE,
+    NARROW_WIDTH,
+    PART,
+    ROUND_BELOW,
+)
 from sae_sweep.metrics.extra.inference import INPUTS, REFITS
 from sae_sweep.metrics.limits import (
     BLOCK_INPUTS,
@@ -32,6 +42,7 @@ from sae_sweep.metrics.limits import (
 from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
 from sae_sweep.saes.limits import BLOCK, COPIES
+from sae_sweep.saes.parameters import shapes
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes import is_plain
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
@@ -78,8 +89,9 @@ class Usual:
     most: float
 
 
+_RANDOM = Usual(((0.45, 0.2), (0.06, 0.35)), 1 / 8, 24)
 USUAL = {
-    "random": Usual(((0.45, 0.2), (0.06, 0.35)), 1 / 8, 24),
+    **dict.fromkeys(("random", "random_unit", "random_scaled"), _RANDOM),
     "exemplars": Usual(((0.14, 0.06), (0.08, 0.2)), 1 / 16, 12),
     "kmeans": Usual(((0.14, 0.06), (0.08, 0.2)), 1 / 16, 12),
     "whitened": Usual(((0.06, 0.15),), 1 / 24, 10),
@@ -103,14 +115,12 @@ def activation_size(point: Point) -> int:
 
 def parameter_count(point: Point) -> int:
     """Trained numbers of the point's SAE."""
-    sae, d = point.sae, activation_size(point)
-    extras = get("architecture", sae.architecture).extras
-    return 2 * sae.width * d + sae.width + d + len(extras) * sae.width
+    return sum(map(math.prod, shapes(point, activation_size(point)).values()))
 
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point.training)
+    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point)
     if speed.device != "cpu":
         by_kernels = by_kernels and gpu_knows(formula_of(point.penalty))
     return not by_kernels or activation_size(point) > speed.longest
@@ -147,7 +157,7 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
 def training_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Of that, what training takes: what bounds a pack, as the rest is the same for a single point."""
     if by_autograd(point, speed):
-        held = 4 * COPIES * point.training.batch_size * point.sae.width
+        held = int(4 * COPIES * _products(point) * point.training.batch_size * point.sae.width)
         work = max(workers * held, speed.shared_bytes)
     else:
         fires = max(l0 for _, l0 in firing(point) if not _dense(point, l0))
@@ -190,19 +200,45 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
     if by_autograd(point, speed):
         spilled = speed.spilled if 4 * COPIES * codes > CACHE else 0.0
         each = 2 * PRODUCTS * d / speed.autograd_flops + speed.autograd_code + spilled
-        return speed.autograd_step + codes * each + adam
+        return speed.autograd_step + _products(point) * codes * each + adam
     if l0 is None:
         *_, (_, l0) = firing(point)
+    if _narrow(point, speed):
+        return _narrow_seconds(point, speed, l0)
     if _dense(point, l0):
         return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
-    # The k largest so far change so often, where any order is as likely.
-    changes = point.sae.k * (1 + math.log(max(1.0, width / point.sae.k))) if point.sae.architecture == "topk" else 0.0
+    changes = _changes(point) if point.sae.architecture == "topk" else 0.0
     of_batch = speed.counted_step if _of_batch(point) else 0.0
     flops, code, entry = speed.product_flops, speed.code, speed.entry
     if l0 < ROUND_BELOW * width:
         flops, code, entry = speed.rounded_flops, speed.rounded_code, speed.entry + speed.settled
     inputs = b * (speed.input + l0 * (entry + d * speed.entry_number) + changes * speed.chosen)
     return speed.own_step + of_batch + inputs + codes * (2 * d / flops + code) + adam
+
+
+def _narrow(point: Point, speed: Speed) -> bool:
+    """Whether the step of narrow SAEs trains the point (kernels/cpu/narrow.py)."""
+    sae = point.sae
+    if speed.device != "cpu" or sae.width > NARROW_WIDTH or formula_of(point.penalty).weighs:
+        return False
+    return sae.architecture == "relu" or (sae.architecture == "topk" and sae.k <= NARROW_CHOSEN)
+
+
+def _narrow_seconds(point: Point, speed: Speed, l0: float) -> float:
+    """The step of narrow SAEs: one product and sums over the codes above 0, or products alone."""
+    d, width, b = activation_size(point), point.sae.width, point.training.batch_size
+    topk = point.sae.architecture == "topk"
+    dense = not topk and l0 > NARROW_DENSE_ABOVE * width
+    of_input = speed.narrow_input + (0.0 if dense else l0 * d * speed.narrow_number)
+    if topk and point.sae.k > 1:  # one slot is filled without asking
+        of_input += _changes(point) * speed.narrow_chosen
+    of_code = 2 * (DENSE_PRODUCTS if dense else 1) * d / speed.narrow_flops + speed.narrow_code
+    return speed.narrow_step + b * (of_input + width * of_code) + parameter_count(point) * speed.narrow_parameter
+
+
+def _changes(point: Point) -> float:
+    """How often the k largest codes of an input change while they are sought, where any order is as likely."""
+    return float(point.sae.k * (1 + math.log(max(1.0, point.sae.width / point.sae.k))))
 
 
 def training_seconds(pack: tuple[Point, ...], speed: Speed, workers: int) -> float:
@@ -339,6 +375,12 @@ def _dense(point: Point, l0: float) -> bool:
 def _of_batch(point: Point) -> bool:
     """Whether a step asks something of its whole batch first: a threshold, or shares."""
     return point.sae.architecture in ("batchtopk", "matryoshka") or point.penalty.name == "exclusive_pi"
+
+
+def _products(point: Point) -> float:
+    """What the encoder and the decoder compute for an input and a latent, where 1 is a linear encoder."""
+    products: float = get("encoder", point.encoder.name).products(point.encoder, point.sae, activation_size(point))
+    return products
 
 
 def _pool(point: Point) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sae_sweep.config.settings import Point, Toy
+from sae_sweep.config.settings import Distribution, Point, Toy
+from sae_sweep.toys.limits import LEAST_ACCURACY
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,32 @@ class ToyProgress:
     step: int
     steps: int
     loss: float
+
+
+@dataclass(frozen=True)
+class ToyAccuracy:
+    """What share of its inputs a toy answers right, by their weights under a distribution."""
+
+    toy: Toy
+    distribution: Distribution
+    accuracy: float
+
+    @property
+    def text(self) -> str:
+        """It in a line, as a warning where the toy has not learnt enough."""
+        found = f"toy {self.toy.title}, seed {self.toy.seed}, answers {100 * self.accuracy:.4g}% of its inputs right"
+        found += f" as distribution={self.distribution.name} draws them" if self.toy.kind.distributions else ""
+        return f"warning: {found}, less than toy.least_accuracy={self.least:g}" if self.is_low else found
+
+    @property
+    def least(self) -> float:
+        """What it should be at the least."""
+        return float(self.toy.get("least_accuracy", LEAST_ACCURACY))
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the toy has not learnt enough."""
+        return self.accuracy < self.least
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,6 @@ class Logging:
     total: int
 
 
-Event = ToyProgress | TrainProgress | PointDone | PointFailed | Note | Logging
+Event = ToyProgress | ToyAccuracy | TrainProgress | PointDone | PointFailed | Note | Logging
 # What listens.
 Say = Callable[[Event], None]

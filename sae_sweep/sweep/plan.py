@@ -113,7 +113,7 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     own = tuple(sae.get(name) for name in kind.settings)
     formula = formula_of(point.penalty)
     further = "" if gpu_knows(formula) else formula.whole
-    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further, *of_step(training))
+    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further, *of_step(point))
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:

@@ -146,6 +146,12 @@ def freeze(sweep: Sweep, store: Store) -> None:
         "claims": sweep.claims,
         "logger": sweep.logger,
     }
+    answering = [least for point in sweep.points if (least := point.toy.get("least_accuracy")) is not None]
+    if answering:
+        info["least_accuracy"] = max(answering)
+    names = {point.toy.get("names", "") for point in sweep.points}
+    if len(names) == 1 and (named := names.pop()):
+        info["factors"] = named.split(", ")
     plugins = {what: package for point in sweep.points for what, package in point.plugins.items()}
     if plugins:
         info["plugins"] = plugins

@@ -3,11 +3,14 @@
     sae-sweep run toy=activations toy.file=acts.npy toy.factors=factors.csv sae.width=64
 
 The first column of the factors takes the part of m, up to three more those of q, n and c: so `label_mq` counts latents
-that stand for one value of the first factor with one of the second.
+that stand for one value of the first factor with one of the second. `toy.held_out=late` names a column of the factors
+that is true of the rows to measure on, `toy.held_out=0.2` takes that share of them; SAEs train on the others alone.
+`toy.readout=readout.npz` says what the model makes of an activation: with it there are KL and loss recovered.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.config.keys import show
+from sae_sweep.config.keys import nearest, show
 from sae_sweep.config.settings import PARTITIONS, Distribution, Toy, derive_seed
 from sae_sweep.errors import UserError
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Setting, register
+from sae_sweep.toys.aligned import product
 from sae_sweep.toys.classes import FACTORS, NONE, Partition, partition_by
-from sae_sweep.toys.model import ToyKind
+from sae_sweep.toys.model import ANSWERS, ToyKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,17 +105,23 @@ class Factors:
     """What is true of each row of a file.
 
     names: of the factors, m's first; values: of each, those it has, sorted; codes: of each [N] int32, a place among the
-    values; weights: of the rows [N] float64, 1 in sum
+    values; weights: of the rows [N] float64, 1 in sum; held_out: which rows [N] are measured on and not trained on,
+    None where all rows are for both
     """
 
     names: tuple[str, ...]
     values: tuple[tuple[str, ...], ...]
     codes: tuple[NDArray[np.int32], ...]
     weights: NDArray[np.float64]
+    held_out: NDArray[np.bool_] | None = None
 
 
-def read_factors(path: Path, weights: str | None) -> Factors:
-    """The factors of a .csv or .parquet file. UserError, one line, for what cannot be meant."""
+def read_factors(path: Path, weights: str | None, held_out: str | None = None, seed: int = 0) -> Factors:
+    """The factors of a .csv or .parquet file. UserError, one line, for what cannot be meant.
+
+    weights: the column that weights the rows; held_out: the column that holds some out, or the share that is, of which
+    `seed` then says which rows these are
+    """
     where = f"toy.factors={path}"
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, encoding="utf-8-sig")
@@ -119,7 +129,7 @@ def read_factors(path: Path, weights: str | None) -> Factors:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if weights is not None and weights not in table:
         raise UserError(f"toy.weights={show(weights)} is no column of {path}: {', '.join(map(str, table))}")
-    names = [str(name) for name in table if name != weights]
+    names = [str(name) for name in table if name not in (weights, held_out)]
     if not 1 <= len(names) <= len(FACTORS):
         raise UserError(f"{where} has {len(names)} factors, wanted one to four: {', '.join(names[:6])}")
     codes, values = [], []
@@ -135,7 +145,72 @@ def read_factors(path: Path, weights: str | None) -> Factors:
     share = np.ones(len(table)) if weights is None else table[weights].to_numpy("float64")
     if not (np.isfinite(share).all() and (share >= 0).all() and share.sum() > 0):
         raise UserError(f"{where}: {weights} must hold finite numbers from 0, and not only 0")
-    return Factors(tuple(names), tuple(values), tuple(codes), share / share.sum())
+    apart = None if held_out is None else _held_out(where, table, held_out, seed)
+    for part in () if apart is None else (apart, ~apart):
+        if not share[part].sum() > 0:
+            raise UserError(f"{where}: toy.held_out={held_out} leaves no row of any weight on one of its sides")
+    return Factors(tuple(names), tuple(values), tuple(codes), share / share.sum(), apart)
+
+
+def _held_out(where: str, table: pd.DataFrame, held_out: str, seed: int) -> NDArray[np.bool_]:
+    """Which rows of a table of factors [N] are held out, by a column of it or as a share."""
+    if held_out in table:
+        column = table[held_out]
+        if not column.isin((0, 1)).all():  # true and false are 1 and 0
+            raise UserError(f"{where}: {held_out} must be true or false (1 or 0) in every row, to hold rows out")
+        return column.to_numpy(bool)
+    try:
+        count = round(float(held_out) * len(table))
+    except ValueError:
+        columns = list(map(str, table))
+        raise UserError(
+            f"toy.held_out={show(held_out)} is neither a share nor a column of the factors{nearest(held_out, columns)}"
+        ) from None
+    if not 0 < count < len(table):
+        raise UserError(f"toy.held_out={held_out} is no share of {len(table)} rows: it must lie between 0 and 1")
+    found = np.zeros(len(table), bool)
+    found[np.random.default_rng(derive_seed("held_out", seed)).permutation(len(table))[:count]] = True
+    return found
+
+
+def read_readout(path: Path) -> dict[str, Tensor]:
+    """W_U [d, outputs], b_U [outputs] and, where the file has them, targets [N] int64 of a .npz or .safetensors file.
+
+    A row's output is activation @ W_U + b_U; its target is the output that is right. UserError, one line.
+    """
+    where = f"toy.readout={path}"
+    if path.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"{where} must end in .npz or .safetensors")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        else:
+            from safetensors.torch import load_file
+
+            found = load_file(path)
+    except Exception as error:  # whatever the readers raise on files that are damaged
+        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    unknown = sorted(found.keys() - {"W_U", "b_U", "targets"})
+    if unknown or "W_U" not in found:
+        raise UserError(f"{where} holds {', '.join(sorted(found))}, wanted W_U and, if there are any, b_U and targets")
+    W_U, b_U, targets = found["W_U"], found.get("b_U"), found.get("targets")
+    if W_U.dim() != 2 or not W_U.numel():
+        raise UserError(f"{where}: W_U is {list(W_U.shape)}, wanted [d, outputs]")
+    bias = torch.zeros(W_U.shape[1]) if b_U is None else b_U
+    if tuple(bias.shape) != tuple(W_U.shape[1:]):
+        raise UserError(f"{where}: b_U is {list(bias.shape)}, wanted [{W_U.shape[1]}]")
+    numbers = {"W_U": W_U.float().contiguous(), "b_U": bias.float()}
+    for name, tensor in numbers.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: {name} holds nan or infinity")
+    if targets is not None:
+        if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            raise UserError(f"{where}: targets are {list(targets.shape)} {targets.dtype}, wanted [N] whole numbers")
+        numbers["targets"] = targets.long()
+        if not ((numbers["targets"] >= 0) & (numbers["targets"] < W_U.shape[1])).all():
+            raise UserError(f"{where}: targets must be outputs, from 0 to {W_U.shape[1] - 1}")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -145,6 +220,8 @@ class TableCells:
     name: str
     d_vocab: int
     factors: dict[str, NDArray[np.int32]] = field(compare=False)
+    names: tuple[str, ...] = ()
+    values: tuple[tuple[str, ...], ...] = ()
 
     @property
     def count(self) -> int:
@@ -155,6 +232,13 @@ class TableCells:
         """The cells told apart by the factors in `name` only."""
         return partition_by(self.factors, name)
 
+    def spelled(self, factor: str, value: int) -> str:
+        """A value of a factor in the user's words, as in "letter=a"; nothing of a factor that the table lacks."""
+        place = FACTORS.index(factor)
+        if place >= len(self.names):
+            return ""
+        return f"{self.names[place]}={self.values[place][value - (factor == 'c')]}"
+
 
 def cells_of(factors: Factors, name: str) -> tuple[TableCells, NDArray[np.int64]]:
     """The cells of a table of factors, and the cell of each row [N]."""
@@ -163,53 +247,69 @@ def cells_of(factors: Factors, name: str) -> tuple[TableCells, NDArray[np.int64]
     columns["c"][:] = 1
     for factor, column in zip(FACTORS, cells.T, strict=False):
         columns[factor] = np.ascontiguousarray(column) + np.int32(factor == "c")
-    return TableCells(name, len(factors.values[0]), columns), of_row.reshape(-1).astype(np.int64)
+    found = TableCells(name, len(factors.values[0]), columns, factors.names, factors.values)
+    return found, of_row.reshape(-1).astype(np.int64)
 
 
 class Activations:
-    """Rows of a file as a toy; an input is the number of a row [].  There is no output, and nothing was planted."""
+    """Rows of a file as a toy, and as the population of those to train on, to measure on, or of all.
+
+    An input is the number of a row []. Nothing was planted; there is an output where there is a read-out.
+    """
 
     planted = None
 
-    def __init__(self, toy: Toy, params: dict[str, Tensor], rows: Rows | None = None) -> None:
-        """`params`: `cell` [N] int64 and `chance` [N] float64 of the rows."""
-        self.toy, self.params = toy, params
+    def __init__(
+        self, toy: Toy, params: dict[str, Tensor], rows: Rows | None = None, held_out: bool | None = None
+    ) -> None:
+        """`params`: `cell` [N] int64 and `chance` [N] float64 of the rows, `held_out` [N] bool where some are, and what
+        `read_readout` gives. `held_out`: only the rows that are held out, or only the others; None: all of them."""
+        self.toy, self.params, self._part = toy, params, held_out
         self.rows = open_rows(Path(toy.file)) if rows is None else rows
         if self.rows.numbers.shape != (toy.rows, toy.d_model):
             raise UserError(f"toy.file={toy.file} has changed: it is {list(self.rows.numbers.shape)} now")
         self.cells = cells_of(_factors(toy), toy.factors_digest)[0]
-        chance = params["chance"].cpu().numpy()
+        self._chance = params["chance"]
+        if held_out is not None and "held_out" in params:
+            self._chance = torch.where(params["held_out"] == held_out, self._chance, 0.0)
+            self._chance = self._chance / self._chance.sum()
+        self._listed = self._chance.nonzero()[:, 0]
+        self._cumulative = self._chance[self._listed].cumsum(0)
         self.chance: NDArray[np.float64] = np.zeros(self.cells.count)
-        np.add.at(self.chance, params["cell"].cpu().numpy(), chance)
-        self._cumulative = params["chance"].cumsum(0)
+        np.add.at(self.chance, params["cell"].cpu().numpy(), self._chance.cpu().numpy())
 
     @property
     def device(self) -> torch.device:
         """Where inputs and activations live."""
         return self.params["cell"].device
 
-    def to(self, device: str | torch.device) -> Activations:
-        """The same toy on `device`; its file stays where it is."""
-        return Activations(self.toy, {name: each.to(device) for name, each in self.params.items()}, self.rows)
+    def to(self, device: str | torch.device, held_out: bool | None = None) -> Activations:
+        """The same toy on `device`; its file stays where it is. `held_out`: see above."""
+        on_device = {name: each.to(device) for name, each in self.params.items()}
+        return Activations(self.toy, on_device, self.rows, held_out)
 
     def width(self, site: str) -> int:
         """d: numbers per activation."""
         return self.toy.d_model
 
     def population(self, distribution: Distribution, device: str | torch.device) -> Activations:
-        """Its inputs; how they are weighted is the toy's own."""
-        return self.to(device)
+        """The inputs to train on; how they are weighted is the toy's own."""
+        return self.to(device, held_out=False)
+
+    def measured_population(self, distribution: Distribution, device: str | torch.device) -> Activations:
+        """The inputs to measure on: those that are held out, or all."""
+        return self.to(device, held_out=True)
 
     @property
     def total(self) -> int:
-        """How many rows there are."""
-        return self.toy.rows
+        """How many rows of some weight there are."""
+        return len(self._listed)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Independent rows [count] by their weights."""
         uniform = torch.rand(count, dtype=torch.float64, generator=generator, device=self.device)
         found = torch.searchsorted(self._cumulative, uniform * self._cumulative[-1], right=True)
-        return found.clamp_max(self.total - 1)
+        return self._listed[found.clamp_max(self.total - 1)]
 
     def cell(self, inputs: Tensor) -> Tensor:
         """The cell of each row [count]."""
@@ -218,8 +318,7 @@ class Activations:
     def weighted(self, limit: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All rows of some weight where there are at most `limit`, else `limit` draws."""
         if self.total <= limit:
-            listed = self.params["chance"].nonzero()[:, 0]
-            weight = self.params["chance"][listed]
+            listed, weight = self._listed, self._chance[self._listed]
         else:
             generator = torch.Generator(self.device).manual_seed(derive_seed("evaluation", limit))
             listed = self.draw(limit, generator)
@@ -229,24 +328,26 @@ class Activations:
 
     def count(self, limit: int) -> int:
         """How many inputs `weighted` gives."""
-        return int((self.params["chance"] > 0).sum()) if self.total <= limit else limit
+        return min(self.total, limit)
 
     def inputs_of_cells(self, limit: int) -> NDArray[np.float64]:
         """How many of these are of each cell [T], or may be expected to be where they are drawn."""
         if self.total > limit:
             return limit * self.chance
-        listed = self.params["cell"][self.params["chance"] > 0]
+        listed = self.params["cell"][self._listed]
         return np.bincount(listed.cpu().numpy(), minlength=self.cells.count).astype(np.float64)
 
     def activations(self, inputs: Tensor, site: str) -> Tensor:
         """Activations [batch, d] float32 of rows."""
         return self.rows.read(inputs.cpu().numpy()).to(self.device)
 
-    def logits(self, acts: Tensor, site: str) -> None:
-        """There is no output."""
+    def logits(self, acts: Tensor, site: str) -> Tensor | None:
+        """What the read-out makes of activations [..., outputs]; None without one."""
+        return product(acts, self.params["W_U"]) + self.params["b_U"] if "W_U" in self.params else None
 
-    def truth(self, inputs: Tensor) -> None:
-        """There is nothing to predict."""
+    def truth(self, inputs: Tensor) -> Tensor | None:
+        """The target of each row [batch] int64; None without any."""
+        return self.params["targets"][inputs] if "targets" in self.params else None
 
 
 def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,11 +358,25 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     path, table = (_found(key, settings[key]) for key in ("file", "factors"))
     digests = {"digest": _digest(path), "factors_digest": _digest(table)}
     shape = open_rows(path).numbers.shape
-    factors = _kept(table, settings.get("weights"), digests["factors_digest"])
+    chosen = settings.get("weights"), settings.get("held_out"), settings.get("seed", 0)
+    factors = _kept(table, *chosen, digests["factors_digest"])
     if len(factors.weights) != shape[0]:
         raise UserError(f"toy.factors={table} has {len(factors.weights)} rows and toy.file={path} {shape[0]}")
     sizes = {"rows": shape[0], "d_model": shape[1], "values": len(factors.values[0]), "names": ", ".join(factors.names)}
-    return {"file": str(path), "factors": str(table), **digests, **sizes}
+    return {"file": str(path), "factors": str(table), **digests, **sizes, **_of_readout(settings, shape)}
+
+
+def _of_readout(settings: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """The read-out's absolute path, digest and outputs; nothing without one. UserError: it is not one of such rows."""
+    if settings.get("readout") is None:
+        return {}
+    path = _found("readout", settings["readout"])
+    sizes = {name: tuple(tensor.shape) for name, tensor in _kept_readout(path, _digest(path)).items()}
+    if sizes["W_U"][0] != shape[1]:
+        raise UserError(f"toy.readout={path}: W_U is {list(sizes['W_U'])}, wanted [{shape[1]}, outputs]")
+    if sizes.get("targets", shape[:1]) != shape[:1]:
+        raise UserError(f"toy.readout={path}: there are {sizes['targets'][0]} targets and {shape[0]} rows")
+    return {"readout": str(path), "readout_digest": _digest(path), "outputs": sizes["W_U"][1]}
 
 
 def _found(key: str, given: str) -> Path:
@@ -286,15 +401,26 @@ def _digest_of(path: Path, time: int, size: int) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _kept(path: Path, weights: str | None, digest: str) -> Factors:
-    return read_factors(path, weights)
+def _kept(path: Path, weights: str | None, held_out: str | None, seed: int, digest: str) -> Factors:
+    return read_factors(path, weights, held_out, seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_readout(path: Path, digest: str) -> dict[str, Tensor]:
+    return read_readout(path)
+
+
+def _unchanged(key: str, given: str, digest: str) -> Path:
+    """Where a file of a toy lies. UserError if it is gone or another than when the sweep was configured."""
+    path = _found(key, given)
+    if _digest(path) != digest:
+        raise UserError(f"toy.{key}={path} has changed since this sweep was configured")
+    return path
 
 
 def _factors(toy: Toy) -> Factors:
-    path = _found("factors", toy.factors)
-    if _digest(path) != toy.factors_digest:
-        raise UserError(f"toy.factors={path} has changed since this sweep was configured")
-    return _kept(path, toy.weights, toy.factors_digest)
+    path = _unchanged("factors", toy.factors, toy.factors_digest)
+    return _kept(path, toy.weights, toy.held_out, toy.seed, toy.factors_digest)
 
 
 def read(
@@ -303,16 +429,19 @@ def read(
     """The cell and the weight of each row of each toy, once all its numbers were found finite."""
     found = []
     for toy in toys:
-        path = _found("file", toy.file)
-        if _digest(path) != toy.digest:
-            raise UserError(f"toy.file={path} has changed since this sweep was configured")
+        path = _unchanged("file", toy.file, toy.digest)
         rows, factors = open_rows(path), _factors(toy)
         for first in range(0, toy.rows, CHUNK_ROWS):
             wrong = ~rows.read(slice(first, first + CHUNK_ROWS)).isfinite().all(1)
             if wrong.any():
                 raise UserError(f"toy.file={path}: row {first + int(wrong.int().argmax())} holds nan or infinity")
         _, of_row = cells_of(factors, toy.factors_digest)
-        found.append({"cell": torch.from_numpy(of_row), "chance": torch.from_numpy(factors.weights.copy())})
+        params = {"cell": torch.from_numpy(of_row), "chance": torch.from_numpy(factors.weights.copy())}
+        if factors.held_out is not None:
+            params["held_out"] = torch.from_numpy(factors.held_out.copy())
+        if toy.readout is not None:
+            params |= _kept_readout(_unchanged("readout", toy.readout, toy.readout_digest), toy.readout_digest)
+        found.append(params)
     return found
 
 
@@ -338,6 +467,21 @@ register(
             "file": Setting(None, "numbers [N, d]", kind="str", optional=True, told=False),
             "factors": Setting(None, "a .csv or .parquet of N rows of factors", kind="str", optional=True, told=False),
             "weights": Setting(None, "the column of the factors that weights rows", kind="str", optional=True),
+            "held_out": Setting(
+                None,
+                "a column that is true of the rows to measure on, not to train on, or what share of rows that is",
+                kind="str",
+                optional=True,
+                legacy=None,
+                verbatim=True,
+            ),
+            "readout": Setting(
+                None, ".npz or .safetensors of W_U, b_U, targets: KL and loss", kind="str", optional=True, told=False
+            ),
+            "readout_digest": Setting(None, "of its content", kind="str", optional=True, given=False, legacy=None),
+            "outputs": Setting(0, "of the read-out", given=False, legacy=0),
+            # What a language model says next is seldom right: nothing is asked of a read-out but on request.
+            "least_accuracy": dataclasses.replace(ANSWERS["least_accuracy"], default=0.0),
             "digest": Setting(None, "of the file's content", kind="str", optional=True, given=False),
             "factors_digest": Setting(None, "of the content", kind="str", optional=True, given=False),
             "names": Setting("", "of the factors: the first is m, the next are q, n and c", told=False, given=False),

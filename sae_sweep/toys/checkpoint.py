@@ -17,7 +17,7 @@ from sae_sweep.registry import Setting, register
 from sae_sweep.toys.aligned import product
 from sae_sweep.toys.classes import count_classes
 from sae_sweep.toys.max_of_k import SITES, TRANSFORMER, MaxOfK, activation_size, count_inputs
-from sae_sweep.toys.model import ToyKind
+from sae_sweep.toys.model import ANSWERS, ToyKind
 
 if TYPE_CHECKING:
     import torch
@@ -244,6 +244,7 @@ register(
             "digest": Setting(None, "of its content", kind="str", optional=True, given=False),
             **{name: Setting(setting.default, setting.help, given=False) for name, setting in TRANSFORMER.items()},
             "heads": Setting(1, "of attention", given=False),
+            **ANSWERS,
         },
         train=read,
         load=load,

@@ -39,6 +39,36 @@ def balanced(partition: str) -> Weigh:
     return lambda cells, distribution: (partition, np.ones(cells.partition(partition).count))
 
 
+# How much of every maximum the sequences have that a distribution prefers.
+PREFERRED = 0.95
+
+
+def preferring(which: Callable[[Cells], NDArray[np.bool_]], within: str) -> Weigh:
+    """Every maximum equally likely, with most of it in the cells that `which` picks, and the rest uniform.
+
+    In what is picked, the classes of the partition `within` are equally likely.
+    """
+
+    def weigh(cells: Cells, distribution: Distribution) -> tuple[str, NDArray[np.float64]]:
+        picked = which(cells)
+        maximum, classes = cells.partition("m").of_cell, cells.partition(within)
+        sizes = cells.sizes.copy()
+        sizes[picked] /= np.bincount(classes.of_cell[picked], sizes[picked], classes.count)[classes.of_cell[picked]]
+        group = 2 * maximum + picked
+        return "mqnc", sizes / np.bincount(group, sizes)[group] * np.where(picked, PREFERRED, 1 - PREFERRED)
+
+    return weigh
+
+
+def _query_is_maximum(cells: Cells) -> NDArray[np.bool_]:
+    return cells.factors["q"] == cells.factors["m"]
+
+
+def _only_copies_differ(cells: Cells) -> NDArray[np.bool_]:
+    factors = cells.factors
+    return _query_is_maximum(cells) & ((factors["n"] == factors["m"] - 1) | (factors["n"] < 0))
+
+
 def _from_file(cells: Cells, distribution: Distribution) -> tuple[str, NDArray[np.float64]]:
     from sae_sweep.toys.sampler import read_weights
 
@@ -55,6 +85,20 @@ for name, partition, description in (
 ):
     register(DistributionKind(name=name, description=description, weigh=balanced(partition)))
 
+register(
+    DistributionKind(
+        name="query_is_max",
+        description="every maximum equally likely; in 19 of 20 sequences the query is the maximum",
+        weigh=preferring(_query_is_maximum, "m"),
+    )
+)
+register(
+    DistributionKind(
+        name="copies_vary",
+        description="the same, with the next smaller token as runner-up and every number of copies equally likely",
+        weigh=preferring(_only_copies_differ, "mc"),
+    )
+)
 register(
     DistributionKind(
         name="weights",

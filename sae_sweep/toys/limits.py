@@ -6,3 +6,5 @@ BLOCK_ROWS = 1 << 15
 TABLE_INPUTS = 1 << 18
 # Up to so many, centring and scale are exact; beyond, so many are drawn for them.
 CONSTANTS_INPUTS = 1 << 20
+# A toy that answers less of its inputs right has not learnt what its SAEs are asked about.
+LEAST_ACCURACY = 0.99

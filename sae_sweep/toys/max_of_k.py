@@ -18,7 +18,7 @@ from sae_sweep.lazy import lazy
 from sae_sweep.registry import Setting, register
 from sae_sweep.toys.aligned import product
 from sae_sweep.toys.classes import Cells, count_classes
-from sae_sweep.toys.model import SiteKind, ToyKind
+from sae_sweep.toys.model import ANSWERS, SiteKind, ToyKind
 from sae_sweep.toys.sampler import Sampler, cell_weights
 from sae_sweep.toys.sequences import Sequences, spelled
 
@@ -312,6 +312,7 @@ register(
             **TRANSFORMER,
             "distribution": Setting("uniform", "of its training inputs", choices=("uniform", "max_stratified")),
             **RECIPE,
+            **ANSWERS,
         },
         train=train,
         load=load,

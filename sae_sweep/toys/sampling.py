@@ -125,10 +125,14 @@ class EvaluationInputs:
         mean: Tensor,
         scale: float,
         evaluation: Evaluation,
+        trained_on: bool = False,
     ) -> None:
-        """`mean` [d] and `scale`: a stream's constants."""
+        """`mean` [d] and `scale`: a stream's constants. `trained_on`: the inputs that SAEs train on, in place of those
+        that the toy holds out from them."""
         self.model, self.site, self.mean, self.scale = model, site, mean, scale
-        self._population = model.population(distribution, model.device)
+        # Only toys that hold some inputs out have two populations.
+        population = model.population if trained_on else getattr(model, "measured_population", model.population)
+        self._population: Population = population(distribution, model.device)
         self.cells, self.chance = self._population.cells, self._population.chance
         self._limit = evaluation.inputs
         self.exact = self._population.total is not None and self._population.total <= evaluation.inputs

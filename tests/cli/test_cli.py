@@ -30,7 +30,7 @@ SEEDS = [*TINY, "penalty.coefficient=0.1,1", "seed=0,1,2", "name=seeds"]
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output directory with a finished sweep `seeds`: two coefficients, three seeds."""
     place = tmp_path_factory.mktemp("cli") / "outputs"
-    assert call("run", *SEEDS, f"output_dir={place}").code == 0
+    assert call("run", "--json", *SEEDS, f"output_dir={place}").code == 0
     return place
 
 
@@ -70,7 +70,7 @@ def test_what_is_finished_is_known_without_pytorch(words: list[str], root: Path)
 def test_each_command_has_two_examples_that_it_understands(name: str) -> None:
     program = typer.main.get_command(app.app)
     command = program.commands[name]
-    lines = [line.strip() for line in (command.epilog or "").splitlines() if line.strip()]
+    lines = [line for each in (command.epilog or "").splitlines() if (line := each.strip(" \b"))]
     assert lines[0] == "Examples:" and len(lines) == 3
     for line in lines[1:]:
         words = shlex.split(line.partition(" >")[0])
@@ -186,6 +186,21 @@ def test_cells() -> None:
     assert "one toy" in call("cells", "toy.k=2,3").err
 
 
+def test_cells_of_planted_features() -> None:
+    words = ["toy=planted", "toy.features=3", "toy.rates='0.3,0.1,0.1'", "toy.tree='0>1:0.2'"]
+    found = json.loads(call("cells", *words, "--json").out)
+    assert (found["features"], found["edges"], found["exact"]) == (3, [[0, 1]], True)
+    assert found["rates"] == pytest.approx([0.3, 0.06, 0.1], abs=1e-6)
+    assert found["l0"] == pytest.approx(0.46, abs=1e-6)
+    shown = call("cells", *words).out.splitlines()
+    # The child has its parent always, the parent its child on a fifth, and no feature the third on more than a tenth.
+    rows = {line.split()[0]: line.rstrip()[-6:] for line in shown if line[:7].strip().isdigit()}
+    assert rows["1"].startswith("████") and rows["0"].startswith("██░░")
+    drawn = json.loads(call("cells", "toy=exclusive", "toy.features=4", "--json").out)
+    assert (drawn["exact"], drawn["l0"]) == (False, pytest.approx(1))
+    assert "active" in call("toys", "circle").out
+
+
 def test_listings() -> None:
     listed = json.loads(call("penalties", "--json").out)
     assert [row["name"] for row in listed] == list(PENALTIES)
@@ -205,6 +220,13 @@ def test_listings() -> None:
     assert "evaluation.order=False" in call("metrics", "order").out
     assert json.loads(call("penalties", "log1p", "--json").out)["name"] == "log1p"
     assert "Lomax" in call("penalties", "log1p").out
+    assert [line.split()[0] for line in call("encoders").out.split("\n\n")[1].splitlines()] == list(kinds("encoder"))
+    assert "encoder.steps=4" in call("encoders", "lista").out and "sae=topk" in call("encoders", "matching_pursuit").out
+    ingredients = [row["name"] for row in json.loads(call("recipes", "--json").out)]
+    assert {"optimizer=adam", "schedule=cosine", "decoder_norm=unit", "revival=resample"} < set(ingredients)
+    assert call("recipes", "resample").out == call("recipes", "revival=resample").out
+    assert "training.revival_every=250" in call("recipes", "resample").out
+    assert "did you mean 'revival=resample'?" in call("recipes", "resampel").err
     end = call("penalties", "lgo1p")
     assert end.code == 2 and "did you mean 'log1p'?" in end.err
 
@@ -230,7 +252,7 @@ def test_a_reader_that_has_seen_enough(root: Path, format: str) -> None:
 
 def test_damage_that_a_table_is_missing_is_named(root: Path, tmp_path: Path) -> None:
     place = tmp_path / "outputs"
-    assert call("run", *TINY, "penalty.coefficient=1", "name=one", f"output_dir={place}").code == 0
+    assert call("run", "--json", *TINY, "penalty.coefficient=1", "name=one", f"output_dir={place}").code == 0
     (id,) = Store(place).ids("points")
     (place / "points" / id / "record.json").write_bytes(b"{")
     end = call("results", "one", "--format", "csv", "--output-dir", str(place))

@@ -20,7 +20,7 @@ KINDS = ["sae=relu", "sae=tied", "sae=topk", "sae=batchtopk", "sae=matryoshka", 
 @pytest.mark.parametrize("kind", KINDS)
 def test_score_of_a_trained_sae_is_what_was_stored(kind: str, tmp_path: Path) -> None:
     setting = [*TINY, "device=cpu", f"output_dir={tmp_path}"]
-    assert call("run", *kind.split(), "penalty.coefficient=0.1", *setting).code == 0
+    assert call("run", "--json", *kind.split(), "penalty.coefficient=0.1", *setting).code == 0
     store = Store(tmp_path)
     (id,) = store.ids("points")
     record = store.read_record("points", id)

@@ -56,7 +56,7 @@ def test_every_experiment_composes(experiment: str) -> None:
     assert sweep.claims
     assert len({point.id for point in sweep.points}) == len(sweep.points)
     # In miniature, as the tests of the runner take it.
-    small = config.load([f"experiment={experiment}", "toy=small", "training.steps=2", "seed=0"])
+    small = config.load([f"experiment={experiment}", "toy=small", "toy.d_vocab=16", "training.steps=2", "seed=0"])
     assert {point.toy.d_vocab for point in small.points} == {16}
 
 
@@ -65,12 +65,14 @@ NEED_A_FILE = ("weights", "checkpoint", "activations")
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in PARTS for o in listing(g) if o not in NEED_A_FILE])
 def test_every_option_composes_and_says_its_own_name(group: str, option: str) -> None:
-    counts = ["sae=jumprelu"] if option == "l0" else []
-    point = config.load([f"{group}={option}", "penalty.coefficient=1", *counts]).points[0]
+    goes_with = {"l0": ["sae=jumprelu"], "matching_pursuit": ["sae=topk"]}.get(option, [])
+    point = config.load([f"{group}={option}", "penalty.coefficient=1", *goes_with]).points[0]
     if group in ("site", "distribution"):
         assert getattr(point, group).name == option
     if group == "sae":
         assert point.sae.architecture == option
+    if group == "encoder":
+        assert point.encoder.name == option
     if group == "penalty":
         assert point.penalty.name == ("sqrt" if option == "lp" else option)
 

@@ -108,6 +108,9 @@ def test_a_file_that_is_not_there_or_cannot_be_read_is_one_line() -> None:
     )
     # Where the command line took the use of it, it is let be.
     assert load(["experiment=unread.yaml", "penalty=sqrt"]).points
+    # TopK brings a margin that an init from random directions does not read: nobody wrote it.
+    write("topk.yaml", "# @package _global_\nsae:\n  architecture: topk\n  init: random\n")
+    assert load(["experiment=topk.yaml"]).points
     write("mispelt.yaml", EXPERIMENT.replace("/toy:", "/toi:"))
     assert "there is no group 'toi' (did you mean 'toy'?" in refusal("experiment=mispelt.yaml")
 
@@ -164,3 +167,27 @@ def test_text_with_references_is_resolved(monkeypatch: pytest.MonkeyPatch) -> No
     sweep = load(["experiment=mine.yaml", "launcher=slurm", "launcher.setup=['cd ${HOME}']"])
     assert sweep.output_dir == Path("/home/of-mine/over there") / time.strftime("%Y")
     assert (sweep.launcher["account"], sweep.launcher["setup"]) == ("none", ["cd ${HOME}"])
+    # As a shell hands it over that leaves the sign alone, which Hydra's grammar cannot read.
+    typed = load(["toy=small", "penalty.coefficient=1", "output_dir=~/runs/${now:%Y}"])
+    assert typed.output_dir == Path("/home/of-mine/runs") / time.strftime("%Y")
+
+
+CASES = Path(__file__).parents[1] / "cases" / "hydra"
+
+
+@pytest.mark.parametrize("name", ["bomcrlf", "nopackage"])
+def test_a_file_as_hydra_users_bring_it_is_read(name: str) -> None:
+    sweep = load([f"experiment={CASES / name}.yaml"])
+    assert (len(sweep.points), sweep.points[0].toy.d_vocab, sweep.points[0].training.steps) == (8, 16, 200)
+    assert sweep.varied == ["sae.width", "penalty.coefficient"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hydradir", "hydra.run.dir is Hydra's: output_dir is what it is called here"),
+        ("listpenalty", "to sweep them write `grid: {axes: {penalty: [l1, sqrt]}}`"),
+    ],
+)
+def test_a_file_of_hydra_that_would_mean_nothing_here_is_one_line(name: str, message: str) -> None:
+    assert message in refusal(f"experiment={CASES / name}.yaml")

@@ -16,6 +16,7 @@ from sae_sweep.config.keys import check_axis, coerce, nearest, point_keys
 from sae_sweep.config.settings import (
     PARTITIONS,
     Distribution,
+    Encoder,
     Penalty,
     Point,
     Sae,
@@ -35,6 +36,7 @@ def settings(**changes: Any) -> Settings:
         "toy": Toy(d_vocab=16, k=3),
         "site": Site(),
         "distribution": Distribution(),
+        "encoder": Encoder(),
         "training": Training(),
     }
     options: dict[str, dict[str, dict[str, Any]]] = {name: {"a": part.to_dict()} for name, part in parts.items()}
@@ -219,6 +221,9 @@ def test_a_value_is_either_converted_within_its_limits_or_refused(value: Any) ->
             assert "\n" not in str(error)
             continue
         assert (converted is None and rule.optional) or type(converted).__name__ == rule.kind
+        if rule.verbatim and type(value) in (int, float):
+            assert converted == str(value)  # a file's number, where the shell's is text
+            continue
         assert converted == (float(value) if rule.kind == "float" and value is not None else value)
         if converted is None:
             continue

@@ -81,7 +81,7 @@ def test_the_canonical_formula_is_the_identity() -> None:
         (["penalty.formula=a^p"], "has no finite slope at a = 0 (penalty.p=0.5)"),
         (["penalty.formula=a", "penalty.outer=T - max(logπ + a)"], "penalty=exclusive_pi alone"),
         (["penalty.formula=a", "penalty.formula=tanh(a)"], "given twice"),
-        (["penalty.formula=${toy.k}"], "must be a word, got 3"),
+        (["penalty.formula=${toy.k}"], "is 3 at a = 0, where it must be 0"),
     ],
 )
 def test_what_is_wrong_is_one_line(words: list[str], says: str) -> None:

@@ -34,6 +34,8 @@ from sae_sweep.sweep.cost import state_bytes
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # Every program of a grid is a loop of Python here: small batches.
 BATCH = 8
+# A loaded machine's interpreter takes many seconds for these, and their like in the fast tests are smaller.
+SLOW = pytest.mark.slow
 # Wide enough for lists of entries in these tests, and an encoder bias that leaves few latents on.
 ENTRIES, QUIET = 300, 5.0
 
@@ -74,7 +76,7 @@ def agree(stack: Stack, data: torch.Tensor, backend: CudaBackend | None = None) 
     return [bool(dense) for dense in backend._trainer.dense]
 
 
-@pytest.mark.parametrize("by_entries", [False, True])
+@pytest.mark.parametrize("by_entries", [False, pytest.param(True, marks=SLOW)])
 def test_the_step_is_the_reference_step_for_every_penalty(by_entries: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if by_entries:
         monkeypatch.setattr(tiling, "NARROW", 0)
@@ -120,6 +122,7 @@ def test_a_latent_that_fires_on_more_inputs_than_are_read_at_once(monkeypatch: p
     assert backend._trainer is not None and not backend._trainer.masks.any() and not backend._trainer.hits.any()
 
 
+@pytest.mark.slow
 def test_an_sae_without_room_for_its_entries_takes_the_step_by_products() -> None:
     chosen = points([PENALTIES[7], PENALTIES[0], PENALTIES[6]], width=ENTRIES)
     stack = quiet(stack_of(chosen))
@@ -149,7 +152,10 @@ def test_codes_are_float32s_whatever_half_precision_makes_of_them() -> None:
     agree(stack, data)
 
 
-@pytest.mark.parametrize(("architecture", "width"), [("relu", 40), ("relu", ENTRIES), ("topk", 40)])
+@pytest.mark.parametrize(
+    ("architecture", "width"),
+    [("relu", 40), pytest.param("relu", ENTRIES, marks=SLOW), pytest.param("topk", 40, marks=SLOW)],
+)
 def test_company_changes_no_bit(architecture: str, width: int) -> None:
     chosen = points(PENALTIES[:3] if architecture == "relu" else PENALTIES[-1:] * 3, architecture, width)
     data = batches(2, BATCH)
@@ -170,7 +176,10 @@ def test_company_changes_no_bit(architecture: str, width: int) -> None:
     assert torch.equal(trained([1])[0], together[1])
 
 
-@pytest.mark.parametrize(("width", "architecture"), [(40, "relu"), (ENTRIES, "relu"), (40, "topk")])
+@pytest.mark.parametrize(
+    ("width", "architecture"),
+    [(40, "relu"), pytest.param(ENTRIES, "relu", marks=SLOW), pytest.param(40, "topk", marks=SLOW)],
+)
 def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> None:
     chosen = points(PENALTIES[:2], architecture, width)
     broken = dataclasses.replace(chosen[1], training=chosen[1].training.replace(lr=1e30))
@@ -240,14 +249,12 @@ def test_an_annealed_stack() -> None:
     agree(stack, batches(1, BATCH), backend)
 
 
-SLOW = pytest.mark.slow
 # Every batch that the kernels cut differently; larger ones take minutes here, and seconds on a GPU (bench_gpu --check).
-SEVERAL_STEPS = [("relu", 24, 8)]
-SEVERAL_STEPS += [pytest.param(*case, marks=SLOW) for case in (("relu", ENTRIES, 8), ("topk", 24, 8))]
-SEVERAL_STEPS += [pytest.param("relu", 24, b, marks=SLOW) for b in (64, 512, 1024, 4096)]
-SEVERAL_STEPS += [pytest.param("relu", ENTRIES, b, marks=SLOW) for b in (64, 512)]
+SEVERAL_STEPS = [("relu", 24, 8), ("relu", ENTRIES, 8), ("topk", 24, 8)]
+SEVERAL_STEPS += [("relu", 24, b) for b in (64, 512, 1024, 4096)] + [("relu", ENTRIES, b) for b in (64, 512)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "width", "b"), SEVERAL_STEPS)
 def test_four_steps_and_four_more_with_annealing_between(architecture: str, width: int, b: int) -> None:
     """Launched, captured, replayed: against the reference, a second time, and one SAE alone."""
@@ -264,6 +271,7 @@ def test_four_steps_and_four_more_with_annealing_between(architecture: str, widt
     assert len(captured) == 3  # of each of the three stacks once: annealing captures nothing anew
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     del environment["TRITON_INTERPRET"]

@@ -173,6 +173,7 @@ def test_jumps_where_a_threshold_is_below_zero_within_reach_of_it_or_far_above(
             step_alike(backend, compiled, reference, x)
 
 
+@pytest.mark.slow
 def test_no_architecture_holds_batch_times_width() -> None:
     """Also where half of the dictionary fires, or is near a threshold."""
     b, width = 1 << 13, 1 << 13

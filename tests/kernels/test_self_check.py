@@ -73,6 +73,7 @@ def test_a_kernel_that_raises(small: Check, monkeypatch: pytest.MonkeyPatch) -> 
     assert compare(small, CudaBackend) == "RuntimeError: CUDA error: an illegal memory access"
 
 
+@pytest.mark.slow
 def test_a_kernel_that_does_not_compile(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text(

@@ -23,7 +23,6 @@ from sae_sweep.metrics.extra.probing import (
     probing,
     splits,
 )
-from sae_sweep.toys import sampling
 
 N = 4_000
 PARENTS, MODIFIERS = 3, 2
@@ -229,12 +228,6 @@ def test_a_probe_is_scored_on_inputs_that_it_was_not_trained_on() -> None:
     x = torch.where(has, 1.0, -1.0) * torch.where(torch.arange(100) < 80, 1.0, -1.0)[:, None]
     (concept,) = probe(lambda rows: rows, torch.eye(1), x, has)
     assert concept.probe_f1 == 0
-
-
-@pytest.fixture
-def few_inputs_for_constants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million inputs for a toy's mean and scale are more than a command needs here."""
-    monkeypatch.setattr(sampling, "CONSTANTS_INPUTS", 1 << 14)
 
 
 @pytest.mark.usefixtures("few_inputs_for_constants")

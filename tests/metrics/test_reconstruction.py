@@ -39,7 +39,7 @@ class Case:
         found = Reconstruction(self.model, self.site, self.mean, SCALE, lambda norms: norms.sum(1))
         for rows in torch.arange(len(self.x)).tensor_split(batches):
             parts = (part[rows] for part in (self.x, (z != 0).sum(1), norms, x_hat, self.maximum, self.weight))
-            found.add(*parts, truth=None if truth is None else truth[rows])
+            found.add(*parts, truth=(self.maximum if truth is None else truth)[rows])
         return found
 
 

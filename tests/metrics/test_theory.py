@@ -75,7 +75,7 @@ def test_no_sae_costs_less(tmp_path: Path) -> None:
     words = ["toy=parents", "toy.features=2", "toy.modifiers=2", "toy.d_model=16", "penalty.coefficient=1"]
     words += ["sae.width=6", "sae.init=oracle", "sae.partition=mq,m+q"]
     words += ["training.steps=1500", "training.batch_size=256", "logger=none", "name=theory"]
-    assert call("run", *words, f"output_dir={tmp_path}").code == 0
+    assert call("run", "--json", *words, f"output_dir={tmp_path}").code == 0
     rows = json.loads(call("results", "theory", "--output-dir", str(tmp_path), "--format", "json").out)
     wide = point(toy=PARENTS, width=6)
     costs = codes.compare([wide])[wide.id]

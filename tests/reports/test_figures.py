@@ -64,6 +64,21 @@ def test_the_front_shows_means_first_and_can_show_each_seed(tables: Tables) -> N
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
 
 
+def test_a_setting_of_one_seed_stands_beside_the_means_of_others(tmp_path: Path) -> None:
+    results = [
+        (point(penalty=Penalty("l1", c), seed=seed), {"l0": 4.0 - c, "fvu": 0.01 * (c + 1)})
+        for c, seeds in ((1.0, (0, 1)), (2.0, (0,)))
+        for seed in seeds
+    ]
+    data = figure_data.front(frame.load(sweep(tmp_path, results, varied=["seed"]), "quick"))
+    assert data[data["repeat"] == "mean"].set_index("setting")["seeds"].to_dict() == {"1": 2, "2": 1}
+
+
+def test_splits_are_dark_at_the_ceiling(tables: Tables) -> None:
+    data = figure_data.split_counts(tables[0].assign(splits_ceiling=8.0))
+    assert {trace.zmax for trace in figures.split_counts(data).data} == {8.0}
+
+
 def test_each_line_is_a_front_of_its_own(tmp_path: Path) -> None:
     """The points of one oracle's start are not measured against those of another's."""
     worse = {"m": 2.0, "mq": 1.0}

@@ -149,7 +149,7 @@ def test_what_sets_a_line_apart_is_in_its_warning(tmp_path: Path) -> None:
 
 def test_the_warning_stands_at_the_end_of_a_run_and_on_the_page(tmp_path: Path) -> None:
     # From clusters, so few steps change little.
-    assert call("run", *TINY, "penalty=l1", "name=flat", f"output_dir={tmp_path}").code == 0
+    assert call("run", "--json", *TINY, "penalty=l1", "name=flat", f"output_dir={tmp_path}").code == 0
     end = call("report", "flat", "--full", "--output-dir", str(tmp_path))
     said = " ".join(end.out.split())
     assert end.code == 0 and "! relu, l1, width 5, kmeans: coefficients from 0.25 to 2 leave L0 between" in said

@@ -15,7 +15,7 @@ from sae_sweep.api import load_sae, load_sweep, load_toy
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("inspect") / "outputs"
-    assert call("run", *TINY, "name=tiny", f"output_dir={place}").code == 0
+    assert call("run", "--json", *TINY, "name=tiny", f"output_dir={place}").code == 0
     return place
 
 
@@ -73,10 +73,12 @@ def test_what_is_not_there_is_one_line(root: Path, point: str) -> None:
 
 
 @pytest.mark.parametrize("toy", ["independent", pytest.param("parents", marks=pytest.mark.slow)])
-def test_planted_features_are_named(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_features_are_named(
+    toy: str, tmp_path: Path, few_inputs_for_constants: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     words = [f"toy={toy}", "sae.width=12", "penalty=l1", "penalty.coefficient=0.1", "training.steps=60", "logger=none"]
-    assert call("run", *words, "evaluation.inputs=4000", "name=planted", f"output_dir={tmp_path}").code == 0
+    assert call("run", "--json", *words, "evaluation.inputs=4000", "name=planted", f"output_dir={tmp_path}").code == 0
     point = str(load_sweep("planted", tmp_path)["point_id"][0])
     sae, toy_model = load_sae(point, tmp_path), load_toy(point, tmp_path)
     whole = call("inspect", point, "--output-dir", str(tmp_path)).out

@@ -19,7 +19,7 @@ from large import large
 
 from sae_sweep import api
 from sae_sweep.config.settings import Toy
-from sae_sweep.reports import latent_dashboard, report
+from sae_sweep.reports import html, latent_dashboard, report, summary
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
 
@@ -185,6 +185,20 @@ def test_a_claim_that_failed_points_at_the_figure_that_shows_it(tmp_path: Path) 
     assert all(f'<section id="{key}"' in html for key in links)
 
 
+def test_words_are_explained_where_they_first_stand() -> None:
+    explained = html._Explained()
+    first, second = explained("FVU < L0, not FVU_2; FVU"), explained("FVU and oracle")
+    assert first.count('role="note"') == 2 and "&lt;" in first and second.count('role="note"') == 1
+    assert ">oracle</span>" in second
+
+
+def test_only_questions_are_the_question() -> None:
+    text = "# A minute. Does it split? Settings from a pilot. By which factor?\n"
+    info = {"experiment": "mine", "files": {"mine.yaml": text}}
+    assert summary.question(info) == "Does it split? By which factor?"
+    assert summary.question(info | {"files": {"mine.yaml": "# A ladder of widths."}}) == "A ladder of widths."
+
+
 def test_what_only_some_toys_have_is_not_said_of_all(tmp_path: Path) -> None:
     planted = Toy(name="parents", features=4)
     sweep(tmp_path, [(point(), {"l0": 1.0, "fvu": 0.1}), (point(toy=planted), {"l0": 1.0, "fvu": 0.1})])
@@ -196,7 +210,9 @@ def test_what_only_some_toys_have_is_not_said_of_all(tmp_path: Path) -> None:
 def test_a_sweep_with_nothing_finished(tmp_path: Path) -> None:
     sweep(tmp_path, [], points=4, claims=[CLAIM])
     assert call("report", "quick", "--output-dir", str(tmp_path)).code == 0
-    text = Page((tmp_path / "sweeps/quick/report.html").read_text()).text
+    page = (tmp_path / "sweeps/quick/report.html").read_text()
+    assert not any(f'{what}{key}"' in page for what in ('id="', 'href="#') for key in ("latents", "table", "front"))
+    text = Page(page).text
     assert "0 of 4 points finished" in text and "Nothing was measured." not in text and "undecided" in text
 
 

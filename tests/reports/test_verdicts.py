@@ -205,7 +205,7 @@ def test_the_best_of_the_seeds_is_taken_for_each_setting_and_toy(tmp_path: Path)
         for seed, (loss, owned) in by_seed.items():
             results.append((point(toy=toy_of(toy), width=16, seed=seed), {"loss": loss, "owned_maxes": owned}))
     both = tables(sweep(tmp_path, results), "quick")
-    (every, best) = evaluate_all([CLAIM, {**CLAIM, "best_of_seeds": True}], *both)
+    (every, best) = evaluate_all({"claims": [CLAIM, {**CLAIM, "best_of_seeds": True}]}, *both)
     assert (every.value, every.points, every.seeds) == (13.5, 4, 4)
     assert (best.value, best.low, best.points, best.seeds) == (15.5, 15, 4, 2)
     # A resample may hold the worse seed of a toy alone, whose best it then is.
@@ -227,12 +227,14 @@ def test_a_measure_is_read_off_each_ladder_at_a_level(tmp_path: Path) -> None:
     ]
     both = tables(sweep(tmp_path, results, varied=["penalty.name", "penalty.coefficient"]), "quick")
     at = {**CLAIM, "measure": "live_latents", "aggregate": "mean", "at": {"fvu": 0.2}}
-    (l1,) = evaluate_all([{**at, "where": {"penalty": "l1"}}], *both)
+    (l1,) = evaluate_all({"claims": [{**at, "where": {"penalty": "l1"}}]}, *both)
     assert (l1.value, l1.seeds) == (pytest.approx(30.5), 2)  # a third of the way from 40 to 10; seed 1 starts at .3
-    (less,) = evaluate_all([{**at, "where": {"penalty": "sqrt"}, "versus": {"where": {"penalty": "l1"}}}], *both)
+    (less,) = evaluate_all(
+        {"claims": [{**at, "where": {"penalty": "sqrt"}, "versus": {"where": {"penalty": "l1"}}}]}, *both
+    )
     assert (less.value, less.low, less.seeds) == (pytest.approx(-22), pytest.approx(-22), 2)
     assert "the mean number of live latents at FVU 0.2, less that of the points" in less.sentence
-    (none,) = evaluate_all([{**at, "at": {"fvu": 0.05}, "where": {}}], *both)
+    (none,) = evaluate_all({"claims": [{**at, "at": {"fvu": 0.05}, "where": {}}]}, *both)
     assert none.sentence.endswith("undecided, since nothing reaches FVU 0.05.")
 
 
@@ -344,6 +346,18 @@ def test_sameness_is_an_interval_within_the_margin(tmp_path: Path, difference, m
     assert (found.seeds_needed is None) == (expected != "undecided")
 
 
+@pytest.mark.parametrize(
+    ("published", "margin", "expected"),
+    [(10, 0.5, "supported"), (10.4, 0.5, "undecided"), (9, 0.5, "not supported"), (11, 0.5, "not supported")],
+)
+def test_a_published_number_is_met_within_the_margin(tmp_path: Path, published: float, margin: float, expected: str):
+    same = {**SAME, "versus": None, "equals": published, "margin": margin}
+    found = verdict(tmp_path, six(9.8, 10.2, 9.9, 10.1, 9.8, 10.2), **same)
+    assert (found.verdict, found.margin) == (expected, margin)
+    assert found.value == pytest.approx(10)
+    assert f"{published} within 0.5" in found.sentence
+
+
 def test_the_margin_is_twice_the_deviation_over_seeds_if_none_is_stated(tmp_path: Path) -> None:
     difference = [1, -1, 0.5, 0, -0.5, 0]
     found = verdict(tmp_path, six(*(10.25 + d for d in difference)) | six(10.25, width=8), **SAME)
@@ -419,3 +433,33 @@ def test_a_verdict_says_how_many_of_its_points_still_move(tmp_path: Path) -> Non
     trained["plateau"] = 0.01
     assert evaluate(CLAIM, trained, untrained).sentence.endswith("as predicted at least 15.")
     assert share_still_moving(pd.DataFrame()) is None
+
+
+# A toy that has not learnt
+
+
+def test_a_verdict_warns_of_a_toy_that_answers_too_little_right(tmp_path: Path) -> None:
+    results = [
+        (point(toy=toy_of(toy), width=16, seed=seed), {"owned_maxes": 16, "toy_accuracy": 0.9 + 0.0999 * (toy > 0)})
+        for toy, seed in SIX
+    ]
+    both = tables(sweep(tmp_path, results), "quick")
+    (warned,) = evaluate_all({"claims": [CLAIM]}, *both)
+    assert (warned.verdict, warned.toy_accuracy) == ("supported", 0.9)
+    assert warned.warning == "A toy answers only 90% of its inputs right, less than toy.least_accuracy=0.99."
+    assert warned.sentence.endswith(f"as predicted at least 15. {warned.warning}")
+    # Its other toys are right on 99.99%.
+    (other,) = evaluate_all({"claims": [{**CLAIM, "where": {"width": 16, "toy_seed": [1, 2]}}]}, *both)
+    assert (other.toy_accuracy, other.warning) == (pytest.approx(0.9999), "")
+    (content,) = evaluate_all({"claims": [CLAIM], "least_accuracy": 0.9}, *both)
+    assert content.warning == "" and content.sentence.endswith("as predicted at least 15.")
+    (early,) = evaluate_all({"claims": [CLAIM]}, *(each.drop(columns="toy_accuracy", errors="ignore") for each in both))
+    assert (early.toy_accuracy, early.warning) == (None, "")
+
+
+def test_a_verdict_has_the_users_names_but_in_the_prediction(tmp_path: Path) -> None:
+    results = [(point(toy=toy_of(toy), width=16, seed=seed), {"owned_maxes": 16}) for toy, seed in SIX]
+    both = tables(sweep(tmp_path, results), "quick")
+    (found,) = evaluate_all({"claims": [CLAIM], "factors": ["letter"]}, *both)
+    assert found.sentence.startswith("At width d_vocab an SAE owns every max: supported, since the median")
+    assert "number of owned values of letter is 16" in found.sentence

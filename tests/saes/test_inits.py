@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_sweep.config.settings import Penalty, Point, Sae
+from sae_sweep.config.settings import Penalty, Point, Sae, Toy
+from sae_sweep.errors import UserError
 from sae_sweep.registry import kinds
 from sae_sweep.saes.inits import from_exemplars, start
+from sae_sweep.saes.inits import kmeans as kmeans_init
 from sae_sweep.saes.inits.kmeans import kmeans
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.sweep.context import Ground
@@ -24,6 +26,7 @@ D = 8
 class Clusters:
     """Six clusters on orthogonal axes about the origin, each of two sub-clusters a little apart along a seventh."""
 
+    device = "cpu"
     centres = torch.eye(D)[:6] * 8 - torch.tensor([8 / 6] * 6 + [0.0] * 2)
     offset = torch.eye(D)[6] * 0.8
 
@@ -40,6 +43,9 @@ class Clusters:
     def class_means(self, partition: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self.centres.double(), torch.tensor([0.3, 0.1, 0.2, 0.15, 0.25, 0.0])
 
+    def truth(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.eye(D)[:6], self.centres.new_tensor([-8 / 6] * 6 + [0.0] * 2)
+
 
 def codes(parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
     return (x @ parameters.W_enc.T + parameters.b_enc).relu()
@@ -51,11 +57,11 @@ def point(**sae: object) -> Point:
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("width", [5, 6, 12])
-def test_shapes_and_unit_decoders(init: str, width: int) -> None:
+def test_shapes_and_decoder_norms(init: str, width: int) -> None:
     parameters = start(point(init=init, width=width), Clusters())
     assert parameters.W_enc.shape == parameters.W_dec.shape == (width, D)
     assert parameters.b_enc.shape == (width,)
-    torch.testing.assert_close(parameters.norms(), torch.ones(width))
+    torch.testing.assert_close(parameters.norms(), torch.full((width,), 0.1 if init == "random" else 1.0))
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in vars(parameters).values())
 
 
@@ -94,6 +100,17 @@ def test_the_oracle_takes_the_heaviest_classes_and_spares_are_off() -> None:
     assert fires.tolist() == [True] * 5 + [False] * 4  # one class has no mass, three latents no class
 
 
+def test_random_directions_are_those_of_the_seed_whatever_their_norms() -> None:
+    short, unit, scaled = (
+        start(point(init=f"random{name}", width=64), Clusters()) for name in ("", "_unit", "_scaled")
+    )
+    torch.testing.assert_close(short.W_enc, short.W_dec)
+    torch.testing.assert_close(10 * short.W_dec, unit.W_dec)
+    torch.testing.assert_close(unit.W_enc, unit.W_dec)
+    torch.testing.assert_close(scaled.W_dec, unit.W_dec)
+    torch.testing.assert_close(scaled.W_enc, 2 * D / 64 * unit.W_enc)
+
+
 def test_what_a_start_depends_on() -> None:
     base = point(init="kmeans")
 
@@ -123,7 +140,7 @@ def test_every_architecture_starts_with_latents_that_see_their_exemplars(archite
     assert (codes > 0).any(1).float().mean() > 0.5
     if init == "oracle":  # five classes have weight: seven latents are off
         assert (codes > 0).any(0).tolist() == [True] * 5 + [False] * 7
-    if init not in ("random", "exemplars"):  # several exemplars of one cluster add up to too much
+    if not init.startswith("random") and init != "exemplars":  # several exemplars of one cluster add up to too much
         assert (codes @ parameters.W_dec - x).square().sum(1).mean() < x.square().sum(1).mean()
 
 
@@ -161,3 +178,48 @@ def test_additive_means_are_the_two_factors_of_an_additive_toy() -> None:
 def _of_classes(cells: Cells, both: Partition) -> list[tuple[torch.Tensor, torch.Tensor]]:
     of_cell = torch.as_tensor(both.of_cell)
     return [(of_cell, torch.as_tensor(cells.factors[name]).long()) for name in "mq"]
+
+
+@pytest.mark.parametrize("architecture", ["relu", "batchtopk"])
+def test_the_truth_reads_and_writes_each_feature(architecture: str) -> None:
+    sae = Sae(architecture, init="truth", width=8)
+    parameters = start(Point(sae=sae), Clusters())
+    x = Clusters().centres
+    expected = torch.zeros(6, 8)
+    expected[range(6), range(6)] = 8.0  # a latent for each feature, two that are off
+    torch.testing.assert_close(codes(parameters, x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(codes(parameters, x) @ parameters.W_dec + parameters.b_dec, x)
+    narrow = start(Point(sae=sae.replace(width=2)), Clusters())
+    torch.testing.assert_close(narrow.W_dec, torch.eye(D)[:2])
+
+
+def test_a_threshold_begins_where_k_latents_fire() -> None:
+    for k in (1, 2):
+        parameters = start(Point(sae=Sae("batchtopk", init="truth", width=6, k=k)), Clusters())
+        fires = codes(parameters, Clusters().exemplars(5000, 7)) >= parameters.threshold
+        assert float(fires.sum(1).float().mean()) == pytest.approx(k, abs=0.05)
+
+
+def test_jitter_is_added_to_encoder_and_decoder_alike() -> None:
+    rows = start(point(init="truth", jitter=0.25), Clusters()).W_dec - torch.eye(D)[:6]
+    assert float(rows.std()) == pytest.approx(0.25, rel=0.3)
+    jittered = start(point(init="truth", jitter=0.25), Clusters())
+    torch.testing.assert_close(jittered.W_enc, jittered.W_dec)
+
+
+def test_a_toy_without_features_has_no_truth() -> None:
+    ground = SimpleNamespace(stream=SimpleNamespace(model=SimpleNamespace(planted=None, toy=Toy())))
+    with pytest.raises(UserError, match="toy=max_of_k has no planted features"):
+        Ground.truth(ground)  # type: ignore[arg-type]
+
+
+def test_clusters_on_a_gpu_are_those_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = torch.randn(500, D, generator=torch.Generator().manual_seed(0))
+    centres = pool[:7].clone()
+    centres[3] = 100.0  # nearest to nothing
+    monkeypatch.setattr(kmeans_init, "GPU_NUMBERS", 7 * 64)
+    sizes, sums = kmeans_init._clusters(pool, centres)
+    same_sizes, same_sums = kmeans_init._clusters_by_products(pool, centres)
+    assert sizes[3] == 0 and sizes.sum() == 500
+    assert torch.equal(sizes.float(), same_sizes)
+    torch.testing.assert_close(sums, same_sums, rtol=1e-5, atol=1e-4)

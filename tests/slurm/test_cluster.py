@@ -243,7 +243,7 @@ def test_a_task_that_never_gets_further_gives_up(tmp_path: Path, monkeypatch: py
 
 
 def test_status_believes_the_note_of_a_finished_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert call("run", *TINY, "penalty.coefficient=0.1,1", "name=noted").code == 0
+    assert call("run", "--json", *TINY, "penalty.coefficient=0.1,1", "name=noted").code == 0
     store, sweep = Store(tmp_path / "outputs"), config.load([*TINY, "penalty.coefficient=0.1,1"])
     tasks = [{"points": [point.id for point in sweep.points], "seconds": 1.0}]
     content = Submission("once", "me", 0.0, "noted.once", tasks, [{"job": "1", "count": 1}])
@@ -387,7 +387,8 @@ def test_what_slurm_does_not_take_is_held_back_and_sent_later(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("slurm")
 def test_coefficients_are_chosen_before_anything_is_sent(tmp_path: Path) -> None:
-    asked = [*TINY, "device=cpu", "launcher.cpus=1", "sae.init=random", "training.lr=0.02", "seed=0,1,2", "name=even"]
+    asked = [*TINY, "device=cpu", "launcher.cpus=1", "sae.init=random_unit"]
+    asked += ["training.lr=0.02", "seed=0,1,2", "name=even"]
     asked += ["grid.calibrate=l0", "grid.l0_range=[0.5,1.5]", "grid.coefficients=2"]
     dry = call("submit", *asked, "--dry-run")
     assert dry.code == 0 and "are chosen by submit, on this machine" in dry.err and not (tmp_path / "outputs").exists()
@@ -442,7 +443,7 @@ def test_what_was_logged_offline_is_pushed_once(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [word.replace("logger=none", "logger=wandb") for word in TINY]
-    assert call("run", *words, "penalty.coefficient=0.1,1", "name=offline", "logger.mode=offline").code == 0
+    assert call("run", "--json", *words, "penalty.coefficient=0.1,1", "name=offline", "logger.mode=offline").code == 0
     folder = tmp_path / "outputs/sweeps/offline/wandb"
     assert len(unsynced(folder)) == 3
     refused = call("sync", "offline")
@@ -461,7 +462,7 @@ def test_what_was_logged_offline_is_pushed_once(
 
 
 def test_nothing_to_push_where_nothing_was_to_be_logged() -> None:
-    assert call("run", *TINY, "penalty.coefficient=1", "name=silent").code == 0
+    assert call("run", "--json", *TINY, "penalty.coefficient=1", "name=silent").code == 0
     result = call("sync", "silent")
     assert result.code == 2
     assert "logger=none" in result.err
@@ -483,6 +484,9 @@ def test_the_doctor_says_what_to_do(fake: Fake) -> None:
     assert findings["Slurm"]["usable"]
     assert "gpu:8" in findings["Slurm"]["found"]
     assert findings["sacct"]["usable"]
+    fake("sinfo", "echo sinfo: error: fetch_config: DNS SRV lookup failed >&2; exit 1")
+    findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}
+    assert findings["Slurm"]["absent"] and not findings["Slurm"]["usable"]
     fake("sinfo", "echo sinfo: error: no controller >&2; exit 1")
     fake("sacct", "exit 1")
     findings = {each["name"]: each for each in json.loads(call("doctor", "--json").out)["findings"]}

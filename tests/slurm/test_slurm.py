@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 from commandline import TINY, assert_same_tables, call
-from slurm_cluster import Cluster, missing, wait_for
+from slurm_cluster import PATIENCE, Cluster, missing, wait_for
 
 from sae_sweep.cli import slurm as cluster_commands
 
-# One cluster for all.
-GROUP = pytest.mark.xdist_group("slurm")
-pytestmark = [GROUP, pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3 * PATIENCE),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
 
 TASK = ["launcher.memory=900M", "launcher.cpus=1", "launcher.time=30", "launcher.signal_seconds=20"]
 ONE_TASK = [*TASK, "launcher.target_minutes=30"]
@@ -53,7 +55,7 @@ def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(cluster_commands, "INTERVAL", 1.0)
     yield work
     slurm.ask("scancel", "--user=root")
-    wait_for("an empty queue", lambda: not slurm.ask("squeue", "-h"), 60)
+    wait_for("an empty queue", lambda: not slurm.ask("squeue", "-h"))
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +88,8 @@ def over(name: str) -> bool:
     return not (now["running"] or now["pending"])
 
 
-def wait_for_end(name: str, seconds: float = 200) -> dict[str, Any]:
-    wait_for(f"{name} over", lambda: over(name), seconds)
+def wait_for_end(name: str) -> dict[str, Any]:
+    wait_for(f"{name} over", lambda: over(name))
     return status(name)
 
 
@@ -170,7 +172,7 @@ def test_cancelled_jobs_are_lost_and_go_on_when_submitted_again(here: Path, long
     now = status("long")
     assert (now["running"], now["lost"]) == (2, 0)
     assert call("cancel", "long").code == 0
-    end = wait_for_end("long", 60)
+    end = wait_for_end("long")
     assert (end["finished"], end["lost"], end["failed"]) == (0, 2, 0)
     (note,) = notes(here, "long")
     assert note["starts"] == 1
@@ -186,7 +188,7 @@ def test_preempted_by_the_high_partition(here: Path, slurm: Cluster, long_alone:
     submit(*LONG, *ONE_TASK, "launcher.partition=low", "launcher.checkpoint_seconds=0.5", "name=long")
     wait_for("training", lambda: begun(here))
     slurm.ask("sbatch", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
-    wait_for("preemption", lambda: status("long")["pending"] == 2, 60)
+    wait_for("preemption", lambda: status("long")["pending"] == 2)
     assert wait_for_end("long")["finished"] == 2
     (note,) = notes(here, "long")
     assert note["starts"] >= 2
@@ -200,9 +202,9 @@ def test_requeued_at_the_time_limit(here: Path) -> None:
     limit = ["launcher.memory=900M", "launcher.cpus=1", "launcher.time=1", "launcher.signal_seconds=35"]
     longer = [word.replace("150000", "3000000") for word in LONG]
     submit(*longer, *limit, "launcher.checkpoint_seconds=0.5", "name=longer")
-    wait_for("a second start", lambda: any(note["starts"] > 1 for note in notes(here, "longer")), 200)
+    wait_for("a second start", lambda: any(note["starts"] > 1 for note in notes(here, "longer")))
     assert "stopped by SIG" in call("logs", "longer").out
-    wait_for("going on", lambda: "go on from step" in call("logs", "longer").out, 60)
+    wait_for("going on", lambda: "go on from step" in call("logs", "longer").out)
 
 
 def test_a_node_lost_in_the_middle(here: Path, slurm: Cluster, long_alone: Path) -> None:
@@ -259,7 +261,7 @@ def test_a_plain_job_array_is_as_good(here: Path, tmp_path: Path) -> None:
     smaller = ["--cpus-per-task=1", "--mem=900M", "--time=10", "--array=0-2"]
     subprocess.run(["sbatch", *smaller, str(file), *few, "name=plain"], check=True, capture_output=True)
     assert call("run", *few, "name=plain", f"output_dir={tmp_path}/local").code == 0
-    wait_for("the array done", lambda: not subprocess.run(["squeue", "-h"], capture_output=True).stdout, 200)
+    wait_for("the array done", lambda: not subprocess.run(["squeue", "-h"], capture_output=True).stdout)
     assert call("report", "plain").code == 0
     assert_same_tables(here / "outputs", tmp_path / "local", "plain")
 
@@ -280,7 +282,7 @@ def test_with_accounting_status_knows_how_a_job_ended(accounting: Cluster, monke
     submit(*LONG, *ONE_TASK, "name=remembered")
     wait_for("running", lambda: status("remembered")["running"] == 2)
     assert call("cancel", "remembered").code == 0
-    wait_for("squeue has forgotten it", lambda: not accounting.ask("squeue", "-h", "-t", "all"), 120)
+    wait_for("squeue has forgotten it", lambda: not accounting.ask("squeue", "-h", "-t", "all"))
     end = status("remembered")
     assert end["lost"] == 2
     assert end["tasks"][0]["state"] == "CANCELLED"

@@ -128,7 +128,8 @@ def test_whatever_the_curve_what_is_chosen_was_tried_around(l0: list[float], cou
 
 # -- from command to table --------------------------------------------------------------------------------------------
 
-ASKED = [*TINY, "training.steps=60", "training.lr=0.02", "sae.init=random", "penalty=l1,sqrt", "seed=0,1", "name=even"]
+ASKED = [*TINY, "training.steps=60", "training.lr=0.02", "sae.init=random_unit"]
+ASKED += ["penalty=l1,sqrt", "seed=0,1", "name=even"]
 ASKED.remove("training.steps=25")
 ASKED += ["grid.calibrate=l0", "grid.l0_range=[0.4,1.5]", "grid.coefficients=3"]
 
@@ -202,7 +203,7 @@ def test_a_sweep_that_grows_keeps_what_was_chosen(run: Path, tmp_path: Path) -> 
     before = yaml.safe_load((root / "sweeps" / "even" / "sweep.yaml").read_text())["calibration"]["lines"]
     shutil.rmtree(root / "points")
     wider = [word for word in ASKED if not word.startswith("sae.width")]
-    assert call("run", *wider, "sae.width=5,7", f"output_dir={root}").code == 0
+    assert call("run", "--json", *wider, "sae.width=5,7", f"output_dir={root}").code == 0
     after = yaml.safe_load((root / "sweeps" / "even" / "sweep.yaml").read_text())["calibration"]["lines"]
     assert len(after) == 4 and {id: after[id] for id in before} == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,61 +19,54 @@ from sae_sweep.toys import sampling
 
 MINIATURE = ["toy.d_vocab=4", "toy.k=3", "toy.steps=20", "training.steps=4", "training.batch_size=16", "seed=0,1"]
 MINIATURE += ["toy.seed=0", "evaluation.inputs=256", "evaluation.permutations=1", "logger=none"]
+# Thousands of features can be few.
+FEWER = {"published_sanity": ["toy.features=32", "toy.d_model=8", "sae.width=32"]}
 # What must split to have a structure takes a larger toy, and some seconds.
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
-PRESETS = [name for name in listing("experiment") if not name.endswith("_paper") and name != "structure"]
-
-
-@pytest.fixture(autouse=True)
-def too_small_for_its_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four tokens do not have the fifteen maxima that a claim asks for."""
-    monkeypatch.setattr(attainable, "check_attainable", lambda sweep: None)
-
-
-@pytest.fixture(autouse=True)
-def few_inputs_for_constants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A planted toy draws a million inputs for its mean and scale: here they need not be so exact."""
-    monkeypatch.setattr(sampling, "CONSTANTS_INPUTS", 1 << 14)
+PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")]
+# All of them take minutes. These are of maxima and of features, with pages of either, and of published numbers.
+QUICK = ("quickstart", "manifold", "published_hedging")
 
 
 def miniature(experiment: str) -> list[str]:
     """What makes a preset small, without the settings that none of its toys has."""
     words = [LARGER.get(word, word) for word in MINIATURE] + ["penalty=l1"] if experiment == "structure" else MINIATURE
+    words = words + FEWER.get(experiment, [])
     toys = {point.toy for point in overrides.load([f"experiment={experiment}", "claims=[]"]).points}
     known = {f"toy.{key}" for toy in toys for key in toy.to_dict()}
     return [word for word in words if not word.startswith("toy.") or word.partition("=")[0] in known]
 
 
-def run(experiment: str, root: Path) -> None:
-    size = miniature(experiment)
-    end = call("run", "--json", f"experiment={experiment}", *size, f"output_dir={root}", "name=mini")
-    assert end.code == 0, end.err
-    found = json.loads(end.out)
-    assert (found["ran"], found["failed"]) == (found["points"], 0)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PRESETS],
+)
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The output directory of a preset's miniature, run to its end."""
+    experiment, root = request.param, tmp_path_factory.mktemp("mini")
+    with pytest.MonkeyPatch.context() as patch:
+        # Four tokens do not have the fifteen maxima that a claim asks for.
+        patch.setattr(attainable, "check_attainable", lambda sweep: None)
+        # A planted toy draws a million inputs for its mean and scale: here they need not be so exact.
+        patch.setattr(sampling, "CONSTANTS_INPUTS", 1 << 14)
+        size = miniature(experiment)
+        end = call("run", "--json", f"experiment={experiment}", *size, f"output_dir={root}", "name=mini")
+        assert end.code == 0, end.err
+        found = json.loads(end.out)
+        assert (found["ran"], found["failed"]) == (found["points"], 0)
+        yield root
 
 
-@pytest.mark.parametrize("experiment", [*PRESETS, pytest.param("structure", marks=pytest.mark.slow)])
-def test_an_experiment_ends_in_verdicts(experiment: str, tmp_path: Path) -> None:
-    run(experiment, tmp_path)
-    store = Store(tmp_path)
-    for verdict in verdicts_of(results.sweep_info(store, "mini")["claims"], *results.tables(store, "mini")):
+def test_an_experiment_ends_in_verdicts(finished: Path) -> None:
+    store = Store(finished)
+    for verdict in verdicts_of(results.sweep_info(store, "mini"), *results.tables(store, "mini")):
         # Trained for four steps, most predictions fail; what may not fail is that they are about something.
         reason = verdict.sentence.partition("undecided, since ")[2]
         assert "no finished point" not in reason, verdict
         assert "null" not in reason, verdict
-    # Pages of sweeps of maxima and of features are written in other tests.
-    if experiment == "manifold":
-        has_a_page(tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", PRESETS)
-def test_an_experiment_has_a_page(experiment: str, tmp_path: Path) -> None:
-    run(experiment, tmp_path)
-    has_a_page(tmp_path)
-
-
-def has_a_page(root: Path) -> None:
-    end = call("report", "mini", "--json", "--output-dir", str(root))
+def test_an_experiment_has_a_page(finished: Path) -> None:
+    end = call("report", "mini", "--json", "--output-dir", str(finished))
     assert end.code == 0, end.err
     assert Path(json.loads(end.out)["report"]).read_text().startswith("<!doctype html>")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sae_sweep.config import overrides as config
 from sae_sweep.config.grid import Sweep
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, Training, canonical, toy_id
 from sae_sweep.errors import UserError
-from sae_sweep.registry import kinds
+from sae_sweep.registry import get, kinds
 from sae_sweep.sweep import cost
 from sae_sweep.sweep import plan as plan_module
 from sae_sweep.sweep.cost import activation_size, state_bytes, step_seconds, training_bytes
@@ -22,7 +23,6 @@ from sae_sweep.sweep.hardware_profile import SPEEDS, XEON
 from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key, stacks
 
 ARCHITECTURES = tuple(kinds("architecture"))
-EXTRAS = {name: kind.extras for name, kind in kinds("architecture").items()}
 INITS = tuple(kinds("init"))
 
 CPU = ["toy=small", "device=cpu"]
@@ -124,18 +124,19 @@ def test_a_step_costs_its_product_its_entries_and_its_parameters() -> None:
 def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
     from sae_sweep.kernels.cpu import sparse_step as sparse
     from sae_sweep.kernels.cpu.architecture_steps import steps_of
+    from sae_sweep.kernels.cpu.narrow import is_narrow
     from sae_sweep.metrics import information
-    from sae_sweep.saes import stack
 
-    # With the column that some architectures have of their own.
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
     assert {name for name in ARCHITECTURES if steps_of(name).dense} == set(cost.DENSE)
     assert 2 * len(information.COLUMNS) == cost.NULLS
+    for name in ARCHITECTURES:
+        for width, k in ((1280, 8), (1281, 8), (1280, 9)):
+            for penalty in ("l1", "exclusive_pi"):
+                point = Point(sae=Sae(name, width=width, k=k), penalty=Penalty(penalty))
+                alone = SimpleNamespace(architecture=get("architecture", name), points=[point], width=width)
+                assert cost._narrow(point, XEON) == is_narrow(alone, 0)
     assert set(cost.USUAL) == set(INITS)
-    for architecture in ARCHITECTURES:
-        point, extras = Point(sae=Sae(architecture=architecture)), len(EXTRAS.get(architecture, ()))
-        counted = stack.parameter_count(point.sae.width, activation_size(point), extras)
-        assert cost.parameter_count(point) == counted
 
 
 def test_the_parts_of_a_pack_sum_and_each_grows_with_its_own_work() -> None:

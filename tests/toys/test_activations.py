@@ -13,9 +13,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 from sae_sweep.config.overrides import load
+from sae_sweep.config.settings import Distribution, Evaluation
 from sae_sweep.errors import UserError
 from sae_sweep.toys import model
-from sae_sweep.toys.activations import cells_of, open_rows, read_factors
+from sae_sweep.toys.activations import Activations, cells_of, open_rows, read_factors
+from sae_sweep.toys.sampling import EvaluationInputs, Stream
 
 # Four letters in two casings, 8 rows of each: a direction for each letter, and a weaker one for each pair.
 LETTERS, CASINGS, COPIES = 4, 2, 8
@@ -100,6 +102,99 @@ def test_a_sweep_finds_the_letters_and_the_pairs(here: Path) -> None:
     assert load([words[0], *moved, *words[3:]]).points[0].id == sweep.points[0].id
     np.save("moved/acts.npy", np.load("acts.npy") + 1)
     assert load([words[0], *moved, *words[3:]]).points[0].id != sweep.points[0].id
+
+
+OWN = ["toy=activations", "toy.file=acts.npy", "toy.factors=factors.csv", "penalty=l1", "penalty.coefficient=0.01"]
+
+
+def loaded(*words: str) -> Activations:
+    toy = load([*OWN, *words]).points[0].toy
+    return model.load(toy, model.train([toy], "cpu")[0])  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("way", ["column", "share"])
+def test_what_is_held_out_is_measured_on_and_never_trained_on(here: Path, way: str) -> None:
+    table = pd.read_csv("factors.csv")
+    table["late"] = np.arange(ROWS) % COPIES >= 6
+    if way == "column":
+        table.to_csv("factors.csv", index=False)
+    words = ["toy.held_out=late" if way == "column" else "toy.held_out=0.25"]
+    own = loaded(*words)
+    held = own.params["held_out"].numpy()
+    assert held.sum() == ROWS / 4 and own.toy.names == "letter, casing"
+    stream = Stream(own, "pre_unembed", Distribution("uniform"), 0, 64, "cpu")
+    trained, measured = (each(Distribution("uniform"), "cpu") for each in (own.population, own.measured_population))
+    drawn = trained.draw(500, torch.Generator().manual_seed(0))
+    assert not held[drawn].any() and len(drawn.unique()) == trained.total == ROWS * 3 / 4
+    (listed, _, weight), *_ = measured.weighted(ROWS)
+    assert listed.tolist() == np.flatnonzero(held).tolist() and float(weight.sum()) == pytest.approx(1)
+    assert measured.inputs_of_cells(ROWS).sum() == measured.count(ROWS) == measured.total == ROWS / 4
+    # Centre and scale are those of what is trained on.
+    assert torch.allclose(stream.mean, own.activations(torch.from_numpy(np.flatnonzero(~held)), "").mean(0), atol=1e-6)
+    inputs = EvaluationInputs(own, "pre_unembed", Distribution("uniform"), stream.mean, stream.scale, Evaluation())
+    assert inputs.exact and torch.equal(torch.cat([chunk.inputs for chunk in inputs]), listed)
+
+
+def test_a_share_is_another_with_another_seed_and_the_same_from_a_file(here: Path) -> None:
+    first, again, other = (loaded("toy.held_out=0.5", f"toy.seed={seed}").params["held_out"] for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    Path("mine.yaml").write_text("# @package _global_\ntoy: {held_out: 0.5}\n")
+    assert torch.equal(loaded("experiment=./mine.yaml").params["held_out"], first)
+    assert loaded("toy.held_out=null").toy == loaded().toy
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("caseing", "did you mean 'casing'"), ("1.5", "must lie between 0 and 1"), ("casing", "must be true or false")],
+)
+def test_what_cannot_hold_out_is_one_line(here: Path, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        loaded(f"toy.held_out={value}")
+
+
+def readout(**changes: np.ndarray | None) -> None:
+    """An output for each letter, right on all rows but those of the last letter, whose targets are the first."""
+    letter = np.arange(ROWS) // (COPIES * CASINGS)
+    found = {"W_U": 4 * np.eye(16)[:, :LETTERS], "b_U": np.zeros(LETTERS), "targets": letter % (LETTERS - 1)}
+    np.savez("readout.npz", **{name: each for name, each in (found | changes).items() if each is not None})
+
+
+def test_a_read_out_gives_kl_loss_recovered_and_accuracy(here: Path) -> None:
+    words = [*OWN, "toy.readout=readout.npz", "sae.init=oracle", "sae.partition=m", "sae.width=4", "training.steps=1"]
+    words += ["training.batch_size=32", "logger=none"]
+    found = {}
+    for name, changes in {"whole": {}, "no targets": {"targets": None}}.items():
+        readout(**changes)
+        end = call("run", *words, f"name={name.replace(' ', '_')}")
+        assert end.code == 0, end.err
+        assert ("answers 75% of its inputs right" in end.err) == (name == "whole") and "warning" not in end.err
+        found[name] = pd.read_parquet(f"outputs/sweeps/{name.replace(' ', '_')}/results.parquet").iloc[0]
+    assert found["whole"]["toy_accuracy"] == pytest.approx(0.75) and pd.isna(found["no targets"]["toy_accuracy"])
+    # Letters alone are what the read-out reads.
+    assert found["whole"]["loss_recovered"] > 0.9 and pd.isna(found["no targets"]["loss_recovered"])
+    assert 0 < found["whole"]["kl"] < 0.1 and found["whole"]["kl"] == pytest.approx(found["no targets"]["kl"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"W_U": np.zeros((15, 4))}, r"W_U is \[15, 4\], wanted \[16, outputs\]"),
+        ({"W_U": np.full((16, 4), np.nan)}, "W_U holds nan or infinity"),
+        ({"b_U": np.zeros(3)}, r"b_U is \[3\], wanted \[4\]"),
+        ({"targets": np.full(ROWS, 4)}, "targets must be outputs, from 0 to 3"),
+        ({"targets": np.zeros(3, int)}, "there are 3 targets and 64 rows"),
+        ({"targets": np.zeros(ROWS)}, "wanted .N. whole numbers"),
+        ({"W_U": None}, "holds b_U, targets, wanted W_U"),
+        ({"W_E": np.zeros(3)}, "wanted W_U and"),
+    ],
+)
+def test_a_read_out_that_cannot_be_meant_is_one_line(
+    here: Path, changes: dict[str, np.ndarray | None], message: str
+) -> None:
+    readout(**changes)
+    with pytest.raises(UserError, match=message) as caught:
+        loaded("toy.readout=readout.npz")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

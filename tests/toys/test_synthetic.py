@@ -16,7 +16,6 @@ from sae_sweep.config.columns import table_columns
 from sae_sweep.config.settings import Distribution, Evaluation, Point, Site, Toy, canonical, toy_id
 from sae_sweep.registry import kinds
 from sae_sweep.toys import model
-from sae_sweep.toys import sampling as stream
 from sae_sweep.toys.planted import QUANTILES, Synthetic
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
 
@@ -172,9 +171,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_runs_from_command_to_table(kind: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A million inputs for mean and scale are more than this needs.
-    monkeypatch.setattr(stream, "CONSTANTS_INPUTS", 1 << 14)
+def test_each_kind_runs_from_command_to_table(kind: str, root: Path, few_inputs_for_constants: None) -> None:
     words = [f"toy={kind}", "toy.features=5", "toy.d_model=4", "sae.init=kmeans,oracle"]
     words += ["penalty.coefficient=0.1", "training.steps=30", "training.batch_size=64", "evaluation.inputs=3000"]
     words += [f"output_dir={root}", f"name={kind}", "logger=none"]

@@ -1,6 +1,7 @@
 """What an architecture adds to a step: three compiled functions, which kernels take as pointers.
 
-So `take_steps` is compiled once for all architectures, and theirs only when one is used. Shapes as in sparse_step.py.
+So `take_steps` is compiled once for all architectures, and theirs only when one is used. Records are those of
+sparse_step.py: handed over a pointer, they are the same arguments that their members would be.
 """
 
 from __future__ import annotations
@@ -9,38 +10,64 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any, NamedTuple
 
 import numba
 
 from sae_sweep.config.settings import Point
-from sae_sweep.kernels.cpu.function_pointers import address_of
+from sae_sweep.kernels.cpu.function_pointers import address_of, function_at
 from sae_sweep.kernels.cpu.penalty_gradients import SLOPES
-from sae_sweep.kernels.cpu.sparse_step import ENCODER, OWN, ROW
+from sae_sweep.kernels.cpu.sparse_step import OPTIONS, OWN, ROW, SAE, WORKSPACE, record
 
-_float, _int, _real, _flags = numba.float32, numba.int64, numba.float64, numba.uint8[::1]
-_row, _table, _ints = _float[::1], _float[:, ::1], numba.int32[:, ::1]
+_int, _real = numba.int64, numba.float64
 
 # What is counted of a part: its penalty; its squared error; what else the objective has; how many of its entries fire;
 # and how many entries it has.
 PENALTY, SQUARED, FURTHER, FIRED, ENTRIES, TOTALS = 0, 1, 2, 3, 4, 5
 
-# `reconstruct(x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty, codes, latents,
-# starts, residuals, places, sums, rows, g_bdec, own, totals)`: reconstruct inputs [begin, end) from a part's list and
-# put its entries into place. of_error = 2/batch and of_penalty = coefficient/batch weigh an input. residuals receives
-# of_error · (x̂ − x), g_bdec [1, d] and totals [TOTALS] what there is to add. W_dec is as it is used.
-reconstructs = numba.void(
-    _table, _int, _int, _row, _table, _row, SLOPES, _row, _real, _real, _float, _float, _table, _ints,
-    _int[::1], _table, numba.int32[::1], _table, _ints, _table, _real[::1], _real[::1],
-)  # fmt: skip
-# `finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end)`: add
-# the rest of the gradient of latents [begin, end), which their entries add along no input. inputs: how many inputs are
-# listed; whole: whether these and the inputs whose gradients were finished before are the whole batch.
-finishes_gradient = numba.void(
-    _row, _table, _row, _table, _int[::1], _row, _flags, _int, numba.boolean, _float, _real[::1], _int, _int
-)
-# `refresh(flat, W_dec, encoder, norms, idle, own, begin, end)`: once latents [begin, end) have moved, bring what
-# kernels read of them up to date. Idle latents have not moved.
-refreshes = numba.void(_row, _table, ENCODER, _row, _flags, _real[::1], _int, _int)
+
+class Setting(NamedTuple):
+    """The settings of a step.
+
+    Addresses: of the penalty's slopes (penalty_gradients.py) and of the architecture's three functions. The penalty's
+    shares [width] (log π), its scale and exponent; the norm to which gradients are clipped; how many latents of an
+    input fire at most before the steps end; and the column of residuals.
+    """
+
+    slopes_at: int
+    reconstruct_at: int
+    finish_gradient_at: int
+    refresh_at: int
+    shares: Any
+    scale: float
+    exponent: float
+    clip: float
+    dense_above: float
+    residual_column: int
+
+
+SETTING = record(Setting, _int, _int, _int, _int, numba.float32[::1], _real, _real, _real, _real, _int)
+_slopes_at = function_at(SLOPES)
+
+
+@numba.njit(**OPTIONS)
+def penalise(setting, norm_scaled_acts, latents, bounds, slope):  # type: ignore[no-untyped-def]
+    """The penalty of listed entries, and its slope in each (penalty_gradients.py)."""
+    slopes = _slopes_at(setting.slopes_at)
+    return slopes(norm_scaled_acts, latents, bounds, setting.shares, setting.scale, setting.exponent, slope)
+
+
+# `reconstruct(x, part, sae, setting, work, (of_error, of_penalty))`: reconstruct the inputs of a part's list, put its
+# entries into place and mark the latents that fire. of_error = 2/batch and of_penalty = coefficient/batch weigh an
+# input. Of the workspace, residuals receives of_error · (x̂ − x), g_bdec and totals what there is to add.
+reconstructs = numba.void(numba.float32[:, ::1], _int, SAE, SETTING, WORKSPACE, numba.types.UniTuple(numba.float32, 2))
+# `finish_gradient(sae, work, inputs, whole, of_penalty, begin, end)`: add the rest of the gradient of latents
+# [begin, end), which their entries add along no input. inputs: how many inputs are listed; whole: whether these and the
+# inputs whose gradients were finished before are the whole batch.
+finishes_gradient = numba.void(SAE, WORKSPACE, _int, numba.boolean, numba.float32, _int, _int)
+# `refresh(sae, begin, end)`: once latents [begin, end) have moved, bring what kernels read of them up to date. Idle
+# latents have not moved.
+refreshes = numba.void(SAE, _int, _int)
 RECONSTRUCT, FINISH_GRADIENT, REFRESH = (
     numba.types.FunctionType(each) for each in (reconstructs, finishes_gradient, refreshes)
 )

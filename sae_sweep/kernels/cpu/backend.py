@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweep.kernels.cpu.architecture_steps import TOTALS, steps_of
+from sae_sweep.kernels.cpu.architecture_steps import TOTALS, Setting, steps_of
 from sae_sweep.kernels.cpu.batchtopk import HALF, drop_below, norm_scaled_acts, rank_in, tally
 from sae_sweep.kernels.cpu.dense_gradient import add_gradient
 from sae_sweep.kernels.cpu.function_pointers import address_of
 from sae_sweep.kernels.cpu.narrow import NarrowStack, is_narrow
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
 from sae_sweep.kernels.cpu.simd import LANES
-from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, encoder_of, refresh
+from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, Encoder, Sae, Workspace, encoder_of, refresh
 from sae_sweep.kernels.cpu.steps import (
     CLIP,
     DENSITY,
@@ -89,66 +89,83 @@ class _Trainer:
     """One SAE of the stack: views of its rows, what a step needs beside them, and the step."""
 
     def __init__(self, stack: Stack, i: int, b: int, threads: int, share: Share) -> None:
-        self.stack, self.i = stack, i
-        self.point, self.width, self.d = stack.points[i], stack.width, stack.d
-        self.k = self.point.sae.k if stack.architecture.name == "topk" else 0
+        self.stack, self.i, self.point = stack, i, stack.points[i]
+        width, d, formula = stack.width, stack.d, formula_of(stack.points[i].penalty)
         # BatchTopK keeps so many entries of a batch.
         self.chosen = b * self.point.sae.k if stack.architecture.learns_threshold else 0
-        self.flat, self.first, self.second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
-        self.steps = steps_of(stack.architecture.name)
-        self.own = np.array(self.steps.own(self.point), np.float64)
-        self.slopes = compile_slopes(formula_of(self.point.penalty), self.steps.at_zero)
-        self.weighs = formula_of(self.point.penalty).weighs
-        self.shares = np.empty(self.width, np.float32)
-        self.exponent, self.rescale = float(stack.exponent[i]), float(stack.rescale[i])
-        parts = min(MOST_PARTS, max(1, b * self.width * self.d // PART))
-        self.parts = _cut(b, parts, GROUP)
-        self.slices = _cut(self.width, 1 if parts == 1 else 2 * parts, LANES)
+        self.steps, self.weighs = steps_of(stack.architecture.name), formula.weighs
+        dense = self.steps.dense and not self.weighs
+        self.slopes = compile_slopes(formula, self.steps.at_zero)
+        self.setting = Setting(
+            address_of(self.slopes, penalises),
+            *self.steps.addresses,
+            shares=np.empty(width, np.float32),
+            scale=float(self.point.penalty.get("scale", 1.0)),
+            exponent=float(stack.exponent[i]),
+            clip=float(self.point.training.clip),
+            dense_above=float(max(DENSE_ABOVE * width, DENSE_AT_LEAST)) if dense else np.inf,
+            residual_column=self.steps.residual_column,
+        )
+        parts = min(MOST_PARTS, max(1, b * width * d // PART))
         # How many threads share a step, and the map that shares it.
         self.threads, self.share = (threads, share) if parts > 1 else (1, cast(Share, map))
         self.guess = GUESS * np.float32(stack.threshold[i])
-        self._allocate(b)
+        self.sae = self._sae()
+        self.work = self._workspace(b, parts)
 
-    def _allocate(self, b: int) -> None:
-        width, d, parts = self.width, self.d, len(self.parts)
-        panels = -(-width // LANES)
-        # The gradient of an extra parameter to which no latent adds stays 0.
-        self.gradient = np.zeros(self.flat.size, np.float32)
+    def _sae(self) -> Sae:
+        stack, i, (width, d) = self.stack, self.i, (self.stack.width, self.stack.d)
+        flat, first, second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         # The rows as they are used. Torch's memory begins on a cache line: libraries choose kernels by that.
-        self.W_enc, self.W_dec = self.flat[: 2 * width * d].reshape(2, width, d)
+        W_enc, W_dec = flat[: 2 * width * d].reshape(2, width, d)
         if self.steps.unit:
-            self.W_enc = self.W_dec = torch.empty(width, d).numpy()
-        self.active, self.idle = np.zeros((2, width), np.uint8)
-        self.norms, ones = np.ones((2, panels * LANES), np.float32)
+            W_enc = W_dec = torch.empty(width, d).numpy()
+        norms, ones = np.ones((2, -(-width // LANES) * LANES), np.float32)
+        k = self.point.sae.k if stack.architecture.name == "topk" else 0
         # What decides which latents count is their norm-scaled activation, or only its sign.
-        self.weights = self.norms if self.k or self.chosen else ones
-        rounded = float(self.stack.density[self.i]) < ROUND_BELOW * width
-        self.encoder = encoder_of(self.W_enc, self.weights, rounded, self.k)
-        capacity = ENTRIES + width
-        self.codes = np.empty((parts, capacity, LISTED), np.float32)
-        self.sums = np.empty((parts * capacity, self.steps.columns), np.float32)
-        self.latents, self.rows = self.codes.view(np.int32), self.sums.view(np.int32)
-        self.starts = np.empty((parts, int((self.parts[:, 1] - self.parts[:, 0]).max()) + 1), np.int64)
-        self.bounds, self.places = np.empty(width + 1, np.int64), np.empty((parts, width), np.int32)
-        self.residuals = np.empty((b * self.steps.levels(self.point), d), np.float32)
-        self.g_bdec = np.empty((parts, d), np.float32)
-        # The inputs of each part that are listed; what is counted of each; ‖g‖² of each slice.
-        self.begins, self.stops = np.empty((2, parts), np.int64)
-        self.totals, self.squares = np.empty((parts, TOTALS)), np.empty(len(self.slices))
+        weights, rounded = norms if k or self.chosen else ones, float(stack.density[i]) < ROUND_BELOW * width
+        # The gradient of an extra parameter to which no latent adds stays 0.
+        gradient, (active, idle) = np.zeros(flat.size, np.float32), np.zeros((2, width), np.uint8)
+        own = np.array(self.steps.own(self.point), np.float64)
+        encoder = encoder_of(W_enc, weights, rounded, k, self.steps.floor)
+        return Sae(flat, first, second, gradient, W_dec, norms, own, active, idle, encoder)
+
+    def _workspace(self, b: int, parts: int) -> Workspace:
+        width, d = self.sae.W_dec.shape
+        cuts, slices = _cut(b, parts, GROUP), _cut(width, 1 if parts == 1 else 2 * parts, LANES)
+        parts, capacity = len(cuts), ENTRIES + width
+        codes = np.empty((parts, capacity, LISTED), np.float32)
+        sums = np.empty((parts * capacity, self.steps.columns), np.float32)
+        begins, stops = np.empty((2, parts), np.int64)
+        return Workspace(
+            codes=codes,
+            latents=codes.view(np.int32),
+            starts=np.empty((parts, int((cuts[:, 1] - cuts[:, 0]).max()) + 1), np.int64),
+            sums=sums,
+            rows=sums.view(np.int32),
+            bounds=np.empty(width + 1, np.int64),
+            places=np.empty((parts, width), np.int32),
+            residuals=np.empty((b * self.steps.levels(self.point), d), np.float32),
+            g_bdec=np.empty((parts, d), np.float32),
+            totals=np.empty((parts, TOTALS)),
+            parts=cuts,
+            slices=slices,
+            begins=begins,
+            stops=stops,
+            squares=np.empty(len(slices)),
+        )
 
     def advance(self, batches: Tensor) -> Array:
         """Steps through batches [steps, b, d]; loss, squared error and L0 before each step, summed over the steps, and
         the largest norm of their gradients."""
-        find_idle(self.first, self.second, self.width, self.d, self.idle)
-        none = np.zeros_like(self.idle)
-        self.steps.refresh(self.flat, self.W_dec, self.encoder, self.norms, none, self.own, 0, self.width)
-        dense = self.steps.dense and not self.weighs
-        most = max(DENSE_ABOVE * self.width, DENSE_AT_LEAST) if dense else np.inf
+        sae, work, width = self.sae, self.work, self.stack.width
+        find_idle(sae)
+        self.steps.refresh(sae._replace(idle=np.zeros_like(sae.idle)), 0, width)
         totals, largest, step = np.zeros(3), 0.0, 0
         while step < len(batches):
             kind, ahead, floor = LIST, batches[step:], np.float32(self.steps.floor)
-            self.begins[:], self.totals[:], self.g_bdec[:] = self.parts[:, 0], 0, 0
-            if float(self.stack.density[self.i]) > most:
+            work.begins[:], work.totals[:], work.g_bdec[:] = work.parts[:, 0], 0, 0
+            if float(self.stack.density[self.i]) > self.setting.dense_above:
                 kind, ahead = CLIP, batches[step : step + 1]
                 self._dense_gradient(ahead[0], self.stack.step + step)
             elif self.chosen:
@@ -156,39 +173,30 @@ class _Trainer:
                 kind, floor = self._choose(ahead[0].numpy(), self.stack.step + step)
             elif self.weighs:
                 ahead = batches[step : step + 1]
-                kind = self._weigh(ahead[0].numpy(), floor)
-            taken, metrics = self._steps(ahead, self.stack.step + step, kind, floor, most)
+                kind = self._weigh(ahead[0].numpy())
+            taken, metrics = self._steps(ahead, self.stack.step + step, kind, floor)
             totals += metrics[[LOSS, ERROR, L0]]
             largest, step = max(largest, metrics[NORM]), step + taken
         return np.append(totals, largest)
 
-    def _steps(self, batches: Tensor, first: int, kind: int, floor: np.float32, most: float) -> tuple[int, Array]:
-        """Steps from a phase of the first on, with no Python between them, until more than `most` latents fire.
+    def _encoder(self, floor: np.float32) -> Encoder:
+        """The encoder whose latents have to exceed `floor`."""
+        return self.sae.encoder._replace(floor=floor)
+
+    def _steps(self, batches: Tensor, first: int, kind: int, floor: np.float32) -> tuple[int, Array]:
+        """Steps from a phase of the first on, with no Python between them, until too many latents fire.
 
         floor: what a norm-scaled activation has to exceed. Returns how many they were, and their metrics.
         """
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
         queue, state, metrics = np.zeros(QUEUE_SIZE, np.int64), np.zeros(STATE, np.int64), np.zeros(METRICS)
-        sae = self.flat, self.gradient, self.first, self.second, self.W_dec, self.k, floor
-        architecture = *self.steps.addresses, self.own, self.steps.residual_column
-        setting = (
-            address_of(self.slopes, penalises),
-            self.shares,
-            self.point.penalty.get("scale", 1.0),
-            self.exponent,
-            self.point.training.clip,
-            most,
-        )
-        encoder, lists = (self.encoder, self.norms), (self.codes, self.latents, self.starts)
-        entries = self.sums, self.rows, self.places, self.bounds, self.residuals, self.g_bdec
-        cuts = self.active, self.idle, self.parts, self.slices, self.begins, self.stops, self.totals, self.squares
-        arrays = *sae, *architecture, *setting, *encoder, *lists, *entries, *cuts
+        records = self.sae._replace(encoder=self._encoder(floor)), self.setting, self.work
 
         def work(_: int) -> None:
             with abort_on_error(queue):
-                take_steps(batches.numpy(), schedule, queue, state, metrics, *arrays)
+                take_steps(batches.numpy(), schedule, *records, queue, state, metrics)
 
-        publish(queue, kind, 1 if kind == CLIP else len(self.parts))
+        publish(queue, kind, 1 if kind == CLIP else len(self.work.parts))
         with abort_on_error(queue):
             list(self.share(work, range(self.threads)))
         self.stack.density[self.i] = metrics[DENSITY]
@@ -196,27 +204,26 @@ class _Trainer:
 
     def _encode(self, x: Array, floor: np.float32) -> None:
         """List the latents that fire; `stops` receives where each part ran out of room, or its end."""
-        lists = self.codes, self.latents, self.starts
-        encoder = self.encoder, self.k, floor
-        self._over(lambda chunk: encode_parts(x, self.begins, self.stops, self.parts, chunk, *encoder, *lists))
+        encoder = self._encoder(floor)
+        self._over(lambda chunk: encode_parts(x, chunk, encoder, self.work))
 
-    def _weigh(self, x: Array, floor: np.float32) -> int:
+    def _weigh(self, x: Array) -> int:
         """exclusive_pi: learn the shares of a batch; the phase to go on with, PLACE if all of it is listed, or LIST."""
-        wins, rounds = np.zeros(self.width, np.int64), 0
+        work, wins, rounds = self.work, np.zeros(self.stack.width, np.int64), 0
         own = self.stack.parameters(self.i).tensors.get("thresholds")
-        thresholds = np.zeros(self.width, np.float32) if own is None else own.numpy()
-        while rounds == 0 or (self.stops < self.parts[:, 1]).any():
-            self.begins[:] = self.stops if rounds else self.begins
-            self._encode(x, floor)
-            for part, rows in enumerate(self.stops - self.begins):
-                lists = self.codes[part], self.latents[part], self.starts[part]
-                count_wins(self.norms, thresholds, *lists, rows, wins)
+        thresholds = np.zeros(self.stack.width, np.float32) if own is None else own.numpy()
+        while rounds == 0 or (work.stops < work.parts[:, 1]).any():
+            work.begins[:] = work.stops if rounds else work.begins
+            self._encode(x, np.float32(self.steps.floor))
+            for part, rows in enumerate(work.stops - work.begins):
+                lists = work.codes[part], work.latents[part], work.starts[part]
+                count_wins(self.sae.norms, thresholds, *lists, rows, wins)
             rounds += 1
-        self.shares[:] = log_shares(wins)
+        self.setting.shares[:] = log_shares(wins)
         if rounds > 1:
-            self.begins[:] = self.parts[:, 0]
+            work.begins[:] = work.parts[:, 0]
             return LIST
-        arrange(self.begins, self.stops, self.latents, self.starts, self.places, self.bounds)
+        arrange(work)
         return PLACE
 
     def _choose(self, x: Array, step: int) -> tuple[int, np.float32]:
@@ -233,7 +240,7 @@ class _Trainer:
             self.stack.threshold[self.i].lerp_(torch.tensor(least), 1.0 if step == 0 else THRESHOLD_RATE)
         self.guess = GUESS * least
         if listed:
-            arrange(self.begins, self.stops, self.latents, self.starts, self.places, self.bounds)
+            arrange(self.work)
         return PLACE if listed else LIST, np.nextafter(least, np.float32(0))
 
     def _least_listed(self, x: Array) -> np.float32 | None:
@@ -243,13 +250,13 @@ class _Trainer:
         """
         if not self.guess > 0:
             return None
-        rows = self.parts[:, 1] - self.parts[:, 0]
+        work, norms = self.work, self.sae.norms
         self._encode(x, np.nextafter(self.guess, np.float32(0)))
         parts = [
-            (self.norms, self.codes[part], self.latents[part], self.starts[part], rows[part])
-            for part in range(len(rows))
+            (norms, work.codes[part], work.latents[part], work.starts[part], end - begin)
+            for part, (begin, end) in enumerate(work.parts)
         ]
-        if (self.stops < self.parts[:, 1]).any():
+        if (work.stops < work.parts[:, 1]).any():
             return None
         candidates = np.concatenate([norm_scaled_acts(*part) for part in parts])
         if len(candidates) < self.chosen:
@@ -272,47 +279,48 @@ class _Trainer:
 
     def _count(self, x: Array, upper: int, rank: int) -> tuple[int, int]:
         """Which half of the bits the rank-th largest has, or the smallest, and its rank among those that have it."""
-        counts = np.zeros((len(self.parts), 1 << HALF), np.int64)
-        exact = encoder_of(self.encoder[0], self.weights, rounded=False)
-        refresh(self.flat, self.width, self.d, exact, self.norms)
-        self._over(lambda chunk: tally(x, self.parts, chunk, *exact[1:4], upper, counts))
+        sae, parts = self.sae, self.work.parts
+        counts = np.zeros((len(parts), 1 << HALF), np.int64)
+        exact = encoder_of(sae.encoder.W_enc, sae.encoder.weights, rounded=False)
+        refresh(sae.flat, *sae.W_dec.shape, exact, sae.norms)
+        self._over(lambda chunk: tally(x, parts, chunk, exact, upper, counts))
         total = counts.sum(0)
         return rank_in(total, min(rank, int(total.sum())))
 
     def _dense_gradient(self, batch: Tensor, step: int) -> None:
         """All phases before CLIP by matrix products: for the steps in which much of the dictionary fires."""
-        shares = batch.tensor_split(min(len(self.parts), DENSE_PARTS))
-        gradients = torch.zeros(len(shares), self.flat.size)
+        sae, work, (width, d) = self.sae, self.work, self.sae.W_dec.shape
+        shares = batch.tensor_split(min(len(work.parts), DENSE_PARTS))
+        gradients = torch.zeros(len(shares), sae.flat.size)
         of_error, of_penalty = np.float32(2 / len(batch)), np.float32(self._scheduled(step)[2] / len(batch))
         _, _, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
-        W_enc, W_dec, norms = map(torch.from_numpy, (self.W_enc, self.W_dec, self.norms[: self.width]))
-        setting = self.slopes, self.point.penalty.get("scale", 1.0), self.exponent
+        W_enc, W_dec, norms = map(torch.from_numpy, (sae.encoder.W_enc, sae.W_dec, sae.norms[:width]))
+        penalty = self.slopes, self.setting.scale, self.setting.exponent
 
-        def work(part: int) -> None:
+        def add(part: int) -> None:
             into = self.stack.split(gradients[part])
-            self.totals[part] = add_gradient(
-                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, setting, float(of_error), float(of_penalty)
+            work.totals[part] = add_gradient(
+                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, penalty, (float(of_error), float(of_penalty))
             )
 
-        list(self.share(work, range(len(shares))))
-        torch.sum(gradients, 0, out=torch.from_numpy(self.gradient))
-        biases = 2 * self.width * self.d + self.width
-        self.g_bdec[0] = self.gradient[biases : biases + self.d]
+        list(self.share(add, range(len(shares))))
+        torch.sum(gradients, 0, out=torch.from_numpy(sae.gradient))
+        biases = 2 * width * d + width
+        work.g_bdec[0] = sae.gradient[biases : biases + d]
         # No entry is listed, so nothing is added to these sums.
-        self.active[:], self.bounds[:] = 1, 0
-        entries = self.sums, self.bounds, self.gradient, self.active, len(batch), True, of_penalty, self.own
-        self.steps.finish_gradient(self.flat, self.W_dec, self.norms, *entries, 0, self.width)
-        square_slices(self.gradient, self.width, self.d, self.active, self.slices, self.squares)
+        sae.active[:], work.bounds[:] = 1, 0
+        self.steps.finish_gradient(sae, work, len(batch), True, of_penalty, 0, width)
+        square_slices(sae, work)
 
     def _scheduled(self, step: int) -> tuple[float, float, float]:
         """Learning rate over Adam's first bias correction, the second correction, and the coefficient."""
         rate, coefficient = self.stack.schedule(self.i, step)
         correction1, correction2 = bias_corrections(step)
-        return rate / correction1, correction2, coefficient * self.rescale
+        return rate / correction1, correction2, coefficient * float(self.stack.rescale[self.i])
 
     def _over(self, function: Callable[[tuple[int, int]], object]) -> None:
         """Call `function` with shares (begin, end) of the parts, one for each thread."""
-        list(self.share(function, map(tuple, _cut(len(self.parts), self.threads, 1).tolist())))
+        list(self.share(function, map(tuple, _cut(len(self.work.parts), self.threads, 1).tolist())))
 
 
 def _cut(size: int, pieces: int, grain: int) -> Array:

@@ -21,7 +21,7 @@ HALF = 16
 
 
 @_jit
-def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[no-untyped-def]
+def tally(x, parts, chunk, encoder, upper, counts):  # type: ignore[no-untyped-def]
     """Count the norm-scaled activations of parts [chunk[0], chunk[1]) by the upper halves of their bits.
 
     counts [parts, 2¹⁶] receives the counts. If upper ≥ 0, only activations with that upper half are counted, by the
@@ -33,8 +33,8 @@ def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[
     for part in range(chunk[0], chunk[1]):
         begin, end = parts[part]
         for first in range(begin, end, ROWS):
-            for panel in range(0, len(panels), PANELS):
-                tile(x, first, panels, panel, bias, norms, floors, 0, out, masks)
+            for panel in range(0, len(encoder.panels), PANELS):
+                tile(x, first, encoder, panel, floors, out, masks)
                 for word in range(WORDS):
                     mask = masks[word]
                     while mask:
@@ -43,7 +43,7 @@ def tally(x, parts, chunk, panels, bias, norms, upper, counts):  # type: ignore[
                         mask &= mask - 1
                         if first + r >= end:
                             break
-                        value[0] = out[r, lane] * norms[panel * LANES + lane]
+                        value[0] = out[r, lane] * encoder.weights[panel * LANES + lane]
                         high = bits[0] >> HALF
                         if upper < 0:
                             counts[part, high] += 1

@@ -33,17 +33,16 @@ def add_gradient(
     norms: Tensor,
     gradients: Sequence[Tensor],
     penalty: tuple[Callable[..., float], float, float],
-    of_error: float,
-    of_penalty: float,
+    weights: tuple[float, float],
 ) -> tuple[float, ...]:
     """Add the gradient over inputs x [b, d] and return the totals.
 
-    Inputs are weighed, and totals named, as in architecture_steps.py.
+    weights of an input, of_error and of_penalty, and totals are those of architecture_steps.py.
 
     sae and gradients: W_enc, W_dec [width, d], b_enc [width], b_dec [d]. penalty: its slopes, scale and exponent.
     """
     (W_enc, W_dec, b_enc, b_dec), (g_enc, g_dec, g_benc, g_bdec) = sae, gradients
-    slopes, scale, exponent = penalty
+    (slopes, scale, exponent), (of_error, of_penalty) = penalty, weights
     width, pulls = len(W_dec), torch.zeros(len(W_dec))
     # Whose the entries are matters where they are weighed, which lists are for.
     latents, shares = np.empty((0, LISTED), np.int32), np.empty(0, np.float32)

@@ -27,30 +27,27 @@ WORDS = ROWS * ACROSS // 64
 
 
 @intrinsic
-def tile(typingctx, x, row, panels, at, bias, weights, floors, floor, out, masks):  # type: ignore[no-untyped-def]
+def tile(typingctx, x, row, encoder, at, floors, out, masks):  # type: ignore[no-untyped-def]
     """out[r] = bias[LANES·at :][:ACROSS] + x[row + r] @ panels[at : at + PANELS] for r < ROWS, and which count.
 
-    Bit ACROSS·r + l of masks, read as one number, is set where out[r, l] · weights[LANES·at + l] > floors[floor + r].
-    x [b, d], panels [panels, d, LANES], bias and weights [panels · LANES], floors [at least floor + ROWS],
-    out [ROWS, ACROSS] float32; masks [WORDS] int64. Rows beyond the last are computed from the last row: the caller
+    Bit ACROSS·r + l of masks, read as one number, is set where out[r, l] · weights[LANES·at + l] > floors[r].
+    x [b, d]; panels, bias and weights of the encoder (sparse_step.py); floors [ROWS], out [ROWS, ACROSS] float32;
+    masks [WORDS] int64. Rows beyond the last are computed from the last row: the caller
     ignores them. Of a panel beyond the last nothing counts.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        x, row, panels, at, bias, weights, floors, floor, out, masks = arrays(context, builder, signature, arguments)
-        bounds = builder.gep(floors.data, [floor])
-        emit_tile(builder, x, row, panels, at, bias, weights, bounds, out.data, masks.data)
+        x, row, encoder, at, *places = arrays(context, builder, signature, arguments)
+        emit_tile(builder, x, row, encoder, at, *(place.data for place in places))
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(x, i64, panels, i64, bias, weights, floors, i64, out, masks), codegen
+    return types.void(x, i64, encoder, i64, floors, out, masks), codegen
 
 
-def emit_tile(
-    builder: ir.IRBuilder, x: Any, row: Any, panels: Any, at: Any, bias: Any, weights: Any, *places: Any
-) -> None:
+def emit_tile(builder: ir.IRBuilder, x: Any, row: Any, encoder: Any, at: Any, *places: Any) -> None:
     """The code of `tile`; places: the addresses of the first floor, of out and of masks."""
-    floors, out, masks = places
+    panels, bias, weights, (floors, out, masks) = encoder.panels, encoder.bias, encoder.weights, places
     b, d = cgutils.unpack_tuple(builder, x.shape)
     last = builder.sub(b, INT64(1))
     inputs = []
@@ -112,19 +109,20 @@ def store_masks(builder: ir.IRBuilder, above: Sequence[tuple[int, int, Any]], ma
 
 
 @intrinsic
-def keep_largest(typingctx, ranks, codes, latents, at, new_ranks, new_codes, new_latents, waiting, floors, places):  # type: ignore[no-untyped-def]
+def keep_largest(typingctx, kept, at, new, waiting, floors, places):  # type: ignore[no-untyped-def]
     """Enter what waits among what is kept, of inputs [LANES·at :][:LANES] side by side: those of largest rank stay.
 
-    ranks, codes float32 and latents int32 [inputs / LANES, k, LANES]: what is kept. new_* [inputs / LANES, ·, LANES]:
-    what waits, latents ascending, waiting int32 [inputs] of each input. What exceeds the smallest takes its place:
-    floors float32 [inputs] is its rank, places int32 [inputs] where it lies. Of equal ones the highest latent goes.
+    kept: ranks and codes float32, latents int32 [inputs / LANES, k, LANES]. new: the same [inputs / LANES, ·, LANES] of
+    what waits, latents ascending; waiting int32 [inputs]: how many of each input. What exceeds the smallest takes its
+    place: floors float32 [inputs] is its rank, places int32 [inputs] where it lies. Of equal ones the highest latent
+    goes.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        ranks, codes, latents, at, *new, waiting, floors, places = arrays(context, builder, signature, arguments)
+        kept, at, new, waiting, floors, places = arrays(context, builder, signature, arguments)
         offset = builder.mul(at, INT64(LANES))
-        k, room = (cgutils.unpack_tuple(builder, array.shape)[1] for array in (ranks, new[0]))
-        kept = [builder.gep(array.data, [builder.mul(offset, k)]) for array in (ranks, codes, latents)]
+        k, room = (cgutils.unpack_tuple(builder, array.shape)[1] for array in (kept[0], new[0]))
+        kept = [builder.gep(array.data, [builder.mul(offset, k)]) for array in kept]
         new = [builder.gep(array.data, [builder.mul(offset, room)]) for array in new]
         waiting, floors, places = (builder.gep(array.data, [offset]) for array in (waiting, floors, places))
         kinds = VECTOR, VECTOR, INTS
@@ -169,9 +167,7 @@ def keep_largest(typingctx, ranks, codes, latents, at, new_ranks, new_codes, new
         store(builder, builder.load(place), places)
         return context.get_dummy_value()
 
-    i64 = types.int64
-    tables = ranks, codes, latents, i64, new_ranks, new_codes, new_latents
-    return types.void(*tables, waiting, floors, places), codegen
+    return types.void(kept, types.int64, new, waiting, floors, places), codegen
 
 
 @intrinsic

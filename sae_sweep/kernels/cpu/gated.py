@@ -20,6 +20,7 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     SQUARED,
     ArchitectureSteps,
     finishes_gradient,
+    penalise,
     reconstructs,
 )
 from sae_sweep.kernels.cpu.relu import refresh_relu
@@ -40,37 +41,39 @@ def _magnitudes(flat, width, d):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _opened(codes, latents, flat, norms, width, d, strengths, norm_scaled_acts):  # type: ignore[no-untyped-def]
+def _opened(codes, latents, sae, strengths, norm_scaled_acts):  # type: ignore[no-untyped-def]
     """How many entries have a magnitude above 0.
 
     strengths [entries, 1] receives z of each entry, norm_scaled_acts [entries] its gate's norm-scaled activation.
     """
-    _, _, b_enc, _ = views(flat, width, d)
-    r_mag, b_mag = _magnitudes(flat, width, d)
+    width, d = sae.W_dec.shape
+    _, _, b_enc, _ = views(sae.flat, width, d)
+    r_mag, b_mag = _magnitudes(sae.flat, width, d)
     count = 0
     for entry in range(len(norm_scaled_acts)):
         latent, pre = latents[entry, LATENT], codes[entry, CODE]
         magnitude = np.float32(math.exp(r_mag[latent])) * (pre - b_enc[latent]) + b_mag[latent]
         strengths[entry, 0] = max(magnitude, np.float32(0))
-        norm_scaled_acts[entry] = pre * norms[latent]
+        norm_scaled_acts[entry] = pre * sae.norms[latent]
         count += strengths[entry, 0] > 0
     return count
 
 
 @numba.njit(reconstructs, **OPTIONS)
-def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
-    codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
-):  # fmt: skip
+def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untyped-def]
     """∂L/∂m = (2/b)·r·d; ∂L/∂pre = (2/b)·r′·d + (coefficient/b)·penalty′·‖d‖ of the gate, r′ its residual."""
+    begin, end, (of_error, of_penalty) = work.begins[part], work.stops[part], weights
+    codes, latents, starts, places = work.codes[part], work.latents[part], work.starts[part], work.places[part]
+    residuals, sums, rows, totals = work.residuals, work.sums, work.rows, work.totals[part]
+    W_dec, norms = sae.W_dec, sae.norms
     width, d = W_dec.shape
-    _, _, _, b_dec = views(flat, width, d)
-    r_mag, _ = _magnitudes(flat, width, d)
+    _, _, _, b_dec = views(sae.flat, width, d)
+    r_mag, _ = _magnitudes(sae.flat, width, d)
     total, bounds = starts[end - begin], starts[: end - begin + 1]
     norm_scaled_acts, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     strengths, by_gate = np.empty((total, 1), np.float32), np.empty((1, d), np.float32)
-    totals[FIRED] += _opened(codes, latents, flat, norms, width, d, strengths, norm_scaled_acts)
-    totals[PENALTY] += slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope)
+    totals[FIRED] += _opened(codes, latents, sae, strengths, norm_scaled_acts)
+    totals[PENALTY] += penalise(setting, norm_scaled_acts, latents, bounds, slope)
     error, further = 0.0, 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]
@@ -79,14 +82,14 @@ def reconstruct(  # type: ignore[no-untyped-def]
         for i in range(d):
             residuals[row, i] = b_dec[0, i] - x[row, i]
             by_gate[0, i] = residuals[row, i]
-        add_rows(residuals, row, strengths, 0, W_dec, latents, LATENT, first, last)
-        add_rows(by_gate, 0, codes, CODE, W_dec, latents, LATENT, first, last)
+        add_rows(residuals, row, strengths, 0, W_dec, latents, LATENT, (first, last))
+        add_rows(by_gate, 0, codes, CODE, W_dec, latents, LATENT, (first, last))
         error += dot(residuals, row, residuals, row)
         further += dot(by_gate, 0, by_gate, 0)
         for i in range(d):
             residuals[row, i] *= of_error
             by_gate[0, i] *= of_error
-            g_bdec[0, i] += residuals[row, i]
+            work.g_bdec[part, i] += residuals[row, i]
         for entry in range(first, last):
             latent, strength, gain = latents[entry, LATENT], strengths[entry, 0], np.float32(0)
             gate = dot(by_gate, 0, W_dec, latent) + of_penalty * slope[entry] * norms[latent]
@@ -105,11 +108,11 @@ def reconstruct(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(finishes_gradient, **OPTIONS)
-def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+def finish_gradient(sae, work, inputs, whole, of_penalty, begin, end):  # type: ignore[no-untyped-def]
     """b_enc's, which the gate alone has; r_mag's, exp(r_mag)·(pre − b_enc) = m − b_mag for each gain; b_mag's."""
-    width, d = W_dec.shape
-    _, _, g_benc, _ = views(gradient, width, d)
-    (_, b_mag), (g_scale, g_bias) = _magnitudes(flat, width, d), _magnitudes(gradient, width, d)
+    (width, d), sums, bounds = sae.W_dec.shape, work.sums, work.bounds
+    _, _, g_benc, _ = views(sae.gradient, width, d)
+    (_, b_mag), (g_scale, g_bias) = _magnitudes(sae.flat, width, d), _magnitudes(sae.gradient, width, d)
     for latent in range(begin, end):
         for entry in range(bounds[latent], bounds[latent + 1]):
             g_benc[latent] += sums[entry, GATE]

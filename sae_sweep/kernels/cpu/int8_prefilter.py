@@ -166,20 +166,18 @@ def set_floors(floors, rows, sides):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def prefilter_tile(typingctx, x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, at, out, masks):  # type: ignore[no-untyped-def]
-    """What `tile` says of inputs first + [0, rows), panels at + [0, PANELS), a tile after the other.
+def prefilter_tile(typingctx, x, inputs, encoder, at, floors, rough, out, masks):  # type: ignore[no-untyped-def]
+    """What `tile` says of panels at + [0, PANELS), a tile after the other; inputs: the first and how many.
 
-    floors [inputs]; out [inputs, ACROSS]; masks [inputs · ACROSS / 64]; room for whole tiles. Beyond the last of
-    `panels` rounded rows are read, coarse [panels, digits, LANES] with bounds; then nothing is written to `out`, and
-    masks are of what may exceed its floor. rough is of these inputs, as `coarsen_inputs` and `set_floors` leave it.
+    floors [inputs]; out [inputs, ACROSS]; masks [inputs · ACROSS / 64]; room for whole tiles. Beyond the last of the
+    encoder's panels its rounded rows are read, with bounds; then nothing is written to `out`, and masks are of what may
+    exceed its floor. rough is of these inputs, as `coarsen_inputs` and `set_floors` leave it.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        x, first, rows, panels, bias, weights, floors, *rounded, out, masks = arrays(
-            context, builder, signature, arguments
-        )
-        coarse, bounds, rough, at = rounded
-        screened = builder.icmp_signed(">=", at, cgutils.unpack_tuple(builder, panels.shape)[0])
+        x, (first, rows), encoder, at, floors, rough, out, masks = arrays(context, builder, signature, arguments)
+        coarse, bounds = encoder.coarse, encoder.bounds
+        prefiltered = builder.icmp_signed(">=", at, cgutils.unpack_tuple(builder, encoder.panels.shape)[0])
 
         def blocks(emit: Callable[[Any, Any], None]) -> None:
             with cgutils.for_range_slice(builder, INT64(0), rows, INT64(ROWS)) as (block, _):
@@ -189,21 +187,21 @@ def prefilter_tile(typingctx, x, first, rows, panels, bias, weights, floors, coa
         def exactly(block: Any, to: Any) -> None:
             row, bound = builder.add(first, block), builder.gep(floors.data, [block])
             place = builder.gep(out.data, [builder.mul(block, INT64(ACROSS))])
-            emit_tile(builder, x, row, panels, at, bias, weights, bound, place, to)
+            emit_tile(builder, x, row, encoder, at, bound, place, to)
 
-        with builder.if_else(screened) as (by_bytes, by_floats):
+        with builder.if_else(prefiltered) as (by_bytes, by_floats):
             with by_bytes:
                 if PREFILTERS:
-                    blocks(lambda block, to: emit_screen(builder, rough, block, coarse, at, bounds, to))
+                    blocks(lambda block, to: emit_prefilter(builder, rough, block, coarse, at, bounds, to))
             with by_floats:
                 blocks(exactly)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(x, i64, i64, panels, bias, weights, floors, coarse, bounds, rough, i64, out, masks), codegen
+    return types.void(x, types.UniTuple(i64, 2), encoder, i64, floors, rough, out, masks), codegen
 
 
-def emit_screen(builder: ir.IRBuilder, rough: Any, row: Any, coarse: Any, at: Any, bounds: Any, masks: Any) -> None:
+def emit_prefilter(builder: ir.IRBuilder, rough: Any, row: Any, coarse: Any, at: Any, bounds: Any, masks: Any) -> None:
     """Code that puts at the address `masks` which latents of a tile may exceed their floors."""
     count, length = cgutils.unpack_tuple(builder, rough.shape)
     size = builder.sub(length, INT64(SIDES))

@@ -19,9 +19,11 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     SQUARED,
     ArchitectureSteps,
     finishes_gradient,
+    penalise,
     reconstructs,
     refreshes,
 )
+from sae_sweep.kernels.cpu.relu import add_scalars
 from sae_sweep.kernels.cpu.rows import add_rows, dot, prefetch
 from sae_sweep.kernels.cpu.sparse_step import (
     AHEAD,
@@ -79,23 +81,24 @@ def _count_penalty(latents, total, inputs, thresholds, fired):  # type: ignore[n
 
 
 @numba.njit(reconstructs, **OPTIONS)
-def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
-    codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
-):  # fmt: skip
+def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untyped-def]
     """∂L/∂pre = g·H + ∂L/∂u·‖d‖ with ∂L/∂u = ∂L/∂H·H′; ∂L/∂‖d‖ = (coefficient/b)·penalty′·z + ∂L/∂u·max(pre, 0)."""
+    begin, end, (of_error, of_penalty) = work.begins[part], work.stops[part], weights
+    codes, latents, starts, places = work.codes[part], work.latents[part], work.starts[part], work.places[part]
+    residuals, sums, rows, totals = work.residuals, work.sums, work.rows, work.totals[part]
+    W_dec, norms = sae.W_dec, sae.norms
     width, d = W_dec.shape
-    _, _, _, b_dec = views(flat, width, d)
-    thresholds, bandwidth = _thresholds(flat, width, d), np.float32(own[BANDWIDTH])
+    _, _, _, b_dec = views(sae.flat, width, d)
+    thresholds, bandwidth = _thresholds(sae.flat, width, d), np.float32(sae.own[BANDWIDTH])
     total, bounds = starts[end - begin], starts[: end - begin + 1]
     norm_scaled_acts, slope = np.empty(total, np.float32), np.zeros(total, np.float32)
     fired = np.empty((total, 1), np.float32)
     totals[FIRED] += _counted(codes, latents, total, norms, thresholds, fired, norm_scaled_acts)
-    counted = of_penalty if own[COUNTS] else np.float32(0)
-    if own[COUNTS]:
+    counted = of_penalty if sae.own[COUNTS] else np.float32(0)
+    if sae.own[COUNTS]:
         totals[PENALTY] += _count_penalty(latents, total, end - begin, thresholds, fired)
     else:
-        totals[PENALTY] += slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope)
+        totals[PENALTY] += penalise(setting, norm_scaled_acts, latents, bounds, slope)
     error = 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]
@@ -103,11 +106,11 @@ def reconstruct(  # type: ignore[no-untyped-def]
             prefetch(W_dec, latents[entry, LATENT])
         for i in range(d):
             residuals[row, i] = b_dec[0, i] - x[row, i]
-        add_rows(residuals, row, fired, 0, W_dec, latents, LATENT, first, last)
+        add_rows(residuals, row, fired, 0, W_dec, latents, LATENT, (first, last))
         error += dot(residuals, row, residuals, row)
         for i in range(d):
             residuals[row, i] *= of_error
-            g_bdec[0, i] += residuals[row, i]
+            work.g_bdec[part, i] += residuals[row, i]
         for entry in range(first, last):
             latent, pre, weighted = latents[entry, LATENT], codes[entry, CODE], of_penalty * slope[entry]
             gain, gate_gradient = dot(residuals, row, W_dec, latent) + weighted * norms[latent], np.float32(0)
@@ -125,18 +128,17 @@ def reconstruct(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(finishes_gradient, **OPTIONS)
-def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+def finish_gradient(sae, work, inputs, whole, of_penalty, begin, end):  # type: ignore[no-untyped-def]
     """The biases', the thresholds', and what reaches a row through its norm.
 
     Under l0 the slope of H reaches a threshold so near to 0 from the inputs, too, on which its latent is not listed.
     """
-    width, d = W_dec.shape
-    _, g_dec, g_benc, _ = views(gradient, width, d)
-    thresholds, g_thresholds = _thresholds(flat, width, d), _thresholds(gradient, width, d)
-    bandwidth = np.float32(own[BANDWIDTH])
+    width, d = sae.W_dec.shape
+    thresholds, g_thresholds = _thresholds(sae.flat, width, d), _thresholds(sae.gradient, width, d)
+    bandwidth, sums, bounds = np.float32(sae.own[BANDWIDTH]), work.sums, work.bounds
     for latent in range(begin, end):
         first, last = bounds[latent], bounds[latent + 1]
-        if own[COUNTS] and abs(thresholds[latent]) < bandwidth / 2:
+        if sae.own[COUNTS] and abs(thresholds[latent]) < bandwidth / 2:
             g_thresholds[latent] -= (inputs - (last - first)) * (of_penalty / bandwidth)
         bias, pull, gate_gradients = np.float32(0), np.float32(0), np.float32(0)
         for entry in range(first, last):
@@ -144,28 +146,25 @@ def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, 
             pull += sums[entry, SLOPE]
             gate_gradients += sums[entry, GATE_GRADIENT]
         if first < last:
-            g_benc[latent] += bias
+            add_scalars(sae, latent, bias, pull)
             g_thresholds[latent] -= gate_gradients
-            pull = pull / norms[latent] if norms[latent] > 0 else np.float32(0)
-            for i in range(d):
-                g_dec[latent, i] += pull * W_dec[latent, i]
 
 
 @numba.njit(refreshes, **OPTIONS)
-def refresh_jumprelu(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+def refresh_jumprelu(sae, begin, end):  # type: ignore[no-untyped-def]
     """Norms, the encoder, and weights that make an entry count once it reaches the lower end of its window."""
-    width, d = W_dec.shape
-    _, _, b_enc, _ = views(flat, width, d)
-    thresholds, half = _thresholds(flat, width, d), np.float32(own[BANDWIDTH] / 2)
-    weights, still = encoder[3], idle.copy()
+    W_dec, (width, d) = sae.W_dec, sae.W_dec.shape
+    _, _, b_enc, _ = views(sae.flat, width, d)
+    thresholds, half = _thresholds(sae.flat, width, d), np.float32(sae.own[BANDWIDTH] / 2)
+    weights, still = sae.encoder.weights, sae.idle.copy()
     for latent in range(begin, end):
         lower = thresholds[latent] * NEAR - half / NEAR
         norm = np.float32(math.sqrt(dot(W_dec, latent, W_dec, latent)))
         weight = min(MOST, norm / lower) if lower > 0 else MOST
         # A threshold may move where its latent does not.
-        still[latent] = idle[latent] and weight == weights[latent]
+        still[latent] = sae.idle[latent] and weight == weights[latent]
         weights[latent] = weight
-    refresh_latents(W_dec, b_enc, encoder, norms, still, begin, end)
+    refresh_latents(W_dec, b_enc, sae.encoder, sae.norms, still, begin, end)
 
 
 def _numbers(point: Point) -> list[float]:

@@ -17,6 +17,7 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     PENALTY,
     SQUARED,
     ArchitectureSteps,
+    penalise,
     reconstructs,
 )
 from sae_sweep.kernels.cpu.relu import finish_gradient, refresh_relu
@@ -41,47 +42,48 @@ def _reconstruct_levels(residuals, base, levels, codes, latents, W_dec, first, l
             residuals[at, :] = residuals[at - 1, :]
         while end < last and latents[end, LATENT] < levels[level]:
             end += 1
-        add_rows(residuals, at, codes, CODE, W_dec, latents, LATENT, begin, end)
+        add_rows(residuals, at, codes, CODE, W_dec, latents, LATENT, (begin, end))
         further, error, begin = further + error, dot(residuals, at, residuals, at), end
     return error, further
 
 
 @numba.njit(reconstructs, **OPTIONS)
-def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
-    codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
-):  # fmt: skip
+def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untyped-def]
     """As of relu.py, with r the sum of the residuals of a latent's levels.
 
     residuals is [b · levels, d]; own holds the levels' ends.
     """
+    begin, end, (of_error, of_penalty) = work.begins[part], work.stops[part], weights
+    codes, latents, starts, places = work.codes[part], work.latents[part], work.starts[part], work.places[part]
+    residuals, sums, rows, totals = work.residuals, work.sums, work.rows, work.totals[part]
+    W_dec, norms = sae.W_dec, sae.norms
     width, d = W_dec.shape
-    _, _, _, b_dec = views(flat, width, d)
+    _, _, _, b_dec = views(sae.flat, width, d)
     total, bounds = starts[end - begin], starts[: end - begin + 1]
     norm_scaled_acts, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     for entry in range(total):
         norm_scaled_acts[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
-    totals[PENALTY] += slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope)
+    totals[PENALTY] += penalise(setting, norm_scaled_acts, latents, bounds, slope)
     for row in range(begin, end):
-        first, last, base = bounds[row - begin], bounds[row - begin + 1], row * len(own)
+        first, last, base = bounds[row - begin], bounds[row - begin + 1], row * len(sae.own)
         for entry in range(last, min(total, last + AHEAD)):
             prefetch(W_dec, latents[entry, LATENT])
         for i in range(d):
             residuals[base, i] = b_dec[0, i] - x[row, i]
-        error, further = _reconstruct_levels(residuals, base, own, codes, latents, W_dec, first, last)
+        error, further = _reconstruct_levels(residuals, base, sae.own, codes, latents, W_dec, first, last)
         totals[SQUARED] += error
         totals[FURTHER] += further
-        for at in range(base + len(own) - 1, base - 1, -1):
+        for at in range(base + len(sae.own) - 1, base - 1, -1):
             for i in range(d):
                 residuals[at, i] *= of_error
-                if at < base + len(own) - 1:
+                if at < base + len(sae.own) - 1:
                     residuals[at, i] += residuals[at + 1, i]
         for i in range(d):
-            g_bdec[0, i] += residuals[base, i]
+            work.g_bdec[part, i] += residuals[base, i]
         residual = base
         for entry in range(first, last):
             latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
-            while latent >= own[residual - base]:
+            while latent >= sae.own[residual - base]:
                 residual += 1
             at = places[latent]
             places[latent] += 1

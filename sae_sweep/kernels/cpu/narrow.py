@@ -32,15 +32,12 @@ from sae_sweep.kernels.cpu.vector_penalty import (
     weighs_terms,
 )
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
+from sae_sweep.kernels.limits import NARROW_CHOSEN, NARROW_DENSE_ABOVE, NARROW_WIDTH
 from sae_sweep.saes.formula import Formula, parse
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes.optimizers import bias_corrections
 from sae_sweep.saes.stack import Stack
 
-# Up to this width, and up to so many chosen of an input, the step of narrow SAEs is the faster one.
-WIDEST, MOST_CHOSEN = 1280, 8
-# Where more than this share of the latents fires, products beat sums over the codes above 0.
-DENSE_ABOVE = 0.16
 # One part for so many products of the encoder; each has a gradient of its own.
 PART, MOST_PARTS = 1 << 24, 4
 # Bytes of batches that all SAEs see before any sees the next: they stay in a cache.
@@ -52,9 +49,9 @@ Array = np.ndarray[Any, Any]
 def is_narrow(stack: Stack, i: int) -> bool:
     """Whether SAE i of the stack is trained here."""
     name, point = stack.architecture.name, stack.points[i]
-    if stack.width > WIDEST or formula_of(point.penalty).weighs:
+    if stack.width > NARROW_WIDTH or formula_of(point.penalty).weighs:
         return False
-    return name == "relu" or (name == "topk" and point.sae.k <= MOST_CHOSEN)
+    return name == "relu" or (name == "topk" and point.sae.k <= NARROW_CHOSEN)
 
 
 @functools.cache
@@ -86,7 +83,7 @@ class NarrowTrainer:
         self.sae = Sae(flat, first, second, np.empty(width, np.float32), rows)
         self.setting = Setting(
             k=point.sae.k if stack.architecture.name == "topk" else 0,
-            dense_above=DENSE_ABOVE * width if vectorises(formula) else np.inf,
+            dense_above=NARROW_DENSE_ABOVE * width if vectorises(formula) else np.inf,
             **_penalty(formula),
             scale=float(point.penalty.get("scale", 1.0)),
             exponent=float(stack.exponent[i]),

@@ -53,7 +53,7 @@ def _with_largest(term: sp.Expr, outer: sp.Expr, largest: sp.Expr, at_zero: bool
         _scalar((a, s, p), sp.diff(term, a)),
         _scalar((a, logπ, s, p), largest),
         _scalar((a, s, p), sp.diff(largest, a)),
-        *(_scalar((T[0], M, s, p), each) for each in (outer, sp.diff(outer, T[0]), sp.diff(outer, M))),
+        tuple(_scalar((T[0], M, s, p), each) for each in (outer, sp.diff(outer, T[0]), sp.diff(outer, M))),
         at_zero=at_zero,
         weighed=largest.has(logπ),
     )
@@ -125,13 +125,14 @@ def _competing(
     term_slope: Callable[..., float],
     largest: Callable[..., float],
     largest_slope: Callable[..., float],
-    outer: Callable[..., float],
-    outer_sum: Callable[..., float],
-    outer_largest: Callable[..., float],
+    outers: tuple[Callable[..., float], ...],
     *,
     at_zero: bool,
     weighed: bool,
 ) -> Callable[..., float]:
+    """outers: the outer function, and its slopes in the sum and in the largest."""
+    outer, outer_sum, outer_largest = outers
+
     @_jit(penalises)
     def slopes(v, latents, rows, shares, scale, p, out):  # type: ignore[no-untyped-def]
         # Of latents that do not fire the one of largest share, and of equal ones the first, outdoes the others.

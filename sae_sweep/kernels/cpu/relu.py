@@ -14,6 +14,7 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     SQUARED,
     ArchitectureSteps,
     finishes_gradient,
+    penalise,
     reconstructs,
     refreshes,
 )
@@ -22,29 +23,30 @@ from sae_sweep.kernels.cpu.sparse_step import AHEAD, CODE, GAIN, LATENT, OPTIONS
 
 
 @numba.njit(reconstructs, **OPTIONS)
-def reconstruct(  # type: ignore[no-untyped-def]
-    x, begin, end, flat, W_dec, norms, slopes, shares, scale, p, of_error, of_penalty,
-    codes, latents, starts, residuals, places, sums, rows, g_bdec, own, totals,
-):  # fmt: skip
+def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untyped-def]
     """∂L/∂z = (2/b)·r·d + (coefficient/b)·penalty′(z‖d‖)·‖d‖, and what it is by ‖d‖."""
+    begin, end, (of_error, of_penalty) = work.begins[part], work.stops[part], weights
+    codes, latents, starts, places = work.codes[part], work.latents[part], work.starts[part], work.places[part]
+    residuals, sums, rows, totals = work.residuals, work.sums, work.rows, work.totals[part]
+    W_dec, norms = sae.W_dec, sae.norms
     width, d = W_dec.shape
-    _, _, _, b_dec = views(flat, width, d)
+    _, _, _, b_dec = views(sae.flat, width, d)
     total, bounds = starts[end - begin], starts[: end - begin + 1]
     norm_scaled_acts, slope = np.empty(total, np.float32), np.empty(total, np.float32)
     for entry in range(total):
         norm_scaled_acts[entry] = codes[entry, CODE] * norms[latents[entry, LATENT]]
-    penalty, error = slopes(norm_scaled_acts, latents, bounds, shares, scale, p, slope), 0.0
+    penalty, error = penalise(setting, norm_scaled_acts, latents, bounds, slope), 0.0
     for row in range(begin, end):
         first, last = bounds[row - begin], bounds[row - begin + 1]
         for entry in range(last, min(total, last + AHEAD)):
             prefetch(W_dec, latents[entry, LATENT])
         for i in range(d):
             residuals[row, i] = b_dec[0, i] - x[row, i]
-        add_rows(residuals, row, codes, CODE, W_dec, latents, LATENT, first, last)
+        add_rows(residuals, row, codes, CODE, W_dec, latents, LATENT, (first, last))
         error += dot(residuals, row, residuals, row)
         for i in range(d):
             residuals[row, i] *= of_error
-            g_bdec[0, i] += residuals[row, i]
+            work.g_bdec[part, i] += residuals[row, i]
         for entry in range(first, last):
             latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
             at = places[latent]
@@ -59,11 +61,22 @@ def reconstruct(  # type: ignore[no-untyped-def]
     totals[ENTRIES] += total
 
 
+@numba.njit(**OPTIONS)
+def add_scalars(sae, latent, bias, pull):  # type: ignore[no-untyped-def]
+    """Add the gradient of a latent's bias, and to that of its decoder row what the loss gains per unit of its norm."""
+    width, d = sae.W_dec.shape
+    _, g_dec, g_benc, _ = views(sae.gradient, width, d)
+    g_benc[latent] += bias
+    # d‖d‖/dd = d/‖d‖, and 0 at 0.
+    pull = pull / sae.norms[latent] if sae.norms[latent] > 0 else np.float32(0)
+    for i in range(d):
+        g_dec[latent, i] += pull * sae.W_dec[latent, i]
+
+
 @numba.njit(finishes_gradient, **OPTIONS)
-def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+def finish_gradient(sae, work, inputs, whole, of_penalty, begin, end):  # type: ignore[no-untyped-def]
     """The biases', and what reaches a row through its norm."""
-    width, d = W_dec.shape
-    _, g_dec, g_benc, _ = views(gradient, width, d)
+    sums, bounds = work.sums, work.bounds
     for latent in range(begin, end):
         if bounds[latent] == bounds[latent + 1]:
             continue
@@ -71,19 +84,14 @@ def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, 
         for entry in range(bounds[latent], bounds[latent + 1]):
             bias += sums[entry, GAIN]
             pull += sums[entry, SLOPE] * sums[entry, CODE]
-        g_benc[latent] += bias
-        # d‖d‖/dd = d/‖d‖: what the penalty on a‖d‖ adds.
-        pull /= norms[latent]
-        for i in range(d):
-            g_dec[latent, i] += pull * W_dec[latent, i]
+        add_scalars(sae, latent, bias, pull)
 
 
 @numba.njit(refreshes, **OPTIONS)
-def refresh_relu(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+def refresh_relu(sae, begin, end):  # type: ignore[no-untyped-def]
     """Norms and the encoder."""
-    width, d = W_dec.shape
-    _, _, b_enc, _ = views(flat, width, d)
-    refresh_latents(W_dec, b_enc, encoder, norms, idle, begin, end)
+    _, _, b_enc, _ = views(sae.flat, *sae.W_dec.shape)
+    refresh_latents(sae.W_dec, b_enc, sae.encoder, sae.norms, sae.idle, begin, end)
 
 
 RELU = ArchitectureSteps(reconstruct, finish_gradient, refresh_relu, dense=True)

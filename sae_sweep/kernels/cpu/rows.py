@@ -30,14 +30,14 @@ SIDE_BY_SIDE, UNROLLED = 8, 8
 
 
 @intrinsic
-def add_rows(typingctx, y, i, scales, scale, x, rows, row, begin, end):  # type: ignore[no-untyped-def]
-    """y[i] += Σ scales[e, scale] · x[rows[e, row]] over e in [begin, end), in order.
+def add_rows(typingctx, y, i, scales, scale, x, rows, row, entries):  # type: ignore[no-untyped-def]
+    """y[i] += Σ scales[e, scale] · x[rows[e, row]] over the entries [begin, end), in order.
 
     y and x: float32 matrices of as many columns; scales float32 [entries, ·], rows int32 [entries, ·].
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        y, i, scales, scale, x, rows, row, begin, end = arrays(context, builder, signature, arguments)
+        y, i, scales, scale, x, rows, row, (begin, end) = arrays(context, builder, signature, arguments)
         d = cgutils.unpack_tuple(builder, y.shape)[1]
         target = builder.gep(y.data, [builder.mul(i, d)])
 
@@ -71,7 +71,7 @@ def add_rows(typingctx, y, i, scales, scale, x, rows, row, begin, end):  # type:
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(y, i64, scales, i64, x, rows, i64, i64, i64), codegen
+    return types.void(y, i64, scales, i64, x, rows, i64, types.UniTuple(i64, 2)), codegen
 
 
 @intrinsic

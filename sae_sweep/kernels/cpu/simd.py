@@ -50,11 +50,17 @@ def has(feature: str) -> bool:
 
 
 def arrays(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> list[Any]:
-    """The arguments, arrays as structures with their data and shape."""
-    return [
-        context.make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
-        for kind, value in zip(signature.args, arguments, strict=True)
-    ]
+    """The arguments, arrays as structures with their data and shape, tuples and records with their members so."""
+
+    def opened(kind: Any, value: Any) -> Any:
+        if isinstance(kind, types.Array):
+            return context.make_array(kind)(context, builder, value)
+        if isinstance(kind, types.BaseTuple):  # type: ignore[attr-defined]
+            members = [opened(each, builder.extract_value(value, i)) for i, each in enumerate(kind.types)]
+            return getattr(kind, "instance_class", lambda *them: them)(*members)
+        return value
+
+    return [opened(kind, value) for kind, value in zip(signature.args, arguments, strict=True)]
 
 
 def load(builder: ir.IRBuilder, pointer: Any, vector: Any = VECTOR) -> Any:

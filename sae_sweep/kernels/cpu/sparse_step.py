@@ -5,17 +5,13 @@ active latent of an input, input by input. Once all entries are counted, each ha
 then by input. A part reconstructs its inputs and puts its entries into their places; a slice then sums the gradient
 of its latents, only where there is one. What a part or a slice computes depends on nothing but its operands.
 
-Shapes: x [b, d]; flat and gradient [2·width·d + width + d + extras]; panels [panels, d, LANES]; bias, norms, weights
-[panels · LANES]; codes and latents [parts, capacity, 2] are one memory, the list of each part, and starts
-[parts, rows + 1] bounds a row's entries in it; sums and rows [parts · capacity, columns] are one memory, the entries by
-latent, and bounds [width + 1] those of a latent; places [parts, width] where a part's next entry of a latent goes;
-residuals [b · levels, d]; active [width].
+Shapes are those of the records `Encoder`, `Sae` and `Workspace`; x is [b, d].
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -77,7 +73,7 @@ def refresh_latents(W_dec, b_enc, encoder, norms, idle, begin, end):  # type: ig
 
     norms may be the encoder's weights. One call for many: to hand over arrays costs as much as a latent.
     """
-    W_enc, panels, bias, weights, coarse, bounds = encoder
+    W_enc, panels, bias = encoder.W_enc, encoder.panels, encoder.bias
     exact = min(end, len(panels) * LANES)
     for latent in range(begin, end):
         if not idle[latent]:
@@ -88,7 +84,7 @@ def refresh_latents(W_dec, b_enc, encoder, norms, idle, begin, end):  # type: ig
             for i in range(W_enc.shape[1]):
                 panels[latent // LANES, i, latent % LANES] = W_enc[latent, i]
     if exact < end:
-        coarsen(W_enc, bias, weights, idle, max(begin, exact), end, coarse, bounds)
+        coarsen(W_enc, bias, encoder.weights, idle, max(begin, exact), end, encoder.coarse, encoder.bounds)
 
 
 @_jit
@@ -122,16 +118,17 @@ def unpack(masks, places):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def list_all(x, first, rows, encoder, rough, sides, floor, values, found, counts):  # type: ignore[no-untyped-def]
-    """List the latents of inputs first + [0, rows) with code · weight > floor in values, found [rows, ·, 2], counts."""
-    W, panels, bias, weights, coarse, bounds = encoder
+def list_all(x, first, rows, encoder, rough, values, counts):  # type: ignore[no-untyped-def]
+    """List the latents of inputs first + [0, rows) with code · weight > floor in values [rows, ·, 2], and counts."""
+    W, panels, bias, weights, floor = encoder.W_enc, encoder.panels, encoder.bias, encoder.weights, encoder.floor
+    found = values.view(np.int32)
     floors, out = np.full(GROUP, floor, np.float32), np.empty((GROUP, ACROSS), np.float32)
     masks, places = np.zeros(GROUP * ACROSS // 64, np.int64), np.empty(GROUP * ACROSS + SIDE_BY_SIDE, np.int32)
     pre = np.empty(len(places), np.float32)
     counts[:] = 0
-    set_floors(floors, rows, sides)
+    set_floors(floors, rows, rough.view(np.float32))
     for panel in range(0, len(bias) // LANES, PANELS):
-        prefilter_tile(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
+        prefilter_tile(x, (first, rows), encoder, panel, floors, rough, out, masks)
         candidates = unpack(masks, places)
         if panel >= len(panels):
             chains(W, panel * LANES, x, first, places, candidates, bias, pre)
@@ -145,14 +142,14 @@ def list_all(x, first, rows, encoder, rough, sides, floor, values, found, counts
 
 
 @_jit
-def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found, counts):  # type: ignore[no-untyped-def]
+def list_largest(x, first, rows, encoder, rough, values, counts):  # type: ignore[no-untyped-def]
     """The same of at most k latents of an input: those of largest code · weight, of equals the lower.
 
     What exceeds the smallest kept so far waits until one of its sixteen inputs has a tile's worth; those sixteen are
     then compared together.
     """
-    W, panels, bias, weights, coarse, bounds = encoder
-    groups = GROUP // LANES
+    W, panels, bias, weights = encoder.W_enc, encoder.panels, encoder.bias, encoder.weights
+    k, floor, groups, found = encoder.k, encoder.floor, GROUP // LANES, values.view(np.int32)
     out, masks = np.empty((GROUP, ACROSS), np.float32), np.zeros(GROUP * ACROSS // 64, np.int64)
     places_found = np.empty(GROUP * ACROSS + SIDE_BY_SIDE, np.int32)
     pre = np.empty(len(places_found), np.float32)
@@ -160,12 +157,13 @@ def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found,
     ranks, codes = np.full((groups, k, LANES), floor), np.zeros((groups, k, LANES), np.float32)
     latents, new_latents = np.empty((groups, k, LANES), np.int32), np.empty((groups, WAITING, LANES), np.int32)
     new_ranks, new_codes = np.empty((2, groups, WAITING, LANES), np.float32)
+    kept, new = (ranks, codes, latents), (new_ranks, new_codes, new_latents)
     # A free place is the smallest, and the first of them the highest latent: it is taken next.
     for slot in range(k):
         latents[:, slot] = FREE - slot
     for panel in range(0, len(bias) // LANES, PANELS):
-        set_floors(floors, rows, sides)
-        prefilter_tile(x, first, rows, panels, bias, weights, floors, coarse, bounds, rough, panel, out, masks)
+        set_floors(floors, rows, rough.view(np.float32))
+        prefilter_tile(x, (first, rows), encoder, panel, floors, rough, out, masks)
         candidates, full = unpack(masks, places_found), False
         if panel >= len(panels):
             chains(W, panel * LANES, x, first, places_found, candidates, bias, pre)
@@ -181,28 +179,106 @@ def list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found,
                 full |= entry >= WAITING - ACROSS
         if full:
             for group in range(groups):
-                keep_largest(ranks, codes, latents, group, new_ranks, new_codes, new_latents, waiting, floors, places)
+                keep_largest(kept, group, new, waiting, floors, places)
             waiting[:] = 0
     for group in range(groups):
-        keep_largest(ranks, codes, latents, group, new_ranks, new_codes, new_latents, waiting, floors, places)
+        keep_largest(kept, group, new, waiting, floors, places)
     for row in range(rows):
-        group, side, kept = row // LANES, row % LANES, 0
-        while kept < k and latents[group, kept, side] < len(bias):
-            values[row, kept, CODE], found[row, kept, LATENT] = codes[group, kept, side], latents[group, kept, side]
-            kept += 1
-        counts[row] = kept
+        group, side, slot = row // LANES, row % LANES, 0
+        while slot < k and latents[group, slot, side] < len(bias):
+            values[row, slot, CODE], found[row, slot, LATENT] = codes[group, slot, side], latents[group, slot, side]
+            slot += 1
+        counts[row] = slot
 
 
-# W_enc [width, d]; the first of it in panels; b_enc and weights; the rest rounded (int8_prefilter.py), with bounds.
-ENCODER = numba.types.Tuple((_table, _cube, _row, _row, numba.int32[:, :, ::1], _table))
+class Encoder(NamedTuple):
+    """What says which latents an input has.
+
+    W_enc [width, d]; the first of its rows in panels [panels, d, LANES]; bias and weights [panels · LANES]; the other
+    rows rounded, coarse [panels, digits, LANES] with bounds (int8_prefilter.py). A latent counts whose code · weight
+    exceeds floor ≥ 0. k: how many of an input at most, those of largest code · weight, in an order that they alone
+    decide; 0: all, latents ascending.
+    """
+
+    W_enc: Array
+    panels: Array
+    bias: Array
+    weights: Array
+    coarse: Array
+    bounds: Array
+    k: int
+    floor: np.float32
 
 
-def encoder_of(W_enc: Array, weights: Array, rounded: bool, k: int = 0) -> tuple[Array, ...]:
+def record(kind: type, *members: Any) -> Any:
+    """numba's type of a record, from the types of its members."""
+    return numba.types.BaseTuple.from_types(members, kind)
+
+
+ENCODER = record(Encoder, _table, _cube, _row, _row, numba.int32[:, :, ::1], _table, _int, _float)
+
+
+class Sae(NamedTuple):
+    """An SAE's row of a stack, and what is derived of its parameters.
+
+    flat, first, second [parameter_count]: parameters and Adam's moments, and gradient; W_dec [width, d], as the
+    architecture uses it; norms [panels · LANES]: ‖d‖; own: the architecture's numbers; active [width]: which latents
+    have a gradient; idle [width]: which have never had any.
+    """
+
+    flat: Array
+    first: Array
+    second: Array
+    gradient: Array
+    W_dec: Array
+    norms: Array
+    own: Array
+    active: Array
+    idle: Array
+    encoder: Encoder
+
+
+class Workspace(NamedTuple):
+    """Memory of a step.
+
+    codes and latents [parts, capacity, 2] are one memory, the list of each part, and starts [parts, rows + 1] bounds a
+    row's entries in it. sums and rows [parts · capacity, columns] are one memory, the entries by latent, and bounds
+    [width + 1] those of a latent; places [parts, width] where a part's next entry of a latent goes. residuals
+    [b · levels, d]. g_bdec [parts, d] and totals [parts, TOTALS]: what each part adds. parts, slices [·, 2]: where each
+    begins and ends; begins, stops [parts]: the inputs of each that are listed; squares [slices]: ‖g‖² of each.
+    """
+
+    codes: Array
+    latents: Array
+    starts: Array
+    sums: Array
+    rows: Array
+    bounds: Array
+    places: Array
+    residuals: Array
+    g_bdec: Array
+    totals: Array
+    parts: Array
+    slices: Array
+    begins: Array
+    stops: Array
+    squares: Array
+
+
+_flags, _reals, _pairs = numba.uint8[::1], numba.float64[::1], _int[:, ::1]
+SAE = record(Sae, _row, _row, _row, _row, _table, _row, _reals, _flags, _flags, ENCODER)
+WORKSPACE = record(
+    Workspace, _cube, numba.int32[:, :, ::1], _pairs, _table, _ints, _int[::1], _ints, _table, _table,
+    _reals.copy(ndim=2), _pairs, _pairs, _int[::1], _int[::1], _reals,
+)  # fmt: skip
+
+
+def encoder_of(W_enc: Array, weights: Array, rounded: bool, k: int = 0, floor: float = 0.0) -> Encoder:
     """Room for an encoder of W_enc [width, d] and weights [panels · LANES], for `refresh` to fill.
 
     Rounded rows find what few latents fire sooner; without them, or where the processor has no use for them, `tile`
-    computes every pre-activation. The codes are the same. k: as of `encode`; so many are the largest of the first
-    latents anyway that these are not rounded.
+    computes every pre-activation. The codes are the same. Of k, so many are the largest of the first latents anyway
+    that these are not rounded.
     """
     panels, d = len(weights) // LANES, W_enc.shape[1]
     exact = min(PANELS * -(-FIRST * k // ACROSS), panels) if rounded and PREFILTERS else panels
@@ -211,30 +287,26 @@ def encoder_of(W_enc: Array, weights: Array, rounded: bool, k: int = 0) -> tuple
     bias, bounds = np.full(len(weights), -np.inf, np.float32), np.zeros((BOUNDS, coarse * LANES), np.float32)
     bounds[BIAS] = -np.inf
     rows = np.zeros((coarse, digits(d), LANES), np.int32)
-    return W_enc, np.zeros((exact, d, LANES), np.float32), bias, weights, rows, bounds
+    return Encoder(W_enc, np.zeros((exact, d, LANES), np.float32), bias, weights, rows, bounds, k, np.float32(floor))
 
 
-@numba.njit(_int(_table, _int, _int, ENCODER, _int, _float, _table, _ints, _int[::1]), **OPTIONS)
-def encode(x, begin, end, encoder, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
-    """List the latents of inputs [begin, end) with code · weight > floor, row by row.
-
-    k: only so many of an input, those of the largest code · weight, in an order that they alone decide; 0: all, latents
-    ascending. floor ≥ 0. Returns the first input that found no room.
-    """
+@numba.njit(_int(_table, _int, _int, ENCODER, _table, _ints, _int[::1]), **OPTIONS)
+def encode(x, begin, end, encoder, codes, latents, starts):  # type: ignore[no-untyped-def]
+    """List the latents that inputs [begin, end) have, row by row. Returns the first input that found no room."""
     # And a cache line: rows whose distance is a power of two would take each other's place in a cache.
-    values = np.empty((GROUP, (k if k else len(encoder[2])) + LANES // LISTED, LISTED), np.float32)
+    most = encoder.k if encoder.k else len(encoder.bias)
+    values = np.empty((GROUP, most + LANES // LISTED, LISTED), np.float32)
     found, counts, count = values.view(np.int32), np.zeros(GROUP, np.int64), 0
-    rough = np.zeros((GROUP + 1, encoder[4].shape[1] + SIDES), np.int32)
-    sides = rough.view(np.float32)
+    rough = np.zeros((GROUP + 1, encoder.coarse.shape[1] + SIDES), np.int32)
     starts[0] = 0
     for first in range(begin, end, GROUP):
         rows = min(GROUP, end - first)
-        if len(encoder[4]):
-            coarsen_inputs(x, first, rows, rough, sides)
-        if k:
-            list_largest(x, first, rows, encoder, rough, sides, floor, k, values, found, counts)
+        if len(encoder.coarse):
+            coarsen_inputs(x, first, rows, rough, rough.view(np.float32))
+        if encoder.k:
+            list_largest(x, first, rows, encoder, rough, values, counts)
         else:
-            list_all(x, first, rows, encoder, rough, sides, floor, values, found, counts)
+            list_all(x, first, rows, encoder, rough, values, counts)
         for row in range(rows):
             if count + counts[row] > len(codes):
                 return first + row
@@ -279,13 +351,15 @@ def _entries_of(latent, bounds, places, first, last):  # type: ignore[no-untyped
 
 
 @_jit
-def collect(x, residuals, sums, rows, residual_column, bounds, places, gradient, active, begin, end, first, last):  # type: ignore[no-untyped-def]
+def collect(x, sae, work, residual_column, latents, parts):  # type: ignore[no-untyped-def]
     """Add the gradient of latents [begin, end) over the entries of parts [first, last), but for scalars.
 
     The gradient of a latent counts only where it is marked active; whatever lies there before is overwritten.
     residual_column: the column that says along which residual an entry's gradient lies.
     """
-    g_enc, g_dec, g_benc, _ = views(gradient, len(active), x.shape[1])
+    (begin, end), (first, last) = latents, parts
+    residuals, sums, rows, bounds, places = work.residuals, work.sums, work.rows, work.bounds, work.places
+    g_enc, g_dec, g_benc, _ = views(sae.gradient, len(sae.active), x.shape[1])
     here, stop = _entries_of(begin, bounds, places, first, last)
     for latent in range(begin, end):
         at, until = here, stop
@@ -296,10 +370,10 @@ def collect(x, residuals, sums, rows, residual_column, bounds, places, gradient,
                 prefetch(residuals, rows[entry, residual_column])
         if at == until:
             continue
-        if not active[latent]:
-            active[latent] = 1
+        if not sae.active[latent]:
+            sae.active[latent] = 1
             g_enc[latent, :] = 0
             g_dec[latent, :] = 0
             g_benc[latent] = 0
-        add_rows(g_enc, latent, sums, GAIN, x, rows, ROW, at, until)
-        add_rows(g_dec, latent, sums, CODE, residuals, rows, residual_column, at, until)
+        add_rows(g_enc, latent, sums, GAIN, x, rows, ROW, (at, until))
+        add_rows(g_dec, latent, sums, CODE, residuals, rows, residual_column, (at, until))

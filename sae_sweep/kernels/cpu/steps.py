@@ -18,15 +18,16 @@ from sae_sweep.kernels.cpu.architecture_steps import (
     PENALTY,
     RECONSTRUCT,
     REFRESH,
+    SETTING,
     SQUARED,
 )
 from sae_sweep.kernels.cpu.function_pointers import function_at
-from sae_sweep.kernels.cpu.penalty_gradients import SLOPES
 from sae_sweep.kernels.cpu.rows import dot
 from sae_sweep.kernels.cpu.sparse_step import (
     COLLECTED,
-    ENCODER,
     OPTIONS,
+    SAE,
+    WORKSPACE,
     collect,
     count,
     encode,
@@ -38,9 +39,7 @@ from sae_sweep.saes.recipes.optimizers import ADAM_EPS, BETA1, BETA2
 
 _jit = numba.njit(**OPTIONS)
 
-_real, _int, _row = numba.float64, numba.int64, numba.float32[::1]
-_table, _cube, _flags = _row.copy(ndim=2), _row.copy(ndim=3), numba.uint8[::1]
-_bounds, _ints = _int[:, ::1], numba.int32[:, ::1]
+_real, _int, _cube = numba.float64, numba.int64, numba.float32[:, :, ::1]
 
 # The phases of a step, of which a piece is a part (1, 2), a slice (3, 5) or all there is.
 LIST, PLACE, COLLECT, CLIP, UPDATE = 1, 2, 3, 4, 5
@@ -50,23 +49,22 @@ STEP, FIRST_PART, STATE = 0, 1, 2
 # many entries an input had in the last step; and what its gradient is multiplied by.
 LOSS, ERROR, L0, NORM, DENSITY, FACTOR, METRICS = 0, 1, 2, 3, 4, 5, 6
 
-_reconstruct_at, _finish_gradient_at, _refresh_at, _slopes_at = map(
-    function_at, (RECONSTRUCT, FINISH_GRADIENT, REFRESH, SLOPES)
-)
+_reconstruct_at, _finish_gradient_at, _refresh_at = map(function_at, (RECONSTRUCT, FINISH_GRADIENT, REFRESH))
 
 
 @_jit
-def find_idle(first, second, width, d, idle):  # type: ignore[no-untyped-def]
+def find_idle(sae):  # type: ignore[no-untyped-def]
     """Mark the latents that have never had a gradient: Adam's moments are 0."""
-    m_enc, m_dec, m_benc, _ = views(first, width, d)
-    v_enc, v_dec, v_benc, _ = views(second, width, d)
+    width, d = sae.W_dec.shape
+    m_enc, m_dec, m_benc, _ = views(sae.first, width, d)
+    v_enc, v_dec, v_benc, _ = views(sae.second, width, d)
     for latent in range(width):
         moved = m_benc[latent] != 0 or v_benc[latent] != 0
         for i in range(d):
             if moved:
                 break
             moved = m_enc[latent, i] != 0 or v_enc[latent, i] != 0 or m_dec[latent, i] != 0 or v_dec[latent, i] != 0
-        idle[latent] = not moved
+        sae.idle[latent] = not moved
 
 
 @_jit
@@ -83,60 +81,73 @@ def adam(flat, gradient, first, second, scales, own, begin, end):  # type: ignor
 
 
 @_jit
-def update(flat, gradient, first, second, width, d, active, idle, scales, begin, end):  # type: ignore[no-untyped-def]
+def update(sae, scales, begin, end):  # type: ignore[no-untyped-def]
     """Adam's step for latents [begin, end), but for their extras, whose gradient is spent. Leaves none active.
 
     A latent without gradient takes the step that Adam takes at a gradient of 0. An idle one, which has never had any
     (its moments are 0), is passed over: that step would not move it.
     """
+    width, d = sae.W_dec.shape
     size = width * d
     for latent in range(begin, end):
-        if active[latent]:
-            idle[latent] = 0
-        elif idle[latent]:
+        if sae.active[latent]:
+            sae.idle[latent] = 0
+        elif sae.idle[latent]:
             continue
-        own = np.int64(active[latent])
+        own = np.int64(sae.active[latent])
         for offset, length in ((latent * d, d), (size + latent * d, d), (2 * size + latent, 1)):
-            adam(flat, gradient, first, second, scales, own, offset, offset + length)
-        active[latent] = 0
-    for at in range(2 * size + width + d, len(gradient), width):
-        gradient[at + begin : at + end] = 0
+            adam(sae.flat, sae.gradient, sae.first, sae.second, scales, own, offset, offset + length)
+        sae.active[latent] = 0
+    for at in range(2 * size + width + d, len(sae.gradient), width):
+        sae.gradient[at + begin : at + end] = 0
 
 
 @_jit
-def encode_parts(x, begins, stops, parts, chunk, encoder, k, floor, codes, latents, starts):  # type: ignore[no-untyped-def]
-    """`encode` for parts [chunk[0], chunk[1]), from begins[part] on; stops [parts] receives how far each got."""
+def encode_part(x, part, encoder, work):  # type: ignore[no-untyped-def]
+    """`encode` for a part, from where it begins on; the workspace receives how far it got."""
+    work.stops[part] = encode(
+        x, work.begins[part], work.parts[part, 1], encoder, work.codes[part], work.latents[part], work.starts[part]
+    )
+
+
+@_jit
+def encode_parts(x, chunk, encoder, work):  # type: ignore[no-untyped-def]
+    """The same for parts [chunk[0], chunk[1])."""
     for part in range(chunk[0], chunk[1]):
-        stops[part] = encode(
-            x, begins[part], parts[part, 1], encoder, k, floor, codes[part], latents[part], starts[part]
-        )
+        encode_part(x, part, encoder, work)
 
 
 @_jit
-def arrange(begins, stops, latents, starts, places, bounds):  # type: ignore[no-untyped-def]
+def count_part(part, work):  # type: ignore[no-untyped-def]
+    """Count the entries of a part's list by latent."""
+    count(work.latents[part], work.starts[part, work.stops[part] - work.begins[part]], work.places[part])
+
+
+@_jit
+def arrange(work):  # type: ignore[no-untyped-def]
     """Give every listed entry its place."""
-    for part in range(len(begins)):
-        count(latents[part], starts[part, stops[part] - begins[part]], places[part])
-    place(places, bounds)
+    for part in range(len(work.begins)):
+        count_part(part, work)
+    place(work.places, work.bounds)
 
 
 @_jit
-def square(gradient, width, d, active, begin, end):  # type: ignore[no-untyped-def]
+def square(sae, begin, end):  # type: ignore[no-untyped-def]
     """‖g‖² over the active ones of latents [begin, end)."""
-    g_enc, g_dec, g_benc, _ = views(gradient, width, d)
+    g_enc, g_dec, g_benc, _ = views(sae.gradient, *sae.W_dec.shape)
     total = 0.0
     for latent in range(begin, end):
-        if active[latent]:
+        if sae.active[latent]:
             total += dot(g_enc, latent, g_enc, latent) + dot(g_dec, latent, g_dec, latent)
             total += g_benc[latent] * g_benc[latent]
     return total
 
 
 @_jit
-def square_slices(gradient, width, d, active, slices, squares):  # type: ignore[no-untyped-def]
-    """squares [slices]: ‖g‖² of each."""
-    for piece in range(len(slices)):
-        squares[piece] = square(gradient, width, d, active, slices[piece, 0], slices[piece, 1])
+def square_slices(sae, work):  # type: ignore[no-untyped-def]
+    """‖g‖² of each slice."""
+    for piece in range(len(work.slices)):
+        work.squares[piece] = square(sae, work.slices[piece, 0], work.slices[piece, 1])
 
 
 @_jit
@@ -184,36 +195,20 @@ def accumulate_metrics(totals, b, coefficient, metrics):  # type: ignore[no-unty
     metrics[L0] += fired / b
 
 
-@numba.njit(
-    numba.void(
-        _cube, _real[:, ::1], _int[::1], _int[::1], _real[::1], _row, _row, _row, _row, _table, _int, numba.float32,
-        _int, _int, _int, _real[::1], _int, _int, _row, _real, _real, _real, _real, ENCODER,
-        _row, _cube, numba.int32[:, :, ::1], _bounds, _table, _ints, _ints, _int[::1], _table, _table, _flags, _flags,
-        _bounds, _bounds, _int[::1], _int[::1], _real[:, ::1], _real[::1],
-    ),
-    **OPTIONS,
-)  # fmt: skip
-def take_steps(  # type: ignore[no-untyped-def]
-    batches, schedule, queue, state, metrics, flat, gradient, first, second, W_dec, k, floor,
-    reconstruct_at, finish_gradient_at, refresh_at, own, column, slopes_at, shares, scale, p, clip, dense_above,
-    encoder, norms,
-    codes, latents, starts, sums, rows, places, bounds, residuals, g_bdec, active, idle,
-    parts, slices, begins, stops, totals, squares,
-):  # fmt: skip
-    """Adam steps of one SAE on batches [steps, b, d], until they end or more than `dense_above` latents fire.
+@numba.njit(numba.void(_cube, _real[:, ::1], SAE, SETTING, WORKSPACE, _int[::1], _int[::1], _real[::1]), **OPTIONS)
+def take_steps(batches, schedule, sae, setting, work, queue, state, metrics):  # type: ignore[no-untyped-def]
+    """Adam steps of one SAE on batches [steps, b, d], until they end or more latents fire than the setting says.
 
     Any number of threads may be in here with the same arguments: each does the pieces that it claims from `queue`
     (work_queue.py). schedule [steps, 3]: learning rate over the first bias correction, second bias correction,
-    coefficient. floor: as of `encode`. reconstruct_at to column: the architecture's functions by address, its own
-    numbers, and the column of residuals (architecture_steps.py); W_dec is as that architecture uses it. parts, slices
-    [·, 2]: where each begins and ends. state [STATE]: how far the steps have come; metrics [METRICS]: their sums.
+    coefficient. state [STATE]: how far the steps have come; metrics [METRICS]: their sums.
     """
     steps, b, d = batches.shape
-    width, slopes = len(W_dec), _slopes_at(slopes_at)
+    parts, slices, width = work.parts, work.slices, len(sae.W_dec)
     reconstruct, finish_gradient, refresh = (
-        _reconstruct_at(reconstruct_at),
-        _finish_gradient_at(finish_gradient_at),
-        _refresh_at(refresh_at),
+        _reconstruct_at(setting.reconstruct_at),
+        _finish_gradient_at(setting.finish_gradient_at),
+        _refresh_at(setting.refresh_at),
     )
     together, biases = max(1, COLLECTED // (d * parts[0, 1])), 2 * width * d + width
     while True:
@@ -222,63 +217,51 @@ def take_steps(  # type: ignore[no-untyped-def]
             return
         step = state[STEP]
         x, rate, correction2, coefficient = batches[step], schedule[step, 0], schedule[step, 1], schedule[step, 2]
+        of_penalty = np.float32(coefficient / b)
         if kind == LIST:
-            stops[piece] = encode(
-                x, begins[piece], parts[piece, 1], encoder, k, floor,
-                codes[piece], latents[piece], starts[piece],
-            )  # fmt: skip
-            count(latents[piece], starts[piece, stops[piece] - begins[piece]], places[piece])
+            encode_part(x, piece, sae.encoder, work)
+            count_part(piece, work)
             if finish_piece(queue, len(parts)):
-                place(places, bounds)
+                place(work.places, work.bounds)
                 publish(queue, PLACE, len(parts))
         elif kind == PLACE:
-            reconstruct(
-                x, begins[piece], stops[piece], flat, W_dec, norms, slopes, shares, scale, p,
-                np.float32(2 / b), np.float32(coefficient / b), codes[piece], latents[piece], starts[piece],
-                residuals, places[piece], sums, rows, g_bdec[piece : piece + 1], own, totals[piece],
-            )  # fmt: skip
+            reconstruct(x, piece, sae, setting, work, (np.float32(2 / b), of_penalty))
             if finish_piece(queue, len(parts)):
                 state[FIRST_PART] = 0
                 publish(queue, COLLECT, len(slices))
         elif kind == COLLECT:
             begin, end = slices[piece]
             stop = min(state[FIRST_PART] + together, len(parts))
-            collect(
-                x, residuals, sums, rows, column, bounds, places, gradient, active, begin, end,
-                state[FIRST_PART], stop,
-            )  # fmt: skip
-            full = (stops < parts[:, 1]).any()  # a list was
+            collect(x, sae, work, setting.residual_column, (begin, end), (state[FIRST_PART], stop))
+            full = (work.stops < parts[:, 1]).any()  # a list was
             if stop == len(parts):
-                finish_gradient(
-                    flat, W_dec, norms, sums, bounds, gradient, active, (stops - begins).sum(), not full,
-                    np.float32(coefficient / b), own, begin, end,
-                )  # fmt: skip
-                squares[piece] = square(gradient, width, d, active, begin, end)
+                finish_gradient(sae, work, (work.stops - work.begins).sum(), not full, of_penalty, begin, end)
+                work.squares[piece] = square(sae, begin, end)
             if finish_piece(queue, len(slices)):
                 if stop < len(parts):
                     state[FIRST_PART] = stop
                     publish(queue, COLLECT, len(slices))
                 elif full:
-                    begins[:] = stops
+                    work.begins[:] = work.stops
                     publish(queue, LIST, len(parts))
                 else:
                     publish(queue, CLIP, 1)
         elif kind == CLIP:
-            metrics[FACTOR], norm = clip_factor(finish(gradient, biases, g_bdec), squares, clip)
+            square_of_biases = finish(sae.gradient, biases, work.g_bdec)
+            metrics[FACTOR], norm = clip_factor(square_of_biases, work.squares, setting.clip)
             metrics[NORM] = max(metrics[NORM], norm)
             scales = np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)
-            adam(flat, gradient, first, second, scales, 1, biases, len(flat))
+            adam(sae.flat, sae.gradient, sae.first, sae.second, scales, 1, biases, len(sae.flat))
             publish(queue, UPDATE, len(slices))
         else:
-            scales = np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)
             begin, end = slices[piece]
-            update(flat, gradient, first, second, width, d, active, idle, scales, begin, end)
-            refresh(flat, W_dec, encoder, norms, idle, own, begin, end)
+            update(sae, (np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)), begin, end)
+            refresh(sae, begin, end)
             if finish_piece(queue, len(slices)):
-                accumulate_metrics(totals, b, coefficient, metrics)
+                accumulate_metrics(work.totals, b, coefficient, metrics)
                 state[STEP] += 1
-                begins[:], g_bdec[:], totals[:] = parts[:, 0], 0, 0
-                if state[STEP] == steps or metrics[DENSITY] > dense_above:
+                work.begins[:], work.g_bdec[:], work.totals[:] = parts[:, 0], 0, 0
+                if state[STEP] == steps or metrics[DENSITY] > setting.dense_above:
                     publish(queue, END, 0)
                 else:
                     publish(queue, LIST, len(parts))

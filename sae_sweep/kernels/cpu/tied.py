@@ -21,15 +21,15 @@ LEAST = np.float32(1e-12)
 
 
 @numba.njit(finishes_gradient, **OPTIONS)
-def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, whole, of_penalty, own, begin, end):  # type: ignore[no-untyped-def]
+def finish_gradient(sae, work, inputs, whole, of_penalty, begin, end):  # type: ignore[no-untyped-def]
     """The biases'; and once it is whole, the gradient of both rows as that of the one that is trained."""
-    width, d = W_dec.shape
-    _, rows, _, _ = views(flat, width, d)
-    g_enc, g_dec, g_benc, _ = views(gradient, width, d)
+    W_dec, (width, d) = sae.W_dec, sae.W_dec.shape
+    _, rows, _, _ = views(sae.flat, width, d)
+    g_enc, g_dec, g_benc, _ = views(sae.gradient, width, d)
     for latent in range(begin, end):
-        for entry in range(bounds[latent], bounds[latent + 1]):
-            g_benc[latent] += sums[entry, GAIN]
-        if not (whole and active[latent]):
+        for entry in range(work.bounds[latent], work.bounds[latent + 1]):
+            g_benc[latent] += work.sums[entry, GAIN]
+        if not (whole and sae.active[latent]):
             continue
         norm = np.float32(math.sqrt(dot(rows, latent, rows, latent)))
         for i in range(d):
@@ -41,17 +41,17 @@ def finish_gradient(flat, W_dec, norms, sums, bounds, gradient, active, inputs, 
 
 
 @numba.njit(refreshes, **OPTIONS)
-def refresh_tied(flat, W_dec, encoder, norms, idle, own, begin, end):  # type: ignore[no-untyped-def]
+def refresh_tied(sae, begin, end):  # type: ignore[no-untyped-def]
     """The rows of unit norm, W_dec, which are the encoder's too; norms, and the encoder."""
-    width, d = W_dec.shape
-    _, rows, b_enc, _ = views(flat, width, d)
+    W_dec, (width, d) = sae.W_dec, sae.W_dec.shape
+    _, rows, b_enc, _ = views(sae.flat, width, d)
     for latent in range(begin, end):
-        if idle[latent]:
+        if sae.idle[latent]:
             continue
         norm = max(np.float32(math.sqrt(dot(rows, latent, rows, latent))), LEAST)
         for i in range(d):
             W_dec[latent, i] = rows[latent, i] / norm
-    refresh_latents(W_dec, b_enc, encoder, norms, idle, begin, end)
+    refresh_latents(W_dec, b_enc, sae.encoder, sae.norms, sae.idle, begin, end)
 
 
 TIED = ArchitectureSteps(reconstruct, finish_gradient, refresh_tied, unit=True, dense=True)

@@ -247,7 +247,7 @@
   // A mark of the front opens its SAE.
   function open(id) {
     const place = cards.findIndex((card) => card.id === id);
-    if (!id) return;
+    if (!id || !$("latents")) return;
     if (place >= 0) showSae(place);
     else $("open-note").textContent = `The latents of ${id.slice(0, 8)} are not in this page: sae-sweep report … --latents ${id.slice(0, 8)} puts them here.`;
     $("open-note").hidden = place >= 0;

@@ -1,7 +1,8 @@
 """Which latents are active: an architecture a file, pre-activations in, codes out.
 
-All share pre = W_enc·x + b_enc and x̂ = W_dec·z + b_dec. What chooses among latents or compares them with a threshold
-does so by the contribution z‖d‖, so that a choice cannot be bought by rescaling a decoder row.
+All share x̂ = W_dec·z + b_dec; a linear encoder (others: saes/encoders) has pre = W_enc·x + b_enc. What chooses among
+latents or compares them with a threshold does so by the contribution z‖d‖, so that a choice cannot be bought by
+rescaling a decoder row.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sae_sweep.config.settings import Encoder
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Kind, get
 
@@ -83,9 +85,22 @@ class Architecture(Kind):
             return autograd
         return "compiled, by active latents" + ("" if "cuda" in self.compiled else f"; on a GPU {autograd}")
 
-    def codes(self, x: Tensor, sae: Parameters, settings: Sae, training: bool = False) -> Tensor:
-        """Codes [..., b, width] of inputs x [b, d]."""
-        return self.activate(pre_activations(x, sae), sae, settings, training)
+    def codes(
+        self, x: Tensor, sae: Parameters, settings: Sae, training: bool = False, encoder: Encoder | None = None
+    ) -> Tensor:
+        """Codes [..., b, width] of inputs x [b, d] by an encoder, by default the linear one."""
+        return self.infer(x, sae, settings, training, encoder or Encoder())[1]
+
+    def infer(
+        self, x: Tensor, sae: Parameters, settings: Sae, training: bool, encoder: Encoder
+    ) -> tuple[Tensor, Tensor]:
+        """Pre-activations and codes [..., b, width] of inputs x [b, d] by an encoder of these settings."""
+
+        def activate(pre: Tensor) -> Tensor:
+            return self.activate(pre, sae, settings, training)
+
+        pre = get("encoder", encoder.name).infer(x, sae, activate, encoder, settings)
+        return pre, activate(pre)
 
 
 def architecture_of(name: str) -> Architecture:

@@ -26,9 +26,10 @@ class LoadedSae(SaeTensors):
 
     library: who wrote the file · kind: the library's own name for the architecture
     architecture: the one of this package that selects latents alike: relu, topk, jumprelu, gated; or groupmax, which
-    keeps the largest of each of k groups of latents that follow each other
+    keeps the largest of each of k groups of latents that follow each other, or matching_pursuit of at most k steps
     parameters: `thresholds` [width] (JumpReLU) are compared with what `by_contribution` says
-    k: latents kept per input (TopK), or groups (groupmax)
+    k: latents kept per input (TopK), groups (groupmax), or steps
+    until: matching pursuit ends where less than this norm is left of an input; once: or a latent is chosen again
     by_contribution: contributions z‖d‖ are compared with thresholds and each other, instead of activations z
     squashed: codes are tanh of what they would be otherwise
     """
@@ -40,11 +41,15 @@ class LoadedSae(SaeTensors):
     k: int | None = None
     by_contribution: bool = False
     squashed: bool = False
+    until: float = 0.0
+    once: bool = False
 
     @torch.no_grad()
     def encode(self, acts: Tensor) -> Tensor:
         """Codes [b, width] of activations [b, d]: those that the library itself computes."""
         parameters = self.parameters
+        if self.architecture == "matching_pursuit":
+            return self._pursued(acts)
         pre = acts @ parameters.W_enc.T + parameters.b_enc
         codes = pre.relu()
         if self.architecture == "gated":
@@ -59,6 +64,20 @@ class LoadedSae(SaeTensors):
             codes = codes * (self._compared(codes) > parameters.thresholds)
         return codes.tanh() if self.squashed else codes
 
+    def _pursued(self, acts: Tensor) -> Tensor:
+        """Codes step by step: of what is left, all that the row of largest pre-activation takes."""
+        parameters, left = self.parameters, acts
+        codes, over = acts.new_zeros(len(acts), len(self.W_dec)), acts.new_zeros(len(acts), 1, dtype=torch.bool)
+        for _ in range(self._k):
+            value, best = (left @ parameters.W_enc.T + parameters.b_enc).relu().max(1, keepdim=True)
+            value = value.masked_fill(over, 0.0)
+            if self.once:
+                over = over | (value == 0) | (codes.gather(1, best) > 0)
+            codes = codes.scatter_add(1, best, value)
+            left = left - value * parameters.W_dec[best[:, 0]]
+            over = over | ((left - parameters.b_dec).norm(dim=1, keepdim=True) < self.until)
+        return codes
+
     @property
     def _k(self) -> int:
         assert self.k is not None, "a count comes with what selects by it"
@@ -72,7 +91,7 @@ class LoadedSae(SaeTensors):
         parameters, own = unfold(self.parameters, mean, scale), extras(self.parameters)
         if "thresholds" in own and not self.by_contribution:  # codes, and with them thresholds on them, stay
             parameters = parameters.replace(thresholds=own["thresholds"])
-        return dataclasses.replace(self, parameters=parameters)
+        return dataclasses.replace(self, parameters=parameters, until=self.until * scale)
 
     def to(self, device: str | torch.device) -> LoadedSae:
         """The same SAE on `device`."""
@@ -84,8 +103,8 @@ class LoadedSae(SaeTensors):
         UserError where none does: TopK by activations whose decoder rows differ in norm, groupmax, tanh.
         """
         norms = self.parameters.norms()
-        if self.squashed or self.architecture == "groupmax":
-            raise UserError(f"no architecture here computes {'tanh-relu' if self.squashed else 'groupmax'}")
+        if self.squashed or self.architecture in ("groupmax", "matching_pursuit"):
+            raise UserError(f"no architecture here computes {'tanh-relu' if self.squashed else self.architecture}")
         if self.by_contribution:
             return self.architecture, self.parameters
         if self.architecture == "topk" and norms.max() > norms.min() * (1 + ALIKE):

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from sae_sweep.config.settings import Point
 from sae_sweep.errors import UserError
+from sae_sweep.saes.architectures import architecture_of
+from sae_sweep.saes.encoders.matching_pursuit import by_projection
 from sae_sweep.saes.folding import SMALLEST_NORM, extras, rescaled, without_centring
 from sae_sweep.saes.formats.loaded import ALIKE, LoadedSae
-from sae_sweep.saes.formats.tensors import Tensors, agree, count, flag
+from sae_sweep.saes.formats.tensors import Tensors, agree, count, flag, whole
 from sae_sweep.saes.parameters import Parameters
 from sae_sweep.store.tensors import to_bytes
 
@@ -42,6 +44,8 @@ ARCHITECTURES = {
     "matryoshka": "jumprelu",
     "tied": "standard",
 }
+# Matching pursuit of one step is a TopK of tied rows.
+PURSUIT = "matching_pursuit"
 # What the architecture is called of which SAELens has no like.
 OURS = "sae_sweep"
 # Metadata of the weights: what each latent's code was multiplied by, and its decoder row divided by.
@@ -54,20 +58,19 @@ def to_files(point: Point, folded: Parameters) -> dict[str, bytes]:
     Where SAELens has no architecture that computes the same, they hold all parameters under an architecture that
     SAELens refuses by name.
     """
-    architecture = ARCHITECTURES.get(point.sae.architecture, OURS)
-    unit = architecture in ("topk", "jumprelu")
+    architecture = _architecture_of(point)
+    unit = architecture in ("topk", "jumprelu", PURSUIT)
     scaled_by = folded.norms().clamp_min(SMALLEST_NORM) if unit else torch.ones_like(folded.b_enc)
     scaled = rescaled(folded, scaled_by)
-    tensors = {"W_enc": scaled.W_enc.T, "W_dec": scaled.W_dec, "b_dec": scaled.b_dec}
-    if architecture == "gated":
-        tensors |= {"b_gate": scaled.b_enc, "r_mag": scaled.r_mag, "b_mag": scaled.b_mag}
-    else:
-        tensors["b_enc"] = scaled.b_enc
-    if architecture == OURS:
+    tensors = {"W_dec": scaled.W_dec, "b_dec": scaled.b_dec}
+    if architecture != PURSUIT:
+        tensors["W_enc"] = scaled.W_enc.T
+        tensors["b_gate" if architecture == "gated" else "b_enc"] = scaled.b_enc
+    if architecture in ("gated", OURS):
         tensors |= extras(scaled)
     elif point.sae.architecture == "jumprelu":
         tensors["threshold"] = scaled.thresholds
-    elif architecture == "jumprelu":
+    if architecture_of(point.sae.architecture).learns_threshold:
         # SAELens fires above the threshold, a BatchTopK SAE at it as well.
         tensors["threshold"] = torch.nextafter(scaled.threshold, torch.tensor(-math.inf)).expand_as(scaled.b_enc)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -82,9 +85,11 @@ def from_files(weights: bytes) -> Parameters:
     """
     tensors, scaled_by = load(weights), _factors(weights)
     assert scaled_by is not None, "not written by to_files"
-    W_enc, W_dec, b_dec = tensors.pop("W_enc").T.contiguous(), tensors.pop("W_dec"), tensors.pop("b_dec")
-    b_enc = tensors.pop("b_gate" if "b_gate" in tensors else "b_enc")
-    threshold = torch.zeros(())
+    W_dec, b_dec, threshold = tensors.pop("W_dec"), tensors.pop("b_dec"), torch.zeros(())
+    if "W_enc" not in tensors:
+        unknown = Parameters(W_dec, W_dec, torch.zeros(len(W_dec)), b_dec, threshold)
+        return by_projection(rescaled(unknown, 1 / scaled_by))
+    W_enc, b_enc = tensors.pop("W_enc").T.contiguous(), tensors.pop("b_gate" if "b_gate" in tensors else "b_enc")
     if "threshold" in tensors:
         tensors["thresholds"] = tensors.pop("threshold")
         threshold = torch.nextafter(tensors["thresholds"][0], torch.tensor(math.inf))
@@ -98,9 +103,18 @@ def _factors(weights: bytes) -> Tensor | None:
     return torch.tensor(json.loads(about[FACTORS])) if FACTORS in about else None
 
 
+def _architecture_of(point: Point) -> str:
+    """SAELens's name for what computes the same."""
+    if point.encoder.name == "matching_pursuit" and point.sae.k > 1:
+        return PURSUIT
+    if point.encoder.name in ("linear", "matching_pursuit"):
+        return ARCHITECTURES.get(point.sae.architecture, OURS)
+    return OURS
+
+
 def _config(point: Point, folded: Parameters) -> dict[str, object]:
     width, d = folded.W_dec.shape
-    architecture = ARCHITECTURES.get(point.sae.architecture, OURS)
+    architecture = _architecture_of(point)
     config: dict[str, object] = {
         "architecture": architecture,
         "d_in": d,
@@ -115,6 +129,9 @@ def _config(point: Point, folded: Parameters) -> dict[str, object]:
     }
     if architecture == "topk":
         config |= {"k": point.sae.k, "rescale_acts_by_decoder_norm": False}
+    if architecture == PURSUIT:
+        config |= {"max_iterations": point.sae.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
+        config["apply_b_dec_to_input"] = True
     return config
 
 
@@ -128,6 +145,7 @@ KNOWN = {
     "gated": "gated",
     "batchtopk": "jumprelu",
     "matryoshka_batchtopk": "jumprelu",
+    PURSUIT: PURSUIT,
 }
 _IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 # Keys that older versions called otherwise.
@@ -135,6 +153,8 @@ _RENAMED = {"activation_fn_str": "activation_fn", "hook_point": "hook_name"}
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 # What SAELens takes where `cfg.json` has no k.
 _DEFAULT_K = 100
+# And where that of a matching pursuit does not say when to stop.
+_DEFAULT_RESIDUAL = 1e-2
 
 
 def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
@@ -147,6 +167,8 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     width, d = tensors.size("W_dec")
     agree(f"d_sae of {CONFIG}", config.get("d_sae"), width, "W_dec")
     agree(f"d_in of {CONFIG}", config.get("d_in"), d, "W_dec")
+    if kind == PURSUIT:
+        return _pursuit(tensors, config, dtype)
     parameters = _parameters(tensors, kind, width, d, dtype)
     scaling = _scaling(tensors, config, width, dtype)
     rescales = _rescales(config, kind, parameters)
@@ -167,11 +189,32 @@ def read(weights: bytes, config: Mapping[str, Any]) -> LoadedSae:
     return LoadedSae(NAME, kind, KNOWN[kind], parameters, k, by_contribution=own is not None, squashed=squashed)
 
 
+def _pursuit(tensors: Tensors, config: Mapping[str, Any], dtype: torch.dtype) -> LoadedSae:
+    """A matching pursuit by the rows as they are. What is centred by b_dec is decoded with it, and else neither is."""
+    width, d = tensors.size("W_dec")
+    W_dec, b_dec = tensors.take("W_dec", width, d, dtype=dtype), tensors.take("b_dec", d, dtype=dtype)
+    tensors.nothing_left(f"architecture {PURSUIT}")
+    if not flag("apply_b_dec_to_input", config.get("apply_b_dec_to_input", True)):
+        b_dec = torch.zeros_like(b_dec)
+    most, until = config.get("max_iterations"), config.get("residual_threshold", _DEFAULT_RESIDUAL)
+    if isinstance(until, bool) or not isinstance(until, int | float) or not until >= 0:
+        raise UserError(f"residual_threshold of {CONFIG} is {until!r}, wanted a number from 0")
+    return LoadedSae(
+        NAME,
+        PURSUIT,
+        PURSUIT,
+        Parameters(W_dec, W_dec, -(W_dec @ b_dec), b_dec, torch.zeros(())),
+        k=d if most is None else whole(f"max_iterations of {CONFIG}", most, 1),
+        until=float(until),
+        once=flag("stop_on_duplicate_support", config.get("stop_on_duplicate_support", True)),
+    )
+
+
 def _architecture(config: Mapping[str, Any]) -> tuple[str, bool]:
     """SAELens's architecture, and whether codes are tanh of what they would be otherwise."""
     kind, activation = config.get("architecture", "standard"), config.get("activation_fn")
     if kind == OURS:
-        raise UserError(f"{CONFIG} is of a point whose architecture no other library has: load it by its id")
+        raise UserError(f"{CONFIG} is of a point whose architecture or encoder no other library has: load it by its id")
     if not isinstance(kind, str) or kind not in KNOWN:
         raise UserError(f"architecture {kind!r} is not one of {', '.join(KNOWN)}")
     kwargs = _kwargs(config)

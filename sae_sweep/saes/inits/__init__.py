@@ -20,6 +20,7 @@ from sae_sweep.config.settings import derive_seed
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Kind, Setting, get
 from sae_sweep.saes.architectures import architecture_of
+from sae_sweep.saes.encoders import encoder_of
 from sae_sweep.saes.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ RIDGE = Setting(1e-2, "of the encoder's metric, relative to the largest eigenval
 
 
 class Source(Protocol):
-    """What an init may look at: the activations that the SAE will be trained on."""
+    """What an init may look at: the activations that the SAE will be trained on, and the device they are drawn on."""
+
+    device: str
 
     def exemplars(self, count: int, seed: int) -> Tensor:
         """Independent draws [count, d]."""
@@ -52,10 +55,14 @@ class Source(Protocol):
         """Mean activation [classes, d] and probability [classes] of each class of inputs."""
         ...
 
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Unit directions [features, d] of planted features, and x [d] where none is active. UserError without any."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Kind):
-    """`make(point, source, generator)`: the untrained SAE, without what its architecture alone has.
+    """`make(point, source, generator)`: the untrained SAE, without what its architecture and encoder alone have.
 
     clusters: it looks for clusters among many inputs, which takes time that grows with the square of the width
     """
@@ -73,8 +80,10 @@ def start(point: Point, source: Source) -> Parameters:
     """
     sae = point.sae
     seed = derive_seed("init", sae.architecture, sae.width, point.seed)
-    made: Parameters = get("init", sae.init).make(point, source, torch.Generator().manual_seed(seed))
-    return architecture_of(sae.architecture).completed(made, sae.width)
+    generator = torch.Generator().manual_seed(seed)
+    made: Parameters = get("init", sae.init).make(point, source, generator)
+    made = architecture_of(sae.architecture).completed(made, sae.width)
+    return encoder_of(point.encoder.name).completed(made, point, generator)
 
 
 def latents_at(exemplars: Tensor, point: Point, metric: Tensor, generator: torch.Generator) -> Parameters:
@@ -84,7 +93,7 @@ def latents_at(exemplars: Tensor, point: Point, metric: Tensor, generator: torch
         parameters = from_exemplars(exemplars, sae.margin, metric)
     else:
         parameters = kind.at_exemplars(from_exemplars(exemplars, 0.0, metric), exemplars.norm(dim=1), sae.margin)
-    return _padded(parameters, sae.width, kind.off, generator)
+    return padded(parameters, sae.width, kind.off, generator)
 
 
 def from_exemplars(exemplars: Tensor, margin: float, metric: Tensor) -> Parameters:
@@ -115,7 +124,7 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
-def _padded(parameters: Parameters, width: int, off: float, generator: torch.Generator) -> Parameters:
+def padded(parameters: Parameters, width: int, off: float, generator: torch.Generator) -> Parameters:
     """Spare latents are off: their pre-activation is negative for every input, so they never fire nor train."""
     spare, d = width - len(parameters.W_dec), parameters.W_dec.shape[1]
     if not spare:

@@ -1,4 +1,4 @@
-"""Random: directions uniform on the sphere, encoder = decoder, no bias."""
+"""Random directions: as the field begins, with short rows; with rows of norm 1; or with a quieter encoder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,48 @@ if TYPE_CHECKING:
     from sae_sweep.saes.inits import Source
     from sae_sweep.saes.parameters import Parameters
 
+# SAELens's `decoder_init_norm`.
+SHORT = 0.1
 
-def _make(point: Point, source: Source, generator: torch.Generator) -> Parameters:
+
+def _short(point: Point, source: Source, generator: torch.Generator) -> Parameters:
+    sae = _unit(point, source, generator)
+    return sae.replace(W_enc=SHORT * sae.W_enc, W_dec=SHORT * sae.W_dec)
+
+
+def _unit(point: Point, source: Source, generator: torch.Generator) -> Parameters:
     return directions(point.sae.width, source.covariance().shape[0], generator)
+
+
+def _scaled(point: Point, source: Source, generator: torch.Generator) -> Parameters:
+    """Σ uᵢ·max(uᵢᵀx, 0) over directions u is x·width/(2d) on average, so that 2d/width of it is x."""
+    sae = _unit(point, source, generator)
+    width, d = sae.W_dec.shape
+    return sae.replace(W_enc=2 * d / width * sae.W_enc)
 
 
 register(
     Init(
         name="random",
-        make=_make,
-        description="directions uniform on the sphere, encoder = decoder, no bias",
+        make=_short,
+        description=f"random directions, decoder and encoder rows of norm {SHORT}, no bias",
+        source="SAELens 6 (`decoder_init_norm`); Anthropic, Circuits Updates April 2024",
+        version=2,  # its rows had norm 1 before
+    )
+)
+register(
+    Init(
+        name="random_unit",
+        make=_unit,
+        description="random directions, decoder and encoder rows of norm 1, no bias",
         source="arXiv 2309.08600",
+    )
+)
+register(
+    Init(
+        name="random_scaled",
+        make=_scaled,
+        description="random directions, decoder rows of norm 1, encoder rows of 2d/width: of a wide SAE x̂ begins as x",
+        source="this project (saes/inits/random.py)",
     )
 )

@@ -20,7 +20,8 @@ def _make(point: Point, source: Source, generator: torch.Generator) -> Parameter
     sae = point.sae
     values, axes = spectrum(source, sae.ridge)
     pool = source.exemplars(pool_size(sae.width), draw_seed(generator))
-    centres = kmeans(pool @ (axes * values.rsqrt()), sae.width, generator) @ (axes * values.sqrt()).T
+    whitened = (pool @ (axes * values.rsqrt())).to(source.device)
+    centres = kmeans(whitened, sae.width, generator).cpu() @ (axes * values.sqrt()).T
     return latents_at(centres, point, (axes / values) @ axes.T, generator)
 
 

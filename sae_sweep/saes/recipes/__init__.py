@@ -15,7 +15,7 @@ from sae_sweep.registry import Kind
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sae_sweep.config.settings import Training
+    from sae_sweep.config.settings import Point, Training
     from sae_sweep.saes.stack import Stack
 
 
@@ -73,18 +73,20 @@ class Revival(Ingredient):
     compiled: bool = True  # it happens between steps
 
 
-def is_plain(training: Training) -> bool:
-    """Whether the compiled steps know how it is trained; else the reference step takes it."""
-    return all(
+def is_plain(point: Point) -> bool:
+    """Whether the compiled steps know its encoder and how it is trained; else the reference step takes it."""
+    training = point.training
+    return point.encoder.name == "linear" and all(
         kind.compiled and all(training.get(name) == setting.default for name, setting in kind.settings.items())
         for kind in training.chosen.values()
         if isinstance(kind, Optimizer | DecoderNorm)
     )
 
 
-def of_step(training: Training) -> tuple[Any, ...]:
+def of_step(point: Point) -> tuple[Any, ...]:
     """What one step of a whole stack has in common beyond the compiled steps: none where these know it."""
-    if is_plain(training):
+    if is_plain(point):
         return ()
+    training = point.training
     kinds = (training.chosen[key] for key in ("optimizer", "decoder_norm"))
-    return tuple((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)
+    return point.encoder, *((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)

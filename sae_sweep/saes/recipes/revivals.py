@@ -9,8 +9,8 @@ steps (saes/train.py) into which a multiple of `revival_every` falls, until `rev
   error ‖x − x̂‖² (`revival_source=loss`; the source squares that again) or alike for all (`all`). If there are fewer
   inputs with an error than dead latents, the rest stay dead;
 - its decoder row becomes u = (x − b_dec)/‖x − b_dec‖, its encoder row s·u, and its bias −s·uᵀb_dec, so that it reads
-  s·uᵀ(x − b_dec); what else the architecture has of each latent is as in an untrained SAE; Adam's moments of all of
-  these become 0;
+  s·uᵀ(x − b_dec); what else the architecture and the encoder have of each latent is as in an untrained SAE; Adam's
+  moments of all of these become 0;
 - s is `revival_scale` times the mean norm of the encoder rows of living latents, .2 of it by the source. Where the
   architecture counts, s is `revival_scale` itself, by default 1: a latent that is to be among the k largest must read
   its own input whole, and with .2 of it it would lose to whatever lives.
@@ -72,29 +72,25 @@ def resample(stack: Stack, i: int, batches: Tensor) -> Tensor:
         norms = sae.W_enc[fired].norm(dim=1)
         norm = (OF_LIVING if scale is None else scale) * (float(norms.mean()) if len(norms) else 1.0)
     fresh = Parameters(norm * rows, rows, -norm * (rows @ sae.b_dec), sae.b_dec, sae.threshold)
-    fresh = kind.completed(fresh, count)
-    W_enc, W_dec, b_enc, _, *extras = stack.views(stack.flat[i])
-    changed = [W_enc, W_dec, b_enc, *extras]
-    values = [fresh.W_enc, fresh.W_dec, fresh.b_enc, *(getattr(fresh, name) for name in kind.extras)]
-    for view, value in zip(changed, values, strict=True):
-        view[dead] = value
-    for moments in (stack.first[i], stack.second[i]):
-        W_enc, W_dec, b_enc, _, *extras = stack.views(moments)
-        for view in (W_enc, W_dec, b_enc, *extras):
-            view[dead] = 0.0
+    fresh = stack.encoder.revived(kind.completed(fresh, count), point.encoder, norm)
+    trained, *moments = (stack.named(tensor[i]) for tensor in (stack.flat, stack.first, stack.second))
+    for name in ("W_enc", "W_dec", "b_enc", *kind.extras, *stack.encoder.rows):
+        trained[name][dead] = getattr(fresh, name)
+        for moment in moments:
+            moment[name][dead] = 0.0
     revived[dead] = True
     return revived
 
 
 def _responses(stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
     """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input [steps·b]."""
-    kind, sae, settings = stack.architecture, stack.parameters(i), stack.points[i].sae
+    kind, sae, point = stack.architecture, stack.parameters(i), stack.points[i]
     fired = torch.zeros(stack.width, dtype=torch.bool, device=batches.device)
     errors = []
     # What chooses over a batch must see the whole of it.
     rows = batches.shape[1] if kind.learns_threshold else max(1, NUMBERS // stack.width)
     for x in (part for batch in batches for part in batch.split(rows)):
-        codes = kind.codes(x, sae, settings, training=True)
+        codes = kind.codes(x, sae, point.sae, True, point.encoder)
         fired |= (codes > 0).any(0)
         errors.append((codes @ sae.W_dec + sae.b_dec - x).square().sum(1))
     return fired, torch.cat(errors)
