@@ -25,7 +25,7 @@ from sae_sweep.registry import UNSET, Setting
 # before. Where only what a kind computes changes, raise that kind's version.
 TRAIN_VERSION = 3
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 7
+MEASURE_VERSION = 8
 
 # Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
 PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
