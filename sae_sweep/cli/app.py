@@ -380,10 +380,11 @@ def dashboard(
     epilog=_examples(
         "cells",
         "cells toy=small toy.d_vocab=8 toy.k=3",
+        "cells toy=planted toy.features=3 toy.rates=0.3 toy.tree=\"'0>1:0.2'\"",
     )
 )
 def cells(overrides: OfToy = None, json: Json = False) -> None:
-    """The ground truth of a toy: its cells, how many per maximum, and every coarser partition."""
+    """The ground truth of a toy: its cells and every coarser partition; its planted features, with a picture."""
     from sae_sweep.cli import listings
 
     listings.cells(overrides or [], json)

@@ -15,7 +15,7 @@ from rich.text import Text
 from sae_sweep import registry
 from sae_sweep.config import overrides as config
 from sae_sweep.config.keys import nearest, show
-from sae_sweep.config.settings import Training
+from sae_sweep.config.settings import Toy, Training
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
@@ -30,6 +30,15 @@ def cells(overrides: Sequence[str], json: bool) -> None:
     if len(settings) > 1:
         raise UserError(f"cells shows one toy under one distribution at a time, got {len(settings)}")
     ((toy, distribution),) = settings
+    if toy.kind.planted:
+        from sae_sweep.cli import features
+
+        planted = features.describe(toy)
+        if json:
+            print(json_module.dumps({"schema": 1, "toy": toy.name, **planted}))
+        else:
+            layout.write(layout.console(sys.stdout), *features.picture(toy, planted))
+        return
     if not toy.kind.distributions:
         raise UserError(f"toy={toy.name} has no cells of sequences: they are counted for toy=max_of_k")
 
@@ -87,6 +96,11 @@ def toys(name: str | None, json: bool) -> None:
         for each, kind in registry.kinds("toy").items()
     ]
     _listing("toy", rows, name, json, "toy=NAME, and its settings at their defaults")
+    if name is not None and not json and registry.get("toy", name).planted:
+        from sae_sweep.cli import features
+
+        toy = Toy(name)
+        layout.write(layout.console(sys.stdout), "", *features.picture(toy, features.describe(toy)))
 
 
 def penalties(name: str | None, json: bool) -> None:

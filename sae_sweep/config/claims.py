@@ -21,6 +21,7 @@ _OPTIONAL = {
     "at_least": Setting(0.0),
     "at_most": Setting(0.0),
     "threshold": Setting(0.0),
+    "equals": Setting(0.0),
     "margin": Setting(0.0, gt=0),
     "toys": Setting(LEAST, ge=LEAST),
     "seeds": Setting(LEAST, ge=LEAST),
@@ -39,8 +40,9 @@ def check_claims(claims: Any, where: str) -> list[dict[str, Any]]:
     keeps the seed of lowest loss of each setting.
 
     `test: threshold` (the default) asks for one of `at_least` and `at_most`. `test: equivalence` says that the two
-    sides of `versus` are the same within ± `margin` (left out: twice the standard deviation over seeds). `toys` and
-    `seeds` are how many toys it rests on, and how many SAE seeds of each (left out: 2, the fewest that have a spread).
+    sides of `versus` are the same within ± `margin` (left out: twice the standard deviation over seeds), or that the
+    number is the published one, `equals`, within ± `margin`. `toys` and `seeds` are how many toys it rests on, and how
+    many SAE seeds of each (left out: 2, the fewest that have a spread).
     """
     if not isinstance(claims, list):
         raise UserError(f"{where}: claims must be a list, got {show(claims)}")
@@ -83,16 +85,18 @@ def _claim(claim: Any, where: str) -> dict[str, Any]:
 def _tests_something(claim: Mapping[str, Any], where: str) -> None:
     bounds = [key for key in ("at_least", "at_most") if key in claim]
     if claim["test"] == "equivalence":
-        if bounds or "versus" not in claim:
+        if bounds or ("versus" in claim) == ("equals" in claim):
             raise UserError(
-                f"{where}: test: equivalence needs versus, and takes margin in place of at_least and at_most"
+                f"{where}: test: equivalence needs versus or equals, and takes margin in place of at_least and at_most"
             )
+        if "equals" in claim and "margin" not in claim:
+            raise UserError(f"{where}: equals needs the margin within which a number is the same")
         if claim["aggregate"] in ("min", "max"):
             raise UserError(f"{where}: test: equivalence is of a typical number: aggregate: median, mean or share")
     elif len(bounds) != 1:
         raise UserError(f"{where} needs one of at_least and at_most, or test: equivalence")
-    elif "margin" in claim:
-        raise UserError(f"{where}: margin belongs to test: equivalence")
+    elif stray := next((key for key in ("margin", "equals") if key in claim), None):
+        raise UserError(f"{where}: {stray} belongs to test: equivalence")
 
 
 def _mapping(value: Any, where: str) -> None:

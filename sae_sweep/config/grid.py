@@ -282,6 +282,8 @@ def _sensible(point: Point) -> Point:
     sites = point.toy.kind.sites
     if sites and point.site.name not in sites:
         raise UserError(f"toy={point.toy.name} has no site {point.site.name}{nearest(point.site.name, sites)}")
+    if point.sae.init == "truth" and not point.toy.kind.planted:
+        raise UserError(f"sae.init=truth begins at planted features, and toy={point.toy.name} has none")
     return point
 
 

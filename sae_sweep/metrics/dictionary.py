@@ -32,8 +32,11 @@ EDGE_INPUTS = 1 << 14
 
 COLUMNS = {
     "c_dec": Column("mean |cos| of every two decoder rows"),
+    "c_dec_signed": Column("mean cos of every two decoder rows"),
     "recovered_80": Column("planted features along which a decoder row lies, cosine above .8", kind="Int64"),
     "recovered_90": Column("planted features along which a decoder row lies, cosine above .9", kind="Int64"),
+    "encoder_recovered_80": Column("planted features along which an encoder row lies, cosine above .8", kind="Int64"),
+    "encoder_recovered_90": Column("planted features along which an encoder row lies, cosine above .9", kind="Int64"),
     "edge_absorption": Column("of the inputs with a planted child, on which its parent's latent is silent"),
     "edge_cosine": Column("cosine of a planted child's decoder row with its parent's direction"),
     "edge_hedging": Column("cosine of a planted child's direction with the row nearest to its parent's"),
@@ -45,14 +48,16 @@ COLUMNS = {
 def dictionary(measured: Measured) -> dict[str, Value]:
     """The columns COLUMNS of an SAE; null where they have no meaning, nan where its numbers are not finite.
 
-    c_dec: mean |cos| of every two decoder rows (arXiv 2508.16560); null for one latent, and beyond WIDEST
-    recovered_80, recovered_90: planted features along which some decoder row lies, cosine above .8, .9 (2602.14111)
+    c_dec, c_dec_signed: mean |cos| of every two decoder rows (arXiv 2508.16560), and mean cos: below 0 where latents
+    take away features that seldom come with theirs; null for one latent, and beyond WIDEST
+    recovered_80, recovered_90: planted features along which some decoder row lies, cosine above .8, .9 (2602.14111);
+    encoder_recovered_80, encoder_recovered_90: along which some encoder row does
     edge_absorption, edge_cosine, edge_hedging: of a planted tree, see `edges`
     bias_on_recovered, bias_on_missed: see `bias`
     """
     found: dict[str, Value] = dict.fromkeys(COLUMNS)
     W_dec, planted = measured.sae.W_dec, measured.inputs.model.planted
-    found["c_dec"] = mean_overlap(W_dec)
+    found["c_dec"], found["c_dec_signed"] = mean_overlaps(W_dec)
     if planted is None:
         return found
     finite = bool(torch.isfinite(W_dec).all())
@@ -60,6 +65,10 @@ def dictionary(measured: Measured) -> dict[str, Value]:
     nearest = cosine.max(0)
     if finite:
         found |= {f"recovered_{percent}": int((nearest > percent / 100).sum()) for percent in (80, 90)}
+    W_enc = getattr(measured.sae, "W_enc", None)
+    if W_enc is not None and bool(torch.isfinite(W_enc).all()):
+        seen = _cosines(W_enc, planted.directions).max(0)
+        found |= {f"encoder_recovered_{percent}": int((seen > percent / 100).sum()) for percent in (80, 90)}
     found |= bias(measured, planted.directions, nearest > 0.9)
     of_edges = getattr(planted, "edges", ())
     if of_edges and finite:
@@ -67,23 +76,26 @@ def dictionary(measured: Measured) -> dict[str, Value]:
     return found
 
 
-def mean_overlap(W_dec: Tensor) -> float | None:
-    """Mean |cos| of every two rows [width, d], rows of zeros counting as orthogonal; None: see `dictionary`."""
+def mean_overlaps(W_dec: Tensor) -> tuple[float, float] | tuple[None, None]:
+    """Mean |cos| and mean cos of every two rows [width, d], rows of zeros counting as orthogonal; None as above."""
     width = len(W_dec)
     if not 1 < width <= WIDEST:
-        return None
-    total = 0.0
+        return None, None
+    sizes = signed = 0.0
     for start in range(0, width, CHUNK):
-        total += float(np.abs(_cosines(W_dec[start : start + CHUNK], W_dec)).sum())
-    alike = int((W_dec.norm(dim=1) != 0).sum())
-    return (total - alike) / (width * (width - 1))
+        cosine = _cosines(W_dec[start : start + CHUNK], W_dec)
+        sizes += float(np.abs(cosine).sum())
+        signed += float(cosine.sum())
+    alike, pairs = int((W_dec.norm(dim=1) != 0).sum()), width * (width - 1)
+    return (sizes - alike) / pairs, (signed - alike) / pairs
 
 
 def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[np.float64]) -> dict[str, Value]:
     """Of the edges (parent, child) of a planted tree, means.
 
-    edge_hedging: cosine of the child's direction with the row nearest to the parent's direction: a parent's latent that
-    an SAE too narrow for the child mixes it into has r/√(1 + r²), r the child's rate given the parent (2505.11756).
+    edge_hedging: cosine of the child's direction with the row nearest to the parent's: above 0 where an SAE too narrow
+    for the child mixes it into the parent's latent, by r/√(1 + r²) for a code that does not vary, r the child's rate
+    given the parent (2505.11756).
 
     The others are of edges whose two features have latents of their own, by the one-to-one matching of rows and
     directions with the largest sum of cosines (Hungarian).

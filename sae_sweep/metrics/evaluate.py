@@ -47,7 +47,7 @@ def measure(
     """Measure an SAE on the device where the inputs are; `evaluation` must be the one that `inputs` were made with.
 
     `penalty_value`: a‖d‖ [b, width] to the penalty of each input [b]. `nulls`: with the columns shuffled_*.
-    `objective`: with the columns inferred_*, if `evaluation.inference` asks for them.
+    `objective`: with the columns truth_*, and inferred_* if `evaluation.inference` asks for them.
     Metrics are nan where the SAE's own numbers are not finite, None where the toy gives them no meaning.
     """
     measured = see(sae, inputs, penalty_value, evaluation, nulls=nulls, objective=objective)

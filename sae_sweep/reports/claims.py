@@ -9,8 +9,9 @@ The effect is `aggregate(measure over the points that match where)`, less the sa
 - *not supported* if the interval lies wholly on the other side of the threshold;
 - else *undecided*, with the number of seeds that it would take if toys and seeds go on to vary as they did.
 
-A claim that two sides are the same is supported if the interval of their difference lies within ± its margin, and not
-supported if it lies wholly outside. With fewer toys or seeds than it asks for, every claim is undecided.
+A claim that two sides are the same, or that a number is a published one, is supported if the interval of the difference
+lies within ± its margin, and not supported if it lies wholly outside. With fewer toys or seeds than it asks for, every
+claim is undecided.
 
 `min` and `max` choose among settings, such as the coefficients of a ladder. Where the choice favours the claim ("the
 best of these is at least …") the intervals of the settings are Holm-corrected; where it does not ("none of these is
@@ -56,7 +57,8 @@ class Verdict:
         sentence: all of it in one sentence.
         toys: how many toys the seeds belong to.
         interval: the 95% interval of the value; None for one toy.
-        margin: within which the two sides count as the same; None for a claim with a threshold.
+        margin: within which the two sides count as the same, or the number as the published one; None for a claim with
+            a threshold.
         nulls: the nulls that were measured, by name.
         seeds_needed: if it is undecided, how many seeds, over all toys, would decide it by the spread seen; None if it
             is decided, or if no number would.
@@ -249,7 +251,8 @@ def _decided(claim: Mapping[str, Any], verdict: Verdict, compared: _Compared) ->
         low, high = sorted((sign * effect.low, sign * effect.high))
         verdict = dataclasses.replace(verdict, value=sign * effect.value, interval=(low, high))
         if len(compared.toys) >= claim["toys"] and seeds >= claim["seeds"]:
-            decision = _equal(effect, verdict) if claim["test"] == "equivalence" else _beyond(claim, effect, verdict)
+            decide = _equal if claim["test"] == "equivalence" else _beyond
+            decision = decide(claim, effect, verdict)
     needed = None if decision.toys_needed is None else decision.toys_needed * max(seeds, claim["seeds"])
     if needed is not None:
         told = f"about {needed} seeds over {decision.toys_needed} toys would decide it by the spread seen"
@@ -279,17 +282,17 @@ def _beyond(claim: Mapping[str, Any], effect: _Effect, verdict: Verdict) -> _Dec
     return _Decision("undecided", f"and the interval reaches to both sides of {predicted}", needed)
 
 
-def _equal(effect: _Effect, verdict: Verdict) -> _Decision:
+def _equal(claim: Mapping[str, Any], effect: _Effect, verdict: Verdict) -> _Decision:
     """Whether the interval lies within ± the margin (two one-sided tests; Schuirmann 1987)."""
-    margin = verdict.margin if verdict.margin is not None else np.nan
-    within = f"the same within {sentences.number(margin)}"
+    margin, equal = verdict.margin if verdict.margin is not None else np.nan, _bound(claim)
+    within = sentences.predicted(claim, margin)
     limit = margin + SLACK * max(1.0, margin)
-    if -limit <= effect.low and effect.high <= limit:
+    if equal - limit <= effect.low and effect.high <= equal + limit:
         return _Decision("supported", f"{within} as predicted")
-    if effect.low > limit or effect.high < -limit:
+    if effect.low > equal + limit or effect.high < equal - limit:
         return _Decision("not supported", f"not {within} as predicted")
     half = max(effect.high - effect.value, effect.value - effect.low)
-    needed = bootstrap.toys_needed(effect.toys, half, abs(margin - abs(effect.value)))
+    needed = bootstrap.toys_needed(effect.toys, half, abs(margin - abs(effect.value - equal)))
     return _Decision("undecided", f"and the interval reaches to both sides of {within}", needed)
 
 
@@ -441,5 +444,5 @@ def _sign(claim: Mapping[str, Any]) -> int:
 
 
 def _bound(claim: Mapping[str, Any]) -> float:
-    """The threshold; of a claim of sameness, no difference."""
-    return float(claim.get("at_least", claim.get("at_most", 0.0)))
+    """The threshold, or the published number; of a claim that two sides are the same, no difference."""
+    return float(claim.get("at_least", claim.get("at_most", claim.get("equals", 0.0))))

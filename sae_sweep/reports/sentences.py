@@ -48,12 +48,13 @@ def undecided(claim: Mapping[str, Any], why: str) -> str:
 
 
 def predicted(claim: Mapping[str, Any], margin: float | None = None) -> str:
-    """What was predicted of the number: "at least 15", or "the same within 0.5"."""
+    """What was predicted of the number: "at least 15", "the same within 0.5", or "2.73 within 0.2"."""
     if "at_least" in claim:
         return f"at least {number(claim['at_least'])}"
     if "at_most" in claim:
         return f"at most {number(claim['at_most'])}"
-    return "the same" if margin is None else f"the same within {number(margin)}"
+    same = number(claim["equals"]) if "equals" in claim else "the same"
+    return same if margin is None else f"{same} within {number(margin)}"
 
 
 def sample(toys: int, seeds: int) -> str:

@@ -92,6 +92,14 @@ class Ground:
             mass.index_add_(0, members, weight)
         return sums / mass.clamp_min(1e-300)[:, None], mass
 
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """The planted features' unit directions [features, d], and x [d] where none is active."""
+        planted = self.stream.model.planted
+        if planted is None:
+            raise UserError(f"sae.init=truth: toy={self.stream.model.toy.name} has no planted features")
+        origin = (planted.origin.cpu() - self.mean) * self.scale
+        return torch.nn.functional.normalize(planted.directions.cpu(), dim=1), origin
+
     def _additive_means(self, cells: Factored, first: str, second: str) -> tuple[Tensor, Tensor]:
         """Means uᵢ of the classes of one factor and vⱼ of another such that uᵢ + vⱼ fits the mean of both best.
 

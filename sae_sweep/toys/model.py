@@ -66,6 +66,10 @@ class Planted(Protocol):
     def directions(self) -> Tensor:
         """Each feature's direction in raw activations [features, d]."""
 
+    @property
+    def origin(self) -> Tensor:
+        """The raw activation where no feature is active [d]."""
+
     def features(self, inputs: Tensor) -> Tensor:
         """How active each feature is in each input [batch, features], 0 where it is not."""
 
@@ -129,6 +133,7 @@ class ToyKind(Kind):
     sites: where activations are read, if there is a choice; d(toy, site): numbers of an activation there
     distributions: whether `distribution` says how inputs are drawn, or the toy's own settings do
     inputs(toy): how many inputs there are, infinity if there is no end of them
+    planted: whether features are planted, and nothing is trained
     independent: whether features come and go by themselves, so that inputs have no classes
     factors_depend: whether the factors of a cell depend on each other
     trains(toy): steps of training and multiplications in each, for the planner; (0, 0) where nothing is trained
@@ -148,6 +153,7 @@ class ToyKind(Kind):
     cells: Callable[[Toy, Distribution], tuple[Factored, NDArray[np.float64]] | None] = _made_first
     sites: tuple[str, ...] = ()
     distributions: bool = False
+    planted: bool = False
     independent: bool = False
     factors_depend: bool = False
     model_cost: float = 1.0

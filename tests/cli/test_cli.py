@@ -186,6 +186,21 @@ def test_cells() -> None:
     assert "one toy" in call("cells", "toy.k=2,3").err
 
 
+def test_cells_of_planted_features() -> None:
+    words = ["toy=planted", "toy.features=3", "toy.rates='0.3,0.1,0.1'", "toy.tree='0>1:0.2'"]
+    found = json.loads(call("cells", *words, "--json").out)
+    assert (found["features"], found["edges"], found["exact"]) == (3, [[0, 1]], True)
+    assert found["rates"] == pytest.approx([0.3, 0.06, 0.1], abs=1e-6)
+    assert found["l0"] == pytest.approx(0.46, abs=1e-6)
+    shown = call("cells", *words).out.splitlines()
+    # The child has its parent always, the parent its child on a fifth, and no feature the third on more than a tenth.
+    rows = {line.split()[0]: line.rstrip()[-6:] for line in shown if line[:7].strip().isdigit()}
+    assert rows["1"].startswith("████") and rows["0"].startswith("██░░")
+    drawn = json.loads(call("cells", "toy=exclusive", "toy.features=4", "--json").out)
+    assert (drawn["exact"], drawn["l0"]) == (False, pytest.approx(1))
+    assert "active" in call("toys", "circle").out
+
+
 def test_listings() -> None:
     listed = json.loads(call("penalties", "--json").out)
     assert [row["name"] for row in listed] == list(PENALTIES)

@@ -29,7 +29,8 @@ def test_claims_pass_through_with_what_they_leave_to_the_defaults() -> None:
     two = {**CLAIM, "name": "c", "measure": "label_mq - label_mn", "best_of_seeds": True}
     same = {**SAME, "name": "d", "margin": 0.5, "toys": 5, "seeds": 3}
     defaults = {"test": "threshold", "toys": 2, "seeds": 2}
-    given = [CLAIM, share, two, same]
+    number = {**{key: value for key, value in same.items() if key != "versus"}, "name": "e", "equals": 2.73}
+    given = [CLAIM, share, two, same, number]
     assert check_claims(given, "here") == [{**defaults, **claim} for claim in given]
 
 
@@ -56,6 +57,7 @@ def test_claims_pass_through_with_what_they_leave_to_the_defaults() -> None:
         ({"test": "equality"}, "did you mean 'equivalence'?"),
         ({"test": "equivalence"}, "needs versus"),
         ({"margin": 0.5}, "margin belongs to test: equivalence"),
+        ({"equals": 0.5}, "equals belongs to test: equivalence"),
         ({"toys": 1}, "at least 2"),
         ({"seeds": 2.5}, "must be a whole number"),
     ],
@@ -72,6 +74,7 @@ def test_a_wrong_claim_is_refused(change: Mapping[str, Any], message: str) -> No
     ("change", "message"),
     [
         ({"at_least": 3}, "margin in place of at_least"),
+        ({"equals": 2.73, "margin": 0.1}, "versus or equals"),
         ({"margin": 0}, "above 0"),
         ({"margin": "wide"}, "must be a number"),
         ({"aggregate": "max"}, "of a typical number"),

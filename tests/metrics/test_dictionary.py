@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.config.settings import Distribution, Evaluation, Toy
-from sae_sweep.metrics.dictionary import COLUMNS, mean_overlap
+from sae_sweep.metrics.dictionary import COLUMNS, mean_overlaps
 from sae_sweep.metrics.evaluate import measure
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.toys import model
@@ -123,15 +123,24 @@ def test_mean_overlap_is_that_of_all_pairs_in_chunks(monkeypatch: pytest.MonkeyP
     rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows[4] = 0
     unit = torch.nn.functional.normalize(rows, dim=1)
-    pairs = [(unit[i] @ unit[j]).abs().item() for i in range(10) for j in range(i)]
-    assert mean_overlap(rows) == pytest.approx(np.mean(pairs))
-    assert mean_overlap(rows[:1]) is None
-    assert mean_overlap(torch.zeros(8193, 1)) is None
+    pairs = [(unit[i] @ unit[j]).item() for i in range(10) for j in range(i)]
+    assert mean_overlaps(rows) == pytest.approx((np.mean(np.abs(pairs)), np.mean(pairs)))
+    assert mean_overlaps(rows[:1]) == mean_overlaps(torch.zeros(8193, 1)) == (None, None)
+
+
+def test_encoder_rows_are_held_against_features_too() -> None:
+    inputs = inputs_of()
+    sae = by_hand(inputs, torch.eye(3), torch.eye(3), [0.0] * 3, NO_BIAS)
+    assert measured(inputs, sae)["encoder_recovered_80"] is None
+    directions = inputs.model.planted.directions  # type: ignore[union-attr]
+    sae.W_enc = torch.tensor([[3.0, 0, 0], [0, 0.85, 0.53], [0, 0, -1]]) @ directions  # type: ignore[attr-defined]
+    found = measured(inputs, sae)
+    assert (found["encoder_recovered_80"], found["encoder_recovered_90"]) == (2, 1)
 
 
 def test_what_is_not_finite_is_not_a_number() -> None:
     inputs = inputs_of(**TREE)
     sae = by_hand(inputs, torch.eye(3), torch.eye(3), [0.0] * 3, NO_BIAS)
     sae.W_dec[0, 0] = float("nan")
-    overlap = mean_overlap(sae.W_dec)
+    overlap, _ = mean_overlaps(sae.W_dec)
     assert overlap is not None and np.isnan(overlap)

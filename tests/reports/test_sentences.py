@@ -26,6 +26,7 @@ def test_numbers_are_short() -> None:
         ({"at_most": -0.05}, None, "at most -0.05"),
         ({"test": "equivalence"}, 0.5, "the same within 0.5"),
         ({"test": "equivalence"}, None, "the same"),
+        ({"test": "equivalence", "equals": 2.73}, 0.2, "2.73 within 0.2"),
     ],
 )
 def test_what_was_predicted(claim: dict, margin: float | None, expected: str) -> None:

@@ -346,6 +346,18 @@ def test_sameness_is_an_interval_within_the_margin(tmp_path: Path, difference, m
     assert (found.seeds_needed is None) == (expected != "undecided")
 
 
+@pytest.mark.parametrize(
+    ("published", "margin", "expected"),
+    [(10, 0.5, "supported"), (10.4, 0.5, "undecided"), (9, 0.5, "not supported"), (11, 0.5, "not supported")],
+)
+def test_a_published_number_is_met_within_the_margin(tmp_path: Path, published: float, margin: float, expected: str):
+    same = {**SAME, "versus": None, "equals": published, "margin": margin}
+    found = verdict(tmp_path, six(9.8, 10.2, 9.9, 10.1, 9.8, 10.2), **same)
+    assert (found.verdict, found.margin) == (expected, margin)
+    assert found.value == pytest.approx(10)
+    assert f"{published} within 0.5" in found.sentence
+
+
 def test_the_margin_is_twice_the_deviation_over_seeds_if_none_is_stated(tmp_path: Path) -> None:
     difference = [1, -1, 0.5, 0, -0.5, 0]
     found = verdict(tmp_path, six(*(10.25 + d for d in difference)) | six(10.25, width=8), **SAME)

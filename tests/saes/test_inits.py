@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_sweep.config.settings import Penalty, Point, Sae
+from sae_sweep.config.settings import Penalty, Point, Sae, Toy
+from sae_sweep.errors import UserError
 from sae_sweep.registry import kinds
 from sae_sweep.saes.inits import from_exemplars, start
 from sae_sweep.saes.inits import kmeans as kmeans_init
@@ -41,6 +42,9 @@ class Clusters:
 
     def class_means(self, partition: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self.centres.double(), torch.tensor([0.3, 0.1, 0.2, 0.15, 0.25, 0.0])
+
+    def truth(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.eye(D)[:6], self.centres.new_tensor([-8 / 6] * 6 + [0.0] * 2)
 
 
 def codes(parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
@@ -174,6 +178,39 @@ def test_additive_means_are_the_two_factors_of_an_additive_toy() -> None:
 def _of_classes(cells: Cells, both: Partition) -> list[tuple[torch.Tensor, torch.Tensor]]:
     of_cell = torch.as_tensor(both.of_cell)
     return [(of_cell, torch.as_tensor(cells.factors[name]).long()) for name in "mq"]
+
+
+@pytest.mark.parametrize("architecture", ["relu", "batchtopk"])
+def test_the_truth_reads_and_writes_each_feature(architecture: str) -> None:
+    sae = Sae(architecture, init="truth", width=8)
+    parameters = start(Point(sae=sae), Clusters())
+    x = Clusters().centres
+    expected = torch.zeros(6, 8)
+    expected[range(6), range(6)] = 8.0  # a latent for each feature, two that are off
+    torch.testing.assert_close(codes(parameters, x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(codes(parameters, x) @ parameters.W_dec + parameters.b_dec, x)
+    narrow = start(Point(sae=sae.replace(width=2)), Clusters())
+    torch.testing.assert_close(narrow.W_dec, torch.eye(D)[:2])
+
+
+def test_a_threshold_begins_where_k_latents_fire() -> None:
+    for k in (1, 2):
+        parameters = start(Point(sae=Sae("batchtopk", init="truth", width=6, k=k)), Clusters())
+        fires = codes(parameters, Clusters().exemplars(5000, 7)) >= parameters.threshold
+        assert float(fires.sum(1).float().mean()) == pytest.approx(k, abs=0.05)
+
+
+def test_jitter_is_added_to_encoder_and_decoder_alike() -> None:
+    rows = start(point(init="truth", jitter=0.25), Clusters()).W_dec - torch.eye(D)[:6]
+    assert float(rows.std()) == pytest.approx(0.25, rel=0.3)
+    jittered = start(point(init="truth", jitter=0.25), Clusters())
+    torch.testing.assert_close(jittered.W_enc, jittered.W_dec)
+
+
+def test_a_toy_without_features_has_no_truth() -> None:
+    ground = SimpleNamespace(stream=SimpleNamespace(model=SimpleNamespace(planted=None, toy=Toy())))
+    with pytest.raises(UserError, match="toy=max_of_k has no planted features"):
+        Ground.truth(ground)  # type: ignore[arg-type]
 
 
 def test_clusters_on_a_gpu_are_those_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,16 +19,19 @@ from sae_sweep.toys import sampling
 
 MINIATURE = ["toy.d_vocab=4", "toy.k=3", "toy.steps=20", "training.steps=4", "training.batch_size=16", "seed=0,1"]
 MINIATURE += ["toy.seed=0", "evaluation.inputs=256", "evaluation.permutations=1", "logger=none"]
+# Thousands of features can be few.
+FEWER = {"published_sanity": ["toy.features=32", "toy.d_model=8", "sae.width=32"]}
 # What must split to have a structure takes a larger toy, and some seconds.
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
 PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")]
-# All of them take a minute or two. These are of maxima and of features, with pages of either.
-QUICK = ("quickstart", "manifold")
+# All of them take minutes. These are of maxima and of features, with pages of either, and of published numbers.
+QUICK = ("quickstart", "manifold", "published_hedging")
 
 
 def miniature(experiment: str) -> list[str]:
     """What makes a preset small, without the settings that none of its toys has."""
     words = [LARGER.get(word, word) for word in MINIATURE] + ["penalty=l1"] if experiment == "structure" else MINIATURE
+    words = words + FEWER.get(experiment, [])
     toys = {point.toy for point in overrides.load([f"experiment={experiment}", "claims=[]"]).points}
     known = {f"toy.{key}" for toy in toys for key in toy.to_dict()}
     return [word for word in words if not word.startswith("toy.") or word.partition("=")[0] in known]

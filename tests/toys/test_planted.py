@@ -11,7 +11,7 @@ from commandline import call
 
 from sae_sweep.config.settings import Toy
 from sae_sweep.toys import model
-from sae_sweep.toys.planted.parts import MAGNITUDES, both_below, read_magnitude
+from sae_sweep.toys.planted.parts import MAGNITUDES, both_below, read_correlations, read_magnitude, read_tree
 from sae_sweep.toys.planted.planted import Planted
 
 COUNT = 100_000
@@ -50,6 +50,7 @@ def seen_together(toy: Planted) -> np.ndarray:
         {"rates": "0.4", "correlations": "0~*:-0.4"},
         {"rates": "linear(0.6, 0.1)", "correlations": "0~1:0.9, 2~3:-0.5"},
         {"rates": "0.3", "correlations": "lowrank(2, 0.8)"},
+        {"rates": "0.3", "correlations": "random(0.3, 0.9)"},
         {"rates": "0.4", "correlations": "0~1:0.8 1~2:0.3", "tree": "0>3:0.5 1>4:0.4"},
     ],
 )
@@ -162,3 +163,14 @@ def test_one_line_for_what_cannot_be(setting: str, message: str) -> None:
 def test_a_child_has_no_correlations_of_its_own() -> None:
     end = call("plan", "toy=planted", "toy.tree='0>1:0.2'", "toy.correlations='1~2:0.3'")
     assert end.code == 2 and "comes with its parent alone" in end.err
+
+
+def test_random_correlations_are_of_seven_pairs_in_ten_and_of_both_signs() -> None:
+    tree = read_tree("none", 12)
+    found = read_correlations("random(0.2, 0.3)", tree, torch.Generator().manual_seed(0))
+    assert found is not None
+    pairs = found[np.triu_indices(12, 1)]
+    assert np.diag(found) == pytest.approx(1)
+    assert np.linalg.eigvalsh(found)[0] > -1e-9
+    # Taking negative eigenvalues away moves them a little.
+    assert (pairs > 0.12).sum() == pytest.approx(23, abs=2) and (pairs < -0.12).sum() == pytest.approx(24, abs=2)

@@ -55,6 +55,10 @@ class Source(Protocol):
         """Mean activation [classes, d] and probability [classes] of each class of inputs."""
         ...
 
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Unit directions [features, d] of planted features, and x [d] where none is active. UserError without any."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Kind):
@@ -89,7 +93,7 @@ def latents_at(exemplars: Tensor, point: Point, metric: Tensor, generator: torch
         parameters = from_exemplars(exemplars, sae.margin, metric)
     else:
         parameters = kind.at_exemplars(from_exemplars(exemplars, 0.0, metric), exemplars.norm(dim=1), sae.margin)
-    return _padded(parameters, sae.width, kind.off, generator)
+    return padded(parameters, sae.width, kind.off, generator)
 
 
 def from_exemplars(exemplars: Tensor, margin: float, metric: Tensor) -> Parameters:
@@ -120,7 +124,7 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
-def _padded(parameters: Parameters, width: int, off: float, generator: torch.Generator) -> Parameters:
+def padded(parameters: Parameters, width: int, off: float, generator: torch.Generator) -> Parameters:
     """Spare latents are off: their pre-activation is negative for every input, so they never fire nor train."""
     spare, d = width - len(parameters.W_dec), parameters.W_dec.shape[1]
     if not spare:

@@ -1,4 +1,4 @@
-"""Norms of decoder rows: free, since penalties and choices count them in, or held at 1."""
+"""Norms of decoder rows: free, since penalties and choices count them in, held at 1, or rows that do not move."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def _renormalise(rows: Tensor) -> None:
     rows.copy_(F.normalize(rows, dim=-1))
 
 
+def _remove(gradient: Tensor, rows: Tensor) -> None:
+    gradient.zero_()
+
+
 register(
     DecoderNorm(
         name="free",
@@ -40,5 +44,13 @@ register(
         source="Bricken et al. 2023, Towards Monosemanticity, appendix",
         constrain=_remove_parallel,
         restore=_renormalise,
+    )
+)
+register(
+    DecoderNorm(
+        name="frozen",
+        description="rows stay as they begin: the encoder alone is trained (weight decay still shrinks them)",
+        source="arXiv 2602.14111, the frozen decoder",
+        constrain=_remove,
     )
 )

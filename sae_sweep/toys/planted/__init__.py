@@ -76,6 +76,7 @@ def planted_kind(model: Callable[[], type[Synthetic]], classes: Callable[[str, T
         d=lambda toy, site: toy.d_model,
         inputs=lambda toy: math.inf,
         trains=lambda toy: (0, 0),
+        planted=True,
         **said,
     )
 
@@ -133,6 +134,11 @@ class Synthetic(SampledPopulation):
     def directions(self) -> Tensor:
         """The features' directions in raw activations [features, d]."""
         return self.params["directions"]
+
+    @property
+    def origin(self) -> Tensor:
+        """The raw activation where no feature is active [d]."""
+        return torch.zeros(self.toy.d_model, device=self.device)
 
     @property
     def planted(self) -> Self:

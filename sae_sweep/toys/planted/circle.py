@@ -49,6 +49,11 @@ class Circle(Exclusive):
         """1 at the nearest place [batch, features]."""
         return F.one_hot(self.cell(inputs), self.toy.features).float()
 
+    def coordinates(self, inputs: Tensor) -> Tensor:
+        """Where on the circle each input lies [batch, 2]: cosine and sine of its angle."""
+        theta = 2 * math.pi / self.toy.features * inputs.double()
+        return torch.stack([theta.cos(), theta.sin()], -1)
+
     def activations(self, inputs: Tensor, site: str) -> Tensor:
         """Activations [batch, d] float32, of the place itself."""
         return product(_harmonics(inputs, self.toy), self.params["axes"]).contiguous()

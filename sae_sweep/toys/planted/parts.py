@@ -29,6 +29,8 @@ else:
 NOTHING = "none"
 # Nodes of Gauss-Legendre: with them a chance of two correlated features is exact to about 1e-9.
 NODES = 64
+# The share of pairs that `random` correlates.
+CORRELATED = 0.7
 # Rounding leaves eigenvalues of a correlation matrix that are zero a little below it.
 LEAST_EIGENVALUE = -1e-9
 
@@ -218,7 +220,8 @@ def read_correlations(text: str, tree: Tree, generator: torch.Generator | None) 
     """The correlations [features, features] float64 of the normal numbers behind the roots; None for `none`.
 
     `0.3`: of every two roots; `0~1:0.4, 2~*:-0.2`: of those two, and of 2 with every other root; `lowrank(r, s)`: s
-    times the cosines of vectors drawn in r numbers from `generator` (None: only checked). UserError in one line.
+    times the cosines of vectors drawn in r numbers from `generator` (None: only checked); `random(a, b)`: `_random`'s.
+    UserError in one line.
     """
     if text.strip() == NOTHING:
         return None
@@ -227,7 +230,7 @@ def read_correlations(text: str, tree: Tree, generator: torch.Generator | None) 
     if "~" in text:
         found = _pairs(text, tree)
     elif re.match(r"\s*[a-z]", text):
-        found = _lowrank(text, count, generator)
+        found = _drawn(text, count, generator)
     else:
         found = np.full((count, count), _number("toy.correlations", text.strip()))
     found = np.where(roots[:, None] & roots, found, 0.0)
@@ -255,15 +258,43 @@ def _pairs(text: str, tree: Tree) -> Floats:
     return found
 
 
-def _lowrank(text: str, count: int, generator: torch.Generator | None) -> Floats:
+def _drawn(text: str, count: int, generator: torch.Generator | None) -> Floats:
     name, given = _call("toy.correlations", text)
-    if name != "lowrank" or len(given) != 2 or given[0] < 1 or given[0] % 1 or not 0 <= given[1] <= 1:
-        raise UserError(f"toy.correlations cannot be {show(text)}: none, a number, pairs 0~1:0.4, or lowrank(2, 0.5)")
+    right = len(given) == 2 and {
+        "lowrank": given[0] >= 1 and given[0] % 1 == 0 and 0 <= given[1] <= 1,
+        "random": 0 <= given[0] <= given[1] <= 1,
+    }.get(name, False)
+    if not right:
+        raise UserError(
+            f"toy.correlations cannot be {show(text)}: none, a number, pairs 0~1:0.4, lowrank(2, 0.5), or "
+            "random(0.3, 0.9)"
+        )
     if generator is None:
         return np.eye(count)
-    drawn = torch.randn(count, int(given[0]), dtype=torch.float64, generator=generator)
+    law = _random if name == "random" else _lowrank
+    return law(given[0], given[1], count, generator)
+
+
+def _lowrank(rank: float, strength: float, count: int, generator: torch.Generator) -> Floats:
+    drawn = torch.randn(count, int(rank), dtype=torch.float64, generator=generator)
     loadings = torch.nn.functional.normalize(drawn, dim=1).numpy()
-    correlations: Floats = given[1] * loadings @ loadings.T
+    correlations: Floats = strength * loadings @ loadings.T
+    return correlations
+
+
+def _random(least: float, most: float, count: int, generator: torch.Generator) -> Floats:
+    """Of CORRELATED pairs, half are correlated by a number uniform in [least, most], half by minus such a number; then
+    the nearest such matrix without negative eigenvalues, scaled to a diagonal of 1 (the code of arXiv 2508.16560)."""
+    row, column = np.triu_indices(count, 1)
+    order = torch.randperm(len(row), generator=generator).numpy()[: len(row) - int(len(row) * (1 - CORRELATED))]
+    uniform = torch.rand(len(order), dtype=torch.float64, generator=generator).numpy()
+    sign = np.where(np.arange(len(order)) < len(order) // 2, 1, -1)
+    found = np.eye(count)
+    found[row[order], column[order]] = found[column[order], row[order]] = sign * (least + (most - least) * uniform)
+    root = square_root(found)
+    nearest = root @ root.T
+    size = np.sqrt(np.diag(nearest))
+    correlations: Floats = nearest / np.outer(size, size)
     return correlations
 
 

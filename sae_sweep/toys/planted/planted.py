@@ -74,6 +74,11 @@ class Planted(Synthetic):
         """(parent, child) of every edge of the tree."""
         return self.tree.edges
 
+    @property
+    def origin(self) -> Tensor:
+        """The raw activation where no feature is active [d_model]."""
+        return self.params["offset"]
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Independent inputs [count, features (+ d_model)]."""
         toy, tree, shape = self.toy, self.tree, (count, self.toy.features)
@@ -193,7 +198,8 @@ register(
             "correlations": Setting(
                 NOTHING,
                 "of the normal numbers behind features that have no parent: one number, 0~1:0.4 for a pair, 0~*:0.4 "
-                "for one with every other, or lowrank(rank, strength)",
+                "for one with every other, lowrank(rank, strength), or random(least, most): of seven pairs in ten, "
+                "with either sign",
             ),
             "noise": Setting(0.0, "variance of Gaussian noise in each number of an activation", ge=0),
             "offset": Setting(0.0, "length of a vector that is added to every activation", ge=0),

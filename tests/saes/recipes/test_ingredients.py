@@ -27,6 +27,7 @@ RECIPES: list[dict[str, Any]] = [
     {"schedule": "cosine", "lr_warmup": 0.2},
     {"schedule": "constant"},
     {"decoder_norm": "unit"},
+    {"decoder_norm": "frozen"},
     {"optimizer": "adamw", "schedule": "cosine", "decoder_norm": "unit"},
 ]
 
@@ -64,6 +65,8 @@ def by_pytorch(stack: Stack, data: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
                 unit = W_dec / W_dec.norm(dim=1, keepdim=True)
                 W_dec.grad -= (W_dec.grad * unit).sum(1, keepdim=True) * unit  # type: ignore[operator, misc]
+        if training.decoder_norm == "frozen":
+            W_dec.grad = torch.zeros_like(W_dec)
         torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         optimizer.param_groups[0]["lr"] = training.lr * share(step)
         optimizer.step()
