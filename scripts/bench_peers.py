@@ -10,7 +10,10 @@ The floor is torch.addmm of the encoders and nothing else. Peers are installed o
 
 Columns: median seconds of a step (grid: of all steps), the best peer's time over it and it over the floor's (medians
 over turns), memory above what the process held before, and quality on a batch held out (grid: means over its L1
-points).
+points). With one thread seconds are the processor's, which others on the machine lengthen little.
+
+The row `12 SAEs` is a whole `sae-sweep run` on a toy, which it trains, measures and reports on, in processor seconds;
+SAELens' SAETrainer trains as many SAEs of the same shapes on activations that it is given, and does nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import torch
 from bench_worker import Work
 
 HERE = Path(__file__).resolve().parent
-COMMANDS = "commands"
+COMMANDS, AS_A_USER = "commands", "12 SAEs"
 OURS, FLOOR, PEERS = "sae-sweep", "floor", ("sae-lens", "dictionary-learning")
 # dictionary_learning pins what would replace PyTorch; this is what it really needs.
 NEEDED = ("sae-lens", "python-socketio[client]", "pillow", "pydantic", "einops")
@@ -45,6 +48,8 @@ D, BATCH, K, COEFFICIENT = 64, 4096, 8, 1.5
 WARM_LR, LR = 3e-3, 1e-3
 PENALTIES = {"l1": 1.5, "sqrt": 1.5, "log1p": 2.0, "tanh": 2.0}
 LADDER, GRID_WIDTHS = (1.0, 1.5, 2.0, 3.0), (64, 256, 1024)
+# SAEs as a user runs them: those widths at these coefficients.
+USER_COEFFICIENTS, USER_STEPS, USER_BATCH = (0.1, 0.3, 1.0, 3.0), 600, 1024
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def tasks(quick: bool) -> Iterator[Task]:
     wide = (65536,) if quick else (65536, 1048576)
     counted = (1024, 4096) if quick else (64, 256, 1024, 4096, 16384)
     turns, factor = (3, 1) if quick else (5, 5)
-    widths = (64, 1024, 4096, 16384) if quick else (64, 256, 1024, 4096, 16384)
+    widths = (64, 256, 1024, 4096) if quick else (64, 256, 1024, 4096, 16384)
     for architecture, chosen in (("relu", widths), ("topk", counted), ("batchtopk", counted)):
         for width in chosen:
             steps = max(1, min(20, 4096 // width)) * factor
@@ -75,7 +80,8 @@ def tasks(quick: bool) -> Iterator[Task]:
     grid = tuple((name, unit * step) for name, unit in PENALTIES.items() for step in LADDER)
     count = len(grid) * len(GRID_WIDTHS)
     work = dataclasses.replace(_work(f"grid of {count}", "relu", GRID_WIDTHS, grid), lr=WARM_LR)
-    yield Task(work, 8 if quick else 25, turns, 0, whole=True)
+    steps, turns = (8, 3) if quick else (600, 1)
+    yield Task(work, steps, turns, 0, whole=True)
 
 
 def _warm(width: int) -> int:
@@ -189,6 +195,30 @@ def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
+def user_rows(lens: Worker) -> list[dict[str, Any]]:
+    """A whole run of 12 SAEs, and SAELens' trainer on as many, one after the other, with one thread."""
+    theirs = 0.0
+    for width in GRID_WIDTHS:
+        for coefficient in USER_COEFFICIENTS:
+            say(f"{AS_A_USER}: SAELens, width {width}, coefficient {coefficient}")
+            work = _work(AS_A_USER, "relu", (width,), (("l1", coefficient),))
+            lens.ask(load=dataclasses.asdict(dataclasses.replace(work, batch=USER_BATCH)), start="")
+            theirs += lens.ask(train=USER_STEPS)["seconds"]
+            lens.ask(end=True)
+    say(f"{AS_A_USER}: sae-sweep run")
+    # The paper's toy, whose logits are as long as those activations.
+    words = [f"training.steps={USER_STEPS}", f"training.batch_size={USER_BATCH}", "site=post_unembed", "penalty=l1"]
+    words += [f"sae.width={','.join(map(str, GRID_WIDTHS))}", "logger=none", "device=cpu"]
+    words.append(f"penalty.coefficient={','.join(map(str, USER_COEFFICIENTS))}")
+    with tempfile.TemporaryDirectory() as folder:
+        ours = bench_commands.seconds(["-m", "sae_sweep", "run", "toy=max_of_k", *words, f"output_dir={folder}/out"])
+    unknown = dict.fromkeys(("ratio_floor", "peak_bytes", "fvu", "l0"))
+    return [
+        {"work": AS_A_USER, "backend": OURS, "seconds": ours, "ratio_best_peer": theirs / ours, **unknown},
+        {"work": AS_A_USER, "backend": lens.backend, "seconds": theirs, "ratio_best_peer": 1.0, **unknown},
+    ]
+
+
 def command_rows() -> list[dict[str, Any]]:
     """The command line's own rows."""
     empty = dict.fromkeys(("ratio_best_peer", "ratio_floor", "peak_bytes", "fvu", "l0"))
@@ -247,6 +277,10 @@ def main() -> int:
     for task in tasks(args.quick):
         if args.only in task.work.name:
             rows += compare(task, workers)
+    if args.only in AS_A_USER and not args.quick:
+        lens = Worker(peers, PEERS[0], 1)
+        rows += user_rows(lens)
+        lens.close()
     for worker in workers:
         worker.close()
     if args.only in COMMANDS:

@@ -28,16 +28,15 @@ import sae_sweep
 from sae_sweep import registry
 from sae_sweep.cli.app import app
 from sae_sweep.config import settings
-from sae_sweep.config.columns import COLUMNS
+from sae_sweep.config.columns import BESIDE, FRONTS, KEYS, SETTINGS, Column, table_columns
 from sae_sweep.config.files import conf_dir
-from sae_sweep.config.meanings import MEANINGS
 from sae_sweep.registry import Kind, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 WRITTEN = "<!-- Written by scripts/docs.py: what is changed here by hand is lost. -->\n\n"
 # Pages of the site that lie beside docs/ in the repository, and what they are called there.
-BESIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
 def main() -> None:
@@ -71,7 +70,7 @@ def build(folder: Path) -> int:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         shutil.copytree(DOCS, place / "docs")
-        for source, target in BESIDE.items():
+        for source, target in OUTSIDE.items():
             # What lies in docs/ lies beside these pages on the site.
             text = (ROOT / source).read_text().replace("](docs/", "](")
             (place / "docs" / target).write_text(text)
@@ -90,8 +89,8 @@ def _site_links(text: str) -> str:
     def replaced(found: re.Match[str]) -> str:
         words, target, anchor = found.groups()
         name = target.rpartition("/")[2]
-        if name in BESIDE:
-            return f"[{words}]({target.removesuffix(f'../{name}').removesuffix(name)}{BESIDE[name]}{anchor})"
+        if name in OUTSIDE:
+            return f"[{words}]({target.removesuffix(f'../{name}').removesuffix(name)}{OUTSIDE[name]}{anchor})"
         kept = target.startswith(("http", "#")) or not target or target.endswith((".md", ".png", ".svg"))
         return found[0] if kept and not target.startswith("../..") else f"{words} (`{target.replace('../', '')}`)"
 
@@ -194,29 +193,37 @@ def _commented(path: Path, prefix: str) -> list[list[str]]:
 
 
 def columns() -> str:
-    """Every column of the results table, by what it is about."""
+    """Every column of the results table, by the metric that brings it."""
     parts = [
-        f"# Columns\n\nThe results table has a row for each SAE and the same {len(COLUMNS)} columns in every sweep; a "
-        "column is null where it has no meaning. Keys that are swept and have no column here come after them under "
-        "their own name, such as `toy.interaction`. [How it measures](../metrics.md) says how the rules came about. "
-        "m is the maximum, q the query, n the runner-up, c the number of copies; a toy of your own names them itself.\n"
+        f"# Columns\n\nThe results table has a row for each SAE and the same {len(table_columns())} columns in every "
+        "sweep; a column is null where it has no meaning. [How it measures](../metrics.md) gives the rules. m is the "
+        "maximum, q the query, n the runner-up, c the number of copies; a toy of your own names them itself. "
+        "`shuffled_X` is the null of X: the mean of the same number over `evaluation.permutations` shufflings of the "
+        "labels; `shuffled_X_sd` is its standard deviation.\n",
+        "## Settings\n\nKeys that are swept and have no column here come after all others under their own name, such "
+        "as `toy.interaction`. `point_id` is the hash of every setting that can change the SAE's numbers.\n",
+        _table(
+            ["column", "type", "key"],
+            ([f"`{name}`", kind.lower(), f"`{KEYS.get(name, 'toy.name')}`"] for name, kind in SETTINGS.items()),
+        ),
+        "## Training and comparison\n\nWhat is known once a point is trained, and once it is compared with others.\n",
+        _columns_table(BESIDE),
+        "`on_front` is true where no other coefficient of the same penalty, init and width has both a lower L0 and a "
+        "lower FVU, by means over seeds; `on_common_front` is the same among all penalties and inits of the width. "
+        f"Both are {FRONTS['on_front']}.\n",
     ]
-    for title, group in MEANINGS.items():
-        rows = [[_names(names), _types(names, COLUMNS), _cell(words)] for names, words in group.items()]
-        parts.append(f"## {title}\n\n" + _table(["column", "type", "meaning"], rows))
     for kind in sorted(registry.kinds("metric").values(), key=lambda each: each.name):
-        rows = [[_names(kind.columns), _types(kind.columns, kind.columns), _cell(_sentence(kind.description))]]
-        if not set(kind.columns) <= set(COLUMNS):
-            parts.append(f"## {kind.name}\n\n" + _table(["column", "type", "meaning"], rows))
+        asked = f" Measured with `evaluation.{kind.name}=true`." if kind.name in kind.settings else ""
+        parts.append(f"## {kind.name}\n\n{_sentence(kind.description)}{asked}\n")
+        parts.append(_columns_table(kind.columns))
     return "\n".join(parts)
 
 
-def _names(names: Iterable[str]) -> str:
-    return " ".join(f"`{name}`" for name in names)
-
-
-def _types(names: Iterable[str], of: Mapping[str, str]) -> str:
-    return ", ".join(dict.fromkeys(of[name].lower() for name in names))
+def _columns_table(found: Mapping[str, Column]) -> str:
+    """The columns but for nulls, which are explained once for all."""
+    shown = {name: column for name, column in found.items() if not name.startswith("shuffled_")}
+    rows = [[f"`{name}`", each.kind.lower(), _cell(each.description)] for name, each in shown.items()]
+    return _table(["column", "type", "meaning"], rows)
 
 
 def python() -> str:

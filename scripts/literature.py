@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def rows(name: str, command: str, store: Store) -> Iterator[str]:
-    """A row for each claim of the sweep that has the name of its experiment; undecided where points are not finished."""
+    """A row for each claim of the sweep that has its experiment's name; undecided where points are not finished."""
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
     minutes = f"{results['seconds'].sum() / 60:.1f}"

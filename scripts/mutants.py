@@ -36,6 +36,7 @@ LEFT_OUT = [
     "tests/metrics/test_probing.py::test_probing_is_asked_for_and_trains_nothing",
     "tests/metrics/test_probing.py::test_priors_and_structure_are_asked_for_too",
     "tests/metrics/test_partition_variance.py::test_variance_of_several_toys_and_sites",
+    "tests/metrics/test_theory.py::test_no_sae_costs_less",
 ]
 FIRST = "sae_sweep.toys.classes.x_count_cells__mutmut_1"
 # mutmut's exit codes of the tests.

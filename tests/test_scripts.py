@@ -165,6 +165,30 @@ def test_a_work_is_compared_in_processes_that_take_turns(script: Callable[..., A
     assert {task.work.name for task in bench.tasks(True)} < {task.work.name for task in bench.tasks(False)}
 
 
+def test_saes_as_a_user_runs_them_are_those_that_a_peer_trains(
+    script: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, asked = script("bench_peers"), []
+
+    def plan(words: list[str]) -> float:
+        assert words[:3] == ["-m", "sae_sweep", "run"]
+        asked.append(whole(*words[3:]))
+        return 2.0
+
+    class Lens:
+        backend, trained = "sae-lens", 0
+
+        def ask(self, **request: Any) -> dict[str, float]:
+            self.trained += "train" in request
+            return {"seconds": 1.0}
+
+    monkeypatch.setattr(bench.bench_commands, "seconds", plan)
+    lens = Lens()
+    ours, theirs = bench.user_rows(lens)
+    assert asked == [12] == [lens.trained] and ours["ratio_best_peer"] == 6.0
+    assert "| 12 SAEs | sae-lens | 12.0000 |" in bench.table([ours, theirs])
+
+
 def test_a_store_of_copies_is_finished(script: Callable[..., Any], tmp_path: Path) -> None:
     overrides = script("bench_commands").finished_store(tmp_path / "outputs", 3)
     again = json.loads(call("run", "--json", *overrides).out)

@@ -62,7 +62,7 @@ from sae_sweep.config.keys import (
 from sae_sweep.config.launcher import Launcher
 from sae_sweep.config.logger import resolved
 from sae_sweep.config.settings import PARTS, Evaluation, Point, measure_id
-from sae_sweep.config.text import resolve
+from sae_sweep.config.text import PATHS, resolve
 from sae_sweep.environment import dangling
 from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting
@@ -246,6 +246,9 @@ def _parse(words: Sequence[str], largest: int | None) -> Axes:
     for word in words:
         name, _, text = word.partition("=")
         rule = point_keys().get(name)
+        if name in PATHS and text.startswith("~"):
+            _keep(asked, name, [text])  # Hydra's grammar has no word that begins so
+            continue
         if rule and rule.verbatim:
             _keep(asked, name, [None if rule.optional and value == "null" else value for value in as_typed(text)])
             continue

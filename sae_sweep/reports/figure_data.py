@@ -59,8 +59,10 @@ STRUCTURES = {
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
     """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
+    frame = frame.copy()  # in as few pieces as it has types: pandas warns of columns added to many
     if frame.empty:
-        return frame.assign(**dict.fromkeys([*NAMES, "repeat"], pd.Series(dtype=object)))
+        missing = [name for name in (*NAMES, "repeat") if name not in frame]
+        return pd.concat([frame, pd.DataFrame(columns=missing, index=frame.index, dtype=object)], axis=1)
     frame = telling(frame)
     oracle = "oracle " + frame["partition"].fillna("")
     seeds = [name for name in ("toy_seed", "seed", "data_seed") if frame[name].nunique() > 1] or ["seed"]

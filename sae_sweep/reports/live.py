@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sae_sweep.config.settings import Point, counts
+from sae_sweep.config.settings import Encoder, Point, counts
 from sae_sweep.reports import layout
 from sae_sweep.reports.layout import fraction, write
 from sae_sweep.sweep.events import Event, Logging, Note, PointDone, PointFailed, ToyAccuracy, ToyProgress, TrainProgress
@@ -208,15 +208,16 @@ class LiveView:
 
 
 def describe(point: Point) -> str:
-    """A point in a few words: width, start, penalty and coefficient, and the seed."""
+    """A point in a few words: width, start, encoder if not linear, penalty and coefficient, and the seed."""
     sae, penalty = point.sae, point.penalty
     start = f"{sae.init}-{sae.partition}" if sae.init == "oracle" else sae.init
+    encoder = "" if point.encoder == Encoder() else f" {point.encoder.name}"
     if counts(sae.architecture):
         sparsity = f"{sae.architecture} k={sae.k}"
     else:
         further = penalty.words.removeprefix(penalty.title)
         sparsity = f"{penalty.title} c={penalty.coefficient:g}{further}"
-    return f"width={sae.width} {start} {sparsity} seed={point.seed}"
+    return f"width={sae.width} {start}{encoder} {sparsity} seed={point.seed}"
 
 
 def clock(seconds: float) -> str:

@@ -27,6 +27,7 @@ from sae_sweep.kernels.limits import (
     PART,
     ROUND_BELOW,
 )
+from sae_sweep.metrics.extra.inference import INPUTS, REFITS
 from sae_sweep.metrics.limits import (
     BLOCK_INPUTS,
     BLOCK_NUMBERS,
@@ -68,6 +69,9 @@ ROW_BYTES, CROWDED, FOLDED_ABOVE, FOLDED_ROWS = 45, 1.5e7, 0.3, 2 * ROWS_HELD
 UNSHUFFLED = 0.7
 # Information about three factors, in two ways each, has so many nulls.
 NULLS = 6
+# Steps that descent to the best codes was seen to take from both its starts: 160 to 440 at width 16, 840 to 1,420 at
+# 136. What latents tell of the order of the tokens has so many nulls.
+DESCENT_STEPS, ORDER_NULLS = 1_000, 2
 # Steps of the two linear probes.
 PROBE_STEPS = 2 * PROBE_EPOCHS * math.ceil(PROBE_TRAIN_SHARE * PROBE_INPUTS / PROBE_BATCH)
 
@@ -298,7 +302,12 @@ def measured_seconds(
     seconds, rows = inputs * (of_input + speed.measured_input), _rows(point, inputs, l0)
     seconds += rows * speed.measured_row * (1 + rows / CROWDED) * (1 if nulls else UNSHUFFLED)
     if point.toy.kind.factors_depend:  # elsewhere factors say nothing of each other, or there are none
-        seconds += NULLS * min(evaluation.permutations * inputs, max(2 * inputs, PERMUTED_INPUTS)) * speed.dealt
+        asked = NULLS + (ORDER_NULLS if evaluation.order else 0)
+        seconds += asked * min(evaluation.permutations * inputs, max(2 * inputs, PERMUTED_INPUTS)) * speed.dealt
+        if evaluation.order:
+            seconds += inputs * of_input + rows * speed.measured_row
+    if evaluation.inference and nulls:
+        seconds += _inferred_seconds(point, inputs, speed) + inputs * (of_input + speed.measured_input)
     if evaluation.probing:
         of_step = speed.probe_step + PROBE_BATCH * width * speed.probe_number
         seconds += PROBE_STEPS * of_step + point.toy.maxima * speed.regression
@@ -307,6 +316,18 @@ def measured_seconds(
     if evaluation.structure and width >= 2 * point.toy.maxima:  # else there is no room to split, and nothing to see
         seconds += speed.structure
     return seconds
+
+
+def _inferred_seconds(point: Point, inputs: float, speed: Speed) -> float:
+    """The best codes for a dictionary (metrics/extra/inference.py): by descent from two starts, or one by one."""
+    blocks, codes = inputs / INPUTS, inputs * point.sae.width
+    if not get("architecture", point.sae.architecture).counts:
+        descends = DESCENT_STEPS if point.penalty.coefficient > 0 else 0
+        return descends * (blocks * speed.descent_step + codes * speed.descent_code)
+    k = min(point.sae.width, max(1, round(point.sae.k)))
+    # With every latent that joins, those chosen so far are fitted anew; and the SAE's own latents are.
+    refits = 1 if k == 1 else REFITS * (k * (k + 1) // 2 + k)
+    return refits * blocks * speed.refit + k * codes * speed.descent_code
 
 
 def toy_inputs(toy: Toy) -> float:

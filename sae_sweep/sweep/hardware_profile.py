@@ -37,7 +37,8 @@ class Speed:
     latent and a cell, in the table itself and in its nulls
     dealt: an input whose latent is dealt anew for a null; point: storing one; logged: logging it to W&B
     On request: probe_step, probe_number: a step of a probe, and each code that it reads; regression: those of a
-    concept; fit: priors of a latent; structure: all of it
+    concept; fit: priors of a latent; structure: all of it; descent_step, descent_code: a step of descent to the best
+    codes of a block of inputs, and each of its codes; refit: a coordinate of such a block, fitted once
 
     pack_bytes bounds the memory of one pack, base_bytes is what the process holds without one, shared_bytes what SAEs
     that autograd trains at once on a GPU share
@@ -88,6 +89,9 @@ class Speed:
     regression: float
     fit: float
     structure: float
+    descent_step: float
+    descent_code: float
+    refit: float
     pack_bytes: int
     base_bytes: int
     shared_bytes: int
@@ -144,6 +148,9 @@ XEON = Speed(
     regression=0.05,
     fit=0.045,
     structure=2.5,
+    descent_step=6e-4,
+    descent_code=1.2e-8,
+    refit=4.5e-5,
     pack_bytes=2 * 2**30,
     base_bytes=600 * 2**20,
     shared_bytes=0,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.config.settings import Sae, Site, counts
+from sae_sweep.config.settings import Encoder, Sae, Site, counts
 from sae_sweep.tracking.process import Run
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None,
 
 
 def front_key(penalty: str) -> str:
-    """The name of the FVU of SAEs of one penalty, or of an architecture that counts."""
-    return f"front/{penalty}"
+    """The name of the FVU of SAEs of one penalty, or of an architecture that counts: "fvu_of_l1"."""
+    return f"fvu_of_{penalty}"
 
 
 def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -80,11 +80,13 @@ def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 
 
 def point_name(settings: Mapping[str, Any]) -> str:
-    """A name for people, such as `width136-l1-0.5-s0`; a start or a site other than the default is in it too."""
+    """A name for people, such as `width136-l1-0.5-s0`; an encoder, start or site other than the default is in it."""
     sae, penalty = settings["sae"], settings["penalty"]
     parts = [f"width{sae['width']}"]
     if sae["architecture"] != Sae().architecture:
         parts.append(sae["architecture"])
+    if (encoder := settings.get("encoder", Encoder.legacy_kinds)["name"]) != Encoder().name:
+        parts.append(encoder)
     if counts(sae["architecture"]):
         parts.append(f"k{sae['k']}")
     else:
@@ -115,7 +117,9 @@ def sweep_run(
     if untrained is not None:
         tables["untrained"] = _frame_table(untrained)
     if verdicts:
-        tables["claims"] = _table([*verdicts[0]], [[*row.values()] for row in verdicts])
+        # What answers stands first.
+        columns = list(dict.fromkeys(["verdict", "sentence", *verdicts[0]]))
+        tables["claims"] = _table(columns, [[row[column] for column in columns] for row in verdicts])
     return Run(
         id=f"sweep-{slug}-{_digest(sweep)}",
         fingerprint=_digest(content),
@@ -131,9 +135,10 @@ def sweep_run(
 def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
     """Numbers to compare sweeps by; null where nothing was measured."""
     counts = ("owned_maxes", "splits_per_max", "distinct_splits_per_max", "duplicates_per_max")
-    best = {"fvu": "min", "l0": "min", **dict.fromkeys(counts, "max")}
-    values = {f"{how}/{column}": _plain(frame[column].astype(float).agg(how)) for column, how in best.items()}
-    return {"points": len(frame), "on_front": int(frame["on_front"].astype(float).sum()), **values}
+    best = {"fvu": "lowest", "l0": "lowest", **dict.fromkeys(counts, "most")}
+    how = {"lowest": "min", "most": "max"}
+    values = {f"{word}_{column}": _plain(frame[column].astype(float).agg(how[word])) for column, word in best.items()}
+    return {"points": len(frame), "points_on_front": int(frame["on_front"].astype(float).sum()), **values}
 
 
 def _figures(frame: pd.DataFrame, untrained: pd.DataFrame) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A saved view for each sweep, of the runs of its group, and with several seeds one more in which W&B groups the runs of a
 setting. W&B draws marks of runs, not lines through them: a front is drawn as the running minimum of FVU from left to
-right, with a panel for every penalty, since each logs its FVU under a name of its own too (`front/l1`).
+right, with a panel for every penalty, since each logs its FVU under a name of its own too (`fvu_of_l1`).
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from commandline import call
 
 import sae_sweep
-from sae_sweep import registry
 from sae_sweep.cli.completion import candidates
 from sae_sweep.config import files
 
@@ -38,10 +38,12 @@ def test_init_overwrites_nothing(starter: Path) -> None:
 
 
 def test_the_starters_parts_are_what_they_say(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registered: list[registry.Kind] = []
+    registered: list[Any] = []
     monkeypatch.setattr(sae_sweep, "register", registered.append, raising=False)
     exec((starter / "plugin/my_sae_kinds.py").read_text(), {"__name__": "my_sae_kinds"})
-    assert [(kind.family, kind.name) for kind in registered] == [("penalty", "bounded"), ("metric", "largest_row")]
+    penalty, metric = registered
+    assert (penalty.name, metric.name) == ("bounded", "largest_row") and penalty.parsed.slope_at_zero == "1/s"
+    assert isinstance(metric.columns["largest_row"], sae_sweep.Column)
     assert json.loads((starter / "notebook.ipynb").read_text())["nbformat"] == 4
     end = call("run", "experiment=gentle", "--cfg")
     found = yaml.safe_load(end.out)

@@ -167,6 +167,9 @@ def test_text_with_references_is_resolved(monkeypatch: pytest.MonkeyPatch) -> No
     sweep = load(["experiment=mine.yaml", "launcher=slurm", "launcher.setup=['cd ${HOME}']"])
     assert sweep.output_dir == Path("/home/of-mine/over there") / time.strftime("%Y")
     assert (sweep.launcher["account"], sweep.launcher["setup"]) == ("none", ["cd ${HOME}"])
+    # As a shell hands it over that leaves the sign alone, which Hydra's grammar cannot read.
+    typed = load(["toy=small", "penalty.coefficient=1", "output_dir=~/runs/${now:%Y}"])
+    assert typed.output_dir == Path("/home/of-mine/runs") / time.strftime("%Y")
 
 
 CASES = Path(__file__).parents[1] / "cases" / "hydra"

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from planted import LookUp
 from scipy.optimize import nnls
 from test_planted_saes import inputs_of, perfect
 
@@ -95,6 +96,16 @@ def test_of_an_sae_that_counts_no_code_has_more_latents(k: int) -> None:
     own = own * (own >= own.topk(k, dim=1).values[:, -1:])
     found = best_codes(x, own, W, torch.zeros(5), of)
     assert ((x - found @ W).norm(dim=1) <= (x - own @ W).norm(dim=1) + 1e-5).all()
+
+
+def test_codes_are_as_good_however_long_rows_are() -> None:
+    inputs, of = inputs_of(4, 2), Objective(lambda a: a.sum(1), 0.3)
+    sae = perfect(inputs, "mq")
+    scale = 10.0 ** torch.linspace(-3, 3, len(sae.W_dec))
+    long = LookUp(sae.x, sae.codes / scale, sae.W_dec * scale[:, None], sae.b_dec)
+    found, scaled = (measure(each, inputs, of.penalty_value, EVALUATION, objective=of).metrics for each in (sae, long))
+    for name in ("inferred_loss", "inferred_fvu", "encoder_gap"):
+        assert scaled[name] == pytest.approx(found[name], rel=1e-4, abs=1e-5)
 
 
 def test_a_dictionary_may_hold_more_than_its_encoder_finds() -> None:

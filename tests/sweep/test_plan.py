@@ -158,7 +158,8 @@ def test_the_parts_of_a_pack_sum_and_each_grows_with_its_own_work() -> None:
     assert more(base, parts(count=2)) == set(base)
     assert more(base, parts(replace(point, training=Training(steps=4000)))) == {"training"}
     assert more(parts(replace(point, sae=Sae(width=136, init="exemplars"))), base) == {"starts"}
-    for asked in ({"probing": True}, {"priors": True}, {"structure": True}, {"permutations": 40}):
+    names = ("probing", "priors", "structure", "order", "inference")
+    for asked in (*({name: True} for name in names), {"permutations": 40}):
         assert more(base, parts(**asked)) == {"measuring"}
     # What is drawn by the toy itself has no end: more of it is measured, and it is computed anew for every batch.
     assert more(base, parts(replace(point, toy=Toy(d_vocab=64, k=4)))) == {"starts", "training", "measuring"}

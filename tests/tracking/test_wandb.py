@@ -176,7 +176,7 @@ def test_every_point_is_read_back(open_log, notes, tmp_path, capfd):
         assert log.summary["oracle_gap"] is None
         assert log.summary["seconds"] == 1.5
         assert log.exit_code == 0
-    own = {run_id(point.id, "quick start"): f"front/{point.penalty.name}" for point in points()}
+    own = {run_id(point.id, "quick start"): f"fvu_of_{point.penalty.name}" for point in points()}
     assert {log.summary[own[id]] for id, log in read.items()} == {0.04}
     assert len({(*sorted(log.config), *sorted({*log.summary} - {own[id]})) for id, log in read.items()}) == 1
     assert notes == []
@@ -194,8 +194,8 @@ def test_the_sweeps_run_carries_table_and_charts(open_log, notes, tmp_path):
     assert (run.run.run_group, run.run.job_type, run.run.display_name) == ("quick start", "sweep", "quick start")
     assert run.config["points"] == 12
     assert run.summary["points"] == 24
-    assert run.summary["max/owned_maxes"] == 15
-    assert run.summary["min/fvu"] == 0.005
+    assert run.summary["most_owned_maxes"] == 15
+    assert run.summary["lowest_fvu"] == 0.005
     ((_, media),) = run.history
     tables = {
         key.removesuffix(".path"): json.loads((run.path.parent / "files" / path).read_text())
@@ -210,7 +210,8 @@ def test_the_sweeps_run_carries_table_and_charts(open_log, notes, tmp_path):
     for name in ("front", "split_counts", "labels"):
         assert tables[f"figure/{name}"]["data"]
     assert {tables["figure/front"]["layout"][axis]["type"] for axis in ("xaxis", "yaxis")} == {"log"}
-    assert tables["claims"]["data"] == [[*VERDICTS[0].values()]]
+    assert tables["claims"]["columns"] == ["verdict", "sentence", "claim"]
+    assert tables["claims"]["data"] == [[VERDICTS[0][name] for name in tables["claims"]["columns"]]]
     assert notes == []
 
 
@@ -380,11 +381,11 @@ def test_long_curves_are_thinned_to_their_end(rows, logged):
 def test_keys_do_not_depend_on_the_point():
     runs = [point_run(record(point), "s") for point in points()]
     # But for the name that each penalty's FVU has.
-    named = [[key for key in run.summary if not key.startswith("front/")] for run in runs]
+    named = [[key for key in run.summary if not key.startswith("fvu_of_")] for run in runs]
     assert (
         len({(tuple(run.config), tuple(keys), *run.history[0][1]) for run, keys in zip(runs, named, strict=True)}) == 1
     )
-    assert {key for run in runs for key in run.summary if key.startswith("front/")} == {"front/l1", "front/sqrt"}
+    assert {key for run in runs for key in run.summary if key.startswith("fvu_of_")} == {"fvu_of_l1", "fvu_of_sqrt"}
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_views_draw_what_runs_log() -> None:
     panels = {panel.title: panel for section in main.sections for panel in section.panels if hasattr(panel, "title")}
     for penalty in ("l1", "sqrt"):
         front = panels[f"Front of {penalty}: FVU against L0, running minimum"]
-        assert (front.x, front.y, front.log_x, front.running_ymin) == ("l0", f"front/{penalty}", True, True)
+        assert (front.x, front.y, front.log_x, front.running_ymin) == ("l0", f"fvu_of_{penalty}", True, True)
     (grid,) = (panel for name, panel in panels.items() if name == "The grid")
     assert [str(column.metric) for column in grid.columns][3:] == [
         "l0",
@@ -255,8 +255,8 @@ def test_views_draw_what_runs_log() -> None:
     # Every metric that a panel or the run table asks for is one that runs log.
     logged = {
         *metric_columns(),
-        "front/l1",
-        "front/sqrt",
+        "fvu_of_l1",
+        "fvu_of_sqrt",
         *(f"train/{name}" for name in ("fvu", "l0", "loss", "gradient")),
         "_step",
     }

@@ -66,10 +66,16 @@ class PerfectEncoder:
         self.W_dec, self.b_dec = sae.W_dec, sae.b_dec
 
     def active(self, x: Tensor) -> Iterator[Active]:
-        """Codes of inputs x [b, d], of some inputs after the other."""
+        """Codes of inputs x [b, d], of some inputs after the other.
+
+        They are sought for rows of unit length, as rows of very different lengths would hold descent up.
+        """
+        norms = self.W_dec.norm(dim=1)
+        unit = self.W_dec / norms.clamp_min(1e-30)[:, None]
         for part in x.split(INPUTS):
-            own = torch.cat([codes.dense(len(self.W_dec)) for codes in self.sae.active(part)])
-            yield sparse_codes.Active.of(best_codes(part, own, self.W_dec, self.b_dec, self.objective))
+            own = torch.cat([codes.contributions(norms).dense(len(norms)) for codes in self.sae.active(part)])
+            found = best_codes(part, own, unit, self.b_dec, self.objective) * (norms > 0)
+            yield sparse_codes.Active.of(found / norms.clamp_min(1e-30))
 
 
 def best_codes(x: Tensor, own: Tensor, W_dec: Tensor, b_dec: Tensor, objective: Objective) -> Tensor:
@@ -212,6 +218,7 @@ COLUMNS = {
 register(
     Metric(
         name="inference",
+        version=2,
         description="the best codes for the dictionary, whatever the encoder finds",
         source="FISTA, Beck and Teboulle 2009; orthogonal matching pursuit, Pati et al. 1993",
         settings={

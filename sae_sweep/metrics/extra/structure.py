@@ -49,6 +49,9 @@ def structure(rows: Floats, mean_code: Floats, latents: Latents, cells: Factored
         return found
     chosen, parent, modifier = split_latents(latents, cells)
     vectors = mean_code[chosen, None] * rows[chosen]
+    # In an order of their own, whatever that of the latents: what is drawn below goes by place.
+    order = np.lexsort((*vectors.T, modifier, parent))
+    vectors, parent, modifier = vectors[order], parent[order], modifier[order]
     parents, modifiers = len(np.unique(parent)), len(np.unique(modifier))
     if parents < 2 or modifiers < 2 or len(chosen) <= parents + modifiers:
         return found
@@ -199,6 +202,7 @@ COLUMNS = {
 register(
     Metric(
         name="structure",
+        version=2,
         description="decoder rows of split latents as parent + modifier + what is left",
         settings={"structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left")},
         columns=COLUMNS,

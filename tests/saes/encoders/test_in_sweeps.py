@@ -14,7 +14,7 @@ from sae_sweep import load_sae, load_sweep, load_toy
 def test_each_is_trained_measured_stored_and_loaded(tmp_path: Path) -> None:
     place = [f"output_dir={tmp_path}", "name=encoders"]
     words = ["sae=topk", "encoder=mlp,lista,matching_pursuit", "evaluation.inference=true", *place]
-    done = call("run", *TINY, *words)
+    done = call("run", "--json", *TINY, *words)
     assert done.code == 0, done.err
     table = load_sweep("encoders", tmp_path)
     assert set(table["encoder.name"]) == {"mlp", "lista", "matching_pursuit"}

@@ -11,8 +11,9 @@ import torch
 from layouts import SAELENS, X
 from stacks import PENALTIES, points, start_of
 
-from sae_sweep.config.settings import Point
+from sae_sweep.config.settings import Encoder, Point
 from sae_sweep.registry import kinds
+from sae_sweep.saes.encoders.matching_pursuit import by_projection
 from sae_sweep.saes.folding import fold
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.formats.index import read_sae
@@ -63,6 +64,29 @@ def test_saelens_computes_the_same(architecture: str, tmp_path: Path) -> None:
     torch.testing.assert_close(activations, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae.decode(activations), reconstruction, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae(raw), reconstruction, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@torch.no_grad()
+def test_saelens_pursues_as_we_do(k: int, tmp_path: Path) -> None:
+    (point,) = points(PENALTIES[:1], "topk", k=k)
+    point = dataclasses.replace(point, encoder=Encoder("matching_pursuit"))
+    parameters, x = by_projection(trained(point)), torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 2
+    codes = kinds("architecture")["topk"].codes(x, parameters, point.sae, encoder=point.encoder)
+    activations = loaded(point, parameters, tmp_path).encode(x / SCALE + MEAN)
+    torch.testing.assert_close(activations, codes * parameters.norms() / SCALE, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+@torch.no_grad()
+def test_matching_pursuit_is_read_as_saelens_saves_it(once: bool, centred: bool, tmp_path: Path) -> None:
+    kind, config = sae_lens.registry.SAE_CLASS_REGISTRY["matching_pursuit"]
+    further = {"max_iterations": 4, "residual_threshold": 0.8, "stop_on_duplicate_support": once}
+    sae = kind(config(d_in=16, d_sae=40, device="cpu", apply_b_dec_to_input=centred, **further))
+    _filled(sae)
+    sae.save_model(tmp_path)
+    _same(sae, tmp_path)
 
 
 @torch.no_grad()
