@@ -113,7 +113,9 @@ def stack_key(point: Point) -> tuple[Any, ...]:
     own = tuple(sae.get(name) for name in kind.settings)
     formula = formula_of(point.penalty)
     further = "" if gpu_knows(formula) else formula.whole
-    return (*data, sae.architecture, sae.width, own, training.steps, training.batch_size, further, *of_step(point))
+    falling = () if training.k_start is None else (training.k_start, training.k_anneal)
+    shared = (training.steps, training.batch_size, further, *falling, *of_step(point))
+    return (*data, sae.architecture, sae.width, own, *shared)
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:
