@@ -63,7 +63,8 @@ class Setting:
     """One setting of a kind: its default, what it may be, and what it means.
 
     gt, ge, lt, le: above, at least, below, at most; choices: one of
-    kind: int, float, str or bool, by default that of the default; optional: whether null is a value
+    kind: int, float, str or bool, by default that of the default; number: an int where it is whole, else a float
+    optional: whether null is a value
     legacy: what a setting that came later than stored points was before it existed; at that value it is no part of an
     identity, so that ids given before it existed stay
     told: whether it has an effect on numbers; a path has none beside the digest of what it leads to
@@ -100,6 +101,7 @@ class Kind:
 
     version: raised when the same settings come to compute other numbers than before; ids of its points change with it
     defaults: settings of its part, not its own, that are others in a configuration if nothing is said
+    offered: whether its name is what chooses it; a trained SAE to begin from is chosen by its own
     check(part): UserError for settings that do not go together
     """
 
@@ -110,6 +112,7 @@ class Kind:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     version: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    offered: bool = True
     check: Callable[[Any], None] = _nothing_wrong
 
 
@@ -150,6 +153,11 @@ def kinds(family: str) -> Mapping[str, Any]:
     """The kinds of a family by name: ours in the order of HOMES, then others."""
     load()
     return _kinds.get(family, {})
+
+
+def offered(family: str) -> tuple[str, ...]:
+    """The names that choose a kind of a family."""
+    return tuple(name for name, kind in kinds(family).items() if kind.offered)
 
 
 def get(family: str, name: str) -> Any:

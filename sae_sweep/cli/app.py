@@ -380,7 +380,7 @@ def dashboard(
     epilog=_examples(
         "cells",
         "cells toy=small toy.d_vocab=8 toy.k=3",
-        "cells toy=planted toy.features=3 toy.rates=0.3 toy.tree=\"'0>1:0.2'\"",
+        "cells toy=planted toy.features=3 toy.tree=\"'0>1:0.2'\"",
     )
 )
 def cells(overrides: OfToy = None, json: Json = False) -> None:

@@ -23,7 +23,7 @@ from sae_sweep.config.keys import point_keys, sweep_keys
 from sae_sweep.errors import UserError
 from sae_sweep.registry import Setting
 
-_KINDS = {"int": "whole number", "float": "number", "str": "word"}
+_KINDS = {"int": "whole number", "float": "number", "number": "number", "str": "word"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

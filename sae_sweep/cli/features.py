@@ -25,17 +25,10 @@ SHADES = " ░▒▓█"
 def describe(toy: Toy) -> dict[str, Any]:
     """`features`, `l0` (active on an input, on average), `exact`, `rates` [features], `together` [features][features]:
     the chance of two to be active on one input, and `edges` [parent, child]."""
-    made = model.load(toy, model.train([toy], "cpu")[0])
+    made: Any = model.load(toy, model.train([toy], "cpu")[0])
     planted = made.planted
-    assert planted is not None
     exact = hasattr(planted, "together")
-    if exact:
-        together = planted.together  # type: ignore[attr-defined]
-    else:
-        population = made.population(Distribution(), "cpu")  # its own settings say how inputs are drawn
-        inputs = population.draw(DRAWN, torch.Generator().manual_seed(derive_seed("cells")))
-        active = (planted.features(inputs) != 0).double()
-        together = (active.T @ active / DRAWN).numpy()
+    together = planted.together if exact else _counted(made, planted)
     rates = np.diag(together)
     return {
         "features": len(rates),
@@ -45,6 +38,14 @@ def describe(toy: Toy) -> dict[str, Any]:
         "together": together.tolist(),
         "edges": [list(edge) for edge in getattr(planted, "edges", [])],
     }
+
+
+def _counted(made: Any, planted: model.Planted) -> Any:
+    """The share of DRAWN inputs on which every two features are active [features, features]."""
+    population = made.population(Distribution(), "cpu")  # its own settings say how inputs are drawn
+    inputs = population.draw(DRAWN, torch.Generator().manual_seed(derive_seed("cells")))
+    active = (planted.features(inputs) != 0).double()
+    return (active.T @ active / DRAWN).numpy()
 
 
 def picture(toy: Toy, found: dict[str, Any]) -> list[Any]:

@@ -95,7 +95,12 @@ BESIDE: dict[str, Column] = {
     "plateau": Column("by how much, relative to the loss, twice the steps would still lower it", since=9),
     "revived": Column("how often a dead latent was revived", kind="Int64", since=9),
     "revived_last": Column("how many latents were revived the last time", kind="Int64", since=9),
-    "revived_live": Column("how many of the latents revived last live at the end", kind="Int64", since=9),
+    "revived_live": Column("how many of all the latents ever revived live at the end", kind="Int64", since=9),
+    "final_coefficient": Column(
+        "with training.target_l0, the coefficient that training came to: the loss is by it",
+        "coefficient at the end of training",
+        since=9,
+    ),
     "seed_agreement": Column("matched cosine between the dictionaries of seeds of one setting", since=12),
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_sweep import registry
 from sae_sweep.config.calibration import Calibration, stand_ins
-from sae_sweep.config.keys import SEED, SEEDS, coerce, nearest, point_keys, show
+from sae_sweep.config.keys import SEED, SEEDS, coerce, names_sae, nearest, point_keys, show
 from sae_sweep.config.settings import PARTS, Evaluation, Part, Point, canonical
 from sae_sweep.errors import UserError
 
@@ -114,6 +114,7 @@ def keys_read(settings: Settings, blocks: Sequence[Block]) -> set[str]:
         for part, kind in PARTS.items():
             named = {f"{part}.{key}": default for key, (_, default) in kind.choices.items()}
             values = [product.axes.get(key, [product.base.get(key, default)]) for key, default in named.items()]
+            values = [["trained" if names_sae(each) else each for each in some] for some in values]
             for chosen in itertools.product(*values):
                 own = kind.own_settings(*chosen)
                 read |= {*named, *(f"{part}.{name}" for name, setting in own.items() if setting.given)}
@@ -202,6 +203,9 @@ class _Product:
             key: self._resolve(f"{part}.{key}", values, trail) if self._says(f"{part}.{key}") else default
             for key, (_, default) in kind.choices.items()
         }
+        start = settings.get("init")
+        if names_sae(start):
+            settings["init"] = "trained"
         for name, setting in kind.own_settings(*settings.values()).items():
             key = f"{part}.{name}"
             if setting.given and self._says(key):
@@ -210,6 +214,9 @@ class _Product:
             settings |= _weights(settings)
         if part == "toy":
             settings |= registry.get("toy", settings["name"]).resolve(settings)
+        if part == "sae":
+            settings["start"] = start if names_sae(start) else None
+            settings |= registry.get("init", settings["init"]).resolve(settings)
         made = kind(**settings)
         for chosen in made.chosen.values():
             chosen.check(made)
@@ -275,6 +282,7 @@ def _sensible(point: Point) -> Point:
             f"penalty={penalty.name} counts, and a count has no slope under sae={kind.name} "
             f"(did you mean {' or '.join(f'sae={name}' for name in able)}?)"
         )
+    _check_target(point)
     encoder = registry.get("encoder", point.encoder.name)
     if not encoder.suits(kind):
         able = [name for name, each in registry.kinds("architecture").items() if encoder.suits(each)]
@@ -285,6 +293,22 @@ def _sensible(point: Point) -> Point:
     if point.sae.init == "truth" and not point.toy.kind.planted:
         raise UserError(f"sae.init=truth begins at planted features, and toy={point.toy.name} has none")
     return point
+
+
+def _check_target(point: Point) -> None:
+    """UserError if a mean L0 is asked for that nothing could reach, or k is to fall where there is none."""
+    target, sae = point.training.target_l0, point.sae
+    kind = registry.get("architecture", sae.architecture)
+    if point.training.k_start is not None and not kind.counts:
+        raise UserError(f"training.k_start is for what counts: sae={kind.name} has no sae.k")
+    if target is None:
+        return
+    if kind.counts:
+        raise UserError(f"training.target_l0 is for penalties: sae={kind.name} is told its L0 by sae.k")
+    if not point.penalty.coefficient and "thresholds" not in kind.extras:
+        raise UserError(f"training.target_l0 needs a penalty: sae={kind.name} has nothing else that makes it sparse")
+    if target > sae.width:
+        raise UserError(f"training.target_l0={target:g} is more than sae.width={sae.width}")
 
 
 def _weights(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,15 +60,18 @@ def coerce(key: str, rule: Setting, value: Any) -> Any:
         value = str(value)  # a file's number, where the shell's is text
     if rule.kind == "float" and type(value) is int and abs(value) <= LARGEST:
         value = float(value)
-    if type(value).__name__ != rule.kind or value == "":
+    if rule.kind == "number" and type(value) is float and value.is_integer():
+        value = int(value)
+    kinds_of = {"number": ("int", "float")}.get(rule.kind, (rule.kind,))
+    if type(value).__name__ not in kinds_of or value == "":
         kinds = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
-        kinds |= {"list": "a list", "dict": "a mapping"}
+        kinds |= {"number": "a number", "list": "a list", "dict": "a mapping"}
         raise UserError(f"{key} must be {kinds[rule.kind]}, got {show(value)}")
-    if rule.kind == "float" and not math.isfinite(value):
+    if rule.kind in ("float", "number") and not math.isfinite(value):
         raise UserError(f"{key} must be finite, got {show(value)}")
-    if rule.kind == "int" and abs(value) > LARGEST:
+    if type(value) is int and abs(value) > LARGEST:
         raise UserError(f"{key} must be at most {LARGEST}, got {show(value)}")
-    if rule.choices and value not in rule.choices:
+    if rule.choices and value not in rule.choices and not (key == "sae.init" and names_sae(value)):
         raise UserError(f"{key} cannot be {show(value)}{nearest(str(value), rule.choices)}")
     for bound, holds, words in (
         (rule.ge, operator.ge, "at least"),
@@ -78,6 +82,11 @@ def coerce(key: str, rule: Setting, value: Any) -> Any:
         if bound is not None and not holds(value, bound):
             raise UserError(f"{key} must be {words} {bound}, got {show(value)}")
     return value
+
+
+def names_sae(init: Any) -> bool:
+    """Whether a value of `sae.init` is no kind of init but a trained SAE: a point's id, or the path of its files."""
+    return isinstance(init, str) and (re.fullmatch(r"[0-9a-f]{16}", init) is not None or "/" in init)
 
 
 def check_axis(key: str, values: Sequence[Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from sae_sweep.registry import UNSET, Setting
 # before. Where only what a kind computes changes, raise that kind's version.
 TRAIN_VERSION = 3
 # Raise when the same parameters would measure to other numbers than before.
-MEASURE_VERSION = 7
+MEASURE_VERSION = 8
 
 # Ground-truth partitions: which of maximum, query, runner_up (n) and copies a class tells apart.
 PARTITIONS = ("m", "q", "n", "c", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc")
@@ -61,7 +61,11 @@ class Part:
         for key, setting in self.own_settings(*values.values()).items():
             value = given.pop(key, setting.default)
             # 1 and 1.0 are one setting.
-            values[key] = float(value) if setting.kind == "float" and type(value) is int else value
+            if setting.kind == "float" and type(value) is int:
+                value = float(value)
+            elif setting.kind == "number" and type(value) is float and value.is_integer():
+                value = int(value)
+            values[key] = value
         if given and (unknown := min(given.keys() - self.all_settings().keys(), default=None)) is not None:
             raise TypeError(f"{type(self).__name__} has no setting {unknown!r}")
 
@@ -165,7 +169,7 @@ def _own_settings(part: type[Part], chosen: tuple[str, ...]) -> Mapping[str, Set
 def _all_settings(part: type[Part]) -> Mapping[str, Setting]:
     found: dict[str, Setting] = {}
     for key, (family, default) in part.choices.items():
-        found[key] = Setting(default, choices=tuple(registry.kinds(family)))
+        found[key] = Setting(default, choices=registry.offered(family))
     found |= part.shared
     for family, _ in part.choices.values():
         for kind in registry.kinds(family).values():
@@ -264,9 +268,24 @@ class Training(Part):
         "steps": Setting(3000, ge=1),
         "batch_size": Setting(512, ge=1),
         "lr": Setting(3e-3, "largest learning rate", gt=0),
-        "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0", ge=0, le=1),
-        "coefficient_warmup": Setting(0.0, "share of the steps in which the coefficient rises from 0", ge=0, le=1),
+        "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0; above 1: so many steps", ge=0),
+        "coefficient_warmup": Setting(
+            0.0, "share of the steps in which the coefficient rises from 0; above 1: so many steps", ge=0
+        ),
         "clip": Setting(100.0, "largest gradient norm of one SAE over all its parameters", gt=0),
+        "keep_state": Setting(False, "whether more steps, asked for later, continue from this training", told=False),
+        "k_start": Setting(
+            None, "sae.k at the beginning; null: it stays", kind="number", optional=True, gt=0, legacy=None
+        ),
+        "k_anneal": Setting(0.25, "share of the steps in which it goes from there to sae.k", ge=0, le=1, legacy=0.25),
+        "target_l0": Setting(
+            None,
+            "mean L0 to which the coefficient is driven in training; null: the coefficient stays",
+            kind="float",
+            optional=True,
+            gt=0,
+            legacy=None,
+        ),
     }
 
     @classmethod
@@ -418,6 +437,8 @@ def canonical(point: Point) -> Point:
     if "_canonical" in vars(point):
         return point
     penalty, training = _effective(point.sae, point.penalty, point.training)
+    # What is equal may differ in what has no effect on numbers.
+    training = point.training if training == point.training else training.replace(keep_state=point.training.keep_state)
     kind, site, distribution = point.toy.kind, point.site, point.distribution
     if not kind.sites:
         site = Site()

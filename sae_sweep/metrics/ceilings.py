@@ -50,7 +50,9 @@ class Ceiling:
 def ceilings_of(toy: Toy, distribution: Distribution, evaluation: Evaluation) -> Mapping[str, Ceiling] | None:
     """The ceiling of every partition of a toy's inputs; None for a toy whose cells are known only once it is made.
 
-    Raises UserError where the distribution's file of weights cannot be read.
+    A file of weights is read for it. Rows and factors of one's own (toy=activations) are not: they may be gigabytes,
+    and are read when the toy is made, so that planning stays quick; their ceilings are columns of the results.
+    Raises UserError where the weights cannot be read.
     """
     found = toy.kind.cells(toy, distribution)
     if found is None:

@@ -186,7 +186,7 @@ def _fit_partition(p, place, totals, layout, weights, limits, sums, fits, latent
     first, says_nothing = layout.first[p], layout.first[p + 1] - layout.first[p] == 1
     score, score_class, share, share_class, largest = 0.0, NOTHING, 0.0, NOTHING, 0.0
     if not limits.best_f1:
-        score = limits.f1 - ROUNDING
+        score, share = limits.f1 - ROUNDING, limits.purity - ROUNDING
     for i in range(sums.touches[place]):
         each = sums.touched[place, i]
         held, mass, whole = sums.of_class[each, 0], sums.of_class[each, 1], weights[each]
@@ -206,6 +206,8 @@ def _fit_partition(p, place, totals, layout, weights, limits, sums, fits, latent
                     fits.held[latent] = held / whole
     if score_class != NOTHING:
         fits.f1[p, latent], fits.f1_class[p, latent] = score, score_class
+    if share_class == NOTHING:
+        share = 0.0
     fits.share[p, latent], fits.share_class[p, latent] = share, share_class
     sums.weight_share[p], sums.mass_share[p] = largest / fired, share
 

@@ -6,7 +6,13 @@ import numba
 import numpy as np
 
 from sae_sweep.metrics.firing import NO_LATENT
+from sae_sweep.metrics.hashing import GOLDEN, mixed
 from sae_sweep.metrics.partitions import Floats, Ints
+
+# Inputs of a group weigh the same if they differ by no more than this share.
+ALIKE = 1e-9
+
+_mixed, _32 = numba.njit(mixed), np.uint64(32)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -64,28 +70,64 @@ def permute(units: Ints, weight: Floats, row_start: Ints, group_start: Ints, lat
     `units` [n]: the latent of each unit, shuffled in place within its group; `weight` [n]. Row r is the units from
     row_start[r] to row_start[r + 1]; group g is the rows from group_start[g] to group_start[g + 1].
     """
-    np.random.seed(0)
-    held, seen = np.zeros(latents), np.empty(latents, np.int64)
-    # What a row of one unit holds is the same in every permutation.
-    alone = np.empty(len(units))
-    for unit in range(len(units)):
-        alone[unit] = weight[unit] * np.log(weight[unit])
-    told = np.zeros(times)
-    for time in range(times):
-        for g in range(len(group_start) - 1):
-            first, last = group_start[g], group_start[g + 1]
-            # A group of one row tells nothing: both sums are the same.
-            if last - first > 1:
-                start, end = row_start[first], row_start[last]
-                np.random.shuffle(units[start:end])
-                told[time] -= _held_w_log_w(units, weight, start, end, held, seen)
+    held, seen, counts = np.zeros(latents), np.empty(latents, np.int64), np.zeros(latents, np.int64)
+    gain, told, key = _gains(len(units)), np.zeros(times), np.uint64(0)
+    for g in range(len(group_start) - 1):
+        first, last = group_start[g], group_start[g + 1]
+        # A group of one row tells nothing: both sums are the same.
+        if last - first == 1:
+            continue
+        start, end = row_start[first], row_start[last]
+        mean = weight[start:end].mean()
+        alike = np.abs(weight[start:end] - mean).max() <= ALIKE * mean
+        whole = _counted(units, start, end, counts, gain) if alike else 0.0
+        for time in range(times):
+            key = _shuffle(units, start, end, key)
+            if alike:
+                rows = -whole
                 for row in range(first, last):
-                    start, end = row_start[row], row_start[row + 1]
-                    if end - start == 1:
-                        told[time] += alone[start]
-                    else:
-                        told[time] += _held_w_log_w(units, weight, start, end, held, seen)
+                    rows += _counted(units, row_start[row], row_start[row + 1], counts, gain)
+                told[time] += mean * rows
+                continue
+            told[time] -= _held_w_log_w(units, weight, start, end, held, seen)
+            for row in range(first, last):
+                told[time] += _held_w_log_w(units, weight, row_start[row], row_start[row + 1], held, seen)
     return told
+
+
+@numba.njit(cache=True, nogil=True)
+def _shuffle(units: Ints, start: int, end: int, key: np.uint64) -> np.uint64:
+    """Shuffle the units from `start` to `end` in place; returns the key of the next random number."""
+    for here in range(start, end - 1):
+        key += GOLDEN
+        # 32 random bits choose among those that are left.
+        other = here + np.int64(((_mixed(key) >> _32) * np.uint64(end - here)) >> _32)
+        units[here], units[other] = units[other], units[here]
+    return key
+
+
+@numba.njit(cache=True, nogil=True)
+def _gains(most: int) -> Floats:
+    """(n + 1)·log(n + 1) − n·log n for n below `most`."""
+    values = np.arange(1.0, most + 1)
+    values *= np.log(values)
+    values[1:] -= values[:-1].copy()
+    return values
+
+
+@numba.njit(cache=True, nogil=True)
+def _counted(units: Ints, start: int, end: int, counts: Ints, gain: Floats) -> float:
+    """Σ n·log n over the latents of the units from `start` to `end`, of which each has n. `counts` stays zeros.
+
+    Where all weigh w, that is what Σ w·n·log(w·n) has beside a number that no permutation changes.
+    """
+    total = 0.0
+    for unit in range(start, end):
+        total += gain[counts[units[unit]]]
+        counts[units[unit]] += 1
+    for unit in range(start, end):
+        counts[units[unit]] = 0
+    return total
 
 
 @numba.njit(cache=True, nogil=True)

@@ -14,9 +14,15 @@ from sae_sweep.registry import get
 from sae_sweep.saes.architectures import Architecture, architecture_of
 from sae_sweep.saes.encoders import Encoder, encoder_of
 from sae_sweep.saes.parameters import Parameters, shapes
+from sae_sweep.saes.recipes import warmup_steps
 
 # float32 numbers in a cache line.
 ALIGNED = 16
+# The tensors of a stack that have a row for each SAE: all that its training depends on.
+ROWS = (
+    *("flat", "first", "second", "threshold", "density", "exponent", "rescale"),
+    *("silent", "dead", "revived", "last_revived", "ever_revived"),
+)
 
 
 @dataclass
@@ -35,12 +41,17 @@ class Stack:
     threshold: Tensor
     # Mean L0 of the last step: decides dense or sparse work on the next (kernels/cpu/backend.py).
     density: Tensor
-    # [n] float64: each penalty's exponent, and what its coefficient is multiplied by, as annealing.py leaves them.
+    # [n] float64: each penalty's exponent, and what its coefficient is multiplied by, as annealing.py and
+    # recipes/target_l0.py leave them.
     exponent: Tensor
     rescale: Tensor
-    # How many latents were revived so far [n], and which of them the last time [n, width] (saes/recipes/revivals.py).
+    # For how many steps each latent has not fired [n, width], and which were dead when last looked at.
+    silent: Tensor
+    dead: Tensor
+    # How often latents were revived so far and how many the last time [n]; which ever were [n, width] (saes/train.py).
     revived: Tensor
     last_revived: Tensor
+    ever_revived: Tensor
     step: int = 0
     failed: dict[int, int] = field(default_factory=dict)
 
@@ -57,8 +68,22 @@ class Stack:
             row.copy_(torch.cat([getattr(p, name).flatten() for name in names]))
         zeros = torch.zeros(n, device=device)
         exponent = torch.tensor([point.penalty.get("p", 1.0) for point in points], dtype=torch.float64)
-        revived = torch.zeros(n, dtype=torch.int64), torch.zeros(n, width, dtype=torch.bool)
-        return cls(points, d, flat, first, second, zeros, zeros + width, exponent, torch.ones_like(exponent), *revived)
+        return cls(
+            points=points,
+            d=d,
+            flat=flat,
+            first=first,
+            second=second,
+            threshold=zeros,
+            density=zeros + width,
+            exponent=exponent,
+            rescale=torch.ones_like(exponent),
+            silent=torch.zeros(n, width, dtype=torch.int64, device=device),
+            dead=torch.zeros(n, width, dtype=torch.bool, device=device),
+            revived=torch.zeros(n, dtype=torch.int64),
+            last_revived=torch.zeros(n, dtype=torch.int64),
+            ever_revived=torch.zeros(n, width, dtype=torch.bool, device=device),
+        )
 
     @property
     def width(self) -> int:
@@ -77,8 +102,7 @@ class Stack:
 
     def part(self, members: slice) -> Stack:
         """Some of the SAEs, as views: what trains them trains the stack, but for its step and failures."""
-        rows = ("flat", "first", "second", "threshold", "density", "exponent", "rescale", "revived", "last_revived")
-        return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in rows})
+        return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in ROWS})
 
     def parameters(self, i: int | slice = slice(None)) -> Parameters:
         """SAE i, or all of them: views, but where architecture or encoder use other numbers than they train."""
@@ -113,7 +137,7 @@ class Stack:
         """
         point = self.points[i]
         training = point.training
-        warm = min(1.0, (step + 1) / max(1.0, training.lr_warmup * training.steps))
+        warm = min(1.0, (step + 1) / max(1.0, warmup_steps(training.lr_warmup, training)))
         share: float = get("schedule", training.schedule).share(training, step)
-        ramp = min(1.0, (step + 1) / max(1.0, training.coefficient_warmup * training.steps))
+        ramp = min(1.0, (step + 1) / max(1.0, warmup_steps(training.coefficient_warmup, training)))
         return training.lr * min(warm, share), point.penalty.coefficient * ramp

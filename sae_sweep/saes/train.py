@@ -19,8 +19,10 @@ from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.limits import BLOCK, COPIES, GPU_BYTES
 from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
-from sae_sweep.saes.recipes import DecoderNorm, Optimizer, Revival
+from sae_sweep.saes.recipes import DecoderNorm, Optimizer, revival_of
+from sae_sweep.saes.recipes.k_annealing import annealed
 from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
+from sae_sweep.saes.recipes.target_l0 import steer
 from sae_sweep.saes.stack import Stack
 
 # BatchTopK's evaluation threshold is an exponential mean of the smallest contribution chosen (as in SAELens).
@@ -39,7 +41,9 @@ class Batches(Protocol):
 class Look:
     """Means over the steps since the last look, per SAE [n] on the CPU; of the gradient's norm the largest.
 
-    revived: how many latents were revived at the end of these steps
+    revived: how many latents were revived at the end of these steps, or came back to life in them by an auxiliary loss
+    dead: how many are dead at their end, where the recipe revives; else 0
+    rescale: what the coefficient was multiplied by in them
     """
 
     step: int
@@ -48,6 +52,8 @@ class Look:
     l0: Tensor
     gradient: Tensor
     revived: Tensor
+    dead: Tensor
+    rescale: Tensor
 
 
 @dataclass
@@ -112,7 +118,9 @@ def train(stack: Stack, data: Batches, backend: Backend, pool: ThreadPoolExecuto
     while stack.step < steps:
         batches = data.batches(stack.step, min(BLOCK, steps - stack.step))
         anneal(stack, batches[0])
-        progress = backend.advance(stack, batches)
+        now = annealed(stack)
+        progress = backend.advance(now, batches)
+        stack.step = now.step
 
         # The one synchronisation with the device per block.
         loss, error, l0 = (
@@ -121,33 +129,43 @@ def train(stack: Stack, data: Batches, backend: Backend, pool: ThreadPoolExecuto
         for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
             stack.failed.setdefault(i, stack.step)
         gradient = torch.as_tensor(progress.gradient).cpu()
-        revived = revive(stack, batches, pool)
-        yield Look(stack.step, loss, error * progress.steps / progress.variance.cpu(), l0, gradient, revived)
+        revived, dead = revive(now, batches, pool)
+        fvu, rescale = error * progress.steps / progress.variance.cpu(), stack.rescale.float()
+        steer(stack, l0)
+        yield Look(stack.step, loss, fvu, l0, gradient, revived, dead, rescale)
 
 
 @torch.no_grad()
-def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> Tensor:
-    """Give dead latents another start where the recipes ask for it after the block [steps, b, d]: how many, per SAE."""
-    kinds: list[Revival] = [get("revival", point.training.revival) for point in stack.points]
-    due = [
-        i
-        for i, (kind, point) in enumerate(zip(kinds, stack.points, strict=True))
-        if kind.due and kind.due(point.training, stack.step, len(batches)) and i not in stack.failed
-    ]
+def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> tuple[Tensor, Tensor]:
+    """Give dead latents another start where the recipes ask for it after the block [steps, b, d].
+
+    How many were revived, and how many are dead then, per SAE [n]. A latent is dead that has not fired for
+    `dead_after` steps; one that fires again counts as revived where an auxiliary loss trained it.
+    """
+    kinds = [revival_of(point.training) for point in stack.points]
 
     def one(i: int) -> Tensor:
-        act = kinds[i].revive
-        assert act is not None
-        return act(stack, i, batches).cpu()
+        kind, training = kinds[i], stack.points[i].training
+        dead_after = training.get("dead_after") or BLOCK
+        revived = stack.dead[i] & (stack.silent[i] < dead_after) & bool(kind.auxiliary)
+        if kind.revive and kind.due(training, stack.step, len(batches)):
+            restarted = kind.revive(stack, i, batches)
+            stack.silent[i][restarted] = 0
+            revived = revived | restarted
+        stack.dead[i] = stack.silent[i] >= dead_after
+        stack.ever_revived[i] |= revived
+        return torch.stack([revived.sum(), stack.dead[i].sum()]).cpu()
 
+    at_work = [i for i, kind in enumerate(kinds) if kind.revives and i not in stack.failed]
     share = pool.map if pool and not batches.is_cuda else map
-    counts = torch.zeros(len(stack.points))
-    for i, which in zip(due, share(one, due), strict=True):
-        counts[i] = count = int(which.sum())
-        stack.revived[i] += count
-        if count:
-            stack.last_revived[i] = which
-    return counts
+    counts = torch.zeros(2, len(stack.points), dtype=torch.int64)
+    for i, found in zip(at_work, share(one, at_work), strict=True):
+        counts[:, i] = found
+        stack.revived[i] += found[0]
+        if found[0]:
+            stack.last_revived[i] = found[0]
+    revived, dead = counts.float()
+    return revived, dead
 
 
 class AutogradBackend:
@@ -180,7 +198,8 @@ class AutogradBackend:
 def parts_at_once(stack: Stack, b: int, on_gpu: bool) -> list[Stack]:
     """The stack in parts, each of which takes the reference step at once on batches of `b`: on the CPU single SAEs."""
     products = stack.encoder.products(stack.points[0].encoder, stack.points[0].sae, stack.d)
-    together = max(1, int(GPU_BYTES / (4 * COPIES * products * b * stack.width))) if on_gpu else 1
+    copies = COPIES * products + revival_of(stack.points[0].training).copies
+    together = max(1, int(GPU_BYTES / (4 * copies * b * stack.width))) if on_gpu else 1
     return [stack.part(slice(first, first + together)) for first in range(0, len(stack.points), together)]
 
 
@@ -217,6 +236,7 @@ class ReferenceStep:
         training = stack.points[0].training
         self.optimizer: Optimizer = get("optimizer", training.optimizer)
         self.decoder_norm: DecoderNorm = get("decoder_norm", training.decoder_norm)
+        self.revival = revival_of(training)
 
     def __call__(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Step on batch x [b, d] with a row of `step_numbers`: loss, squared error, L0, gradient's norm, [n] each."""
@@ -230,10 +250,14 @@ class ReferenceStep:
         pre, codes = kind.infer(x, sae, settings, True, encoder)
         contributions = kind.penalised(pre, codes, sae)
         fires = kind.fires(pre, sae, settings) if kind.fires else None
-        error = (codes @ sae.W_dec + sae.b_dec[:, None] - x).square().sum(-1).mean(-1)
+        residual = x - (codes @ sae.W_dec + sae.b_dec[:, None])
+        error = residual.square().sum(-1).mean(-1)
         loss = error + coefficients * penalties(self.groups, contributions, fires)
         if kind.auxiliary:
             loss = loss + kind.auxiliary(x, pre, codes, sae, settings)
+        stack.silent.add_(1).masked_fill_((codes > 0).any(-2), 0)
+        if self.revival.auxiliary:
+            loss = loss + self.revival.auxiliary(stack, residual.detach(), pre, sae)
         # What is not used has no gradient: the encoder's rows where weights are tied.
         gradients = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
         if self.decoder_norm.constrain:

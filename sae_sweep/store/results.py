@@ -290,7 +290,10 @@ def _table(settings: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> pd.
     columns = {}
     for name in (*constant, *further, *swept):
         values = data.get(name, [None] * len(settings))
-        columns[name] = pd.Series(values, dtype=constant.get(name) or _swept_type(name, values))
+        kind = constant.get(name) or _swept_type(name, values)
+        if name == "k" and any(isinstance(value, float) for value in values):  # of BatchTopK it is a mean
+            kind = "float64"
+        columns[name] = pd.Series(values, dtype=kind)
     return pd.DataFrame(columns)
 
 
@@ -308,7 +311,7 @@ def _swept_type(name: str, values: list[Any]) -> str:
 
 def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
     """`seconds` and the columns of TRAINING, which a record may be too old to know."""
-    columns = {"seconds": record.get("seconds"), **record.get("revival", {})}
+    columns = {"seconds": record.get("seconds"), **record.get("revival", {}), **record.get("control", {})}
     curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
     if not curve:
         return columns

@@ -28,7 +28,7 @@ def pick_backend(stack: Stack, pool: ThreadPoolExecutor, threads: int, say: Say 
     """
     device = stack.flat.device.type
     # All SAEs of a stack have the step of a recipe in common (plan.stack_key).
-    known = device in stack.architecture.compiled and is_plain(stack.points[0])
+    known = device in stack.architecture.compiled and all(is_plain(point, device) for point in stack.points)
     # Imported here: compiled kernels are of no use on a GPU, and take a second to load.
     if device == "cpu" and known:
         from sae_sweep.kernels.cpu.backend import CpuBackend
@@ -76,7 +76,7 @@ class FirstThatWorks:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         if self.backend is not None:
             return self.backend.advance(stack, batches)
-        trained = (stack.flat, stack.first, stack.second, stack.threshold)
+        trained = (stack.flat, stack.first, stack.second, stack.threshold, stack.silent)
         before, step = [tensor.clone() for tensor in trained], stack.step
         for i, (name, make) in enumerate(self._choices):
             try:

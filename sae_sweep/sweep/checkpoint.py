@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from sae_sweep.config.settings import Point
-from sae_sweep.saes.stack import Stack
+from sae_sweep.saes.stack import ROWS, Stack
 from sae_sweep.saes.train import Look
 from sae_sweep.signals import Interrupted
 from sae_sweep.store.atomic import environment
@@ -36,8 +36,7 @@ EVERY = 60.0
 # Of the time, at most this share goes into writing them.
 LARGEST_SHARE = 0.05
 
-_ROWS = ("flat", "first", "second", "threshold", "density", "exponent", "rescale", "revived", "last_revived")
-_LOOKS = ("loss", "fvu", "l0", "gradient", "revived")
+_LOOKS = ("loss", "fvu", "l0", "gradient", "revived", "dead", "rescale")
 
 
 class Checkpoint:
@@ -53,39 +52,23 @@ class Checkpoint:
 
     def restore(self, stack: Stack) -> list[Look]:
         """Put the stack where its training was left, if it was begun; returns what was seen of it so far."""
-        for path in sorted(self.folder.glob("*.safetensors"), key=_step, reverse=True):
+        for path in sorted(self.folder.glob("*.safetensors"), key=step_of, reverse=True):
             ids = _ids(path, self.device)
             ours = set(self.ids) <= set(ids)
             # By its name it is of this pack, whatever has become of what it says.
             if not ours and not path.name.startswith(f"{self._name}."):
                 continue
-            tensors = self._read(path)
+            tensors = read(self.store, path)
             if ours and tensors:
                 rows = [ids.index(id) for id in self.ids]
-                if _fits(stack, tensors, len(ids)):
-                    return _put(stack, tensors, rows, _step(path))
+                if fits(stack, tensors, len(ids)):
+                    return put(stack, tensors, rows, step_of(path))
         return []
-
-    def _read(self, path: Path) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, none if it is gone; one that is damaged is set aside and named."""
-        try:
-            inode, content = path.stat().st_ino, path.read_bytes()
-        except FileNotFoundError:  # another process has finished these points, or is further
-            return {}
-        damage = "it does not match its checksum"
-        if hashlib.sha256(content).hexdigest()[:16] == path.name.split(".")[2]:
-            try:
-                return load_tensors(content)
-            except SafetensorError:
-                damage = "it holds no tensors"
-        with environment(path, "set aside"):
-            self.store.set_aside(path, inode, damage)
-        return {}
 
     def save(self, stack: Stack, looks: Sequence[Look]) -> None:
         """Write the stack as it stands between two steps, in place of what was written before."""
         began = time.monotonic()
-        content = to_bytes(_tensors(stack, looks), {"ids": json.dumps(self.ids), "device": self.device})
+        content = to_bytes(tensors_of(stack, looks), metadata(self.ids, self.device))
         name = f"{self._name}.{stack.step}.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
         self.store.write_checkpoint(self.folder / name, content)
         for older in self.folder.glob(f"{self._name}.*.safetensors"):
@@ -120,16 +103,44 @@ def steps_kept(store: Store, points: Sequence[Point], device: str) -> int:
     kept: dict[str, int] = {}
     for stack in stacks(points):
         for path in _folder(store, stack[0]).glob("*.safetensors"):
-            kept |= {id: max(_step(path), kept.get(id, 0)) for id in _ids(path, device)}
+            kept |= {id: max(step_of(path), kept.get(id, 0)) for id in _ids(path, device)}
     return sum(kept.get(point.id, 0) for point in points)
+
+
+def read(store: Store, path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, none if it is gone; one that is damaged is set aside and named."""
+    try:
+        inode, content = path.stat().st_ino, path.read_bytes()
+    except FileNotFoundError:  # another process has finished these points, or is further
+        return {}
+    damage = "it does not match its checksum"
+    if hashlib.sha256(content).hexdigest()[:16] == path.name.split(".")[2]:
+        try:
+            return load_tensors(content)
+        except SafetensorError:
+            damage = "it holds no tensors"
+    with environment(path, "set aside"):
+        store.set_aside(path, inode, damage)
+    return {}
+
+
+def metadata(ids: Sequence[str], device: str) -> dict[str, str]:
+    """What stands in a checkpoint beside tensors."""
+    return {"ids": json.dumps(ids), "device": device}
+
+
+def of_device(path: Path, device: str) -> bool:
+    """Whether a checkpoint is of such a device."""
+    return bool(_ids(path, device))
 
 
 def _folder(store: Store, point: Point) -> Path:
     return store.root / "checkpoints" / _digest(repr(stack_key(point)))
 
 
-def _tensors(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
-    tensors = {name: getattr(stack, name).detach().cpu().contiguous() for name in _ROWS}
+def tensors_of(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
+    """The stack as it stands between two steps, and what was seen of it."""
+    tensors = {name: getattr(stack, name).detach().cpu().contiguous() for name in ROWS}
     tensors["failed"] = torch.tensor([stack.failed.get(i, -1) for i in range(len(stack.points))])
     if looks:
         tensors["looks.step"] = torch.tensor([look.step for look in looks])
@@ -137,17 +148,18 @@ def _tensors(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
     return tensors
 
 
-def _fits(stack: Stack, tensors: dict[str, Tensor], n: int) -> bool:
+def fits(stack: Stack, tensors: dict[str, Tensor], n: int) -> bool:
     """Whether these are `n` rows of such a stack: a store may come from anywhere."""
-    for name in _ROWS:
+    for name in ROWS:
         own, found = getattr(stack, name), tensors.get(name)
         if found is None or (found.dtype, found.shape) != (own.dtype, (n, *own.shape[1:])):
             return False
     return "failed" in tensors and tensors["failed"].shape == (n,)
 
 
-def _put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) -> list[Look]:
-    for name in _ROWS:
+def put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) -> list[Look]:
+    """Give a stack those rows of the tensors, and its step; what was seen of these SAEs so far."""
+    for name in ROWS:
         getattr(stack, name).copy_(tensors[name][rows])
     failed = tensors["failed"][rows].tolist()
     stack.failed = {i: at for i, at in enumerate(failed) if at >= 0}
@@ -170,7 +182,8 @@ def _ids(path: Path, device: str | None = None) -> list[str]:
         return []
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is of, by its name."""
     part = path.name.split(".")[1]
     return int(part) if part.isdigit() else -1
 

@@ -20,8 +20,11 @@ from sae_sweep.metrics.extra.inference import Objective
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
 from sae_sweep.saes.folding import fold, unfold
+from sae_sweep.saes.formats import saelens
+from sae_sweep.saes.formats.index import read_sae
 from sae_sweep.saes.formats.loaded import LoadedSae
 from sae_sweep.saes.inits import start
+from sae_sweep.saes.inits.trained import POINT, resolve
 from sae_sweep.saes.parameters import Parameters, SaeTensors
 from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.store import provenance
@@ -44,6 +47,7 @@ class Ground:
     def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say) -> None:
         toy = trained_toy(point.toy, store, device, say).to(device)
         self.evaluation, self.device, self.distribution = evaluation, device, point.distribution
+        self.store = store
         self.stream = Stream(
             toy, point.site.name, point.distribution, point.data_seed, point.training.batch_size, device
         )
@@ -70,6 +74,16 @@ class Ground:
     def covariance(self) -> Tensor:
         """Covariance of the activations [d, d]."""
         return self.stream.covariance()
+
+    def trained(self, sae: Sae) -> Parameters:
+        """The SAE that `sae.start` names, for normalised activations. UserError: it is not what it was, or gone."""
+        if resolve({"start": sae.start})["start_digest"] != sae.start_digest:
+            raise UserError(f"sae.init={sae.start} is not what it was when the sweep was configured")
+        if POINT.fullmatch(sae.start):
+            folded = self.store.parse("points", sae.start, saelens.WEIGHTS, saelens.from_files)
+        else:
+            _, folded = read_sae(sae.start).as_ours()
+        return unfold(folded, self.mean, self.scale)
 
     def class_means(self, partition: str) -> tuple[Tensor, Tensor]:
         """Mean activation [classes, d] and probability [classes] of a partition's classes, or of planted features.

@@ -44,7 +44,7 @@ from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
 from sae_sweep.saes.limits import BLOCK, COPIES
 from sae_sweep.saes.parameters import shapes
 from sae_sweep.saes.penalties import formula_of
-from sae_sweep.saes.recipes import is_plain
+from sae_sweep.saes.recipes import is_plain, revival_of, warmup_steps
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 from sae_sweep.toys.limits import BLOCK_ROWS, CONSTANTS_INPUTS, TABLE_INPUTS
 
@@ -121,7 +121,7 @@ def parameter_count(point: Point) -> int:
 
 def by_autograd(point: Point, speed: Speed) -> bool:
     """Whether no faster step than autograd's is known for the point there (saes/kernels)."""
-    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point)
+    by_kernels = speed.device in get("architecture", point.sae.architecture).compiled and is_plain(point, speed.device)
     if speed.device != "cpu":
         by_kernels = by_kernels and gpu_knows(formula_of(point.penalty))
     return not by_kernels or activation_size(point) > speed.longest
@@ -158,7 +158,8 @@ def work_bytes(point: Point, workers: int, speed: Speed) -> int:
 def training_bytes(point: Point, workers: int, speed: Speed) -> int:
     """Of that, what training takes: what bounds a pack, as the rest is the same for a single point."""
     if by_autograd(point, speed):
-        held = int(4 * COPIES * _products(point) * point.training.batch_size * point.sae.width)
+        copies = COPIES * _products(point) + revival_of(point.training).copies
+        held = int(4 * copies * point.training.batch_size * point.sae.width)
         work = max(workers * held, speed.shared_bytes)
     else:
         fires = max(l0 for _, l0 in firing(point) if not _dense(point, l0))
@@ -170,10 +171,14 @@ def firing(point: Point) -> Iterator[tuple[float, float]]:
     """Phases of training: how many steps, and how many latents usually fire in them."""
     width, training = point.sae.width, point.training
     if get("architecture", point.sae.architecture).counts:
-        yield training.steps, min(width, point.sae.get("k", 1))
+        k = min(width, point.sae.get("k", 1))
+        falling = 0.0 if training.k_start is None else training.k_anneal * training.steps
+        if falling:
+            yield falling, min(width, (training.k_start + k) / 2)
+        yield training.steps - falling, k
         return
     usual, begun = USUAL.get(point.sae.init, USUAL["random"]), 0.0
-    settled = min(usual.most, max(1.0, usual.later * width))
+    settled = training.target_l0 or min(usual.most, max(1.0, usual.later * width))
     for share, moved in usual.first:
         end = steps_until(moved, training)
         yield end - begun, max(share * width, settled)
@@ -188,7 +193,7 @@ def untrained_l0(point: Point) -> float:
 
 def steps_until(moved: float, training: Training) -> float:
     """Steps until the learning rate, summed over them, comes to `moved`: it rises linearly, then stays."""
-    warm = training.lr_warmup * training.steps
+    warm = warmup_steps(training.lr_warmup, training)
     if moved < training.lr * warm / 2:
         return math.sqrt(2 * moved * warm / training.lr)
     return min(warm / 2 + moved / training.lr, training.steps)
@@ -201,7 +206,9 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
     if by_autograd(point, speed):
         spilled = speed.spilled if 4 * COPIES * codes > CACHE else 0.0
         each = 2 * PRODUCTS * d / speed.autograd_flops + speed.autograd_code + spilled
-        return speed.autograd_step + _products(point) * codes * each + adam
+        # Each product of an auxiliary loss is one more of those that the step has anyway.
+        products = _products(point) + revival_of(point.training).products / PRODUCTS
+        return speed.autograd_step + products * codes * each + adam
     if l0 is None:
         *_, (_, l0) = firing(point)
     if _narrow(point, speed):

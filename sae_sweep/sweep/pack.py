@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from sae_sweep.metrics.evaluate import Measurement
 from sae_sweep.saes.folding import fold
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.parameters import Parameters
+from sae_sweep.saes.recipes.target_l0 import missed
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Look, train
 from sae_sweep.signals import Interrupted
 from sae_sweep.store import provenance
 from sae_sweep.store.store import Store
+from sae_sweep.sweep import states
 from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.context import Ground
@@ -70,7 +73,7 @@ def run_pack(
     starts = [ground.start(point) for point in points]
     stack = Stack.start(points, starts, machine.device)
     checkpoint = Checkpoint(store, points, machine.device, machine.checkpoint_seconds)
-    looks = checkpoint.restore(stack)
+    looks = checkpoint.restore(stack) or states.begin(store, stack, machine.device)
     if looks:
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
@@ -85,12 +88,13 @@ def run_pack(
     def finish(i: int) -> tuple[dict[str, bytes], dict[str, Any]] | Exception:
         try:
             folded = fold(_on_cpu(stack.parameters(i)), ground.mean, ground.scale)
-            stored = saelens.to_files(points[i], folded)
-            measured = ground.measure(points[i], saelens.from_files(stored[saelens.WEIGHTS]))
+            stored, control = saelens.to_files(points[i], folded), _control(stack, i)
+            judged = _at_coefficient(points[i], control)
+            measured = ground.measure(judged, saelens.from_files(stored[saelens.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
-            record = _record(points[i], evaluation, machine, measured, untrained)
+            record = _record(points[i], evaluation, machine, measured, untrained, judged)
             record["curve"] = list(_curve(stack, looks, i))
-            record |= _revival(stack, i, measured)
+            record |= _revival(stack, i, measured) | control
             if not math.isfinite(record["metrics"]["loss"]):
                 raise ArithmeticError("the loss on the evaluation inputs is not finite")
             return _files(points[i], stored, measured), record
@@ -113,7 +117,10 @@ def run_pack(
             files, record = result
             record["seconds"] = (time.monotonic() - began) / len(points)
             store.commit("points", points[i].id, record, files)
+            states.keep(store, stack, i, looks, machine.device)
             say(PointDone(points[i], record))
+            if looks and (wrong := missed(points[i], float(looks[-1].l0[i]))):
+                say(Note(wrong))
     for i, (step, reason) in failed.items():
         say(PointFailed(points[i], step, reason))
     if checkpoint.folder.exists():
@@ -126,9 +133,12 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
     for point in points:
         began = time.monotonic()
         trained = store.parse("points", point.id, saelens.WEIGHTS, saelens.from_files)
-        measured, untrained = ground.measure(point, trained), ground.measure_start(point)
-        record = _record(point, evaluation, machine, measured, untrained)
-        record |= {"curve": store.read_record("points", point.id)["curve"], "seconds": time.monotonic() - began}
+        before = store.read_record("points", point.id)
+        kept: dict[str, Any] = {name: before[name] for name in ("curve", "revival", "control") if name in before}
+        judged = _at_coefficient(point, before)
+        measured, untrained = ground.measure(judged, trained), ground.measure_start(point)
+        record = _record(point, evaluation, machine, measured, untrained, judged)
+        record |= {**kept, "seconds": time.monotonic() - began}
         files = {"latents.parquet": _parquet(measured)}
         store.commit_measure(point.id, measure_id(evaluation), record, files)
         say(PointDone(point, record))
@@ -168,19 +178,38 @@ def _curve(stack: Stack, looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
         }
         gradient = max(float(look.gradient[i]) for look in part)
         lr, coefficient = stack.schedule(i, begin - 1)
+        if stack.points[i].training.target_l0 is not None:
+            coefficient *= float(part[-1].rescale[i])
         row = {"step": begin, **means, "gradient": gradient, "lr": lr, "coefficient": coefficient}
         if stack.points[i].training.revival != "none":
             row["revived"] = int(sum(float(look.revived[i]) for look in part))
+            row["dead"] = int(part[-1].dead[i])
         yield row
 
 
 def _revival(stack: Stack, i: int, measured: Measurement) -> dict[str, Any]:
-    """How many latents of SAE i were revived in all, how many the last time, and how many of these live at the end."""
+    """How often latents of SAE i were revived, how many the last time, and how many that ever were live at the end."""
     if stack.points[i].training.revival == "none":
         return {}
-    last = stack.last_revived[i].numpy()
-    live = int(measured.latents.live.to_numpy()[last].sum())
-    return {"revival": {"revived": int(stack.revived[i]), "revived_last": int(last.sum()), "revived_live": live}}
+    live = int(measured.latents.live.to_numpy()[stack.ever_revived[i].cpu().numpy()].sum())
+    counts = {"revived": int(stack.revived[i]), "revived_last": int(stack.last_revived[i]), "revived_live": live}
+    return {"revival": counts}
+
+
+def _control(stack: Stack, i: int) -> dict[str, Any]:
+    """The coefficient that SAE i came to, where training drove its L0 to a target."""
+    point = stack.points[i]
+    if point.training.target_l0 is None:
+        return {}
+    return {"control": {"final_coefficient": point.penalty.coefficient * float(stack.rescale[i])}}
+
+
+def _at_coefficient(point: Point, record: Mapping[str, Any]) -> Point:
+    """The point with the coefficient by which it ended training: its loss is what it was then trained for."""
+    if "control" not in record:
+        return point
+    coefficient = record["control"]["final_coefficient"]
+    return dataclasses.replace(point, penalty=point.penalty.replace(coefficient=coefficient))
 
 
 def _octave_parts(looks: list[Look]) -> Iterator[list[Look]]:
@@ -194,15 +223,21 @@ def _on_cpu(parameters: Parameters) -> Parameters:
 
 
 def _record(
-    point: Point, evaluation: Evaluation, machine: Machine, measured: Measurement, untrained: Measurement
+    point: Point,
+    evaluation: Evaluation,
+    machine: Machine,
+    measured: Measurement,
+    untrained: Measurement,
+    judged: Point,
 ) -> dict[str, Any]:
+    """The record of a point; judged: the same with the coefficient that its losses are of."""
     return {
         "id": point.id,
         "settings": canonical(point).to_dict(),
         "measure_id": measure_id(evaluation),
         "evaluation": evaluation.to_dict(),
-        "metrics": with_loss(measured, point),
-        "untrained": with_loss(untrained, point),
+        "metrics": with_loss(measured, judged),
+        "untrained": with_loss(untrained, judged),
         "per_max": measured.per_max,
         "provenance": provenance.collect(machine.device),
     }

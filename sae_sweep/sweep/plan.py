@@ -119,8 +119,9 @@ def _step_key(encoder: Encoder, sae: Sae, penalty: Penalty, training: Training) 
     own = tuple(sae.get(name) for name in kind.settings)
     formula = formula_of(penalty)
     further = "" if gpu_knows(formula) else formula.whole
+    falling = () if training.k_start is None else (training.k_start, training.k_anneal)
     recipe = of_step(Point(encoder=encoder, training=training))
-    return (sae.architecture, sae.width, own, training.steps, training.batch_size, further, *recipe)
+    return (sae.architecture, sae.width, own, training.steps, training.batch_size, further, *falling, *recipe)
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:

@@ -20,9 +20,9 @@ from sae_sweep.cli.completion import candidates
 from sae_sweep.config import overrides
 from sae_sweep.config.keys import point_keys, sweep_keys
 from sae_sweep.errors import UserError
-from sae_sweep.registry import kinds
+from sae_sweep.registry import kinds, offered
 
-INITS = tuple(kinds("init"))
+INITS = offered("init")
 PENALTIES = tuple(kinds("penalty"))
 
 PROGRAM = typer.main.get_command(app.app)

@@ -26,7 +26,7 @@ from sae_sweep.config.keys import point_keys, sweep_keys
 from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import PARTS, Evaluation, Point
 from sae_sweep.errors import UserError
-from sae_sweep.registry import kinds
+from sae_sweep.registry import kinds, offered
 
 ARCHITECTURES = tuple(kinds("architecture"))
 PENALTIES = tuple(kinds("penalty"))
@@ -126,7 +126,7 @@ def test_the_grammar_of_sweeps() -> None:
     assert values([*ONE, "seed=range(6,0,-2)"], "seed") == [6, 4, 2]
     assert values([*ONE, "training.lr_decay=range(0.1,0.4,0.1)"], "training.lr_decay") == [0.1, 0.2, 0.3]
     assert values([*ONE, "penalty=glob(l*1*,exclude=lp*)"], "penalty.name") == ["l1", "log1p", "log1p_sq"]
-    assert values([*ONE, "sae.init=glob(*)"], "sae.init") == list(kinds("init"))
+    assert values([*ONE, "sae.init=glob(*)"], "sae.init") == list(offered("init"))
     assert values([*ONE, "toy.seed=0,1", "seed=${toy.seed}"], "seed") == [0, 1]
     assert values([*ONE, "+seed=3", "++data_seed=4"], "seed") == [3]
     assert len(config.load(["-m", *ONE]).points) == len(config.load([*ONE, "--multirun"]).points) == 1

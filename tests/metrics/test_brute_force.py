@@ -18,10 +18,10 @@ from sae_sweep.config.keys import point_keys
 from sae_sweep.config.settings import PARTITIONS, PARTS, Evaluation, Point, canonical
 from sae_sweep.metrics.information import information, share_told
 from sae_sweep.metrics.labels import NOTHING, PURE, class_name, count, describe, only_one
-from sae_sweep.registry import kinds
+from sae_sweep.registry import kinds, offered
 
 ARCHITECTURES = tuple(kinds("architecture"))
-INITS = tuple(kinds("init"))
+INITS = offered("init")
 PENALTIES = tuple(kinds("penalty"))
 
 EVALUATION = Evaluation(fires_above=CUT)

@@ -6,14 +6,17 @@ import dataclasses
 
 import pytest
 import torch
-from stacks import PENALTIES, batches, points, stack_of, start_of
+from stacks import PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep.config.settings import Penalty, Point, Sae
+from sae_sweep.errors import UserError
 from sae_sweep.registry import kinds
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.architectures.jumprelu import straight_through_gate
 from sae_sweep.saes.architectures.matryoshka import prefixes
 from sae_sweep.saes.train import AutogradBackend
+from sae_sweep.sweep.cost import by_autograd
+from sae_sweep.sweep.hardware_profile import SPEEDS
 
 X = batches(1)[0]
 
@@ -116,3 +119,57 @@ def test_a_larger_coefficient_leaves_fewer_latents_on(architecture: str) -> None
     assert (l0[:-1] > l0[1:]).all(), l0
     assert l0[0] > 1.3 * l0[-1]
     assert (error[:-1] < error[1:]).all(), error
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_fractional_k_is_a_mean_over_the_batch(architecture: str, compiled: bool) -> None:
+    stack = stack_of(points(PENALTIES[-1:], architecture, k=1.3))
+    with cpu_backend() as backend:
+        progress = (backend if compiled else AutogradBackend()).advance(stack, batches(2))
+    assert progress.l0.tolist() == pytest.approx([2 * 83 / 64])  # 1.3 · 64 = 83.2
+    assert Sae("batchtopk", k=3.0) == Sae("batchtopk", k=3) and type(Sae("batchtopk", k=3.0).k) is int
+    assert Sae("batchtopk", k=1.3) != Sae("batchtopk", k=1)
+    with pytest.raises(UserError, match="whole"):
+        kinds("architecture")["topk"].check(Sae("topk", k=1.3))
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"slopes": "thresholds"}, {"preact": 0.3}, {"slopes": "thresholds", "preact": 0.3}]
+)
+def test_jumprelu_by_each_of_its_sources(own: dict[str, object]) -> None:
+    """The gradient against the sources' formulas: H′ = 1/bandwidth in the window, and what it reaches."""
+    sae, parameters = one("jumprelu", **own)
+    kind, leaves = kinds("architecture")["jumprelu"], ("W_enc", "b_enc", "W_dec", "thresholds")
+    p = parameters.map(lambda tensor: tensor.clone().requires_grad_())
+    pre = pre_activations(X, p)
+    weights = torch.randn(pre.shape, generator=torch.Generator().manual_seed(1))
+    loss = (kind.activate(pre, p, sae, True) * weights).sum() + kind.auxiliary(X, pre, pre, p, sae) * len(X)
+    found = dict(
+        zip(
+            leaves,
+            torch.autograd.grad(loss, [getattr(p, name) for name in leaves], materialize_grads=True),
+            strict=True,
+        )
+    )
+    q, b = parameters, sae.bandwidth
+    pre, norms = pre_activations(X, q), q.norms()
+    reach = pre.relu() * norms - q.thresholds
+    of_u = weights * pre.relu() * (reach.abs() < b / 2) / b
+    short = sae.preact * (q.thresholds > pre * norms)
+    of_pre = weights * (reach > 0) * (pre > 0) - short * norms
+    of_norm = -short * pre
+    if sae.slopes == "both":
+        of_pre, of_norm = of_pre + of_u * (pre > 0) * norms, of_norm + of_u * pre.relu()
+    expected = {
+        "W_enc": of_pre.T @ X,
+        "b_enc": of_pre.sum(0),
+        "W_dec": of_norm.sum(0)[:, None] * q.W_dec / norms[:, None],
+        "thresholds": (short - of_u).sum(0),
+    }
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-3)
+    point = dataclasses.replace(points(PENALTIES[:1], "jumprelu")[0], sae=sae)
+    assert by_autograd(point, SPEEDS["cpu"]) is bool(own)
+    if not own:
+        assert point.id == points(PENALTIES[:1], "jumprelu")[0].id

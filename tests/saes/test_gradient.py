@@ -64,7 +64,7 @@ def test_a_curve_has_as_many_rows_for_every_doubling_and_keeps_every_peak() -> N
             BLOCK * (i + 1),
             *(torch.full((2,), float(i)) for _ in range(3)),
             torch.tensor([1.0, 90.0 if i == peak else 2.0]),
-            torch.zeros(2),
+            *(torch.zeros(2) for _ in range(3)),
         )
         for i in range(blocks)
     ]

@@ -10,7 +10,7 @@ import torch
 
 from sae_sweep.config.settings import Penalty, Point, Sae, Toy
 from sae_sweep.errors import UserError
-from sae_sweep.registry import kinds
+from sae_sweep.registry import kinds, offered
 from sae_sweep.saes.inits import from_exemplars, start
 from sae_sweep.saes.inits import kmeans as kmeans_init
 from sae_sweep.saes.inits.kmeans import kmeans
@@ -18,7 +18,7 @@ from sae_sweep.saes.parameters import Parameters
 from sae_sweep.sweep.context import Ground
 from sae_sweep.toys.classes import Cells, Partition
 
-INITS = tuple(kinds("init"))
+INITS = offered("init")
 
 D = 8
 

@@ -42,7 +42,7 @@ def test_every_column_of_the_design_is_always_there_with_one_type(tmp_path: Path
         feature_f1 found_features killed_features killed_small_overlap
     """
     of_training = ["gradient_largest", "gradient_late", "gradient_spike", "plateau"]
-    of_training += ["revived", "revived_last", "revived_live"]
+    of_training += ["revived", "revived_last", "revived_live", "final_coefficient"]
     named[-1:-1] = [*further.split(), *(f"shuffled_{name}" for name in shuffled.split()), *of_training]
     named.append("on_common_front")
     counted = """

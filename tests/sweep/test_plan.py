@@ -15,7 +15,7 @@ from sae_sweep.config import overrides as config
 from sae_sweep.config.grid import Sweep
 from sae_sweep.config.settings import Evaluation, Penalty, Point, Sae, Toy, Training, canonical, toy_id
 from sae_sweep.errors import UserError
-from sae_sweep.registry import get, kinds
+from sae_sweep.registry import get, kinds, offered
 from sae_sweep.sweep import cost
 from sae_sweep.sweep import plan as plan_module
 from sae_sweep.sweep.cost import activation_size, state_bytes, step_seconds, training_bytes
@@ -23,7 +23,7 @@ from sae_sweep.sweep.hardware_profile import SPEEDS, XEON
 from sae_sweep.sweep.plan import LARGEST_PACK, plan, stack_key, stacks
 
 ARCHITECTURES = tuple(kinds("architecture"))
-INITS = tuple(kinds("init"))
+INITS = offered("init")
 
 CPU = ["toy=small", "device=cpu"]
 

@@ -43,6 +43,7 @@ from sae_sweep.kernels.cpu.steps import (
 from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.kernels.limits import DENSE_ABOVE, DENSE_AT_LEAST, ENTRIES, MOST_PARTS, PART, ROUND_BELOW
+from sae_sweep.saes.architectures.batchtopk import chosen_of
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes.optimizers import bias_corrections
 from sae_sweep.saes.stack import Stack
@@ -92,7 +93,7 @@ class _Trainer:
         self.stack, self.i, self.point = stack, i, stack.points[i]
         width, d, formula = stack.width, stack.d, formula_of(stack.points[i].penalty)
         # BatchTopK keeps so many entries of a batch.
-        self.chosen = b * self.point.sae.k if stack.architecture.learns_threshold else 0
+        self.chosen = chosen_of(self.point.sae, b) if stack.architecture.learns_threshold else 0
         self.steps, self.weighs = steps_of(stack.architecture.name), formula.weighs
         dense = self.steps.dense and not self.weighs
         self.slopes = compile_slopes(formula, self.steps.at_zero)
@@ -125,10 +126,12 @@ class _Trainer:
         # What decides which latents count is their norm-scaled activation, or only its sign.
         weights, rounded = norms if k or self.chosen else ones, float(stack.density[i]) < ROUND_BELOW * width
         # The gradient of an extra parameter to which no latent adds stays 0.
-        gradient, (active, idle) = np.zeros(flat.size, np.float32), np.zeros((2, width), np.uint8)
+        gradient, (active, idle, fired) = np.zeros(flat.size, np.float32), np.zeros((3, width), np.uint8)
         own = np.array(self.steps.own(self.point), np.float64)
         encoder = encoder_of(W_enc, weights, rounded, k, self.steps.floor)
-        return Sae(flat, first, second, gradient, W_dec, norms, own, active, idle, encoder)
+        return Sae(
+            flat, first, second, gradient, W_dec, norms, own, active, idle, fired, stack.silent[i].numpy(), encoder
+        )  # fmt: skip
 
     def _workspace(self, b: int, parts: int) -> Workspace:
         width, d = self.sae.W_dec.shape
@@ -296,11 +299,12 @@ class _Trainer:
         _, _, b_enc, b_dec = self.stack.split(self.stack.flat[self.i])
         W_enc, W_dec, norms = map(torch.from_numpy, (sae.encoder.W_enc, sae.W_dec, sae.norms[:width]))
         penalty = self.slopes, self.setting.scale, self.setting.exponent
+        weights, fired = (float(of_error), float(of_penalty)), np.zeros((len(shares), width), np.uint8)
 
         def add(part: int) -> None:
             into = self.stack.split(gradients[part])
             work.totals[part] = add_gradient(
-                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, penalty, (float(of_error), float(of_penalty))
+                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, penalty, weights, fired[part]
             )
 
         list(self.share(add, range(len(shares))))
@@ -308,7 +312,7 @@ class _Trainer:
         biases = 2 * width * d + width
         work.g_bdec[0] = sae.gradient[biases : biases + d]
         # No entry is listed, so nothing is added to these sums.
-        sae.active[:], work.bounds[:] = 1, 0
+        sae.active[:], work.bounds[:], sae.fired[:] = 1, 0, fired.max(0)
         self.steps.finish_gradient(sae, work, len(batch), True, of_penalty, 0, width)
         square_slices(sae, work)
 

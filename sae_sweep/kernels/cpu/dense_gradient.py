@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -17,13 +18,18 @@ BUFFER, INPUTS, MOST = 1 << 20, 64, 1 << 24
 
 
 @numba.njit(**OPTIONS)
-def silence(codes, gradient):  # type: ignore[no-untyped-def]
-    """No gradient where a code is 0; how many are not. Both [entries]. PyTorch's mask takes longer than its product."""
+def silence(codes, gradient, fired):  # type: ignore[no-untyped-def]
+    """No gradient where a code is 0; how many are not, and in fired [width] of which latents one is not.
+
+    codes and gradient [inputs, width]. PyTorch's mask takes longer than its product.
+    """
     active = 0
-    for entry in range(len(codes)):
-        on = codes[entry] != 0
-        active += on
-        gradient[entry] = gradient[entry] if on else np.float32(0)
+    for row in range(len(codes)):
+        for latent in range(len(fired)):
+            on = codes[row, latent] != 0
+            active += on
+            fired[latent] |= on
+            gradient[row, latent] = gradient[row, latent] if on else np.float32(0)
     return active
 
 
@@ -34,12 +40,14 @@ def add_gradient(
     gradients: Sequence[Tensor],
     penalty: tuple[Callable[..., float], float, float],
     weights: tuple[float, float],
+    fired: np.ndarray[Any, Any],
 ) -> tuple[float, ...]:
     """Add the gradient over inputs x [b, d] and return the totals.
 
     weights of an input, of_error and of_penalty, and totals are those of architecture_steps.py.
 
     sae and gradients: W_enc, W_dec [width, d], b_enc [width], b_dec [d]. penalty: its slopes, scale and exponent.
+    fired uint8 [width] receives a 1 for each latent that fires.
     """
     (W_enc, W_dec, b_enc, b_dec), (g_enc, g_dec, g_benc, g_bdec) = sae, gradients
     (slopes, scale, exponent), (of_error, of_penalty) = penalty, weights
@@ -59,7 +67,7 @@ def add_gradient(
         slope *= of_penalty
         pulls += (slope * codes).sum(0)
         g_pre = torch.addcmul(residual @ W_dec.T, slope, norms)
-        entries += silence(codes.numpy().ravel(), g_pre.numpy().ravel())
+        entries += silence(codes.numpy(), g_pre.numpy(), fired)
         g_enc.addmm_(g_pre.T, chunk)
         g_dec.addmm_(codes.T, residual)
         g_benc += g_pre.sum(0)

@@ -94,6 +94,7 @@ def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untype
             latent, strength, gain = latents[entry, LATENT], strengths[entry, 0], np.float32(0)
             gate = dot(by_gate, 0, W_dec, latent) + of_penalty * slope[entry] * norms[latent]
             if strength > 0:
+                sae.fired[latent] = 1
                 gain = dot(residuals, row, W_dec, latent)
             at = places[latent]
             places[latent] += 1

@@ -118,6 +118,8 @@ def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untype
                 gate_gradient = (gain * pre + counted) / bandwidth
             at = places[latent]
             places[latent] += 1
+            if fired[entry, 0] > 0:
+                sae.fired[latent] = 1
             sums[at, CODE] = fired[entry, 0]
             sums[at, GAIN] = (gain if fired[entry, 0] > 0 else np.float32(0)) + gate_gradient * norms[latent]
             sums[at, SLOPE] = weighted * fired[entry, 0] + gate_gradient * pre

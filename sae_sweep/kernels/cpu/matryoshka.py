@@ -87,6 +87,7 @@ def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untype
                 residual += 1
             at = places[latent]
             places[latent] += 1
+            sae.fired[latent] = 1
             sums[at, CODE] = codes[entry, CODE]
             sums[at, GAIN] = dot(residuals, residual, W_dec, latent) + weighted * norms[latent]
             sums[at, SLOPE] = weighted

@@ -80,7 +80,7 @@ class NarrowTrainer:
         rows = flat[width * d : 2 * width * d].reshape(width, d)
         if d != padded(d):
             rows = np.zeros((width, padded(d)), np.float32)
-        self.sae = Sae(flat, first, second, np.empty(width, np.float32), rows)
+        self.sae = Sae(flat, first, second, np.empty(width, np.float32), rows, stack.silent[i].numpy())
         self.setting = Setting(
             k=point.sae.k if stack.architecture.name == "topk" else 0,
             dense_above=NARROW_DENSE_ABOVE * width if vectorises(formula) else np.inf,
@@ -150,6 +150,7 @@ def workspace(b: int, width: int, d: int, k: int) -> Workspace:
         g_benc=zeros(width),
         g_bdec=zeros(side),
         pulls=zeros(width),
+        fired=zeros(width, kind=np.uint8),
         totals=zeros(TOTALS, kind=np.float64),
     )
 

@@ -34,7 +34,7 @@ from sae_sweep.kernels.cpu.narrow_tile import (
 from sae_sweep.kernels.cpu.penalty_gradients import SLOPES
 from sae_sweep.kernels.cpu.rows import dot
 from sae_sweep.kernels.cpu.sparse_step import LISTED, OPTIONS, views
-from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, FACTOR, L0, LOSS, NORM, adam, clip_factor
+from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, FACTOR, L0, LOSS, NORM, adam, clip_factor, count_silent
 from sae_sweep.kernels.cpu.vector_penalty import SLOPE_CODES, SUM_TERMS, WEIGH_TERMS
 from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece, publish
 
@@ -58,7 +58,8 @@ class Sae(NamedTuple):
     """An SAE's row of a stack, and what is derived of its parameters.
 
     flat, first, second [parameter_count]: parameters and Adam's moments; norms [width]: ‖d‖; rows [width, padded]:
-    the decoder, its rows filled up with zeros to whole vectors.
+    the decoder, its rows filled up with zeros to whole vectors; silent [width]: for how many steps each latent has not
+    fired.
     """
 
     flat: Array
@@ -66,6 +67,7 @@ class Sae(NamedTuple):
     second: Array
     norms: Array
     rows: Array
+    silent: Array
 
 
 class Setting(NamedTuple):
@@ -89,15 +91,14 @@ class Setting(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Memory of each part: what a tile needs, and the part's gradient.
+    """Memory of each part: what a tile needs, and the part's gradient; or of one part, without the first dimension.
 
-    cuts [parts, 2]: the inputs of each. Of a tile: x [INPUTS, padded], transposed [padded, INPUTS], the residual both
-    ways, codes [width, INPUTS] and masks [width], gains and slopes [LATENTS, INPUTS]; of its entries, one for each code
-    above 0, norm-scaled activations and slopes [width · INPUTS], and the order by input; ranks and latents [k, INPUTS].
-    padded is d, rounded up to whole vectors.
+    cuts [parts, 2]: the inputs of each; fired [parts, width]: which latents fire there. Of a tile: x [INPUTS, padded],
+    transposed [padded, INPUTS], the residual both ways, codes [width, INPUTS] and masks [width], gains and slopes
+    [LATENTS, INPUTS]; of its entries, one for each code above 0, norm-scaled activations and slopes [width · INPUTS],
+    and the order by input; ranks and latents [k, INPUTS]. padded is d, rounded up to whole vectors.
     """
 
-    cuts: Array
     x: Array
     transposed: Array
     residual: Array
@@ -116,30 +117,9 @@ class Workspace(NamedTuple):
     g_benc: Array
     g_bdec: Array
     pulls: Array
+    fired: Array
     totals: Array
-
-
-class Tile(NamedTuple):
-    """The memory of one part, without cuts and totals, for a tile: shapes as of Workspace, without parts."""
-
-    x: Array
-    transposed: Array
-    residual: Array
-    residual_transposed: Array
-    codes: Array
-    masks: Array
-    gains: Array
-    slopes: Array
-    norm_scaled_acts: Array
-    entry_slopes: Array
-    order: Array
-    ranks: Array
-    latents: Array
-    g_enc: Array
-    g_dec: Array
-    g_benc: Array
-    g_bdec: Array
-    pulls: Array
+    cuts: Array
 
 
 @_jit
@@ -179,6 +159,7 @@ def _encode(sae, setting, tile, valid):  # type: ignore[no-untyped-def]
         _mark_top(tile, setting.k)
     for latent in range(width):
         tile.masks[latent] &= valid
+        tile.fired[latent] |= np.uint8(tile.masks[latent] != 0)
         entries += count_bits(tile.masks[latent])
     return entries
 
@@ -348,11 +329,11 @@ def _penalise_by_input(sae, setting, tile):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _add_gradient(x, sae, setting, tile, cut, weights, dense, totals):  # type: ignore[no-untyped-def]
-    """The gradient over inputs [cut[0], cut[1]) of x [b, d] in the memory of a part, and its totals [TOTALS]."""
-    d, padded = x.shape[1], sae.rows.shape[1]
+def _add_gradient(x, sae, setting, tile, weights, dense):  # type: ignore[no-untyped-def]
+    """The gradient over the inputs of a part, of x [b, d], in its memory, and its totals."""
+    d, padded, cut, totals = x.shape[1], sae.rows.shape[1], tile.cuts, tile.totals
     tile.g_enc[:], tile.g_dec[:], tile.g_benc[:], tile.g_bdec[:], tile.pulls[:] = 0, 0, 0, 0, 0
-    totals[:] = 0
+    totals[:], tile.fired[:] = 0, 0
     for first in range(cut[0], cut[1], INPUTS):
         rows, inputs = min(INPUTS, cut[1] - first), tile.x
         if rows == INPUTS and d == padded:
@@ -362,11 +343,7 @@ def _add_gradient(x, sae, setting, tile, cut, weights, dense, totals):  # type: 
             for r in range(rows):
                 for i in range(d):
                     tile.x[r, i] = x[first + r, i]
-        own = Tile(
-            inputs, tile.transposed, tile.residual, tile.residual_transposed, tile.codes, tile.masks, tile.gains,
-            tile.slopes, tile.norm_scaled_acts, tile.entry_slopes, tile.order, tile.ranks, tile.latents, tile.g_enc,
-            tile.g_dec, tile.g_benc, tile.g_bdec, tile.pulls,
-        )  # fmt: skip
+        own = Workspace(inputs, *tile[1:])
         transpose(inputs, tile.transposed)
         valid = np.int64(-1) if rows == INPUTS else (np.int64(1) << rows) - 1
         totals[FIRED] += _encode(sae, setting, own, valid)
@@ -386,11 +363,11 @@ def _add_gradient(x, sae, setting, tile, cut, weights, dense, totals):  # type: 
 @_jit
 def _part(work, part):  # type: ignore[no-untyped-def]
     """The memory of one part."""
-    return Tile(
+    return Workspace(
         work.x[part], work.transposed[part], work.residual[part], work.residual_transposed[part], work.codes[part],
         work.masks[part], work.gains[part], work.slopes[part], work.norm_scaled_acts[part], work.entry_slopes[part],
         work.order[part], work.ranks[part], work.latents[part], work.g_enc[part], work.g_dec[part], work.g_benc[part],
-        work.g_bdec[part], work.pulls[part],
+        work.g_bdec[part], work.pulls[part], work.fired[part], work.totals[part], work.cuts[part],
     )  # fmt: skip
 
 
@@ -405,6 +382,7 @@ def _add_up(sae, work):  # type: ignore[no-untyped-def]
                 work.g_dec[0, latent, i] += work.g_dec[part, latent, i]
             work.g_benc[0, latent] += work.g_benc[part, latent]
             work.pulls[0, latent] += work.pulls[part, latent]
+            work.fired[0, latent] |= work.fired[part, latent]
         for i in range(padded):
             work.g_bdec[0, i] += work.g_bdec[part, i]
     for latent in range(width):
@@ -469,14 +447,15 @@ def take_narrow_steps(batches, schedule, sae, setting, work, queue, step, metric
         now = step[0]
         rate, correction2, coefficient = schedule[now, 0], schedule[now, 1], schedule[now, 2]
         _add_gradient(
-            batches[now], sae, setting, _part(work, part), work.cuts[part],
-            (np.float32(2 / b), np.float32(coefficient / b)), metrics[DENSITY] > setting.dense_above, work.totals[part],
+            batches[now], sae, setting, _part(work, part), (np.float32(2 / b), np.float32(coefficient / b)),
+            metrics[DENSITY] > setting.dense_above,
         )  # fmt: skip
         if finish_piece(queue, len(work.cuts)):
             metrics[FACTOR], norm = clip_factor(_add_up(sae, work), np.empty(0), setting.clip)
             metrics[NORM] = max(metrics[NORM], norm)
             _update(sae, work, (np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)))
             refresh(sae)
+            count_silent(work.fired[0], sae.silent, 0, len(sae.silent))
             accumulate_metrics(work.totals, b, coefficient, metrics)
             step[0] += 1
             if step[0] == steps:

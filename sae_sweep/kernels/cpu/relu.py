@@ -51,6 +51,7 @@ def reconstruct(x, part, sae, setting, work, weights):  # type: ignore[no-untype
             latent, weighted = latents[entry, LATENT], of_penalty * slope[entry]
             at = places[latent]
             places[latent] += 1
+            sae.fired[latent] = 1
             sums[at, CODE] = codes[entry, CODE]
             sums[at, GAIN] = dot(residuals, row, W_dec, latent) + weighted * norms[latent]
             sums[at, SLOPE] = weighted

@@ -223,7 +223,8 @@ class Sae(NamedTuple):
 
     flat, first, second [parameter_count]: parameters and Adam's moments, and gradient; W_dec [width, d], as the
     architecture uses it; norms [panels · LANES]: ‖d‖; own: the architecture's numbers; active [width]: which latents
-    have a gradient; idle [width]: which have never had any.
+    have a gradient; idle [width]: which have never had any. fired [width]: which fire in this step; silent [width]: for
+    how many steps each has not fired.
     """
 
     flat: Array
@@ -235,6 +236,8 @@ class Sae(NamedTuple):
     own: Array
     active: Array
     idle: Array
+    fired: Array
+    silent: Array
     encoder: Encoder
 
 
@@ -266,7 +269,7 @@ class Workspace(NamedTuple):
 
 
 _flags, _reals, _pairs = numba.uint8[::1], numba.float64[::1], _int[:, ::1]
-SAE = record(Sae, _row, _row, _row, _row, _table, _row, _reals, _flags, _flags, ENCODER)
+SAE = record(Sae, _row, _row, _row, _row, _table, _row, _reals, _flags, _flags, _flags, _int[::1], ENCODER)
 WORKSPACE = record(
     Workspace, _cube, numba.int32[:, :, ::1], _pairs, _table, _ints, _int[::1], _ints, _table, _table,
     _reals.copy(ndim=2), _pairs, _pairs, _int[::1], _int[::1], _reals,

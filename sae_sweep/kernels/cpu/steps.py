@@ -81,6 +81,14 @@ def adam(flat, gradient, first, second, scales, own, begin, end):  # type: ignor
 
 
 @_jit
+def count_silent(fired, silent, begin, end):  # type: ignore[no-untyped-def]
+    """Count for how many steps latents [begin, end) have not fired, and forget which did in this one."""
+    for latent in range(begin, end):
+        silent[latent] = 0 if fired[latent] else silent[latent] + 1
+        fired[latent] = 0
+
+
+@_jit
 def update(sae, scales, begin, end):  # type: ignore[no-untyped-def]
     """Adam's step for latents [begin, end), but for their extras, whose gradient is spent. Leaves none active.
 
@@ -257,6 +265,7 @@ def take_steps(batches, schedule, sae, setting, work, queue, state, metrics):  #
             begin, end = slices[piece]
             update(sae, (np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)), begin, end)
             refresh(sae, begin, end)
+            count_silent(sae.fired, sae.silent, begin, end)
             if finish_piece(queue, len(slices)):
                 accumulate_metrics(work.totals, b, coefficient, metrics)
                 state[STEP] += 1

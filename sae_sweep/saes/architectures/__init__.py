@@ -51,6 +51,7 @@ class Architecture(Kind):
     at_exemplars: from an init without margin, the exemplars' norms [n] and the margin, to one with it
     completed: an init with its extras; `off`: the bias of a latent that never fires
     compiled: devices for which there is a compiled step of its own; autograd trains it elsewhere
+    compiles: whether that step knows its settings
     listed: its code is every positive pre-activation, the k of largest contribution, or what reaches a threshold, so
     that compiled code may list it when an SAE is measured
     """
@@ -70,6 +71,7 @@ class Architecture(Kind):
     completed: Callable[[Parameters, int], Parameters] = _unchanged
     off: float = -1.0
     compiled: tuple[str, ...] = ()
+    compiles: Callable[[Sae], bool] = lambda settings: True
     listed: bool = False
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sae_sweep.registry import register
+from sae_sweep.registry import Setting, register
 from sae_sweep.saes.architectures import Architecture
-from sae_sweep.saes.architectures.topk import NO_MARGIN, K, at_most_the_width
+from sae_sweep.saes.architectures.topk import NO_MARGIN, at_most_the_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sae_sweep.config.settings import Sae
     from sae_sweep.saes.parameters import Parameters
 
+# Of an input on average: a batch of b inputs has k·b active latents, rounded.
+MEAN_K = {"k": Setting(1, "active latents per input, on average over a batch", kind="number", gt=0)}
 OF_BATCH = "flat on the codes of a batch of b in which at most k·b latents are active, none elsewhere"
 
 
@@ -24,8 +26,13 @@ def batchtopk(pre: Tensor, sae: Parameters, settings: Sae, training: bool) -> Te
     threshold = sae.threshold
     if training:
         batch = contributions.flatten(-2)
-        threshold = kth_largest(batch, min(settings.k * pre.shape[-2], batch.shape[-1]))
+        threshold = kth_largest(batch, min(chosen_of(settings, pre.shape[-2]), batch.shape[-1]))
     return codes * (contributions >= threshold[..., None, None])
+
+
+def chosen_of(settings: Sae, b: int) -> int:
+    """How many entries of a batch of b inputs stay: k of an input on average, which need not be whole."""
+    return max(1, round(settings.k * b))
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
@@ -43,7 +50,7 @@ register(
         formula="max(pre, 0)·H(max(pre, 0)·‖d‖ ≥ θ), θ the (k·b)-th largest of a batch of b",
         prior=OF_BATCH,
         source="arXiv 2412.06410",
-        settings=K,
+        settings=MEAN_K,
         check=at_most_the_width,
         counts=True,
         learns_threshold=True,

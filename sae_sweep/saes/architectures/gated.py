@@ -32,7 +32,9 @@ def reconstructed_by_gate(x: Tensor, pre: Tensor, codes: Tensor, sae: Parameters
 
 
 def _completed(sae: Parameters, width: int) -> Parameters:
-    """The same magnitude as that of a ReLU whose pre-activation is the gate."""
+    """The same magnitude as that of a ReLU whose pre-activation is the gate, where it has none."""
+    if "r_mag" in sae.tensors:
+        return sae
     return sae.replace(r_mag=sae.b_enc.new_zeros(width), b_mag=sae.b_enc.clone())
 
 

@@ -1,4 +1,15 @@
-"""JumpReLU: a latent fires where its contribution exceeds a threshold of its own, which is trained."""
+"""JumpReLU: a latent fires where its contribution exceeds a threshold of its own, which is trained.
+
+Three ways to train it, by their sources:
+
+- the slope of the jump passes to thresholds and pre-activations (`sae.slopes=both`), under any penalty: the default;
+- it passes to thresholds alone (`sae.slopes=thresholds`), under penalty=l0 (Rajamanoharan et al. 2024, arXiv
+  2407.14435; they write θ for max(pre, 0)‖d‖ in the slope of the code, which is as much to half a bandwidth);
+- to both, under penalty=tanh, with a loss that pulls what does not fire up to its threshold (`sae.preact=3e-6`;
+  Anthropic, Circuits Updates, January 2025: Σ λ_P·max(θ − pre·‖d‖, 0); their tanh(4a) is penalty.scale=0.25).
+
+A quadratic pull of L0 to a target is not among them: `training.target_l0` is.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +55,26 @@ def _step() -> Any:
 def straight_through_gate(pre: Tensor, sae: Parameters, settings: Sae) -> Tensor:
     """H(max(pre, 0)‖d‖ − θ): whether a latent's contribution exceeds its threshold.
 
-    The slope reaches thresholds and pre-activations alike. Where thresholds alone have it (as in arXiv 2407.14435),
-    Adam normalises away how large it is, and the coefficient hardly moves L0.
+    By default the slope reaches thresholds and pre-activations alike. Where thresholds alone have it, Adam normalises
+    away how large it is, and the coefficient hardly moves L0.
     """
-    reach = pre.relu() * sae.norms()[..., None, :] - sae.thresholds[..., None, :]
-    fires: Tensor = _step().apply(reach, settings.bandwidth)
+    contributions = pre.relu() * sae.norms()[..., None, :]
+    if settings.slopes == "thresholds":
+        contributions = contributions.detach()
+    fires: Tensor = _step().apply(contributions - sae.thresholds[..., None, :], settings.bandwidth)
     return fires
+
+
+def below_thresholds(x: Tensor, pre: Tensor, codes: Tensor, sae: Parameters, settings: Sae) -> Tensor:
+    """preact·Σ max(θ − pre·‖d‖, 0), mean over the batch: latents that do not fire come nearer to it."""
+    if not settings.preact:
+        return x.new_zeros(())
+    short = (sae.thresholds[..., None, :] - pre * sae.norms()[..., None, :]).relu()
+    return settings.preact * short.sum(-1).mean(-1)
+
+
+def _is_default(settings: Sae) -> bool:
+    return bool(settings.slopes == "both" and not settings.preact)
 
 
 def jumprelu(pre: Tensor, sae: Parameters, settings: Sae, training: bool) -> Tensor:
@@ -76,7 +101,18 @@ register(
         formula="max(pre, 0)·H(max(pre, 0)·‖d‖ > θ)",
         prior=f"{BY_PENALTY}; of penalty=l0 a spike and a flat slab, improper",
         source="arXiv 2407.14435",
-        settings={"bandwidth": Setting(0.5, "how near a contribution must be to its threshold to move it", gt=0)},
+        settings={
+            "bandwidth": Setting(0.5, "how near a contribution must be to its threshold to move it", gt=0),
+            "slopes": Setting(
+                "both",
+                "what the slope of the jump reaches: thresholds and pre-activations, or thresholds alone",
+                choices=("both", "thresholds"),
+                legacy="both",
+            ),
+            "preact": Setting(0.0, "multiplies how far what does not fire is below its threshold", ge=0, legacy=0.0),
+        },
+        auxiliary=below_thresholds,
+        compiles=_is_default,
         extras=("thresholds",),
         fires=straight_through_gate,
         at_exemplars=_with_thresholds,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sae_sweep.registry import Setting, register
 from sae_sweep.saes.architectures import Architecture, squared_error
-from sae_sweep.saes.architectures.batchtopk import OF_BATCH, batchtopk
-from sae_sweep.saes.architectures.topk import NO_MARGIN, K, at_most_the_width
+from sae_sweep.saes.architectures.batchtopk import MEAN_K, OF_BATCH, batchtopk
+from sae_sweep.saes.architectures.topk import NO_MARGIN, at_most_the_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ register(
         "loss",
         prior=OF_BATCH,
         source="arXiv 2503.17547",
-        settings={**K, "levels": Setting(4, "nested levels, each half of the next", ge=1, le=30)},
+        settings={**MEAN_K, "levels": Setting(4, "nested levels, each half of the next", ge=1, le=30)},
         check=at_most_the_width,
         counts=True,
         learns_threshold=True,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sae_sweep.config.settings import Sae
     from sae_sweep.saes.parameters import Parameters
 
-K = {"k": Setting(1, "active latents per input", ge=1)}
+K = {"k": Setting(1, "active latents per input", kind="number", ge=1)}
 # The k largest fire: a threshold of their own would only silence them.
 NO_MARGIN = {"margin": 0.0}
 
@@ -23,6 +23,13 @@ def at_most_the_width(sae: Sae) -> None:
     """UserError if more latents are to be active than there are."""
     if sae.k > sae.width:
         raise UserError(f"sae.k={sae.k} is more than sae.width={sae.width}")
+
+
+def _whole(sae: Sae) -> None:
+    """UserError for part of a latent."""
+    at_most_the_width(sae)
+    if sae.k != int(sae.k):
+        raise UserError(f"sae.k={sae.k} must be whole under sae=topk (sae=batchtopk takes a mean over the batch)")
 
 
 def topk(pre: Tensor, sae: Parameters, settings: Sae, training: bool) -> Tensor:
@@ -41,7 +48,7 @@ register(
         prior="flat on codes of at most k active latents, none elsewhere",
         source="arXiv 2406.04093",
         settings=K,
-        check=at_most_the_width,
+        check=_whole,
         counts=True,
         defaults=NO_MARGIN,
         compiled=("cpu", "cuda"),

@@ -12,9 +12,9 @@ heaviest classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_sweep.config.settings import derive_seed
 from sae_sweep.lazy import lazy
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch.nn.functional as F
     from torch import Tensor
 
-    from sae_sweep.config.settings import Point
+    from sae_sweep.config.settings import Point, Sae
 else:
     torch, F = lazy("torch"), lazy("torch.nn.functional")
 
@@ -51,6 +51,10 @@ class Source(Protocol):
         """Σ [d, d]."""
         ...
 
+    def trained(self, sae: Sae) -> Parameters:
+        """The trained SAE that `sae.start` names, on these activations."""
+        ...
+
     def class_means(self, partition: str) -> tuple[Tensor, Tensor]:
         """Mean activation [classes, d] and probability [classes] of each class of inputs."""
         ...
@@ -65,11 +69,13 @@ class Init(Kind):
     """`make(point, source, generator)`: the untrained SAE, without what its architecture and encoder alone have.
 
     clusters: it looks for clusters among many inputs, which takes time that grows with the square of the width
+    resolve(settings): settings that follow from others, such as the digest of a file. UserError: they are no good
     """
 
     family = "init"
     make: Callable[[Point, Source, torch.Generator], Parameters]
     clusters: bool = False
+    resolve: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda settings: {}
 
 
 def start(point: Point, source: Source) -> Parameters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sae_sweep.registry import register
+from sae_sweep.saes.architectures import architecture_of
 from sae_sweep.saes.inits import Init, directions
 
 if TYPE_CHECKING:
@@ -18,20 +19,26 @@ if TYPE_CHECKING:
 SHORT = 0.1
 
 
-def _short(point: Point, source: Source, generator: torch.Generator) -> Parameters:
-    sae = _unit(point, source, generator)
-    return sae.replace(W_enc=SHORT * sae.W_enc, W_dec=SHORT * sae.W_dec)
-
-
 def _unit(point: Point, source: Source, generator: torch.Generator) -> Parameters:
     return directions(point.sae.width, source.covariance().shape[0], generator)
+
+
+def _short(point: Point, source: Source, generator: torch.Generator) -> Parameters:
+    return _with_norms(_unit(point, source, generator), SHORT, SHORT, point)
 
 
 def _scaled(point: Point, source: Source, generator: torch.Generator) -> Parameters:
     """Σ uᵢ·max(uᵢᵀx, 0) over directions u is x·width/(2d) on average, so that 2d/width of it is x."""
     sae = _unit(point, source, generator)
     width, d = sae.W_dec.shape
-    return sae.replace(W_enc=2 * d / width * sae.W_enc)
+    return _with_norms(sae, 2 * d / width, 1.0, point)
+
+
+def _with_norms(sae: Parameters, encoder: float, decoder: float, point: Point) -> Parameters:
+    """Rows of these norms in place of 1, and thresholds, where there are any, as much lower as contributions are."""
+    sae = architecture_of(point.sae.architecture).completed(sae, point.sae.width)
+    by = {"W_enc": encoder, "W_dec": decoder, "thresholds": encoder * decoder}
+    return sae.replace(**{name: factor * sae.tensors[name] for name, factor in by.items() if name in sae.tensors})
 
 
 register(

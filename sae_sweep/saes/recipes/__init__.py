@@ -10,13 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.registry import Kind
+from sae_sweep.registry import Kind, get
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_sweep.config.settings import Point, Training
+    from sae_sweep.saes.parameters import Parameters
     from sae_sweep.saes.stack import Stack
+
+
+def warmup_steps(warmup: float, training: Training) -> float:
+    """Of a warm-up that is a share of the steps, or, above 1, a number of them, how many steps it is."""
+    return warmup if warmup > 1 else warmup * training.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +67,45 @@ class DecoderNorm(Ingredient):
 
 @dataclass(frozen=True, kw_only=True)
 class Revival(Ingredient):
-    """`revive(stack, i, batches)`: gives dead latents of SAE i another start, in place, and returns which [width].
+    """What is done for latents that have not fired for `dead_after` steps, a setting of every kind that does anything.
 
-    It is asked after every block of steps whether it is `due(training, step, steps)`, where `steps` were the last
-    ones; batches [·, b, d] are those of the block.
+    `revive(stack, i, batches)` gives dead latents of SAE i another start, in place, and returns which [width]. It is
+    asked after every block of steps whether it is `due(training, step, steps)`, where `steps` were the last ones;
+    batches [·, b, d] are those of the block.
+    `auxiliary(stack, residual, pre, sae)`: what the loss of each SAE gains in a step [n], from x − x̂ [n, b, d], held,
+    and the pre-activations [n, b, width]. copies, products: how many tensors of batch × width it holds at once, and
+    how many products of batch, width and d it takes.
     """
 
     family = "revival"
-    due: Callable[[Training, int, int], bool] | None = None
+    due: Callable[[Training, int, int], bool] = lambda training, step, steps: False
     revive: Callable[[Stack, int, Tensor], Tensor] | None = None
+    auxiliary: Callable[[Stack, Tensor, Tensor, Parameters], Tensor] | None = None
+    copies: int = 0
+    products: int = 0
     compiled: bool = True  # it happens between steps
 
+    @property
+    def revives(self) -> bool:
+        """Whether it does anything."""
+        return bool(self.revive or self.auxiliary)
 
-def is_plain(point: Point) -> bool:
-    """Whether the compiled steps know its encoder and how it is trained; else the reference step takes it."""
-    training = point.training
-    return point.encoder.name == "linear" and all(
+
+def revival_of(training: Training) -> Revival:
+    """What the recipe does for dead latents."""
+    revival: Revival = get("revival", training.revival)
+    return revival
+
+
+def is_plain(point: Point, device: str = "cpu") -> bool:
+    """Whether the compiled steps know its encoder and how it is trained there; else the reference step takes it."""
+    training, known = point.training, get("architecture", point.sae.architecture).compiles(point.sae)
+    revival = revival_of(training)
+    if not (known and point.encoder.name == "linear" and revival.compiled):
+        return False
+    if device == "cuda" and revival.revives:  # its kernels do not count for how long a latent has not fired
+        return False
+    return all(
         kind.compiled and all(training.get(name) == setting.default for name, setting in kind.settings.items())
         for kind in training.chosen.values()
         if isinstance(kind, Optimizer | DecoderNorm)
@@ -88,5 +117,6 @@ def of_step(point: Point) -> tuple[Any, ...]:
     if is_plain(point):
         return ()
     training = point.training
-    kinds = (training.chosen[key] for key in ("optimizer", "decoder_norm"))
+    keys = ("optimizer", "decoder_norm", *(() if revival_of(training).compiled else ("revival",)))
+    kinds = (training.chosen[key] for key in keys)
     return point.encoder, *((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)

@@ -1,10 +1,13 @@
-"""Revival of dead latents: none, or resampling.
+"""Revival of dead latents: none, resampling, AuxK, or both. A latent is dead that has not fired for `dead_after` steps.
+
+Steps count from its last input with a code above 0, by the architecture's own codes in training. The source of
+resampling calls a latent dead after half of the interval between two rounds, 125 steps at the default interval here;
+that of AuxK after 10 million inputs, in runs of thousands of millions. If `dead_after` is null, as it was before it
+existed, resampling takes for dead what fires on no input of the latest block, with the SAE as the block left it.
 
 Resampling (Bricken et al. 2023, Towards Monosemanticity, appendix "Neuron resampling"): at the end of every block of
 steps (saes/train.py) into which a multiple of `revival_every` falls, until `revival_until` of the steps are done,
 
-- a latent is dead that fires on no input of that block, by the architecture's own codes, batch by batch, with the SAE
-  as the block left it;
 - each dead latent gets an input of the block, drawn without replacement, with chances in proportion to the squared
   error ‖x − x̂‖² (`revival_source=loss`; the source squares that again) or alike for all (`all`). If there are fewer
   inputs with an error than dead latents, the rest stay dead;
@@ -14,6 +17,11 @@ steps (saes/train.py) into which a multiple of `revival_every` falls, until `rev
 - s is `revival_scale` times the mean norm of the encoder rows of living latents, .2 of it by the source. Where the
   architecture counts, s is `revival_scale` itself, by default 1: a latent that is to be among the k largest must read
   its own input whole, and with .2 of it it would lose to whatever lives.
+
+AuxK (Gao et al. 2024, arXiv 2406.04093, section 2.4 and appendix A.2): to the loss comes `aux_coefficient`·E‖e − ê‖²,
+where e = x − x̂ is held, and ê is decoded without b_dec from the `aux_k` dead latents of largest contribution
+max(pre, 0)·‖d‖ of an input, whatever the architecture chooses. It is 0 while none is dead. Their code divides it by the
+variance of e, as the loss by that of x; here both are in the units of x.
 
 Everything is of one SAE alone, and its draws are from a generator of its seed and the step: pack-mates, threads and
 restarts change nothing.
@@ -54,9 +62,11 @@ def resample(stack: Stack, i: int, batches: Tensor) -> Tensor:
     """Give the dead latents of SAE i another start at inputs of the block [steps, b, d]; which they were [width]."""
     point, sae = stack.points[i], stack.parameters(i)
     training, kind = point.training, stack.architecture
-    fired, errors = _responses(stack, i, batches)
-    revived = torch.zeros_like(fired)
-    dead = torch.nonzero(~fired).flatten()
+    living, errors = _responses(stack, i, batches)
+    if training.get("dead_after") is not None:
+        living = stack.silent[i] < training.dead_after
+    revived = torch.zeros_like(living)
+    dead = torch.nonzero(~living).flatten()
     chances = errors.cpu() if training.revival_source == "loss" else torch.ones(len(errors))
     count = min(len(dead), int((chances > 0).sum()))
     if not count or not bool(errors.isfinite().all()):
@@ -69,7 +79,7 @@ def resample(stack: Stack, i: int, batches: Tensor) -> Tensor:
     if kind.counts:
         norm = WHOLE if scale is None else scale
     else:
-        norms = sae.W_enc[fired].norm(dim=1)
+        norms = sae.W_enc[living].norm(dim=1)
         norm = (OF_LIVING if scale is None else scale) * (float(norms.mean()) if len(norms) else 1.0)
     fresh = Parameters(norm * rows, rows, -norm * (rows @ sae.b_dec), sae.b_dec, sae.threshold)
     fresh = stack.encoder.revived(kind.completed(fresh, count), point.encoder, norm)
@@ -85,16 +95,52 @@ def resample(stack: Stack, i: int, batches: Tensor) -> Tensor:
 def _responses(stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
     """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input [steps·b]."""
     kind, sae, point = stack.architecture, stack.parameters(i), stack.points[i]
-    fired = torch.zeros(stack.width, dtype=torch.bool, device=batches.device)
-    errors = []
     # What chooses over a batch must see the whole of it.
     rows = batches.shape[1] if kind.learns_threshold else max(1, NUMBERS // stack.width)
+    fired = torch.zeros(stack.width, dtype=torch.bool, device=batches.device)
+    errors = []
     for x in (part for batch in batches for part in batch.split(rows)):
         codes = kind.codes(x, sae, point.sae, True, point.encoder)
         fired |= (codes > 0).any(0)
         errors.append((codes @ sae.W_dec + sae.b_dec - x).square().sum(1))
     return fired, torch.cat(errors)
 
+
+def auxk(stack: Stack, residual: Tensor, pre: Tensor, sae: Parameters) -> Tensor:
+    """aux_coefficient·E‖e − ê‖² of each SAE [n]. All SAEs of a stack have the same settings."""
+    training, width = stack.points[0].training, pre.shape[-1]
+    k = min(width, residual.shape[-1] // 2 or 1 if training.aux_k is None else training.aux_k)
+    dead = stack.silent >= training.dead_after
+    codes = pre.relu() * dead[:, None, :]
+    chosen = (codes * sae.norms()[..., None, :]).topk(k, dim=-1).indices
+    codes = codes.new_zeros(codes.shape).scatter(-1, chosen, codes.gather(-1, chosen))
+    missed = (codes @ sae.W_dec - residual).square().sum(-1).mean(-1)
+    return training.aux_coefficient * missed * dead.any(-1)
+
+
+AFTER = "steps without firing after which a latent is dead"
+LATEST = f"{AFTER}; null: in the latest block"
+DEAD_AFTER = {"dead_after": Setting(125, AFTER, ge=1)}
+OF_BLOCK = {"dead_after": Setting(None, LATEST, kind="int", ge=1, optional=True, legacy=None)}
+RESAMPLING = {
+    "revival_every": Setting(250, "steps; it happens as the block of 25 steps ends that this falls in", ge=1),
+    "revival_until": Setting(0.8, "share of the steps after which none is revived", ge=0, le=1),
+    "revival_source": Setting("loss", "inputs drawn by squared error, or all alike", choices=("loss", "all")),
+    "revival_scale": Setting(
+        None,
+        "norm of a revived encoder row: of the mean of living ones, or itself where the architecture counts; "
+        "null: .2 of the living, 1 where it counts",
+        kind="float",
+        optional=True,
+        gt=0,
+    ),
+}
+AUXK = {
+    "aux_k": Setting(
+        None, "dead latents of an input that fit what is missed; null: d/2", kind="int", optional=True, ge=1
+    ),
+    "aux_coefficient": Setting(1 / 32, "multiplies the squared error of that fit", gt=0),
+}
 
 register(Revival(name="none", description="dead latents stay as they are", source="–"))
 register(
@@ -104,18 +150,32 @@ register(
         revive=resample,
         description="dead latents start again at inputs that are reconstructed badly, or at any",
         source="Bricken et al. 2023, Towards Monosemanticity, appendix",
-        settings={
-            "revival_every": Setting(250, "steps; it happens as the block of 25 steps ends that this falls in", ge=1),
-            "revival_until": Setting(0.8, "share of the steps after which none is revived", ge=0, le=1),
-            "revival_source": Setting("loss", "inputs drawn by squared error, or all alike", choices=("loss", "all")),
-            "revival_scale": Setting(
-                None,
-                "norm of a revived encoder row: of the mean of living ones, or itself where the architecture counts; "
-                "null: .2 of the living, 1 where it counts",
-                kind="float",
-                optional=True,
-                gt=0,
-            ),
-        },
+        settings={**OF_BLOCK, **RESAMPLING},
+    )
+)
+register(
+    Revival(
+        name="auxk",
+        auxiliary=auxk,
+        copies=5,
+        products=3,
+        compiled=False,
+        description="the dead latents of largest contribution learn to reconstruct what the others miss",
+        source="arXiv 2406.04093",
+        settings={**DEAD_AFTER, **AUXK},
+    )
+)
+register(
+    Revival(
+        name="both",
+        due=_due,
+        revive=resample,
+        auxiliary=auxk,
+        copies=5,
+        products=3,
+        compiled=False,
+        description="resample and auxk",
+        source="Bricken et al. 2023; arXiv 2406.04093",
+        settings={**DEAD_AFTER, **RESAMPLING, **AUXK},
     )
 )

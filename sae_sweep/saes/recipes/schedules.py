@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, all after a linear warm-up over the first `lr_warmup` of the steps."""
+"""Schedules of the learning rate, all after a linear warm-up over the first `lr_warmup` of the steps, or so many."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sae_sweep.registry import Setting, register
-from sae_sweep.saes.recipes import Schedule
+from sae_sweep.saes.recipes import Schedule, warmup_steps
 
 if TYPE_CHECKING:
     from sae_sweep.config.settings import Training
@@ -22,7 +22,7 @@ def _linear(training: Training, step: int) -> float:
 
 def _cosine(training: Training, step: int) -> float:
     """(1 + cos πs)/2, where s is the share of the steps after the warm-up that are done."""
-    warm = training.lr_warmup * training.steps
+    warm = warmup_steps(training.lr_warmup, training)
     done = max(0.0, step + 1 - warm) / max(1.0, training.steps + 1 - warm)
     return (1 + math.cos(math.pi * done)) / 2
 

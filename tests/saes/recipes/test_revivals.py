@@ -1,4 +1,4 @@
-"""Resampling of dead latents: as plain PyTorch does it, of each SAE by itself, and of all that a latent has."""
+"""Dead latents and their revival: as plain PyTorch does it, of each SAE by itself, and of all that a latent has."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from stacks import PENALTIES, batches, points, stack_of
 from sae_sweep.config.settings import Point, derive_seed
 from sae_sweep.saes.recipes.revivals import resample
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Look, train
+from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Look, revive, train
+from sae_sweep.sweep.cost import by_autograd, step_seconds
+from sae_sweep.sweep.hardware_profile import SPEEDS
+from sae_sweep.sweep.plan import stack_key
 
 STEPS = 4 * BLOCK
+AUXK: dict[str, Any] = {"revival": "auxk", "dead_after": BLOCK, "aux_k": 5, "aux_coefficient": 0.5, "steps": STEPS}
 RESAMPLE: dict[str, Any] = {"revival": "resample", "revival_every": BLOCK, "revival_until": 0.5, "steps": STEPS}
+RESAMPLE |= {"dead_after": BLOCK}
+BOTH = {**AUXK, **RESAMPLE, "revival": "both"}
 
 
 class Data:
@@ -35,8 +41,10 @@ def trained(chosen: list[Point], backend: Backend, pool: ThreadPoolExecutor | No
 
 
 def by_pytorch(stack: Stack) -> tuple[torch.Tensor, list[int]]:
-    """A TopK1 SAE under torch.optim.Adam, its dead latents resampled after steps 25 and 50; and how many those were."""
+    """A TopK1 SAE under torch.optim.Adam, its dead latents under AuxK, or resampled after steps 25 and 50; and how many
+    these were."""
     training, counts = stack.points[0].training, []
+    silent = torch.zeros(stack.width)
     parameters = [view[0].clone().requires_grad_() for view in stack.split(stack.flat)]
     W_enc, W_dec, b_enc, b_dec = parameters
     optimizer = torch.optim.Adam(parameters)
@@ -51,16 +59,25 @@ def by_pytorch(stack: Stack) -> tuple[torch.Tensor, list[int]]:
         rise, fall = (step + 1) / (training.lr_warmup * STEPS), (STEPS - step) / (training.lr_decay * STEPS)
         optimizer.param_groups[0]["lr"] = training.lr * min(1.0, rise, fall)
         optimizer.zero_grad()
-        (codes_of(x) @ W_dec + b_dec - x).square().sum(1).mean().backward()
+        codes = codes_of(x)
+        silent = torch.where((codes > 0).any(0), 0, silent + 1)
+        loss = (codes @ W_dec + b_dec - x).square().sum(1).mean()
+        if training.revival != "resample" and (silent >= BLOCK).any():
+            missed = (x - codes @ W_dec - b_dec).detach()
+            of_dead = (x @ W_enc.T + b_enc).relu() * (silent >= BLOCK)
+            fifth = (of_dead * W_dec.norm(dim=1)).topk(training.aux_k, dim=1).values[:, -1:]
+            of_dead = of_dead * (of_dead * W_dec.norm(dim=1) >= fifth)
+            loss = loss + training.aux_coefficient * (of_dead @ W_dec - missed).square().sum(1).mean()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         optimizer.step()
         seen = [*seen, x][-BLOCK:]
-        if step + 1 not in (BLOCK, 2 * BLOCK):
+        if step + 1 not in (BLOCK, 2 * BLOCK) or training.revival == "auxk":
             continue
         with torch.no_grad():
             inputs = torch.cat(seen)
             codes = codes_of(inputs)
-            dead = torch.nonzero((codes == 0).all(0)).flatten()
+            dead = torch.nonzero(silent >= BLOCK).flatten()
             chances = (codes @ W_dec + b_dec - inputs).square().sum(1)
             generator = torch.Generator().manual_seed(derive_seed("revival", "topk", len(W_dec), 0, step + 1))
             rows = F.normalize(inputs[torch.multinomial(chances, len(dead), generator=generator)] - b_dec, dim=1)
@@ -68,24 +85,53 @@ def by_pytorch(stack: Stack) -> tuple[torch.Tensor, list[int]]:
             for parameter in (W_enc, W_dec, b_enc):
                 for moments in ("exp_avg", "exp_avg_sq"):
                     optimizer.state[parameter][moments][dead] = 0
+            silent[dead] = 0
             counts.append(len(dead))
     return torch.cat([parameter.detach().flatten() for parameter in parameters]), counts
 
 
-def test_as_plain_pytorch() -> None:
+@pytest.mark.parametrize("recipe", [RESAMPLE, AUXK, BOTH])
+def test_as_plain_pytorch(recipe: dict[str, Any]) -> None:
     # At a scale of 1 the encoder's gradient starts at exactly 0: rounding, which Adam makes whole steps of.
-    chosen = points(PENALTIES[-1:], "topk", width=200, k=1, revival_scale=0.8, **RESAMPLE)
+    settings = recipe if recipe is AUXK else {**recipe, "revival_scale": 0.8}
+    chosen = points(PENALTIES[-1:], "topk", width=200, k=1, **settings)
     expected, counts = by_pytorch(stack_of(chosen))
-    assert min(counts) > 0
     stack, looks = trained(chosen, AutogradBackend())
-    assert [int(look.revived) for look in looks] == [*counts, 0, 0]
-    assert (int(stack.revived), int(stack.last_revived.sum())) == (sum(counts), counts[-1])
-    torch.testing.assert_close(stack.flat[0], expected, rtol=1e-3, atol=1e-4)
+    if recipe is RESAMPLE:
+        assert min(counts) > 0
+        assert [int(look.revived) for look in looks] == [*counts, 0, 0]
+        assert (int(stack.revived), int(stack.last_revived)) == (sum(counts), counts[-1])
+        assert counts[-1] < int(stack.ever_revived.sum()) <= sum(counts)
+    # A latent within rounding of the k-th largest is chosen in one and not in the other.
+    close = torch.isclose(stack.flat[0], expected, rtol=1e-3, atol=1e-4)
+    assert close.all() if recipe is RESAMPLE else close.float().mean() > 0.99
+    plain, _ = trained(points(PENALTIES[-1:], "topk", width=200, k=1, steps=STEPS), AutogradBackend())
+    assert (plain.flat[0] - stack.flat[0]).abs().max() > 1e-2, "revival is to make a difference"
 
 
+def test_a_latent_that_an_auxiliary_loss_brings_back_counts_as_revived() -> None:
+    stack = stack_of(points(PENALTIES[-1:], "topk", width=6, k=1, revival="auxk", dead_after=30))
+    stack.dead[0, [1, 4]] = True
+    stack.silent[0] = torch.tensor([0, 3, 0, 99, 99, 29])
+    revived, dead = revive(stack, batches(1), None)
+    assert (revived.tolist(), dead.tolist()) == ([1.0], [2.0])
+    assert torch.nonzero(stack.ever_revived[0]).flatten().tolist() == [1]
+    assert torch.nonzero(stack.dead[0]).flatten().tolist() == [3, 4]
+
+
+def test_auxk_is_trained_by_the_reference_in_stacks_of_its_own() -> None:
+    aux, none = points(PENALTIES[:1], **AUXK)[0], points(PENALTIES[:1], steps=STEPS)[0]
+    resampled = points(PENALTIES[:1], **RESAMPLE)[0]
+    assert by_autograd(aux, SPEEDS["cpu"]) and not by_autograd(resampled, SPEEDS["cpu"])
+    assert by_autograd(resampled, SPEEDS["cuda"]) and not by_autograd(none, SPEEDS["cuda"])
+    assert stack_key(aux) != stack_key(none) == stack_key(resampled)
+    assert step_seconds(aux, SPEEDS["cpu"]) > step_seconds(points(PENALTIES[:1], optimizer="adamw")[0], SPEEDS["cpu"])
+
+
+@pytest.mark.parametrize("recipe", [RESAMPLE, BOTH])
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
-def test_stacked_as_alone_on_any_threads(architecture: str) -> None:
-    chosen = points(PENALTIES[:3], architecture, width=100, **RESAMPLE)
+def test_stacked_as_alone_on_any_threads(architecture: str, recipe: dict[str, Any]) -> None:
+    chosen = points(PENALTIES[:3], architecture, width=100, **recipe)
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         together, looks = trained(chosen, AutogradBackend(pool), pool)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -93,21 +139,23 @@ def test_stacked_as_alone_on_any_threads(architecture: str) -> None:
             alone, own = trained([point], AutogradBackend(pool), pool)
             assert torch.equal(alone.flat[0], together.flat[i])
             assert torch.equal(alone.second[0], together.second[i])
+            assert torch.equal(alone.silent[0], together.silent[i])
             assert [float(look.revived) for look in own] == [float(look.revived[i]) for look in looks]
     assert int(together.revived.sum()) > 0
 
 
 @pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated", "topk"])
 def test_all_that_a_dead_latent_has_starts_again_and_nothing_else_changes(architecture: str) -> None:
-    stack = stack_of(points(PENALTIES[:2], architecture, width=30, revival="resample"))
+    stack = stack_of(points(PENALTIES[:2], architecture, width=30, revival="resample", dead_after=125))
     AutogradBackend().advance(stack, batches(5))
     W_enc, W_dec, b_enc, b_dec = stack.split(stack.flat[0])
     dead = [3, 17]
-    W_enc[dead], b_enc[dead] = 0.0, -1e3
+    stack.silent[0], stack.silent[0, dead] = 0, 125
     before, data = stack.flat.clone(), batches(2)
     revived = resample(stack, 0, data)
     views, old = stack.views(stack.flat[0]), stack.views(before[0])
-    assert revived[dead].all() and torch.equal(stack.flat[1], before[1]) and torch.equal(b_dec, old[3])
+    assert torch.nonzero(revived).flatten().tolist() == dead
+    assert torch.equal(stack.flat[1], before[1]) and torch.equal(b_dec, old[3])
     for view, as_it_was in zip([*views[:3], *views[4:]], [*old[:3], *old[4:]], strict=True):
         assert torch.equal(view[~revived], as_it_was[~revived])
     for moments in (stack.first[0], stack.second[0]):
