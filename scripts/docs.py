@@ -171,8 +171,8 @@ def _limits(setting: Setting) -> str:
     """What a setting may be."""
     words = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}"}
     limits = [word.format(f"{limit:g}") for key, word in words.items() if (limit := getattr(setting, key)) is not None]
-    names = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "text"}
-    kind = ", ".join(setting.choices) or names[setting.kind]
+    names = {"int": "whole number", "str": "text", "bool": "true or false", "NoneType": "text"}
+    kind = ", ".join(setting.choices) or names.get(setting.kind, "number")
     return ", ".join([kind, *limits, *(["or null"] if setting.optional else [])])
 
 

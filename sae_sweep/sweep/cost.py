@@ -96,6 +96,7 @@ USUAL = {
     "kmeans": Usual(((0.14, 0.06), (0.08, 0.2)), 1 / 16, 12),
     "whitened": Usual(((0.06, 0.15),), 1 / 24, 10),
     "oracle": Usual((), 1 / 64, 4),
+    "truth": Usual((), 1 / 64, 4),  # not seen: taken to be an oracle's
 }
 
 
@@ -277,7 +278,8 @@ def pack_parts(pack: tuple[Point, ...], evaluation: Evaluation, speed: Speed, wo
     """Seconds of starting, training, measuring and storing a pack with so many cores."""
     starts = Counter(sae for sae, _ in {(point.sae, point.seed) for point in pack})
     # The untrained SAEs are measured too: one for all that differ in their coefficient alone.
-    untrained = {(p.sae, p.seed, p.penalty.replace(coefficient=1.0)) for p in pack}
+    alike = {penalty: penalty.replace(coefficient=1.0) for penalty in {point.penalty for point in pack}}
+    untrained = {(point.sae, point.seed, alike[point.penalty]) for point in pack}
     of_start, of_point = Counter(sae for sae, *_ in untrained), Counter(point.sae for point in pack)
     starting, measuring = _centring_seconds(pack[0].toy, speed), 0.0
     for sae, point in {point.sae: point for point in pack}.items():

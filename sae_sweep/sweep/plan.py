@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_sweep import registry
 from sae_sweep.config.grid import Sweep
-from sae_sweep.config.settings import Point, Toy, toy_id
+from sae_sweep.config.settings import Encoder, Penalty, Point, Sae, Toy, Training, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.kernels import gpu_knows
 from sae_sweep.saes.penalties import formula_of
@@ -106,16 +106,22 @@ def of_shard(sweep: Sweep, shard: tuple[int, int]) -> list[Point]:
 
 def stack_key(point: Point) -> tuple[Any, ...]:
     """Points with the same key can be one set of tensors on shared batches."""
-    sae, training = point.sae, point.training
     data = (point.toy, point.site, point.distribution, point.data_seed)
+    return (*data, *_step_key(point.encoder, point.sae, point.penalty, point.training))
+
+
+# Kept: a grid of 100,000 points has few combinations of these.
+@registry.derived
+def _step_key(encoder: Encoder, sae: Sae, penalty: Penalty, training: Training) -> tuple[Any, ...]:
+    """What the step itself has in common."""
     # Inits do not matter to a step; the settings of an architecture, which all SAEs of a stack share, do.
     kind = registry.get("architecture", sae.architecture)
     own = tuple(sae.get(name) for name in kind.settings)
-    formula = formula_of(point.penalty)
+    formula = formula_of(penalty)
     further = "" if gpu_knows(formula) else formula.whole
     falling = () if training.k_start is None else (training.k_start, training.k_anneal)
-    shared = (training.steps, training.batch_size, further, *falling, *of_step(point))
-    return (*data, sae.architecture, sae.width, own, *shared)
+    recipe = of_step(Point(encoder=encoder, training=training))
+    return (sae.architecture, sae.width, own, training.steps, training.batch_size, further, *falling, *recipe)
 
 
 def stacks(points: Iterable[Point]) -> list[Pack]:

@@ -129,7 +129,7 @@ def test_what_the_planner_repeats_of_what_it_plans_is_so() -> None:
 
     assert cost.LISTED_BYTES == 4 * (sparse.LISTED + sparse.OWN + 1)
     assert {name for name in ARCHITECTURES if steps_of(name).dense} == set(cost.DENSE)
-    assert 2 * len(information.COLUMNS) == cost.NULLS
+    assert 2 * len(information.FACTOR) == cost.NULLS
     for name in ARCHITECTURES:
         for width, k in ((1280, 8), (1281, 8), (1280, 9)):
             for penalty in ("l1", "exclusive_pi"):
@@ -190,7 +190,7 @@ def test_every_step_of_training_is_in_one_phase() -> None:
 
 def test_cores_share_a_pack_and_no_more_than_it_has_to_share() -> None:
     speed, settings = SPEEDS["cpu"], Training(steps=1000, batch_size=64)
-    narrow, wide = (Point(sae=Sae(width=width, init="oracle"), training=settings) for width in (64, 1 << 20))
+    narrow, wide = (Point(sae=Sae(width=width, init="oracle"), training=settings) for width in (256, 1 << 20))
 
     def seconds(point: Point, count: int, workers: int) -> float:
         parts = cost.pack_parts((point,) * count, Evaluation(inputs=16), speed, workers)
