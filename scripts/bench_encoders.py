@@ -8,6 +8,7 @@ step of the reference, what the planner takes that for, and their ratio to the c
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -78,6 +79,7 @@ def title(encoder: Encoder) -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     print("| architecture | encoder | width × batch × d | ms | of linear | planned | of compiled |\n|" + "---|" * 7)
     for shape in SHAPES:

@@ -247,7 +247,7 @@ def _signature(found: Any) -> str:
     text = f"({one}){returned}" if len(one) < 90 else f"({many}\n){returned}"
     text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
     text = text.replace(f"{registry.UNSET!r}", "unset").replace("<factory>", "{}")
-    return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
+    return re.sub(r"<function ([\w.<>]+) at 0x[0-9a-f]+>", r"\1", text)
 
 
 def _sentence(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fabricated
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -216,15 +217,22 @@ def test_accuracy_of_toys_is_held_against_what_is_published(
 def test_what_a_finished_sweep_found_is_written_down(script: Callable[..., Any], tmp_path: Path) -> None:
     points = [fabricated.point(seed=seed, width=16) for seed in (0, 1)]
     host = {"provenance": {"device": "a processor"}}
-    store = fabricated.sweep(
+    fabricated.sweep(
         tmp_path,
         [(point, {"fvu": 0.1 + 0.2 * point.seed}) for point in points],
         "oracle",
         {point.id: host for point in points},
     )
-    text = script("results").block(store, "oracle")
-    assert "2 SAEs" in text and "on a processor. Medians over 2 seeds" in text
-    assert "| 0.2 (0.1–0.3) |" in text
+    results = script("results", "oracle", "--output-dir", str(tmp_path))
+    results.PAGE = tmp_path / "results.md"
+    results.PAGE.write_text("Before.\n<!-- oracle -->\nolder\n<!-- end -->\nAfter.\n")
+    (tmp_path / "results").mkdir()
+    results.main()
+    text = results.PAGE.read_text()
+    assert text.startswith("Before.") and text.endswith("After.\n") and "older" not in text
+    assert "2 SAEs" in text and "on a processor;" in text
+    table = pd.read_csv(tmp_path / "results" / "oracle.csv")
+    assert (table["n"][0], table["fvu"][0], round(table["fvu_std"][0], 3)) == (2, 0.2, 0.141)
 
 
 @pytest.mark.slow

@@ -378,7 +378,6 @@ def dashboard(
 
 @app.command(
     epilog=_examples(
-        "cells",
         "cells toy=small toy.d_vocab=8 toy.k=3",
         "cells toy=planted toy.features=3 toy.tree=\"'0>1:0.2'\"",
     )

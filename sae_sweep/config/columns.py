@@ -99,7 +99,6 @@ BESIDE: dict[str, Column] = {
     "final_coefficient": Column(
         "with training.target_l0, the coefficient that training came to: the loss is by it",
         "coefficient at the end of training",
-        since=9,
     ),
     "seed_agreement": Column("matched cosine between the dictionaries of seeds of one setting", since=12),
 }

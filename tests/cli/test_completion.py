@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_commands_and_options() -> None:
     assert {"run", "plan", "status", "completion"} <= set(offered("")) and "complete" not in offered("")
-    assert offered("re") == ["results", "report"]
+    assert offered("re") == ["results", "report", "recipes"]
     assert offered("compare", "a", "--o") == ["--output", "--output-dir"]
     assert offered("nothing", "") == []
     assert offered("status", "--w") == ["--watch"]

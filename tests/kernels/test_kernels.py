@@ -441,11 +441,11 @@ def test_the_compiled_topk_replaces_the_smallest_latent_by_latent(width: int, k:
     x, W = generator.integers(-2, 3, (150, 5)), generator.integers(-2, 3, (width, 5))
     flat = np.concatenate([W.ravel(), W.ravel(), np.full(width, -rare), np.zeros(5)]).astype(np.float32)
     ones = np.ones(-(-width // LANES) * LANES, np.float32)
-    encoder = sparse.encoder_of(flat[: width * 5].reshape(width, 5), ones, rounded=False)
+    encoder = sparse.encoder_of(flat[: width * 5].reshape(width, 5), ones, rounded=False, k=k)
     sparse.refresh(flat, width, 5, encoder, ones.copy())
     codes = np.empty((150 * width, sparse.LISTED), np.float32)
     latents, starts = codes.view(np.int32), np.empty(151, np.int64)
-    assert sparse.encode(x.astype(np.float32), 0, 150, encoder, k, 0, codes, latents, starts) == 150
+    assert sparse.encode(x.astype(np.float32), 0, 150, encoder, codes, latents, starts) == 150
     pre = x @ W.T - rare
     for row in range(150):
         kept: list[int] = []

@@ -107,8 +107,8 @@ def test_which_saes_are_narrow() -> None:
 
     assert narrow_ones([PENALTIES[0], EXCLUSIVE_PI, EXCLUSIVE], "relu", 40) == [True, False, True]
     assert narrow_ones(PENALTIES[-1:], "topk", 40) == [True]
-    assert narrow_ones(PENALTIES[-1:], "topk", 40, narrow.MOST_CHOSEN + 1) == [False]
-    assert narrow_ones(PENALTIES[:1], "relu", narrow.WIDEST + 1) == [False]
+    assert narrow_ones(PENALTIES[-1:], "topk", 40, narrow.NARROW_CHOSEN + 1) == [False]
+    assert narrow_ones(PENALTIES[:1], "relu", narrow.NARROW_WIDTH + 1) == [False]
     assert narrow_ones(PENALTIES[:1], "gated", 40) == [False]
 
 
@@ -118,7 +118,7 @@ def test_products_and_bits_are_the_reference(
     above: float, b: int, d: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the last tile is not full, and a row no whole vectors."""
-    monkeypatch.setattr(narrow, "DENSE_ABOVE", above)
+    monkeypatch.setattr(narrow, "NARROW_DENSE_ABOVE", above)
     cases = [
         ("relu", PENALTIES, 0),
         ("relu", [EXCLUSIVE] * 2, 0),

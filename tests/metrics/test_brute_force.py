@@ -169,7 +169,7 @@ AXES: dict[str, list[Any]] = {
     "toy.seed": [0, 1, 2],
     "sae.width": [2, 3, 4],
     "sae.k": [1, 2],
-    "sae.init": list(INITS),
+    "sae.init": [name for name in INITS if name != "truth"],  # of planted features alone
     "sae.partition": ["m", "mq"],
     "penalty.coefficient": [0.0, 0.5, 1, 2.0],
     "penalty.p": [0.3, 0.5, 1],

@@ -227,6 +227,8 @@ def test_every_latent_twice_with_halved_decoders() -> None:
         "_share",
         "cofiring",
         "c_dec",
+        "c_dec_signed",
+        "description_length",
         "shuffled_duplicates_per_max",
         "shuffled_duplicates_per_max_sd",
     )

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from fabricated import point, sweep
 
+from sae_sweep.config.columns import table_columns
 from sae_sweep.config.settings import Penalty, Toy
 from sae_sweep.metrics.extra.theory import Costs
 from sae_sweep.reports import figure_data, figures
@@ -230,7 +231,7 @@ def test_the_gradients_norm_is_drawn_where_it_is_known(tables: Tables) -> None:
 
 
 def test_nothing_measured_draws_nothing() -> None:
-    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in frame.COLUMNS.items()})
+    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in table_columns().items()})
     for name in ("front", "split_counts", "structure", "phases"):
         getattr(figures, name)(getattr(figure_data, name)(empty))
     for name in ("labels", "information"):

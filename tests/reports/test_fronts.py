@@ -12,6 +12,7 @@ from commandline import TINY, call
 from fabricated import point, sweep
 from rich.console import Console
 
+from sae_sweep.config.columns import table_columns
 from sae_sweep.config.settings import Penalty, Toy
 from sae_sweep.reports import terminal
 from sae_sweep.reports.fronts import compare, gap, hypervolume, unmoved
@@ -171,5 +172,5 @@ def test_what_is_swept_beside_the_penalty_makes_fronts_of_its_own(tmp_path: Path
 
 
 def test_nothing_measured() -> None:
-    empty = pd.DataFrame(columns=frame.COLUMNS)
+    empty = pd.DataFrame(columns=[*table_columns()])
     assert compare(empty).empty and unmoved(empty) == []

@@ -119,7 +119,7 @@ def test_what_follows_from_the_kind_of_toy_is_not_told_beside_it(tmp_path: Path)
     varied = ["toy.name", "toy.d_vocab", "toy.k", "toy.features", "toy.interaction", "site.name"]
     store.write_sweep_file("quick", "sweep.yaml", yaml.safe_dump({**store.info("quick"), "varied": varied}).encode())
     text = rendered(store, 200)
-    assert text.startswith("quick  3 of 20 points finished\n")
+    assert text.startswith("quick  3 of 20 points finished · toy right on 100%\n")
     titles = [line for line in text.splitlines() if line.startswith("width 64 · kmeans start · ")]
     shares = ["max_of_k-16-3", *(f"parents-4-32 · interaction={x}" for x in (0, 1))]
     assert titles[:3] == [f"width 64 · kmeans start · {share}" for share in shares]

@@ -212,6 +212,6 @@ def test_one_line_for_what_is_wrong(words: list[str], message: str) -> None:
     assert message in end.err and end.err.count("\n") == 1
 
 
-def test_cells_are_those_of_max_of_k() -> None:
-    end = call("cells", "toy=parents")
+def test_cells_of_sequences_are_those_of_max_of_k() -> None:
+    end = call("cells", "toy=bigrams")
     assert end.code == 2 and "max_of_k" in end.err

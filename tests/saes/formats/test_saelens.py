@@ -107,7 +107,7 @@ def test_what_saelens_has_no_like_for_is_stored_whole_and_refused_by_name(
     for name in ("W_enc", "W_dec", "b_enc", "b_dec", "r_mag", "b_mag"):
         assert torch.equal(getattr(back, name), getattr(parameters, name)), name
     assert json.loads((tmp_path / saelens.CONFIG).read_text())["architecture"] == "sae_sweep"
-    with pytest.raises(UserError, match="whose architecture no other library has: load it by its id"):
+    with pytest.raises(UserError, match="whose architecture or encoder no other library has: load it by its id"):
         read_sae(tmp_path)
 
 
