@@ -202,7 +202,7 @@
 
   async function showLatent(j) {
     $("latent-name").textContent = `Latent ${j}: ${sae.class[j] ?? (sae.live[j] ? "no label" : "dead")}`;
-    const facts = { F1: number(sae.f1[j]), "owner maximum": sae.owner[j] ?? "–", purity: number(sae.purity[j]), "fires on": percent(sae.density[j]), "decoder norm": number(sae.norm[j]) };
+    const facts = { F1: number(sae.f1[j]), owner: sae.owner[j] ?? "–", purity: number(sae.purity[j]), "fires on": percent(sae.density[j]), "decoder norm": number(sae.norm[j]) };
     $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
       const pair = make("div");
       pair.append(make("dt", name), make("dd", String(value)));
