@@ -145,6 +145,7 @@ def test_what_stands_for_the_same_version_is_the_same() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_tutorial_is_run_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "conf/experiment").mkdir(parents=True)
     (tmp_path / "conf/experiment/mine.yaml").write_text((ROOT / "docs/examples/mine.yaml").read_text())
