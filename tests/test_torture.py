@@ -18,7 +18,7 @@ FAULTS += ["hostile", "store of an earlier version", "store of a later version",
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_few_trials_of_every_fault(tmp_path: Path) -> None:
     words = [sys.executable, ROOT / "scripts" / "torture.py", "--quick", "--json", tmp_path / "rows.json"]
     end = subprocess.run(words, capture_output=True, text=True)
