@@ -27,6 +27,7 @@ else:
 STEP = 0.25
 # Inputs that codes are counted on, and codes beyond which they are fewer: entropies of few inputs come out too small.
 INPUTS, CODES = 1 << 14, 1 << 24
+LARGEST_TABLE = 1 << 22
 
 
 def description_length(measured: Measured) -> dict[str, Value]:
@@ -48,9 +49,11 @@ def bits(latents: Tensor, codes: Tensor, inputs: int) -> float | None:
     level = (codes.double() / STEP).round().long()
     latents, level = latents[level != 0], level[level != 0]
     fired = torch.bincount(latents).double() if len(latents) else torch.zeros(1, dtype=torch.float64)
-    # Latent and level as one number: rows of two are compared far more slowly.
-    levels, place = torch.unique(level, return_inverse=True)
-    _, counts = torch.unique(latents * len(levels) + place, return_counts=True)
+    # Latent and level as one number, counted in a table where that is no larger than the codes: else by sorting.
+    span = int(level.max()) + 1 if len(level) else 1
+    pair = latents * span + level
+    table = len(fired) * span <= max(LARGEST_TABLE, len(pair))
+    counts = torch.bincount(pair) if table else torch.unique(pair, return_counts=True)[1]
     return float(_surprise(counts.double() / inputs).sum() + _surprise(1 - fired / inputs).sum())
 
 

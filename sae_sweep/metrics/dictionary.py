@@ -117,9 +117,7 @@ def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[n
     if not held:
         return hedging
     x, true = measured.inputs.labelled(EDGE_INPUTS)
-    norms = measured.sae.W_dec.norm(dim=1)
-    parts = [part.contributions(norms).dense(len(norms)) for part in measured.sae.active(x)]
-    fires = torch.cat(parts) > measured.evaluation.fires_above
+    fires = measured.contributions(x) > measured.evaluation.fires_above
     shares = []
     for parent, child in held:
         seen = true[:, child]

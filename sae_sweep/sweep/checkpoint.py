@@ -9,6 +9,7 @@ such as those points of it that were not measured yet.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -36,7 +37,8 @@ EVERY = 60.0
 # Of the time, at most this share goes into writing them.
 LARGEST_SHARE = 0.05
 
-_LOOKS = ("loss", "fvu", "l0", "gradient", "revived", "dead", "rescale")
+# What a look has of each SAE, in the order of its fields.
+OF_EACH = tuple(field.name for field in dataclasses.fields(Look) if field.name != "step")
 
 
 class Checkpoint:
@@ -144,7 +146,7 @@ def tensors_of(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
     tensors["failed"] = torch.tensor([stack.failed.get(i, -1) for i in range(len(stack.points))])
     if looks:
         tensors["looks.step"] = torch.tensor([look.step for look in looks])
-        tensors |= {f"looks.{name}": torch.stack([getattr(look, name) for look in looks]) for name in _LOOKS}
+        tensors |= {f"looks.{name}": torch.stack([getattr(look, name) for look in looks]) for name in OF_EACH}
     return tensors
 
 
@@ -168,7 +170,7 @@ def put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) ->
         return []
     # What a checkpoint is too old to know is not known.
     unknown = torch.full_like(tensors["looks.loss"], torch.nan)
-    columns = [tensors.get(f"looks.{name}", unknown)[:, rows] for name in _LOOKS]
+    columns = [tensors.get(f"looks.{name}", unknown)[:, rows] for name in OF_EACH]
     return [Look(int(at), *(column[n] for column in columns)) for n, at in enumerate(tensors["looks.step"])]
 
 

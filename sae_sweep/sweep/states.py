@@ -23,7 +23,7 @@ from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Look
 from sae_sweep.store.store import Store
 from sae_sweep.store.tensors import to_bytes
-from sae_sweep.sweep.checkpoint import fits, metadata, of_device, put, read, step_of, tensors_of
+from sae_sweep.sweep.checkpoint import OF_EACH, fits, metadata, of_device, put, read, step_of, tensors_of
 
 
 def continues(point: Point) -> bool:
@@ -40,7 +40,7 @@ def keep(store: Store, stack: Stack, i: int, looks: Sequence[Look], device: str)
     point = stack.points[i]
     if not (point.training.keep_state and continues(point)) or stack.step % BLOCK:
         return
-    own = [dataclasses.replace(look, **{name: getattr(look, name)[i : i + 1] for name in _PER_SAE}) for look in looks]
+    own = [dataclasses.replace(look, **{name: getattr(look, name)[i : i + 1] for name in OF_EACH}) for look in looks]
     alone = dataclasses.replace(stack.part(slice(i, i + 1)), failed={})
     content = to_bytes(tensors_of(alone, own), metadata([point.id], device))
     digest = hashlib.sha256(content).hexdigest()[:16]
@@ -67,9 +67,8 @@ def begin(store: Store, stack: Stack, device: str) -> list[Look]:
     return []
 
 
-_PER_SAE = tuple(field.name for field in dataclasses.fields(Look) if field.name != "step")
 # [looks, 1] each.
-_LOOKS_BY_SAE = {f"looks.{name}" for name in _PER_SAE}
+_LOOKS_BY_SAE = {f"looks.{name}" for name in OF_EACH}
 
 
 def _folder(store: Store) -> Path:

@@ -77,28 +77,24 @@ def _from_file(cells: Cells, distribution: Distribution) -> tuple[str, NDArray[n
     return read_weights(cells, Path(distribution.file))
 
 
-for name, partition, description in (
-    ("uniform", "", "every sequence equally likely"),
-    ("max_stratified", "m", "every maximum equally likely, uniform within it"),
-    ("cell_stratified", "mqnc", "every cell equally likely, uniform within it"),
-    ("copies_balanced", "mc", "every (maximum, copies) equally likely, uniform within it"),
+for name, weigh, description in (
+    ("uniform", balanced(""), "every sequence equally likely"),
+    ("max_stratified", balanced("m"), "every maximum equally likely, uniform within it"),
+    ("cell_stratified", balanced("mqnc"), "every cell equally likely, uniform within it"),
+    ("copies_balanced", balanced("mc"), "every (maximum, copies) equally likely, uniform within it"),
+    (
+        "query_is_max",
+        preferring(_query_is_maximum, "m"),
+        "every maximum equally likely; in 19 of 20 sequences the query is the maximum",
+    ),
+    (
+        "copies_vary",
+        preferring(_only_copies_differ, "mc"),
+        "the same, with the next smaller token as runner-up and every number of copies equally likely",
+    ),
 ):
-    register(DistributionKind(name=name, description=description, weigh=balanced(partition)))
+    register(DistributionKind(name=name, description=description, weigh=weigh))
 
-register(
-    DistributionKind(
-        name="query_is_max",
-        description="every maximum equally likely; in 19 of 20 sequences the query is the maximum",
-        weigh=preferring(_query_is_maximum, "m"),
-    )
-)
-register(
-    DistributionKind(
-        name="copies_vary",
-        description="the same, with the next smaller token as runner-up and every number of copies equally likely",
-        weigh=preferring(_only_copies_differ, "mc"),
-    )
-)
 register(
     DistributionKind(
         name="weights",

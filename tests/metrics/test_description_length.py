@@ -22,6 +22,7 @@ def entries(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         ([[1.0, 1], [1, 1], [1, 1], [1, 1]], 0),  # nothing to say
         ([[0.0, 0], [0, 0], [0, 0], [0, 0]], 0),
         ([[1.0], [2], [3], [0]], 2),  # four levels alike
+        ([[1e7], [2e7], [3e7], [0]], 2),  # the same, too far apart for a table
         ([[1.0], [1 + STEP / 4], [0], [0]], 1),  # a difference below the step is rounded away
         ([[STEP / 4], [0], [0], [0]], 0),  # and so is a contribution
         ([[1.0], [0], [0], [0]], -0.25 * math.log2(0.25) - 0.75 * math.log2(0.75)),
