@@ -311,7 +311,9 @@ def _swept_type(name: str, values: list[Any]) -> str:
 
 def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
     """`seconds` and the columns of TRAINING, which a record may be too old to know."""
-    columns = {"seconds": record.get("seconds"), **record.get("revival", {}), **record.get("control", {})}
+    columns = {"seconds": record.get("seconds")}
+    for part in ("revival", "control", "until"):
+        columns |= record.get(part, {})
     curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
     if not curve:
         return columns
