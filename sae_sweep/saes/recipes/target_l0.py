@@ -6,7 +6,7 @@ no penalty, JumpReLU's thresholds grow by the same factor. It begins once `coeff
 LIMIT times what it was, up and down.
 
 Architectures and penalties are so compared at equal L0 without a search. It is our own; PI controllers of L0 in others'
-code (SAELens's quadratic L0 target is in the loss) differ in the law, not in the aim. What is steered is of one SAE
+code differ in the law, not in the aim; JumpReLU's `sae.l0_target` is a loss instead. What is steered is of one SAE
 alone, from what it did itself: pack-mates, threads and restarts change nothing.
 """
 
