@@ -243,9 +243,9 @@ def distribution(data: pd.DataFrame) -> go.Figure:
 
 
 def curves(data: pd.DataFrame) -> go.Figure:
-    """FVU, L0, the gradient's norm, dead latents and revived ones, each where it is known, at the knees
+    """FVU, L0, the gradient's norm, dead latents and revived ones, where there are any, at the knees
     (`figure_data.knees`): medians over seeds; and the L0 that is aimed at."""
-    drawn = {"fvu": "FVU", "l0": "L0"} | {key: title for key, title in _KNOWN.items() if data[key].notna().any()}
+    drawn = {"fvu": "FVU", "l0": "L0"} | {key: title for key, title in _KNOWN.items() if data[key].fillna(0).any()}
     figure = make_subplots(rows=len(drawn), shared_xaxes=True, vertical_spacing=0.06)
     penalties, starts, shown = unique(data["penalty_name"]), unique(data["start"]), _shown(data)
     for (given, start, width, architecture, penalty), rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
@@ -335,7 +335,7 @@ def plateau(data: pd.DataFrame) -> go.Figure:
         figure.add_trace(legend(f"width {width}", f"width {width}", marker=marker, mode="markers"))
     figure.add_hline(y=STILL_MOVING, line={"color": GREY, "dash": "dot", "width": 1.5})
     figure.update_xaxes(type="log", title="training steps taken", dtick="D2", tickformat="~s")
-    figure.update_yaxes(title="loss that twice the steps would save", tickformat="~%")
+    figure.update_yaxes(title="twice the steps would save", tickformat="~%")
     return finished(figure, "Whether training has settled", 380)
 
 

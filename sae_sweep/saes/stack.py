@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ class Stack:
     def copied(self, members: Sequence[int]) -> Stack:
         """Some of the SAEs in memory of their own."""
         failed = {at: self.failed[i] for at, i in enumerate(members) if i in self.failed}
-        rows = {name: _copied(getattr(self, name), members) for name in ROWS}
+        rows: dict[str, Any] = {name: _copied(getattr(self, name), members) for name in ROWS}
         return replace(self, points=[self.points[i] for i in members], failed=failed, stopped={}, **rows)
 
     def put_back(self, copied: Stack, members: Sequence[int]) -> None:

@@ -95,6 +95,13 @@ class Revival(Ingredient):
         return bool(self.revive or self.auxiliary)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Control(Ingredient):
+    """What moves or ends while an SAE trains; a setting of `training` by its own name, which all recipes have."""
+
+    family = "control"
+
+
 def revival_of(training: Training) -> Revival:
     """What the recipe does for dead latents."""
     revival: Revival = get("revival", training.revival)

@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sae_sweep.registry import register
 from sae_sweep.saes.limits import BLOCK
-from sae_sweep.saes.recipes import warmup_steps
+from sae_sweep.saes.recipes import Control, warmup_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from sae_sweep.config.settings import Training
     from sae_sweep.saes.stack import Stack
     from sae_sweep.saes.train import Look
+
+register(
+    Control(
+        name="until",
+        description="training ends after its steps, or once twice as many would not lower the loss by more than 2%",
+        source="ours: extrapolated from the SAE's own training curve",
+    )
+)
 
 CHECKS = 4
 
