@@ -64,7 +64,13 @@ def coerce(key: str, rule: Setting, value: Any) -> Any:
         value = int(value)
     kinds_of = {"number": ("int", "float"), "text": ("str",)}.get(rule.kind, (rule.kind,))
     if type(value).__name__ not in kinds_of or value == "":
-        kinds = {"int": "a whole number", "float": "a number", "str": "a word", "text": "a text", "bool": "true or false"}
+        kinds = {
+            "int": "a whole number",
+            "float": "a number",
+            "str": "a word",
+            "text": "a text",
+            "bool": "true or false",
+        }
         kinds |= {"number": "a number", "list": "a list", "dict": "a mapping"}
         raise UserError(f"{key} must be {kinds[rule.kind]}, got {show(value)}")
     if rule.kind in ("float", "number") and not math.isfinite(value):
