@@ -91,6 +91,7 @@ def toys(name: str | None, json: bool) -> None:
             "description": kind.description,
             "sites": list(kind.sites),
             "settings": _settings("toy", kind),
+            "same_as": _parts(Toy(each)),
             "source": kind.source,
         }
         for each, kind in registry.kinds("toy").items()
@@ -101,6 +102,19 @@ def toys(name: str | None, json: bool) -> None:
 
         toy = Toy(name)
         layout.write(layout.console(sys.stdout), "", *features.picture(toy, features.describe(toy)))
+
+
+def _parts(toy: Toy) -> list[str]:
+    """The planted toy that a preset stands for, as words of a command; none for a kind of its own."""
+    parts: Toy = toy.kind.parts(toy)
+    if parts is toy:
+        return []
+    usual = Toy(parts.name)
+    said = {f"toy.{key}": value for key, value in parts.to_dict().items() if value != usual.get(key)}
+    return [
+        "toy=planted",
+        *(f"{key}={value!r}" if " " in str(value) else f"{key}={value}" for key, value in said.items()),
+    ]
 
 
 def penalties(name: str | None, json: bool) -> None:
