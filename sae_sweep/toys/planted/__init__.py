@@ -37,14 +37,16 @@ QUANTILES: dict[str, Callable[[Tensor], Tensor]] = {
     "lomax": lambda tail: (LOMAX_SHAPE - 1) * (tail ** (-1 / LOMAX_SHAPE) - 1),
 }
 
-MAGNITUDES = Setting("constant", "how strong an active feature is: 1 on average", choices=("constant", *QUANTILES))
+MAGNITUDES = Setting(
+    "constant", "distribution of the magnitude of an active feature, whose mean is 1", choices=("constant", *QUANTILES)
+)
 
 
 def features(count: int = 32, d_model: int = 64) -> dict[str, Setting]:
     """The settings that all planted toys have, with a kind's defaults."""
     return {
-        "features": Setting(count, "planted features", ge=1),
-        "d_model": Setting(d_model, "numbers of an activation", ge=1),
+        "features": Setting(count, "how many features are planted", ge=1),
+        "d_model": Setting(d_model, "dimension of an activation", ge=1),
     }
 
 
