@@ -82,7 +82,7 @@ def page(contents: Contents, folder: str = "figures") -> str:
     info, verdicts, failures = material.info, material.verdicts, material.failures
     data, drawn, cards, notes = contents.tables, contents.drawn, contents.dashboards, contents.notes
     frame = telling(material.finished.results)
-    browsed, left_out = _fitting({id: _card(card, frame) for id, card in cards.items()})
+    browsed, left_out = _fitting({id: _card(id, card, frame) for id, card in cards.items()})
     shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
     shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
     rows, more = _results(frame)
@@ -235,11 +235,14 @@ def _results(frame: pd.DataFrame) -> tuple[list[list[str]], int]:
     return rows, len(chosen) - len(rows)
 
 
-def _card(card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
-    """An SAE's latents as JSON, a list per column; numbers to what is shown of them."""
-    row = frame[frame["point_id"] == card.point.id].iloc[0]
+def _card(id: str, card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
+    """An SAE's latents as JSON, a list per column; numbers to what is shown of them.
+
+    id: its folder's. That of the same settings today is another where a kind's version has risen since.
+    """
+    row = frame[frame["point_id"] == id].iloc[0]
     words = [f"width {row['width']}", start_name(row), f"{penalty_name(row)} {coefficient(row)}"]
-    words += [f"seed {row['seed']}", *context_words(row, context(frame)), card.point.id[:8]]
+    words += [f"seed {row['seed']}", *context_words(row, context(frame)), id[:8]]
     latents = card.latents
     cells: list[list[Any]] = [[] for _ in range(len(latents))]
     for latent, cell, share, fires in () if card.cells is None else card.cells.itertuples(index=False):
@@ -248,7 +251,7 @@ def _card(card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
     for latent, other, cosine, name in card.nearest.itertuples(index=False):
         nearest[latent].append([int(other), _short(cosine), None if pd.isna(name) else str(name)])
     return {
-        "id": card.point.id,
+        "id": id,
         "words": " · ".join(words),
         "narrower": card.narrower,
         "label": [None if pd.isna(value) else str(value) for value in latents["label"]],
