@@ -31,6 +31,7 @@ from sae_sweep.reports.results_table import (
     context,
     context_words,
     penalty_name,
+    recipe_name,
     representatives,
     start_name,
     telling,
@@ -53,7 +54,9 @@ _SHOWN_IN = {
 }
 # Letters of a row's name beside which a phone has no room for the chart: it is then scrolled.
 LONG_NAME = 12
-_GRIDS = ("split_counts", "distribution", "phases")
+_GRIDS = ("split_counts", "phases")
+# Pixels of a coefficient's column.
+COLUMN = 34
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}
 # The latents of an SAE too large to fit are left out, so that the page stays easy to send: bytes before base64.
 MOST_CARD_BYTES = 1_400_000
@@ -88,6 +91,7 @@ def page(contents: Contents, folder: str = "figures") -> str:
     rows, more = _results(frame)
     names = FactorNames.of(info)
     lines = chosen(info)
+    tips = {word: names.say(text) for word, text in summary.FACTS.items()}
     environment = Environment(
         loader=PackageLoader("sae_sweep.reports", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -115,7 +119,7 @@ def page(contents: Contents, folder: str = "figures") -> str:
         css=_asset("report.css"),
         script=_asset("report.js"),
         plotly=_packed(get_plotlyjs()),
-        payload=_packed(json.dumps({"figures": shown, "cards": browsed}, allow_nan=False)),
+        payload=_packed(json.dumps({"figures": shown, "cards": browsed, "tips": tips}, allow_nan=False)),
     )
 
 
@@ -163,10 +167,10 @@ def _section(
         "short": names.say(figure.short),
         "title": names.say(figure.title),
         "note": names.say(figure.note),
-        "wide": key in ("split_counts", "distribution", "phases")
-        or _panels(drawn[key]) > 1
-        or _longest_name(data[key]) > LONG_NAME,
+        "wide": key in (*_GRIDS, "distribution") or _panels(drawn[key]) > 1 or _longest_name(data[key]) > LONG_NAME,
         "height": drawn[key].layout.height,
+        # Where a penalty's coefficients stand side by side, each has room for its number: the chart is scrolled.
+        "least": 260 + COLUMN * len(data[key][["penalty_name", "setting"]].drop_duplicates()) if key in _GRIDS else 0,
         "rows": f"{len(data[key]):,}",
         "data": f"{folder}/{key}.csv",
     }
@@ -231,7 +235,7 @@ def _results(frame: pd.DataFrame) -> tuple[list[list[str]], int]:
     for _, row in chosen.head(MOST_ROWS).iterrows():
         where = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys)])
         cells = [f"{row['l0']:.2f}", f"{row['fvu']:.4f}", *(number(row[name]) for name in COUNTS.values())]
-        rows.append([where, penalty_name(row), coefficient(row), str(row["n"]), *cells])
+        rows.append([where, recipe_name(row), coefficient(row), str(row["n"]), *cells])
     return rows, len(chosen) - len(rows)
 
 
