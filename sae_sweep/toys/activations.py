@@ -253,19 +253,36 @@ register(
         description="rows of a file, with a table that says what is true of each: .npy, .npz, .safetensors, .parquet",
         settings={
             # A path says nothing about the numbers; what the file holds does.
-            "file": Setting(None, "numbers [N, d]", kind="str", optional=True, told=False),
-            "factors": Setting(None, "a .csv or .parquet of N rows of factors", kind="str", optional=True, told=False),
-            "weights": Setting(None, "the column of the factors that weights rows", kind="str", optional=True),
+            "file": Setting(
+                None, "path of the activations, an array of N rows; required", kind="str", optional=True, told=False
+            ),
+            "factors": Setting(
+                None,
+                "path of a .csv or .parquet that says what is true of each of the N rows, with a column for each "
+                "factor",
+                kind="str",
+                optional=True,
+                told=False,
+            ),
+            "weights": Setting(
+                None, "column of that table by which rows are weighted; null: all rows alike", kind="str", optional=True
+            ),
             "held_out": Setting(
                 None,
-                "a column that is true of the rows to measure on, not to train on, or what share of rows that is",
+                "rows to measure on and not to train on: a column of that table that is true for them, or a share such "
+                "as 0.2; null: all rows are for both",
                 kind="str",
                 optional=True,
                 legacy=None,
                 verbatim=True,
             ),
             "readout": Setting(
-                None, ".npz or .safetensors of W_U, b_U, targets: KL and loss", kind="str", optional=True, told=False
+                None,
+                "path of a .npz or .safetensors with W_U, b_U and targets, from which KL and the model's loss are "
+                "measured; null: neither is",
+                kind="str",
+                optional=True,
+                told=False,
             ),
             "readout_digest": Setting(None, "of its content", kind="str", optional=True, given=False, legacy=None),
             "outputs": Setting(0, "of the read-out", given=False, legacy=0),

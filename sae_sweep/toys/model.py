@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 Report = Callable[[int, float], None]
 # Of a toy that answers: it changes no number, only what is said of verdicts.
 ANSWERS = {
-    "least_accuracy": Setting(LEAST_ACCURACY, "below it a warning stands beside each verdict", ge=0, le=1, told=False)
+    "least_accuracy": Setting(
+        LEAST_ACCURACY,
+        "a toy that answers a smaller share of its inputs right has a warning beside each verdict",
+        ge=0,
+        le=1,
+        told=False,
+    )
 }
 
 

@@ -30,7 +30,7 @@ else:
 
 MAGNITUDES = Setting(
     "constant",
-    "how strong an active feature is: 1 on average",
+    "distribution of the magnitude of an active feature, whose mean is 1",
     choices=("constant", "uniform", "exponential", "lomax"),
 )
 
@@ -38,8 +38,8 @@ MAGNITUDES = Setting(
 def features(count: int = 32, d_model: int = 64) -> dict[str, Setting]:
     """The settings that all planted toys have, with a kind's defaults."""
     return {
-        "features": Setting(count, "planted features", ge=1),
-        "d_model": Setting(d_model, "numbers of an activation", ge=1),
+        "features": Setting(count, "how many features are planted", ge=1),
+        "d_model": Setting(d_model, "dimension of an activation", ge=1),
     }
 
 

@@ -33,7 +33,13 @@ register(
         source="LessWrong comment EkibeZomncsPxfYwu (P8)",
         settings={
             **features(32, 8),
-            "spread": Setting(0.0, "0: inputs lie at the places on the circle; 1: anywhere on it alike", ge=0, le=1),
+            "spread": Setting(
+                0.0,
+                "how far inputs lie from the features' places on the circle: 0: at them; 1: anywhere on the circle "
+                "alike",
+                ge=0,
+                le=1,
+            ),
         },
         check=_check,
     )

@@ -15,7 +15,7 @@ register(
         settings={
             **features(),
             "magnitudes": MAGNITUDES,
-            "rate": Setting(0.05, "the chance of each feature to be active", gt=0, le=1),
+            "rate": Setting(0.05, "the chance that a feature is active on an input", gt=0, le=1),
         },
         independent=True,
         defaults={"magnitudes": "exponential"},

@@ -37,14 +37,22 @@ register(
         settings={
             **features(8, 32),
             "magnitudes": MAGNITUDES,
-            "modifiers": Setting(2, ge=1),
-            "modifier_rate": Setting(0.5, "the chance of an input to have a modifier beside its parent", ge=0, le=1),
-            "modifier_magnitude": Setting(1.0, "how strong that is on average", gt=0),
+            "modifiers": Setting(2, "how many modifiers there are: features that come only with a parent", ge=1),
+            "modifier_rate": Setting(0.5, "the chance that an input has a modifier beside its parent", ge=0, le=1),
+            "modifier_magnitude": Setting(1.0, "mean magnitude of an active modifier; a parent's is 1", gt=0),
             "co_occurrence": Setting(
-                0.0, "0: every modifier with every parent; 1: parent i has modifier i mod modifiers alone", ge=0, le=1
+                0.0,
+                "which modifiers come with which parents: 0: any with any; 1: parent i only with modifier i mod "
+                "modifiers",
+                ge=0,
+                le=1,
             ),
             "interaction": Setting(
-                0.0, "share of a modifier's square that is a direction of its own for each parent", ge=0, le=1
+                0.0,
+                "share of a modifier's squared norm that lies along a direction that it has with one parent alone; 0: "
+                "the same direction with every parent",
+                ge=0,
+                le=1,
             ),
         },
     )

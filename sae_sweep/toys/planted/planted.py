@@ -78,18 +78,22 @@ register(
             **features(),
             "directions": Setting(
                 "fitting",
-                "orthonormal, random, orthonormal where they fit, or least_overlap: random ones moved apart",
+                "of the features: orthonormal, random, fitting: orthonormal if they are at most d_model, else random, "
+                "or least_overlap: random ones moved apart",
                 choices=DIRECTIONS,
             ),
             "rates": Setting(
                 "0.05",
-                "chances of the features: one number, one for each (0.2, 0.1), linear(first, last), zipf(first, "
+                "chance that each feature is active: one number for all, one for each (0.2, 0.1), linear(first, last), "
+                "zipf(first, "
                 "exponent) or loguniform(least, most)",
                 kind="text",
             ),
             "magnitude": Setting(
                 "constant",
-                "how strong an active feature is: " + ", ".join(MAGNITUDES) + "; with arguments as folded(1, 0.15): "
+                "distribution of the magnitude of an active feature: "
+                + ", ".join(MAGNITUDES)
+                + "; with arguments as folded(1, 0.15): "
                 "mean and spread (lognormal: of the logarithm; lomax: shape and mean; shifted: least and mean beyond)",
             ),
             "scales": Setting(
@@ -100,11 +104,13 @@ register(
             ),
             "tree": Setting(
                 NOTHING,
-                "0>1:0.2 lets feature 1 come only with 0, on a fifth of its inputs; 0>1:0.2|2:0.3: never with 2",
+                "which features come only with another: 0>1:0.2 has feature 1 come only with feature 0, on a fifth of "
+                "its inputs; 0>1:0.2|2:0.3 has 1 or 2 come with it, never both",
             ),
             "correlations": Setting(
                 NOTHING,
-                "of the normal numbers behind features that have no parent: one number, 0~1:0.4 for a pair, 0~*:0.4 "
+                "of features that have no parent, between the normal numbers that decide whether each is active: one "
+                "number for all, 0~1:0.4 for a pair, 0~*:0.4 "
                 "for one with every other, lowrank(rank, strength), or random(least, most): of seven pairs in ten, "
                 "with either sign",
                 kind="text",
@@ -129,7 +135,7 @@ register(
                 "1:sphere(dims), 2:torus(places), *:circle(8) for all",
                 legacy=NOTHING,
             ),
-            "noise": Setting(0.0, "variance of Gaussian noise in each number of an activation", ge=0),
+            "noise": Setting(0.0, "variance of the Gaussian noise that is added to each number of an activation", ge=0),
             "offset": Setting(0.0, "length of a vector that is added to every activation", ge=0),
         },
         independent=True,
