@@ -4,10 +4,10 @@ An example: eight latents of which each fires on half of the inputs, always alik
 exclude each other, each on an eighth of them, take 8·0.54 = 4.3, since each latent is coded by itself. L0 would say 4
 and 1.
 
-Each latent's contribution a‖d‖ is rounded to whole multiples of STEP = .25 (`code_levels.py`), and its entropy over the
-evaluation inputs, each with its weight, is what an optimal code for that latent takes (Ayonrinde, Pearce & Sharkey 2024,
-arXiv 2410.11179, there with steps of 8-bit numbers). Rounding adds STEP²/12 to the squared error for each active latent,
-where E‖x‖² = d.
+Each latent's contribution a‖d‖ is rounded to whole multiples of STEP = .25 (`code_levels.py`), and its entropy over
+the evaluation inputs, each with its weight, is what an optimal code for that latent takes (Ayonrinde, Pearce & Sharkey
+2024, arXiv 2410.11179, there with steps of 8-bit numbers). Rounding adds STEP²/12 to the squared error for each
+active latent, where E‖x‖² = d.
 """
 
 from __future__ import annotations
