@@ -136,4 +136,4 @@ def test_it_is_part_of_the_identity_only_where_it_is_asked_for() -> None:
 def test_a_plan_says_that_it_counts_all_steps(tmp_path: Path) -> None:
     words = [*TINY, "training.schedule=constant", "seed=0,1", f"output_dir={tmp_path}"]
     assert "stop earlier" not in call("plan", *words).out
-    assert "2 of the points stop earlier" in " ".join(call("plan", *words, "training.until=plateau").out.split())
+    assert "8 of the points stop earlier" in " ".join(call("plan", *words, "training.until=plateau").out.split())
