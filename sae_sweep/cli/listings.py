@@ -197,17 +197,30 @@ def recipes(name: str | None, json: bool) -> None:
         for ingredient, (family, _) in Training.choices.items()
         for each, kind in registry.kinds(family).items()
     ]
+    shared = Training.shared
+    rows += [
+        {
+            "name": each,
+            "description": kind.description,
+            "settings": [f"training.{each}={_shown(shared[each].default)} ({shared[each].help})"],
+            "source": kind.source,
+        }
+        for each, kind in registry.kinds("control").items()
+    ]
     meant = [row["name"] for row in rows if str(row["name"]).partition("=")[2] == name]
     usual = " ".join(f"{ingredient}={default}" for ingredient, (_, default) in Training.choices.items())
     heading = f"training.INGREDIENT=NAME; if nothing is said, {usual}"
     _listing("ingredient of a recipe", rows, meant[0] if len(meant) == 1 else name, json, heading)
 
 
+def _shown(default: Any) -> Any:
+    return "null" if default is None else default
+
+
 def _settings(part: str, kind: registry.Kind) -> list[str]:
     """A kind's settings with their defaults and what they mean."""
     return [
-        f"{part}.{key}={'null' if setting.default is None else setting.default}"
-        + f" ({setting.help})" * bool(setting.help)
+        f"{part}.{key}={_shown(setting.default)}" + f" ({setting.help})" * bool(setting.help)
         for key, setting in kind.settings.items()
         if setting.given
     ]

@@ -141,6 +141,8 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
+    if early := sum(point.training.until == "plateau" for point in planned.points):
+        table.add_row("", f"with all steps: {early:,} of the points stop earlier if their loss settles")
     if sweep.calibration is not None and unknown:
         from sae_sweep.sweep.calibrate import first_runs
 

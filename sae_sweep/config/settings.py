@@ -286,6 +286,12 @@ class Training(Part):
             gt=0,
             legacy=None,
         ),
+        "until": Setting(
+            "steps",
+            "to the last of the steps, or until twice as many would not lower the loss by more than 2%",
+            choices=("steps", "plateau"),
+            legacy="steps",
+        ),
     }
 
     @classmethod

@@ -48,6 +48,9 @@ _SHOWN_IN = {
     "info_": "information",
     "unique_": "information",
     "gradient_": "curves",
+    "revived": "curves",
+    "plateau": "plateau",
+    "stopped_at": "plateau",
     "structure_": "structure",
     **dict.fromkeys(("fvu", "l0", "on_", "owned_", "live_"), "front"),
 }

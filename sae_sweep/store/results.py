@@ -101,7 +101,7 @@ def tables(
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
         settings = _settings(records, info.get("varied") or [] if varied is None else varied)
-        trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
+        trained = _table(settings, [{**record["metrics"], **of_the_run(record)} for record in records])
         start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
     for column, within in _FRONT_WITHIN.items():
@@ -309,9 +309,11 @@ def _swept_type(name: str, values: list[Any]) -> str:
     return "float64" if all(isinstance(value, int | float) for value in given) else "string"
 
 
-def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """`seconds` and the columns of TRAINING, which a record may be too old to know."""
-    columns = {"seconds": record.get("seconds"), **record.get("revival", {}), **record.get("control", {})}
+def of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """`seconds` and what training says of itself, which a record may be too old to know: columns of the table."""
+    columns = {"seconds": record.get("seconds")}
+    for part in ("revival", "control", "until"):
+        columns |= record.get(part, {})
     curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
     if not curve:
         return columns

@@ -39,12 +39,15 @@ def run_id(point_id: str, sweep: str) -> str:
 def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None, job_type: str | None = None) -> Run:
     """The run of a finished point: all its settings, the training curve as `train/…`, its metrics as they are named
     in the results table, as `untrained/…` the same of its start, and the files of its `folder` if that is given."""
+    from sae_sweep.store.results import of_the_run
+
     settings = record["settings"]
     curve = [
         (int(row["step"]), {f"train/{key}": _plain(value) for key, value in row.items() if key != "step"})
         for row in _thinned(record["curve"])
     ]
-    summary = {key: _plain(value) for key, value in record["metrics"].items()}
+    # Of its training: how often latents were revived, where it ended, whether it had settled.
+    summary = {key: _plain(value) for key, value in {**record["metrics"], **of_the_run(record)}.items()}
     summary |= {f"untrained/{key}": _plain(value) for key, value in record["untrained"].items()}
     # W&B cannot draw some of the runs in one panel and others in the next: each penalty's FVU has a name of its own.
     sae = settings["sae"]
@@ -63,7 +66,7 @@ def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None,
             "provenance": record["provenance"],
         },
         history=curve,
-        summary={**summary, "seconds": _plain(record["seconds"])},
+        summary=summary,
         folder=str(folder) if folder else None,
     )
 

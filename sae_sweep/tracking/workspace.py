@@ -85,7 +85,7 @@ def _sections(frame: pd.DataFrame, keys: Sequence[str]) -> list[ws.Section]:
         _section("Phases", [*_phases()]),
         _section("Grid", [_grid(frame, keys)], columns=1),
         _section("Sweep", [wr.WeavePanelSummaryTable(table_name="results")], columns=1),
-        _section("Training", [*_training()], is_open=False),
+        _section("Training", [*_training(frame)], is_open=False),
     ]
 
 
@@ -176,9 +176,13 @@ def _answer() -> Iterator[Any]:
     yield _by_width("dead_latents", "Dead latents, by width")
 
 
-def _training() -> Iterator[Any]:
+def _training(frame: pd.DataFrame) -> Iterator[Any]:
     for name, title in (("fvu", "FVU"), ("l0", "L0"), ("loss", "loss"), ("gradient", "Gradient's norm")):
         yield wr.LinePlot(title=f"{title} through training", x="Step", y=[f"train/{name}"], log_y=True)
+    if frame["revived"].notna().any():
+        for name, title in (("dead", "Dead latents"), ("revived", "Latents revived")):
+            yield wr.LinePlot(title=f"{title} through training", x="Step", y=[f"train/{name}"])
+    yield wr.MediaBrowser(media_keys=[f"{FIGURE}plateau"], num_columns=1)
 
 
 def _gradient() -> list[wr.GradientPoint]:

@@ -223,7 +223,9 @@ def test_listings() -> None:
     assert [line.split()[0] for line in call("encoders").out.split("\n\n")[1].splitlines()] == list(kinds("encoder"))
     assert "encoder.steps=4" in call("encoders", "lista").out and "sae=topk" in call("encoders", "matching_pursuit").out
     ingredients = [row["name"] for row in json.loads(call("recipes", "--json").out)]
-    assert {"optimizer=adam", "schedule=cosine", "decoder_norm=unit", "revival=resample"} < set(ingredients)
+    assert {"optimizer=adam", "schedule=cosine", "revival=resample", "target_l0", "until"} < set(ingredients)
+    assert all(row["source"] for row in json.loads(call("recipes", "--json").out))
+    assert "training.k_start=null" in call("recipes", "k_start").out
     assert call("recipes", "resample").out == call("recipes", "revival=resample").out
     assert "training.revival_every=250" in call("recipes", "resample").out
     assert "did you mean 'revival=resample'?" in call("recipes", "resampel").err

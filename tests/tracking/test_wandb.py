@@ -215,6 +215,7 @@ def test_the_sweeps_run_carries_table_and_charts(open_log, notes, tmp_path):
     assert notes == []
 
 
+@pytest.mark.slow
 def test_logging_again_logs_nothing(open_log, tmp_path):
     first, second = points()[:2]
     with open_log() as log:
@@ -233,6 +234,7 @@ def test_logging_again_logs_nothing(open_log, tmp_path):
     assert set(logs(tmp_path / "sweep")) >= ids([first, second])
 
 
+@pytest.mark.slow
 def test_a_new_measurement_and_a_grown_table_replace_the_old(open_log, tmp_path):
     point = points()[0]
     with open_log() as log:
@@ -258,7 +260,7 @@ def test_a_run_killed_half_way_is_logged_again(open_log, tmp_path):
     assert logs(tmp_path / "sweep")[run_id(point.id, "quick start")].exit_code == 0
 
 
-@pytest.mark.parametrize("variable", ["disabled", "offline"])
+@pytest.mark.parametrize("variable", ["disabled", pytest.param("offline", marks=pytest.mark.slow)])
 def test_wandb_mode_is_honoured(variable, open_log, tmp_path, monkeypatch, notes):
     monkeypatch.setenv("WANDB_MODE", variable)
     # A key that no server knows: asking for one would fail, and say so.
@@ -270,6 +272,7 @@ def test_wandb_mode_is_honoured(variable, open_log, tmp_path, monkeypatch, notes
     assert notes == []
 
 
+@pytest.mark.slow
 def test_online_without_a_key_is_offline_and_says_so(open_log, tmp_path, notes):
     with open_log(mode="online") as log:
         log.log_point(record(points()[0]))
@@ -288,7 +291,8 @@ def test_an_unwritable_folder_is_a_note(open_log, tmp_path, notes):
     assert notes[0].startswith("W&B: logging stopped (")
 
 
-@pytest.mark.parametrize("call", ["init", pytest.param("setup", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["init", "setup"])
 def test_a_broken_wandb_is_a_note(call, open_log, tmp_path, notes, monkeypatch):
     broken = tmp_path / "broken" / "wandb.py"
     broken.parent.mkdir()
@@ -326,7 +330,8 @@ def test_a_logger_that_dies_is_a_note(open_log, notes, tmp_path):
     assert "-9" in note
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_logger_ends_with_the_process(number, server, tmp_path):
     """The server hangs and the command is stopped: no process of it is left, and none of W&B's hooks in its way."""
     server.hangs = "UpsertBucket"
@@ -419,8 +424,9 @@ def test_with_a_key_points_go_to_the_server(server, open_log, notes):
     assert len(server.told) == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["Viewer", "UpsertBucket"])
-@pytest.mark.parametrize("how", ["fails", pytest.param("hangs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["fails", "hangs"])
 def test_a_server_that_lets_down_is_one_note_and_an_offline_log(
     what,
     how,
@@ -474,6 +480,7 @@ def test_a_project_that_the_server_will_refuse_is_refused_before_training(wrong)
         resolved(TYPED | {"tags": [""]}, {})
 
 
+@pytest.mark.slow
 def test_runs_carry_group_tags_and_notes_where_the_logger_says(open_log, notes, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     settings = {"group": "g", "tags": ["a", "b"], "notes": "why", "job_type": "try", "dir": str(tmp_path / "elsewhere")}

@@ -36,7 +36,15 @@ register(
         settings={"lr_decay": Setting(0.2, "share of the steps in which it falls to 0 at the end", ge=0, le=1)},
     )
 )
-register(Schedule(name="constant", share=_constant, description="warm-up, then constant", source="arXiv 2309.08600"))
+register(
+    Schedule(
+        name="constant",
+        share=_constant,
+        by_share=False,
+        description="warm-up, then constant",
+        source="arXiv 2309.08600",
+    )
+)
 register(
     Schedule(
         name="cosine",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from stacks import PENALTIES, batches, points, stack_of
 
 from sae_sweep.config.settings import Point, derive_seed
+from sae_sweep.registry import kinds
 from sae_sweep.saes.recipes.revivals import resample
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Look, revive, train
@@ -88,6 +89,10 @@ def by_pytorch(stack: Stack) -> tuple[torch.Tensor, list[int]]:
             silent[dead] = 0
             counts.append(len(dead))
     return torch.cat([parameter.detach().flatten() for parameter in parameters]), counts
+
+
+def test_no_revival_is_left_out() -> None:
+    assert {recipe["revival"] for recipe in (RESAMPLE, AUXK, BOTH)} | {"none"} == set(kinds("revival"))
 
 
 @pytest.mark.parametrize("recipe", [RESAMPLE, AUXK, BOTH])
