@@ -101,7 +101,7 @@ def tables(
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
         settings = _settings(records, info.get("varied") or [] if varied is None else varied)
-        trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
+        trained = _table(settings, [{**record["metrics"], **of_the_run(record)} for record in records])
         start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
     for column, within in _FRONT_WITHIN.items():
@@ -178,13 +178,19 @@ def column_of(key: str, frame: pd.DataFrame) -> str:
 
 
 def matches(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
-    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null."""
+    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null.
+
+    A formula of the user's own is called by its text in the column `penalty`; "formula" means any of them.
+    """
     match = pd.Series(True, index=frame.index)
     for key, wanted in where.items():
         column = frame[column_of(key, frame)]
         values = wanted if isinstance(wanted, list | tuple) else [wanted]
         given = [value for value in values if value is not None]
-        match &= (column.isin(given) & column.notna()) | (column.isna() & (None in values))
+        chosen = column.isin(given)
+        if column.name == "penalty" and "formula" in given:
+            chosen |= ~column.isin([*registry.kinds("penalty")])
+        match &= (chosen & column.notna()) | (column.isna() & (None in values))
     return match
 
 
@@ -309,9 +315,11 @@ def _swept_type(name: str, values: list[Any]) -> str:
     return "float64" if all(isinstance(value, int | float) for value in given) else "string"
 
 
-def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """`seconds` and the columns of TRAINING, which a record may be too old to know."""
-    columns = {"seconds": record.get("seconds"), **record.get("revival", {}), **record.get("control", {})}
+def of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """`seconds` and what training says of itself, which a record may be too old to know: columns of the table."""
+    columns = {"seconds": record.get("seconds")}
+    for part in ("revival", "control", "until"):
+        columns |= record.get(part, {})
     curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
     if not curve:
         return columns

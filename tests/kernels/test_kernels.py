@@ -15,7 +15,7 @@ from stacks import EXCLUSIVE, EXCLUSIVE_PI, FEW, PENALTIES, batches, cpu_backend
 
 from sae_sweep import registry
 from sae_sweep.config.settings import Penalty, Point, Sae
-from sae_sweep.kernels.cpu import architecture_steps, narrow, work_queue
+from sae_sweep.kernels.cpu import architecture_steps, tile_stack, work_queue
 from sae_sweep.kernels.cpu import backend as cpu
 from sae_sweep.kernels.cpu import sparse_step as sparse
 from sae_sweep.kernels.cpu.backend import CpuBackend
@@ -234,7 +234,7 @@ def test_dense_and_sparse_work_agree(architecture: str, penalties: list[Penalty]
 def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut even small SAEs into parts and slices, as only wide ones are otherwise."""
     monkeypatch.setattr(cpu, "PART", 1 << 15)
-    monkeypatch.setattr(narrow, "PART", 1 << 15)
+    monkeypatch.setattr(tile_stack, "PART", 1 << 15)
 
 
 def trained(chosen: list[Point], data: torch.Tensor, threads: int = 2) -> Stack:
@@ -324,7 +324,7 @@ def test_parts_and_full_lists_change_no_more_than_the_order_of_sums(
 
     whole = first_step()
     monkeypatch.setattr(cpu, "PART", 1 << 15)
-    monkeypatch.setattr(narrow, "PART", 1 << 15)
+    monkeypatch.setattr(tile_stack, "PART", 1 << 15)
     in_parts = first_step()
     monkeypatch.setattr(cpu, "ENTRIES", 1)  # room for one input that is wholly active, and hardly more
     in_rounds = first_step()

@@ -217,11 +217,16 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("word", ESCAPES)
-def test_no_override_but_output_dir_leads_out_of_the_output_directory(word: str, tmp_path: Path) -> None:
+def test_no_override_but_output_dir_leads_out_of_the_output_directory(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b" / "here").mkdir(parents=True)  # `..` and `../..` are folders of the test's own
+    monkeypatch.chdir(tmp_path / "a" / "b" / "here")
+    before = sorted(tmp_path.rglob("*"))
     given = [one for one in TINY if one.partition("=")[0] != word.partition("=")[0]]
-    end = call("run", "--json", *given, word, f"output_dir={tmp_path / 'here' / 'outputs'}")
+    end = call("run", "--json", *given, word, "output_dir=outputs")
     assert (end.code, end.out, end.err.count("\n")) == (2, "", 1), end.err
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "..", "a/../../b", ""])

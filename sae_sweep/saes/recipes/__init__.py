@@ -45,10 +45,14 @@ class Optimizer(Ingredient):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Ingredient):
-    """`share(training, step)`: the share of `training.lr` at a step counted from 0, warm-up left out."""
+    """`share(training, step)`: the share of `training.lr` at a step counted from 0, warm-up left out.
+
+    by_share: whether it goes by how many steps there are in all, so that training cannot end before them
+    """
 
     family = "schedule"
     share: Callable[[Training, int], float]
+    by_share: bool = True
     compiled: bool = True  # a rate is a number that any step is given
 
 
@@ -91,6 +95,13 @@ class Revival(Ingredient):
         return bool(self.revive or self.auxiliary)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Control(Ingredient):
+    """What moves or ends while an SAE trains; a setting of `training` by its own name, which all recipes have."""
+
+    family = "control"
+
+
 def revival_of(training: Training) -> Revival:
     """What the recipe does for dead latents."""
     revival: Revival = get("revival", training.revival)
@@ -100,8 +111,8 @@ def revival_of(training: Training) -> Revival:
 def is_plain(point: Point, device: str = "cpu") -> bool:
     """Whether the compiled steps know its encoder and how it is trained there; else the reference step takes it."""
     training, known = point.training, get("architecture", point.sae.architecture).compiles(point.sae)
-    revival = revival_of(training)
-    if not (known and point.encoder.name == "linear" and revival.compiled):
+    revival, encoder = revival_of(training), get("encoder", point.encoder.name)
+    if not (known and encoder.compiles(point, device) and revival.compiled):
         return False
     if device == "cuda" and revival.revives:  # its kernels do not count for how long a latent has not fired
         return False
@@ -113,8 +124,8 @@ def is_plain(point: Point, device: str = "cpu") -> bool:
 
 
 def of_step(point: Point) -> tuple[Any, ...]:
-    """What one step of a whole stack has in common beyond the compiled steps: none where these know it."""
-    if is_plain(point):
+    """What one step of a whole stack has in common: nothing where it is linear, and compiled steps know its recipe."""
+    if point.encoder.name == "linear" and is_plain(point):
         return ()
     training = point.training
     keys = ("optimizer", "decoder_norm", *(() if revival_of(training).compiled else ("revival",)))
