@@ -110,6 +110,8 @@ def report(folder: Path) -> None:
     alive = []
     print("| file | mutants | killed | survived |\n|---|---|---|---|")
     for target, codes in tried(folder).items():
+        if not codes:
+            continue
         counts = Counter(
             "untried" if code in UNTRIED else "survived" if code in (*SURVIVED, *UNTESTED) else "killed"
             for code in codes.values()
