@@ -52,7 +52,7 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.attainable import check_attainable
 
-    runner.check_weights(sweep)
+    runner.check_files(sweep)
     check_attainable(sweep)
     store = Store(sweep.output_dir)
     sweep = running.calibrated(sweep, store)
@@ -118,9 +118,9 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
 
     from sae_sweep.sweep.attainable import check_attainable
     from sae_sweep.sweep.plan import plan as make_plan
-    from sae_sweep.sweep.run import check_weights
+    from sae_sweep.sweep.run import check_files
 
-    check_weights(sweep)
+    check_files(sweep)
     check_attainable(sweep)
     store = Store(sweep.output_dir)
     sweep = running.known(sweep, store)
@@ -141,6 +141,8 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
     table.add_row("points", f"{len(planned.points):,} ({len(planned.finished):,} finished)")
     table.add_row("packs", f"{len(planned.packs):,}")
     table.add_row("estimate", f"{time}, {planned.peak_memory_bytes / 2**30:.1f} GiB at most")
+    if early := sum(point.training.until == "plateau" for point in planned.points):
+        table.add_row("", f"with all steps: {early:,} of the points stop earlier if their loss settles")
     if sweep.calibration is not None and unknown:
         from sae_sweep.sweep.calibrate import first_runs
 

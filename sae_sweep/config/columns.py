@@ -100,6 +100,11 @@ BESIDE: dict[str, Column] = {
         "with training.target_l0, the coefficient that training came to: the loss is by it",
         "coefficient at the end of training",
     ),
+    "stopped_at": Column(
+        "with training.until=plateau, the step at which the loss had settled and training ended; null: after all steps",
+        "step at which training ended",
+        kind="Int64",
+    ),
     "seed_agreement": Column("matched cosine between the dictionaries of seeds of one setting", since=12),
 }
 # Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.

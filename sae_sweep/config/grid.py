@@ -283,6 +283,7 @@ def _sensible(point: Point) -> Point:
             f"(did you mean {' or '.join(f'sae={name}' for name in able)}?)"
         )
     _check_target(point)
+    _check_length(point)
     encoder = registry.get("encoder", point.encoder.name)
     if not encoder.suits(kind):
         able = [name for name, each in registry.kinds("architecture").items() if encoder.suits(each)]
@@ -309,6 +310,23 @@ def _check_target(point: Point) -> None:
         raise UserError(f"training.target_l0 needs a penalty: sae={kind.name} has nothing else that makes it sparse")
     if target > sae.width:
         raise UserError(f"training.target_l0={target:g} is more than sae.width={sae.width}")
+
+
+def _check_length(point: Point) -> None:
+    """UserError if training is to end as the loss settles, and something goes by how many steps there are in all."""
+    training = point.training
+    if training.until != "plateau":
+        return
+    if registry.get("schedule", training.schedule).by_share:
+        stay = [name for name, kind in registry.kinds("schedule").items() if not kind.by_share]
+        raise UserError(
+            f"training.until=plateau needs a rate that stays: training.schedule={training.schedule} falls over all "
+            f"steps (did you mean {' or '.join(f'training.schedule={name}' for name in stay)}?)"
+        )
+    moving = {"training.k_start": training.k_start, "training.target_l0": training.target_l0}
+    moving["penalty.p_end"] = point.penalty.get("p_end")
+    if key := next((key for key, value in moving.items() if value is not None), None):
+        raise UserError(f"training.until=plateau needs a loss that stays the same one, which {key} changes in training")
 
 
 def _weights(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -382,8 +382,10 @@ def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
         ((column, level),) = claim["at"].items()
         settings = [name for name in settings if COLUMN_OF.get(name, name) != "coefficient"]
         groups = table.groupby([*settings, *SEEDS], dropna=False, sort=False)
-        read = [{**group.iloc[0], "value": _read_off(group, column, level)} for _, group in groups]
-        table = pd.DataFrame(read, columns=table.columns).dropna(subset=["value"])
+        # Of each ladder the first row, but for the value. Taking all columns of every ladder would be most of the time.
+        ladders = table[[column, "value"]].astype("float64")
+        read = {rows[0]: _read_off(ladders.loc[rows], column, level) for rows in groups.groups.values()}
+        table = table.loc[list(read)].assign(value=pd.Series(read, dtype="float64")).dropna(subset=["value"])
     repetition = pd.Series(list(zip(table["seed"], table["data_seed"], strict=True)), index=table.index, dtype="object")
     return pd.DataFrame(
         {
@@ -399,7 +401,7 @@ def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
 
 def _read_off(ladder: pd.DataFrame, column: str, level: float) -> float:
     """The value where `column` is `level`, on straight lines between neighbours in `column`; null outside its range."""
-    place = ladder.dropna(subset=[column]).astype({column: "float64"}).sort_values(column)
+    place = ladder.dropna(subset=[column]).sort_values(column)
     return float(np.interp(level, place[column], place["value"], left=np.nan, right=np.nan))
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS, is_seed, is_setting, shuffled
-from sae_sweep.reports.results_table import coefficient, penalty_name, telling
+from sae_sweep.reports.results_table import choice_word, coefficient, penalty_name, telling
 from sae_sweep.store.front import front as optimal
+from sae_sweep.store.plateau import STILL_MOVING
 
 if TYPE_CHECKING:
     from sae_sweep.metrics.extra.theory import Costs
@@ -46,6 +47,8 @@ KINDS = {
 # A phase: which maxima most latents of a setting stand for. See `phases`.
 PHASES = ("found", "absorbed", "duplicated", "split", "mixed", "unnamed")
 _HOVERED = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes", "live_latents"]
+# What is kept of a training step.
+CURVES = ("step", "loss", "fvu", "l0", "gradient", "dead", "revived")
 # What structure in split latents is looked for by: a column `structure_…`, and how a figure calls it.
 STRUCTURES = {
     "parent": "parent, share of variance",
@@ -224,17 +227,34 @@ def structure(frame: pd.DataFrame) -> pd.DataFrame:
     return groups.agg(points="size", value="mean", value_low="min", value_high="max").reset_index()
 
 
-def curves(frame: pd.DataFrame, curves_of: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
+def curves(
+    frame: pd.DataFrame,
+    curves_of: Mapping[str, Iterable[Mapping[str, Any]]],
+    targets: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
     """A row per step that was kept of the training of each point at its penalty's knee (`knees`): NAMES,
-    `repeat`, `point_id`, `step`, `loss`, `fvu`, `l0`, `gradient`. `curves_of`: the `curve` of each id's record."""
+    `repeat`, `point_id`, the columns of CURVES, `target`. `curves_of`: the `curve` of each id's record; `targets`: the
+    L0 that its recipe or its loss aims at."""
     chosen = knees(frame)[[*NAMES, "repeat", "point_id"]]
     rows = [
-        {**names, **{key: row.get(key) for key in ("step", "loss", "fvu", "l0", "gradient")}}
+        {**names, **{key: row.get(key) for key in CURVES}, "target": (targets or {}).get(names["point_id"])}
         for names in chosen.to_dict("records")
         for row in curves_of.get(names["point_id"], ())
     ]
-    found = pd.DataFrame(rows, columns=[*chosen.columns, "step", "loss", "fvu", "l0", "gradient"])
-    return found.astype({"gradient": "float64"})
+    found = pd.DataFrame(rows, columns=[*chosen.columns, *CURVES, "target"])
+    return found.astype(dict.fromkeys(("gradient", "dead", "revived", "target"), "float64"))
+
+
+def plateau(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per point whose curve says by how much twice the steps would lower its loss: NAMES, `repeat`, `point_id`,
+    `trained` (steps), `plateau`, and whether it is `settled` and by itself `stopped` there."""
+    table = named(frame).dropna(subset=["plateau"])
+    stopped = table["stopped_at"].notna()
+    return table[[*NAMES, "repeat", "point_id", "plateau"]].assign(
+        trained=table["stopped_at"].where(stopped, table["steps"]).astype(int),
+        settled=table["plateau"] <= STILL_MOVING,
+        stopped=stopped,
+    )
 
 
 def knees(frame: pd.DataFrame) -> pd.DataFrame:
@@ -266,13 +286,7 @@ def _setting_keys(table: pd.DataFrame) -> list[str]:
 
 
 def _words(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """The values of some columns in one string; a number is named by its column, a null says nothing."""
-    parts = [frame[name].map(lambda value, name=name: _word(name, value)) for name in columns]
+    """The values of some columns in one string."""
+    parts = [frame[name].map(lambda value, name=name: choice_word(name, value)) for name in columns]
     said = [" ".join(filter(None, words)) for words in zip(*parts, strict=True)] if parts else ""
     return pd.Series(said, index=frame.index, dtype=object)
-
-
-def _word(column: str, value: Any) -> str:
-    if pd.isna(value):
-        return ""
-    return value if isinstance(value, str) else f"{column.rpartition('.')[2].removesuffix('_seed')}={value:g}"

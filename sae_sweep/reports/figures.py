@@ -46,6 +46,7 @@ from sae_sweep.reports.figure_style import (
 )
 from sae_sweep.reports.layout import log_ticks, plural
 from sae_sweep.reports.material import Finished
+from sae_sweep.store.plateau import STILL_MOVING
 
 MOST_LINES = 48
 # Panels of the front side by side.
@@ -242,51 +243,100 @@ def distribution(data: pd.DataFrame) -> go.Figure:
 
 
 def curves(data: pd.DataFrame) -> go.Figure:
-    """FVU, L0 and the gradient's norm, where it is known, at the knees (`figure_data.knees`): medians over seeds."""
-    drawn = {"fvu": "FVU", "l0": "L0"} | ({"gradient": "gradient's norm"} if data["gradient"].notna().any() else {})
+    """FVU, L0, the gradient's norm, dead latents and revived ones, where there are any, at the knees
+    (`figure_data.knees`): medians over seeds; and the L0 that is aimed at."""
+    drawn = {"fvu": "FVU", "l0": "L0"} | {key: title for key, title in _KNOWN.items() if data[key].fillna(0).any()}
     figure = make_subplots(rows=len(drawn), shared_xaxes=True, vertical_spacing=0.06)
     penalties, starts, shown = unique(data["penalty_name"]), unique(data["start"]), _shown(data)
     for (given, start, width, architecture, penalty), rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
         visible = bool(width in shown)
         medians = rows.groupby("step")[[*drawn]].median().reset_index()
+        look = {"color": colour(penalties.index(penalty)), "width": 1.5}
+        meta = {"penalty": penalty, "width": str(width), "start": start, "architecture": architecture, "given": given}
+        common = {"showlegend": False, "name": penalty, "legendgroup": penalty, "visible": visible, "meta": meta}
+        said = f"{penalty} {rows['setting'].iloc[0]}, {start} start, width {width}{given and f', {given}'}"
         for row, (column, title) in enumerate(drawn.items(), start=1):
-            figure.add_trace(
-                go.Scatter(
-                    x=medians["step"],
-                    y=medians[column],
-                    mode="lines",
-                    line={
-                        "color": colour(penalties.index(penalty)),
-                        "dash": DASHES[starts.index(start) % len(DASHES)],
-                        "width": 1.5,
-                    },
-                    showlegend=False,
-                    name=penalty,
-                    legendgroup=penalty,
-                    visible=visible,
-                    meta={
-                        "penalty": penalty,
-                        "width": str(width),
-                        "start": start,
-                        "architecture": architecture,
-                        "given": given,
-                    },
-                    hovertemplate=f"{penalty} {rows['setting'].iloc[0]}, {start} start, width {width}<br>"
-                    f"step %{{x}}: {title} %{{y:.3g}}<extra></extra>",
-                ),
-                row=row,
-                col=1,
+            if medians[column].isna().all():
+                continue
+            line = go.Scatter(
+                x=medians["step"],
+                y=medians[column],
+                mode="lines",
+                line={**look, "dash": DASHES[starts.index(start) % len(DASHES)]},
+                hovertemplate=f"{said}<br>step %{{x}}: {title} %{{y:.3g}}<extra></extra>",
+                **common,
             )
+            figure.add_trace(line, row=row, col=1)
+        for target in rows["target"].dropna().unique():
+            aim = go.Scatter(
+                x=[medians["step"].min(), medians["step"].max()],
+                y=[target, target],
+                mode="lines",
+                line={**look, "dash": "dot", "width": 1},
+                hovertemplate=f"{said}<br>L0 aimed at: {target:g}<extra></extra>",
+                **common,
+            )
+            figure.add_trace(aim, row=2, col=1)
     for i, penalty in enumerate(penalties):
         figure.add_trace(legend(penalty, penalty, line={"color": colour(i)}, mode="lines"), row=1, col=1)
     for i, start in enumerate(starts):
         line = {"color": GREY, "dash": DASHES[i % len(DASHES)]}
         figure.add_trace(legend(f"{start} start", f"start {start}", line=line, mode="lines"), row=1, col=1)
     for row, (column, title) in enumerate(drawn.items(), start=1):
-        dtick = "D2" if column == "l0" else None
-        figure.update_yaxes(type="log", title=title, dtick=dtick, tickformat="~g", row=row, col=1)
+        axis = {"rangemode": "tozero"} if column in _COUNTED else {"type": "log", "tickformat": "~g"}
+        figure.update_yaxes(title=title, dtick="D2" if column == "l0" else None, **axis, row=row, col=1)
     figure.update_xaxes(title="training step", row=len(drawn), col=1)
     return finished(figure, "Training", 280 * len(drawn))
+
+
+# What of a training curve not every sweep has, and what of it may be 0, so that no axis is logarithmic.
+_COUNTED = {"dead": "dead latents", "revived": "revived"}
+_KNOWN = {"gradient": "gradient's norm", **_COUNTED}
+
+
+def plateau(data: pd.DataFrame) -> go.Figure:
+    """What twice the steps would still lower the loss by, against the steps that were taken: a mark per SAE."""
+    penalties, widths, shown = unique(data["penalty_name"]), sorted(unique(data["width"])), _shown(data)
+    figure = go.Figure()
+    for (given, start, width, architecture, penalty), rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
+        state = rows["settled"].map({True: "settled", False: "still moving"})
+        ends = rows["setting"] + ", " + rows["repeat"] + "<br>" + state.mask(rows["stopped"], "settled and stopped")
+        figure.add_trace(
+            go.Scatter(
+                x=rows["trained"],
+                y=rows["plateau"],
+                customdata=ends,
+                mode="markers",
+                marker={
+                    "color": colour(penalties.index(penalty)),
+                    "symbol": SYMBOLS[widths.index(width) % len(SYMBOLS)],
+                    "size": 8,
+                    "opacity": 0.7,
+                },
+                showlegend=False,
+                name=penalty,
+                legendgroup=penalty,
+                visible=bool(width in shown),
+                meta={
+                    "penalty": penalty,
+                    "width": str(width),
+                    "start": start,
+                    "architecture": architecture,
+                    "given": given,
+                },
+                hovertemplate=f"{start} start, width {width}{given and f', {given}'}<br>{penalty} %{{customdata}} "
+                "after %{x:,} steps<br>twice as many: loss lower by %{y:.2%}<extra></extra>",
+            )
+        )
+    for i, penalty in enumerate(penalties):
+        figure.add_trace(legend(penalty, penalty, marker={"color": colour(i), "size": 8}, mode="markers"))
+    for i, width in enumerate(widths):
+        marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "color": GREY, "size": 8}
+        figure.add_trace(legend(f"width {width}", f"width {width}", marker=marker, mode="markers"))
+    figure.add_hline(y=STILL_MOVING, line={"color": GREY, "dash": "dot", "width": 1.5})
+    figure.update_xaxes(type="log", title="training steps taken", dtick="D2", tickformat="~s")
+    figure.update_yaxes(title="twice the steps would save", tickformat="~%")
+    return finished(figure, "Whether training has settled", 380)
 
 
 def logits(values: Sequence[float] = ()) -> go.Figure:
@@ -428,10 +478,20 @@ FIGURES = (
         "Training curves",
         "FVU and L0 on the training batches, and the gradient's norm before it is clipped (the largest since the step "
         "before), at the coefficient of each penalty that has the lowest FVU × max(L0, 1), median over seeds. Colour "
-        "is the penalty, the dash the start.",
-        lambda sweep: figure_data.curves(
-            sweep.results, {id: record.get("curve") or () for id, record in sweep.records.items()}
-        ),
+        "is the penalty, the dash the start. Where L0 is driven to a target, that is dotted. Where dead latents are "
+        "revived: how many are dead, and how many were revived since the step before.",
+        lambda sweep: figure_data.curves(sweep.results, sweep.curves, sweep.targets),
         curves,
+    ),
+    Figure(
+        "plateau",
+        "Plateau",
+        "Whether training has settled",
+        "By how much twice the steps would lower the loss of each SAE, as its own training curve foretells, against "
+        "the steps that it took. Below the dotted line, at 2%, it has settled; with training.until=plateau it stops "
+        "there by itself. Above it its counts are of an SAE that is still moving. Colour is the penalty, the symbol "
+        "the width.",
+        lambda sweep: figure_data.plateau(sweep.results),
+        plateau,
     ),
 )

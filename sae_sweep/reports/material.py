@@ -30,6 +30,18 @@ class Finished:
         return {id: record["per_max"] for id, record in self.records.items() if record.get("per_max")}
 
     @cached_property
+    def curves(self) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """The training curve of each point."""
+        return {id: record.get("curve") or () for id, record in self.records.items()}
+
+    @cached_property
+    def targets(self) -> dict[str, float]:
+        """The mean L0 that training drives to or a loss pulls to, of the points that have one."""
+        keys = (("training", "target_l0"), ("sae", "l0_target"))
+        found = {id: [record["settings"][part].get(key) for part, key in keys] for id, record in self.records.items()}
+        return {id: next(filter(None, targets)) for id, targets in found.items() if any(targets)}
+
+    @cached_property
     def costs(self) -> dict[str, Costs]:
         """What the split and the shared code cost in theory, of the points of which there is a theory."""
         from sae_sweep.metrics.extra import theory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,9 @@ class Stack:
     last_revived: Tensor
     ever_revived: Tensor
     step: int = 0
+    # By which step an SAE broke, and at which one stopped before the others (saes/train.py).
     failed: dict[int, int] = field(default_factory=dict)
+    stopped: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def start(cls, points: Sequence[Point], starts: Sequence[Parameters], device: str) -> Stack:
@@ -104,6 +107,19 @@ class Stack:
         """Some of the SAEs, as views: what trains them trains the stack, but for its step and failures."""
         return replace(self, points=self.points[members], **{name: getattr(self, name)[members] for name in ROWS})
 
+    def copied(self, members: Sequence[int]) -> Stack:
+        """Some of the SAEs in memory of their own."""
+        failed = {at: self.failed[i] for at, i in enumerate(members) if i in self.failed}
+        rows: dict[str, Any] = {name: _copied(getattr(self, name), members) for name in ROWS}
+        return replace(self, points=[self.points[i] for i in members], failed=failed, stopped={}, **rows)
+
+    def put_back(self, copied: Stack, members: Sequence[int]) -> None:
+        """Take over how far `copied`, which has these SAEs, has come since."""
+        for name in ROWS:
+            getattr(self, name)[members] = getattr(copied, name)
+        self.failed |= {members[at]: step for at, step in copied.failed.items()}
+        self.step = copied.step
+
     def parameters(self, i: int | slice = slice(None)) -> Parameters:
         """SAE i, or all of them: views, but where architecture or encoder use other numbers than they train."""
         return self.used(self.views(self.flat[i]), self.threshold[i])
@@ -141,3 +157,10 @@ class Stack:
         share: float = get("schedule", training.schedule).share(training, step)
         ramp = min(1.0, (step + 1) / max(1.0, warmup_steps(training.coefficient_warmup, training)))
         return training.lr * min(warm, share), point.penalty.coefficient * ramp
+
+
+def _copied(rows: Tensor, members: Sequence[int]) -> Tensor:
+    """Some rows of [n, …], which begin where those of a stack do: on cache lines."""
+    if rows.ndim == 1:
+        return rows[members]
+    return rows.new_zeros(len(members), rows.stride(0))[:, : rows.shape[1]].copy_(rows[members])

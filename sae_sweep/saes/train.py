@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from sae_sweep.saes.recipes import DecoderNorm, Optimizer, revival_of
 from sae_sweep.saes.recipes.k_annealing import annealed
 from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
 from sae_sweep.saes.recipes.target_l0 import steer
+from sae_sweep.saes.recipes.until import settled
 from sae_sweep.saes.stack import Stack
 
 # BatchTopK's evaluation threshold is an exponential mean of the smallest contribution chosen (as in SAELens).
@@ -41,6 +42,7 @@ class Batches(Protocol):
 class Look:
     """Means over the steps since the last look, per SAE [n] on the CPU; of the gradient's norm the largest.
 
+    NaN of an SAE that had stopped before (recipes/until.py).
     revived: how many latents were revived at the end of these steps, or came back to life in them by an auxiliary loss
     dead: how many are dead at their end, where the recipe revives; else 0
     rescale: what the coefficient was multiplied by in them
@@ -54,6 +56,17 @@ class Look:
     revived: Tensor
     dead: Tensor
     rescale: Tensor
+
+    def spread(self, members: Sequence[int], n: int) -> Look:
+        """Of n SAEs, of which it has seen these."""
+        columns = {name: torch.full((n,), torch.nan) for name in OF_EACH}
+        for name, column in columns.items():
+            column[members] = getattr(self, name)
+        return Look(self.step, **columns)
+
+
+# What a look has of each SAE, in the order of its fields.
+OF_EACH = tuple(field.name for field in fields(Look) if field.name != "step")
 
 
 @dataclass
@@ -106,33 +119,56 @@ class Backend(Protocol):
         ...
 
 
-def train(stack: Stack, data: Batches, backend: Backend, pool: ThreadPoolExecutor | None = None) -> Iterator[Look]:
+def train(
+    stack: Stack,
+    data: Batches,
+    backend: Backend,
+    pool: ThreadPoolExecutor | None = None,
+    before: Sequence[Look] = (),
+) -> Iterator[Look]:
     """Train the stack to the end of its steps, in place; yields after every BLOCK of steps.
 
     `pool`, each of whose threads keeps PyTorch to itself, shares the SAEs where latents are revived on the CPU.
+    `before`: what was seen of a stack that goes on.
 
     An SAE whose loss is no longer finite is entered in `stack.failed` with the step by which it broke; its
-    pack-mates share nothing with it and go on.
+    pack-mates share nothing with it and go on. One that stops before the end (recipes/until.py) is entered in
+    `stack.stopped`; the others go on in a smaller stack.
     """
-    steps = stack.points[0].training.steps
-    while stack.step < steps:
+    looks, steps = list(before), stack.points[0].training.steps
+    running, members = stack, list(range(len(stack.points)))
+    while stack.step < steps and len(stack.stopped) < len(stack.points):
+        if len(members) + len(stack.stopped) > len(stack.points):
+            members = [i for i in range(len(stack.points)) if i not in stack.stopped]
+            running = stack.copied(members)
         batches = data.batches(stack.step, min(BLOCK, steps - stack.step))
-        anneal(stack, batches[0])
-        now = annealed(stack)
-        progress = backend.advance(now, batches)
-        stack.step = now.step
+        look = take_block(running, batches, backend, pool)
+        if running is not stack:
+            stack.put_back(running, members)
+            look = look.spread(members, len(stack.points))
+        looks.append(look)
+        for i in members:
+            if stack.points[i].training.until == "plateau" and (i in stack.failed or settled(stack, looks, i)):
+                stack.stopped[i] = stack.step
+        yield look
 
-        # The one synchronisation with the device per block.
-        loss, error, l0 = (
-            torch.as_tensor(s).cpu() / progress.steps for s in (progress.loss, progress.error, progress.l0)
-        )
-        for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
-            stack.failed.setdefault(i, stack.step)
-        gradient = torch.as_tensor(progress.gradient).cpu()
-        revived, dead = revive(now, batches, pool)
-        fvu, rescale = error * progress.steps / progress.variance.cpu(), stack.rescale.float()
-        steer(stack, l0)
-        yield Look(stack.step, loss, fvu, l0, gradient, revived, dead, rescale)
+
+def take_block(stack: Stack, batches: Tensor, backend: Backend, pool: ThreadPoolExecutor | None) -> Look:
+    """Train every SAE of the stack on a block of batches [steps, b, d], in place, with what happens between blocks."""
+    anneal(stack, batches[0])
+    now = annealed(stack)
+    progress = backend.advance(now, batches)
+    stack.step = now.step
+
+    # The one synchronisation with the device per block.
+    loss, error, l0 = (torch.as_tensor(s).cpu() / progress.steps for s in (progress.loss, progress.error, progress.l0))
+    for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
+        stack.failed.setdefault(i, stack.step)
+    gradient = torch.as_tensor(progress.gradient).cpu()
+    revived, dead = revive(now, batches, pool)
+    fvu, rescale = error * progress.steps / progress.variance.cpu(), stack.rescale.float()
+    steer(stack, l0)
+    return Look(stack.step, loss, fvu, l0, gradient, revived, dead, rescale)
 
 
 @torch.no_grad()

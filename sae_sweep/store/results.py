@@ -38,7 +38,8 @@ _FRONT_WITHIN = {
     "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
     "on_common_front": ("toy", "site", "distribution", "width"),
 }
-_ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition"))
+# Nothing is drawn for an oracle, so that one of any seed is that of all.
+_ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition", "seed"))
 
 
 def sweep_info(store: Store, name: str) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def tables(
     records = measured(store, sweep_ids(store, name), info.get("measure_id"), known)
     with no_collection():
         settings = _settings(records, info.get("varied") or [] if varied is None else varied)
-        trained = _table(settings, [{**record["metrics"], **_of_the_run(record)} for record in records])
+        trained = _table(settings, [{**record["metrics"], **of_the_run(record)} for record in records])
         start = _table(settings, [dict(record["untrained"]) for record in records])
     trained["oracle_gap"] = _oracle_gap(trained)
     for column, within in _FRONT_WITHIN.items():
@@ -178,13 +179,19 @@ def column_of(key: str, frame: pd.DataFrame) -> str:
 
 
 def matches(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
-    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null."""
+    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null.
+
+    A formula of the user's own is called by its text in the column `penalty`; "formula" means any of them.
+    """
     match = pd.Series(True, index=frame.index)
     for key, wanted in where.items():
         column = frame[column_of(key, frame)]
         values = wanted if isinstance(wanted, list | tuple) else [wanted]
         given = [value for value in values if value is not None]
-        match &= (column.isin(given) & column.notna()) | (column.isna() & (None in values))
+        chosen = column.isin(given)
+        if column.name == "penalty" and "formula" in given:
+            chosen |= ~column.isin([*registry.kinds("penalty")])
+        match &= (chosen & column.notna()) | (column.isna() & (None in values))
     return match
 
 
@@ -309,9 +316,11 @@ def _swept_type(name: str, values: list[Any]) -> str:
     return "float64" if all(isinstance(value, int | float) for value in given) else "string"
 
 
-def _of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """`seconds` and the columns of TRAINING, which a record may be too old to know."""
-    columns = {"seconds": record.get("seconds"), **record.get("revival", {}), **record.get("control", {})}
+def of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """`seconds` and what training says of itself, which a record may be too old to know: columns of the table."""
+    columns = {"seconds": record.get("seconds")}
+    for part in ("revival", "control", "until"):
+        columns |= record.get(part, {})
     curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
     if not curve:
         return columns
@@ -339,7 +348,7 @@ def _on_front(frame: pd.DataFrame, shared: Iterable[str]) -> pd.Series:
 
 
 def _oracle_gap(frame: pd.DataFrame) -> pd.Series:
-    """loss − the lowest loss among the points that share every setting but the start, and start from an oracle."""
+    """loss − the lowest loss of the points that share every setting but init and seed, and start from an oracle."""
     if frame.empty:
         return frame["oracle_gap"]
     prefixes = ("toy.", "distribution.", "penalty.", "encoder.", "sae.bandwidth", "sae.levels")

@@ -9,7 +9,6 @@ such as those points of it that were not measured yet.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from sae_sweep.config.settings import Point
 from sae_sweep.saes.stack import ROWS, Stack
-from sae_sweep.saes.train import Look
+from sae_sweep.saes.train import OF_EACH, Look
 from sae_sweep.signals import Interrupted
 from sae_sweep.store.atomic import environment
 from sae_sweep.store.store import Store
@@ -36,9 +35,6 @@ from sae_sweep.sweep.plan import stack_key, stacks
 EVERY = 60.0
 # Of the time, at most this share goes into writing them.
 LARGEST_SHARE = 0.05
-
-# What a look has of each SAE, in the order of its fields.
-OF_EACH = tuple(field.name for field in dataclasses.fields(Look) if field.name != "step")
 
 
 class Checkpoint:
@@ -143,7 +139,8 @@ def _folder(store: Store, point: Point) -> Path:
 def tensors_of(stack: Stack, looks: Sequence[Look]) -> dict[str, Tensor]:
     """The stack as it stands between two steps, and what was seen of it."""
     tensors = {name: getattr(stack, name).detach().cpu().contiguous() for name in ROWS}
-    tensors["failed"] = torch.tensor([stack.failed.get(i, -1) for i in range(len(stack.points))])
+    for name, steps in (("failed", stack.failed), ("stopped", stack.stopped)):
+        tensors[name] = torch.tensor([steps.get(i, -1) for i in range(len(stack.points))])
     if looks:
         tensors["looks.step"] = torch.tensor([look.step for look in looks])
         tensors |= {f"looks.{name}": torch.stack([getattr(look, name) for look in looks]) for name in OF_EACH}
@@ -156,15 +153,21 @@ def fits(stack: Stack, tensors: dict[str, Tensor], n: int) -> bool:
         own, found = getattr(stack, name), tensors.get(name)
         if found is None or (found.dtype, found.shape) != (own.dtype, (n, *own.shape[1:])):
             return False
-    return "failed" in tensors and tensors["failed"].shape == (n,)
+    return "failed" in tensors and all(steps.shape == (n,) for steps in _ended(tensors))
+
+
+def _ended(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """By which step each SAE failed or stopped, −1 where it did not: one from before any could stop knows of none."""
+    return tensors["failed"], tensors.get("stopped", torch.full_like(tensors["failed"], -1))
 
 
 def put(stack: Stack, tensors: dict[str, Tensor], rows: list[int], step: int) -> list[Look]:
     """Give a stack those rows of the tensors, and its step; what was seen of these SAEs so far."""
     for name in ROWS:
         getattr(stack, name).copy_(tensors[name][rows])
-    failed = tensors["failed"][rows].tolist()
-    stack.failed = {i: at for i, at in enumerate(failed) if at >= 0}
+    stack.failed, stack.stopped = (
+        {i: at for i, at in enumerate(steps[rows].tolist()) if at >= 0} for steps in _ended(tensors)
+    )
     stack.step = step
     if "looks.step" not in tensors:
         return []

@@ -132,7 +132,8 @@ def by_autograd(point: Point, speed: Speed) -> bool:
 
 def state_bytes(point: Point, kind: str) -> int:
     """Memory that an SAE takes while its pack trains, float32."""
-    held = 4 * STATE * parameter_count(point)
+    # SAEs of a stack that go on after others have stopped do so in memory of their own.
+    held = 4 * STATE * parameter_count(point) * (2 if point.training.until == "plateau" else 1)
     if kind == "cpu" or by_autograd(point, SPEEDS[kind]):
         return held
     # And of every step the learning rate, Adam's correction, and the coefficient twice.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import json
 import math
 import sys
@@ -20,6 +19,7 @@ import yaml
 
 from sae_sweep.config.settings import Evaluation, Point, canonical, measure_id
 from sae_sweep.metrics.evaluate import Measurement
+from sae_sweep.saes.curve import curve
 from sae_sweep.saes.folding import fold
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.parameters import Parameters
@@ -35,10 +35,6 @@ from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
 from sae_sweep.sweep.context import Ground
 from sae_sweep.sweep.events import Note, PointDone, PointFailed, Say, TrainProgress
 from sae_sweep.sweep.memory import out_of_memory
-
-# Rows that a training curve keeps of every doubling of the step, however long the training: enough to see where it
-# leads (store/plateau.py).
-ROWS_AN_OCTAVE = 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def run_pack(
         say(Note(f"{len(points)} points go on from step {stack.step} of {points[0].training.steps}"))
     with machine.pool() as pool:
         backend = pick_backend(stack, pool, machine.threads, say)
-        steps = train(stack, ground.stream, backend, pool)
+        steps = train(stack, ground.stream, backend, pool, looks)
         _train(stack, steps, looks, checkpoint, number, packs, say)
         del backend  # its buffers are not needed to measure
     for i in torch.nonzero(~stack.flat.isfinite().all(1)).flatten().tolist():  # what the very last step broke
@@ -93,8 +89,9 @@ def run_pack(
             measured = ground.measure(judged, saelens.from_files(stored[saelens.WEIGHTS]))
             untrained = untrained_rows[ground.start_key(points[i])].result()
             record = _record(points[i], evaluation, machine, measured, untrained, judged)
-            record["curve"] = list(_curve(stack, looks, i))
-            record |= _revival(stack, i, measured) | control
+            own = [look for look in looks if look.step <= stack.stopped.get(i, look.step)]
+            record["curve"] = list(curve(stack, own, i))
+            record |= _revival(stack, i, measured) | control | _stopped(stack, i)
             if not math.isfinite(record["metrics"]["loss"]):
                 raise ArithmeticError("the loss on the evaluation inputs is not finite")
             return _files(points[i], stored, measured), record
@@ -134,7 +131,9 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
         began = time.monotonic()
         trained = store.parse("points", point.id, saelens.WEIGHTS, saelens.from_files)
         before = store.read_record("points", point.id)
-        kept: dict[str, Any] = {name: before[name] for name in ("curve", "revival", "control") if name in before}
+        kept: dict[str, Any] = {
+            name: before[name] for name in ("curve", "revival", "control", "until") if name in before
+        }
         judged = _at_coefficient(point, before)
         measured, untrained = ground.measure(judged, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained, judged)
@@ -157,34 +156,9 @@ def _train(
     steps = stack.points[0].training.steps
     for look in training:
         looks.append(look)
-        fvu, l0 = float(look.fvu.median()), float(look.l0.median())
+        fvu, l0 = float(look.fvu.nanmedian()), float(look.l0.nanmedian())
         with checkpoint.between_steps(stack, looks):
             say(TrainProgress(number, packs, len(stack.points), look.step, steps, fvu, l0))
-
-
-def _curve(stack: Stack, looks: list[Look], i: int) -> Iterator[dict[str, Any]]:
-    """SAE i's rows of the curve, ROWS_AN_OCTAVE of them for every doubling of the step, the last look at the end.
-
-    Each is the mean of the steps since the row before, with the learning rate and coefficient of its last step. Of the
-    gradient's norm it has the largest: a peak is not to fall between two rows.
-    """
-    begin = 0
-    for part in _octave_parts(looks):
-        length = torch.tensor([begin, *(look.step for look in part)]).diff()
-        begin = part[-1].step
-        means = {
-            name: float((torch.stack([getattr(look, name)[i] for look in part]).double() * length).sum() / length.sum())
-            for name in ("loss", "fvu", "l0")
-        }
-        gradient = max(float(look.gradient[i]) for look in part)
-        lr, coefficient = stack.schedule(i, begin - 1)
-        if stack.points[i].training.target_l0 is not None:
-            coefficient *= float(part[-1].rescale[i])
-        row = {"step": begin, **means, "gradient": gradient, "lr": lr, "coefficient": coefficient}
-        if stack.points[i].training.revival != "none":
-            row["revived"] = int(sum(float(look.revived[i]) for look in part))
-            row["dead"] = int(part[-1].dead[i])
-        yield row
 
 
 def _revival(stack: Stack, i: int, measured: Measurement) -> dict[str, Any]:
@@ -204,18 +178,19 @@ def _control(stack: Stack, i: int) -> dict[str, Any]:
     return {"control": {"final_coefficient": point.penalty.coefficient * float(stack.rescale[i])}}
 
 
+def _stopped(stack: Stack, i: int) -> dict[str, Any]:
+    """The step at which SAE i had settled, null where it took all its steps, if it was to stop there."""
+    if stack.points[i].training.until == "steps":
+        return {}
+    return {"until": {"stopped_at": stack.stopped.get(i)}}
+
+
 def _at_coefficient(point: Point, record: Mapping[str, Any]) -> Point:
     """The point with the coefficient by which it ended training: its loss is what it was then trained for."""
     if "control" not in record:
         return point
     coefficient = record["control"]["final_coefficient"]
     return dataclasses.replace(point, penalty=point.penalty.replace(coefficient=coefficient))
-
-
-def _octave_parts(looks: list[Look]) -> Iterator[list[Look]]:
-    """The looks in groups of consecutive ones: parts of octaves, counted from the last look back."""
-    parts = itertools.groupby(looks, lambda look: math.floor(ROWS_AN_OCTAVE * math.log2(looks[-1].step / look.step)))
-    return (list(part) for _, part in parts)
 
 
 def _on_cpu(parameters: Parameters) -> Parameters:

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 
 from sae_sweep.config.settings import Point
+from sae_sweep.registry import get
 from sae_sweep.saes.limits import BLOCK
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import Look
+from sae_sweep.saes.train import OF_EACH, Look
 from sae_sweep.store.store import Store
 from sae_sweep.store.tensors import to_bytes
-from sae_sweep.sweep.checkpoint import OF_EACH, fits, metadata, of_device, put, read, step_of, tensors_of
+from sae_sweep.sweep.checkpoint import fits, metadata, of_device, put, read, step_of, tensors_of
 
 
 def continues(point: Point) -> bool:
@@ -32,16 +33,16 @@ def continues(point: Point) -> bool:
     in_steps = all(warmup == 0 or warmup > 1 for warmup in (training.lr_warmup, training.coefficient_warmup))
     revives = training.get("revival_until", 1.0) == 1.0
     by_share = training.k_start is not None or "p_end" in point.penalty.to_dict()
-    return training.schedule == "constant" and in_steps and revives and not by_share
+    return not get("schedule", training.schedule).by_share and in_steps and revives and not by_share
 
 
 def keep(store: Store, stack: Stack, i: int, looks: Sequence[Look], device: str) -> None:
     """Write the state of SAE i, if it is asked for and of use: where a block of steps ends."""
     point = stack.points[i]
-    if not (point.training.keep_state and continues(point)) or stack.step % BLOCK:
+    if not (point.training.keep_state and continues(point)) or stack.step % BLOCK or i in stack.stopped:
         return
     own = [dataclasses.replace(look, **{name: getattr(look, name)[i : i + 1] for name in OF_EACH}) for look in looks]
-    alone = dataclasses.replace(stack.part(slice(i, i + 1)), failed={})
+    alone = dataclasses.replace(stack.part(slice(i, i + 1)), failed={}, stopped={})
     content = to_bytes(tensors_of(alone, own), metadata([point.id], device))
     digest = hashlib.sha256(content).hexdigest()[:16]
     store.write_checkpoint(_folder(store) / f"{_key(point)}.{stack.step}.{digest}.safetensors", content)
@@ -60,7 +61,7 @@ def begin(store: Store, stack: Stack, device: str) -> list[Look]:
             joined = {
                 name: torch.cat([state[name] for state in states], dim=int(name in _LOOKS_BY_SAE))
                 for name in states[0]
-                if name != "looks.step"
+                if name != "looks.step" and all(name in state for state in states)
             }
             joined["looks.step"] = states[0]["looks.step"]
             return put(stack, joined, list(range(len(points))), step)

@@ -47,6 +47,8 @@ def test_where_fewer_may_be_active_than_are_the_truth_errs() -> None:
     assert columns["truth_l0"] == pytest.approx(2, abs=1e-3)
     # The lowest third of N(1, .1²) is left out, of mean square 1 - 2·.1·1.0908 + .01·1.47.
     assert columns["truth_error"] == pytest.approx(0.7965, abs=0.01)
+    # Three magnitudes of variance .1² are all that varies.
+    assert columns["truth_fvu"] == pytest.approx(0.7965 / 0.03, rel=0.1)
     assert columns["truth_loss"] == pytest.approx(columns["truth_error"] * inputs.scale**2)  # type: ignore[operator]
 
 

@@ -230,9 +230,45 @@ def test_the_gradients_norm_is_drawn_where_it_is_known(tables: Tables) -> None:
     assert len(traces) == 24 and list(traces[2].y) == [11.0]
 
 
+def test_dead_latents_revivals_and_the_l0_aimed_at_are_drawn_where_they_are_known(tables: Tables) -> None:
+    step = {"fvu": 0.5, "l0": 2.0, "gradient": 1.0}
+    known = {
+        id: [{"step": 1, **step, "dead": 9, "revived": 0}, {"step": 2, **step, "dead": 7 + seed, "revived": 2}]
+        if seed
+        else [{"step": at, **step} for at in (1, 2)]
+        for id, seed in _seeds(tables[0])
+    }
+    (aimed, *_), rest = list(known), known
+    data = figure_data.curves(tables[0], rest, {aimed: 3.0})
+    figure = figures.curves(data)
+    titles = [figure.layout[f"yaxis{row or ''}"].title.text for row in ("", 2, 3, 4, 5)]
+    assert titles == ["FVU", "L0", "gradient's norm", "dead latents", "revived"]
+    drawn = {
+        axis: [trace for trace in figure.data if trace.meta and trace.yaxis == axis] for axis in ("y2", "y4", "y5")
+    }
+    # Of seeds 1 and 2; that of seed 0 has none to revive.
+    assert list(drawn["y4"][0].y) == [9, 8.5] and list(drawn["y5"][0].y) == [0, 2]
+    targets = [trace for trace in drawn["y2"] if trace.line.dash == "dot" and set(trace.y) == {3.0}]
+    assert len(targets) == (aimed in set(data["point_id"]))
+
+
+def test_the_plateau_is_drawn_at_the_steps_that_each_took(tables: Tables) -> None:
+    assert figure_data.plateau(tables[0]).empty
+    some = tables[0].assign(plateau=[0.01 * (1 + at % 3) for at in range(len(tables[0]))])
+    some.loc[some.index[0], "stopped_at"] = 77
+    data = figure_data.plateau(some)
+    assert data["settled"].tolist() == (some["plateau"] <= 0.02).tolist() and data["stopped"].sum() == 1
+    assert data["trained"].tolist() == [77, *some["steps"][1:]]
+    figure = figures.plateau(data)
+    marks = [trace for trace in figure.data if trace.meta]
+    assert sum(len(trace.x) for trace in marks) == len(some)
+    assert "settled and stopped" in marks[0].customdata[0] and marks[0].x[0] == 77
+    assert [line.y0 for line in figure.layout.shapes] == [0.02]
+
+
 def test_nothing_measured_draws_nothing() -> None:
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in table_columns().items()})
-    for name in ("front", "split_counts", "structure", "phases"):
+    for name in ("front", "split_counts", "structure", "phases", "plateau"):
         getattr(figures, name)(getattr(figure_data, name)(empty))
     for name in ("labels", "information"):
         getattr(figures, name)(getattr(figure_data, name)(empty, empty))

@@ -173,3 +173,55 @@ def test_jumprelu_by_each_of_its_sources(own: dict[str, object]) -> None:
     assert by_autograd(point, SPEEDS["cpu"]) is bool(own)
     if not own:
         assert point.id == points(PENALTIES[:1], "jumprelu")[0].id
+
+
+class Step(torch.autograd.Function):
+    """H(a − θ) as the quadratic loss's source has it: with a slope to thresholds alone, 1/bandwidth in the window."""
+
+    @staticmethod
+    def forward(ctx, a, threshold, bandwidth):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(a, threshold)
+        ctx.bandwidth = bandwidth
+        return (a > threshold).float()
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        a, threshold = ctx.saved_tensors
+        near = ((a - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth
+        return None, (-near * gradient).sum(0), None
+
+
+def test_the_quadratic_loss_is_its_sources() -> None:
+    """E‖x − x̂‖² + weight·(L0/target − 1)² and its gradient, in plain PyTorch."""
+    own = {"slopes": "thresholds", "l0_target": 2.5, "l0_weight": 3.0}
+    (point,) = points(PENALTIES[-1:], "jumprelu")
+    point = dataclasses.replace(point, sae=point.sae.replace(**own))
+    p = start_of(point).map(lambda tensor: tensor.clone().requires_grad_())
+    pre = (X @ p.W_enc.T + p.b_enc).relu()
+    a = (pre * p.W_dec.norm(dim=1)).detach()
+    fires = Step.apply(a, p.thresholds, point.sae.bandwidth)
+    error = (X - (pre * fires) @ p.W_dec - p.b_dec).square().sum(1).mean()
+    loss = error + 3.0 * (fires.sum(1).mean() / 2.5 - 1) ** 2
+    assert loss > error + 0.1
+    wanted = torch.autograd.grad(loss, [p.W_enc, p.W_dec, p.b_enc, p.b_dec, p.thresholds])
+    stack = stack_of([point])
+    found = AutogradBackend().advance(stack, X[None])
+    assert float(found.loss) == pytest.approx(float(loss.detach()), rel=1e-5)
+    # The first step of Adam goes against the sign of each gradient; its first moment is a tenth of it.
+    moments = stack.views(stack.first[0])
+    scale = min(1.0, point.training.clip / float(found.gradient))
+    for moment, gradient in zip(moments, wanted, strict=True):
+        torch.testing.assert_close(moment, 0.1 * scale * gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_the_quadratic_loss_brings_l0_to_its_target() -> None:
+    (point,) = points(PENALTIES[-1:], "jumprelu", steps=250, lr=1e-2)
+    found = {}
+    for target in (1.5, 4.0):
+        sae = point.sae.replace(l0_target=target, l0_weight=300.0)
+        found[target] = float(trained([dataclasses.replace(point, sae=sae)], 250)[0])
+    assert found == {target: pytest.approx(target, rel=0.2) for target in found}
+    assert by_autograd(dataclasses.replace(point, sae=sae), SPEEDS["cpu"])
+    assert point.sae.replace(l0_target=None) == point.sae
+    with pytest.raises(UserError, match=r"l0_target=50 is more than sae\.width=40"):
+        kinds("architecture")["jumprelu"].check(point.sae.replace(l0_target=50.0))

@@ -10,9 +10,9 @@ import torch
 from stacks import PENALTIES, batches, cpu_backend, points, stack_of
 
 from sae_sweep.config.settings import Point
+from sae_sweep.saes.curve import ROWS_AN_OCTAVE, curve
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, AutogradBackend, Look, PenaltyGroup, penalties
-from sae_sweep.sweep.pack import ROWS_AN_OCTAVE, _curve
 
 
 def by_autograd(stack: Stack, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_a_curve_has_as_many_rows_for_every_doubling_and_keeps_every_peak() -> N
         )
         for i in range(blocks)
     ]
-    first, second = (list(_curve(stack, looks, i)) for i in (0, 1))
+    first, second = (list(curve(stack, looks, i)) for i in (0, 1))
     steps = [row["step"] for row in first]
     assert steps[-1] == BLOCK * blocks
     for octave in range(5):

@@ -68,6 +68,19 @@ def step(number: int) -> Callable[[Event], bool]:
     return lambda event: isinstance(event, TrainProgress) and event.step == number
 
 
+class Killed(BaseException):
+    """What no handler sees."""
+
+
+def kill_at(number: int) -> Callable[[Event], bool]:
+    def kill(event: Event) -> bool:
+        if step(number)(event):
+            raise Killed
+        return False
+
+    return kill
+
+
 def content(store: Store) -> dict[str, tuple[dict[str, Any], bytes, bytes]]:
     """Everything stored of each point, but for the seconds it took."""
     found = {}
@@ -83,7 +96,14 @@ def checkpoints(store: Store) -> list[Path]:
     return list(store.root.glob("checkpoints/*/*.safetensors"))
 
 
-@pytest.mark.parametrize("overrides", ARCHITECTURES)
+# One whose penalties compete, one that learns a threshold, one that revives latents; each compiles its own.
+FEW = (2, 4, 9)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param(each, marks=() if i in FEW else pytest.mark.slow) for i, each in enumerate(ARCHITECTURES)],
+)
 def test_an_interrupted_stack_goes_on_with_the_same_bits(tmp_path: Path, overrides: list[str]) -> None:
     sweep, whole, parts = sweep_of(*overrides), Store(tmp_path / "whole"), Store(tmp_path / "parts")
     run(sweep, whole, Log())
@@ -97,6 +117,32 @@ def test_an_interrupted_stack_goes_on_with_the_same_bits(tmp_path: Path, overrid
     assert last.steps == [STEPS]
     assert content(parts) == content(whole)
     assert not checkpoints(parts)
+
+
+def test_saes_that_stop_at_steps_of_their_own_go_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before and after the first of them stopped; and a part of the pack, alone from the beginning."""
+    words = ["training.until=plateau", "training.schedule=constant", "training.lr=1e-2", "training.steps=1600"]
+    sweep = sweep_of(*words, "penalty=l1,sqrt", "penalty.coefficient=0.3,3")
+    whole, parts, alone = (Store(tmp_path / name) for name in ("whole", "parts", "alone"))
+    log = Log()
+    run(sweep, whole, log)
+    stops = {id: record["until"]["stopped_at"] for id, (record, *_) in content(whole).items()}
+    first, *_, last = sorted(step for step in stops.values() if step)
+    assert first < last == min(log.steps[-1], last)
+    monkeypatch.setattr(checkpoint, "LARGEST_SHARE", 1e9)
+    for at in (first - 25, first, first + 25):
+        with pytest.raises(Killed):
+            run(sweep, parts, Log(kill_at(at)), every=0)
+    resumed = Log()
+    run(sweep, parts, resumed)
+    assert resumed.steps[0] == first + 50
+    assert content(parts) == content(whole)
+    assert not checkpoints(parts)
+    one, *_ = (point for point in sweep.points if stops[point.id] == first)
+    run(sweep, alone, Log(), [one])
+    assert content(alone) == {one.id: content(whole)[one.id]}
 
 
 def test_points_that_were_not_yet_measured_are_not_trained_again(tmp_path: Path) -> None:
@@ -128,19 +174,10 @@ def test_a_pack_may_go_on_in_parts(tmp_path: Path) -> None:
 
 
 def test_a_kill_loses_no_more_than_since_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        """What no handler sees."""
-
     sweep, store = sweep_of(*ARCHITECTURES[0]), Store(tmp_path)
     monkeypatch.setattr(checkpoint, "LARGEST_SHARE", 1e9)
-
-    def kill(event: Event) -> bool:
-        if step(100)(event):
-            raise Killed
-        return False
-
     with pytest.raises(Killed):
-        run(sweep, store, Log(kill), every=0)
+        run(sweep, store, Log(kill_at(100)), every=0)
     (path,) = checkpoints(store)
     assert path.name.split(".")[1] == "100"
     log = Log()

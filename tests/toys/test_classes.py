@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_sweep.toys.classes import FACTORS, NONE, Cells, FeatureCells, cells_per_max, count_cells
+from sae_sweep.config.settings import PARTITIONS
+from sae_sweep.errors import UserError
+from sae_sweep.toys.classes import (
+    FACTORS,
+    NONE,
+    Cells,
+    FeatureCells,
+    cells_per_max,
+    count_cells,
+    count_classes,
+    count_pairs,
+)
 
 shapes = st.tuples(st.integers(2, 9), st.integers(2, 6)).filter(lambda shape: shape[0] ** shape[1] <= 5000)
 
@@ -55,6 +66,29 @@ def test_a_partition_tells_its_factors_apart_and_nothing_else(shape: tuple[int, 
 @pytest.mark.parametrize(("d_vocab", "k", "count"), [(8, 3, 176), (8, 4, 288), (64, 4, 95_488), (16, 2, 256)])
 def test_number_of_cells(d_vocab: int, k: int, count: int) -> None:
     assert Cells(d_vocab, k).count == count == sum(cells_per_max(m, k) for m in range(d_vocab))
+
+
+@pytest.mark.parametrize(("d_vocab", "k"), [(2, 2), (5, 2), (6, 3), (4, 5)])
+def test_numbers_of_classes_are_those_of_the_partitions(d_vocab: int, k: int) -> None:
+    cells = Cells(d_vocab, k)
+    found = {name: count_classes(name, d_vocab, k) for name in PARTITIONS}
+    assert found == {name: cells.partition(name).count for name in PARTITIONS}
+    assert count_classes("rough", d_vocab, k) == d_vocab**3 * k
+    with pytest.raises(UserError, match=r"^\$\{cells:mqx\}: no such partition.*did you mean 'mq"):
+        count_classes("mqx", d_vocab, k)
+
+
+def test_numbers_of_classes_of_pairs() -> None:
+    found = {name: count_pairs(name, 3, 4) for name in PARTITIONS}
+    assert found == {
+        "n": 1,
+        "c": 1,
+        "q": 4,
+        **dict.fromkeys(("m", "mn", "mc", "mnc"), 3),
+        **dict.fromkeys(("mq", "mqn", "mqc", "mqnc"), 12),
+    }
+    with pytest.raises(UserError, match=r"^\$\{cells:mqx\}: no such partition.*did you mean 'mq"):
+        count_pairs("mqx", 3, 4)
 
 
 def test_the_published_size() -> None:

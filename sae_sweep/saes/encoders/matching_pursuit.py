@@ -64,7 +64,7 @@ register(
     Encoder(
         name="matching_pursuit",
         infer=_infer,
-        description="sae.k steps: what is left of the input goes to the unit decoder row of largest projection",
+        description="in sae.k steps, what is left of the input goes to the unit decoder row of largest projection",
         formula="r = x − b_dec; k times: i = argmax dᵢ·r/‖dᵢ‖, zᵢ += max(dᵢ·r, 0)/‖dᵢ‖², r −= zᵢ·dᵢ",
         source="Mallat & Zhang 1993; as an SAE's encoder arXiv 2506.03093",
         completed=_completed,

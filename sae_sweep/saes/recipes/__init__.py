@@ -45,10 +45,14 @@ class Optimizer(Ingredient):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Ingredient):
-    """`share(training, step)`: the share of `training.lr` at a step counted from 0, warm-up left out."""
+    """`share(training, step)`: the share of `training.lr` at a step counted from 0, warm-up left out.
+
+    by_share: whether it goes by how many steps there are in all, so that training cannot end before them
+    """
 
     family = "schedule"
     share: Callable[[Training, int], float]
+    by_share: bool = True
     compiled: bool = True  # a rate is a number that any step is given
 
 
@@ -90,6 +94,13 @@ class Revival(Ingredient):
     def revives(self) -> bool:
         """Whether it does anything."""
         return bool(self.revive or self.auxiliary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Ingredient):
+    """What moves or ends while an SAE trains; a setting of `training` by its own name, which all recipes have."""
+
+    family = "control"
 
 
 def revival_of(training: Training) -> Revival:

@@ -11,9 +11,21 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from sae_sweep.registry import register
+from sae_sweep.saes.recipes import Control
+
 if TYPE_CHECKING:
     from sae_sweep.config.settings import Point
     from sae_sweep.saes.stack import Stack
+
+
+register(
+    Control(
+        name="k_start",
+        description="an SAE that counts begins with more active latents than it ends with",
+        source="saprmarks/dictionary_learning, k_anneal_steps of its TopK and BatchTopK trainers",
+    )
+)
 
 
 def k_at(point: Point, step: int) -> float:

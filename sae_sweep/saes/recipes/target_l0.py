@@ -6,7 +6,7 @@ no penalty, JumpReLU's thresholds grow by the same factor. It begins once `coeff
 LIMIT times what it was, up and down.
 
 Architectures and penalties are so compared at equal L0 without a search. It is our own; PI controllers of L0 in others'
-code (SAELens's quadratic L0 target is in the loss) differ in the law, not in the aim. What is steered is of one SAE
+code differ in the law, not in the aim; JumpReLU's `sae.l0_target` is a loss instead. What is steered is of one SAE
 alone, from what it did itself: pack-mates, threads and restarts change nothing.
 """
 
@@ -15,13 +15,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae_sweep.saes.recipes import warmup_steps
+from sae_sweep.registry import register
+from sae_sweep.saes.recipes import Control, warmup_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_sweep.config.settings import Point
     from sae_sweep.saes.stack import Stack
+
+register(
+    Control(
+        name="target_l0",
+        description="the coefficient, or where there is no penalty the thresholds, is driven to a mean L0",
+        source="ours: log λ grows in proportion to log(L0/target)",
+    )
+)
 
 GAIN, LIMIT = 0.1, 1e4
 # A mean L0 is on target within this share of it.

@@ -13,6 +13,7 @@ from stacks import PENALTIES, batches, points, stack_of
 
 from sae_sweep.config.settings import Point, Training, point_from
 from sae_sweep.kernels.cpu.backend import CpuBackend
+from sae_sweep.registry import kinds
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend
 from sae_sweep.sweep.backend import pick_backend
@@ -106,6 +107,12 @@ def test_stacked_as_alone(recipe: dict[str, Any]) -> None:
         alone = stack_of([point])
         AutogradBackend().advance(alone, data)
         assert torch.equal(alone.flat[0], together.flat[i])
+
+
+def test_no_ingredient_is_left_out() -> None:
+    for key in ("optimizer", "schedule", "decoder_norm"):
+        family, default = Training.choices[key]
+        assert {recipe.get(key, default) for recipe in RECIPES} == set(kinds(family))
 
 
 def test_of_an_ingredient_that_is_not_chosen_nothing_is_in_the_identity() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from stacks import PENALTIES, batches, points, stack_of
 
 from sae_sweep.config.settings import Point, derive_seed
+from sae_sweep.registry import kinds
 from sae_sweep.saes.recipes.revivals import resample
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Look, revive, train
@@ -88,6 +89,10 @@ def by_pytorch(stack: Stack) -> tuple[torch.Tensor, list[int]]:
             silent[dead] = 0
             counts.append(len(dead))
     return torch.cat([parameter.detach().flatten() for parameter in parameters]), counts
+
+
+def test_no_revival_is_left_out() -> None:
+    assert {recipe["revival"] for recipe in (RESAMPLE, AUXK, BOTH)} | {"none"} == set(kinds("revival"))
 
 
 @pytest.mark.parametrize("recipe", [RESAMPLE, AUXK, BOTH])
@@ -179,7 +184,7 @@ def test_inputs_are_drawn_by_their_error_or_all_alike() -> None:
     """Two kinds of inputs, one of them reconstructed exactly: only from `all` does a latent start there."""
     d = 16
     data = torch.eye(d)[[0, 1] * 32][None]
-    for source, kinds in (("loss", {1}), ("all", {0, 1})):
+    for source, drawn_from in (("loss", {1}), ("all", {0, 1})):
         stack = stack_of(points(PENALTIES[:1], "topk", width=21, k=1, revival="resample", revival_source=source))
         stack.flat.zero_()
         W_enc, W_dec, b_enc, _ = stack.split(stack.flat[0])
@@ -187,7 +192,7 @@ def test_inputs_are_drawn_by_their_error_or_all_alike() -> None:
         W_dec[1:, 2], b_enc[1:] = 1.0, -1.0
         revived = resample(stack, 0, data)
         assert revived.tolist() == [False] + [True] * 20
-        assert set(W_dec[1:].argmax(1).tolist()) == kinds
+        assert set(W_dec[1:].argmax(1).tolist()) == drawn_from
 
 
 @pytest.mark.parametrize(
