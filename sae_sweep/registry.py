@@ -53,6 +53,7 @@ HOMES = (
     "sae_sweep.metrics.extra.structure",
     "sae_sweep.metrics.extra.inference",
     "sae_sweep.metrics.extra.token_order",
+    "sae_sweep.metrics.extra.edges",
 )
 PLUGINS = "sae_sweep.plugins"
 UNSET: Any = object()

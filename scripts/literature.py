@@ -27,6 +27,7 @@ PAPERS = {
     "published_hedging": "2505.11756",
     "published_matryoshka": "noanabeshima/matryoshka-saes",
     "published_circle": "2509.02565",
+    "published_bench": "2512.05534",
 }
 AGREES = {"supported": "yes", "not supported": "**no**", "undecided": "undecided"}
 

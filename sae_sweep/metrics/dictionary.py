@@ -6,6 +6,7 @@ feature at cosine .9, has an edge animal-dog that is wholly absorbed, and on tha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sae_sweep.config.columns import Column
@@ -92,6 +93,21 @@ def mean_overlaps(W_dec: Tensor) -> tuple[float, float] | tuple[None, None]:
     return (sizes - alike) / pairs, (signed - alike) / pairs
 
 
+@dataclass(frozen=True)
+class Edge:
+    """Of one edge of a planted tree whose two features have latents of their own: see `edges`.
+
+    latent: the child's; absorption: None where no input has the child
+    """
+
+    parent: int
+    child: int
+    latent: int
+    absorption: float | None
+    cosine: float
+    hedging: float
+
+
 def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[np.float64]) -> dict[str, Value]:
     """Of the edges (parent, child) of a planted tree, means.
 
@@ -107,29 +123,40 @@ def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[n
     edge_cosine: cosine of the child's decoder row with the parent's direction: 0 where it is the child's alone, .71
     where it is the sum of both.
     """
+    nearest = cosine.argmax(0)
+    hedging: dict[str, Value] = {
+        "edge_hedging": float(np.mean([cosine[nearest[parent], child] for parent, child in of_edges]))
+    }
+    held = held_edges(measured, of_edges, cosine)
+    if not held:
+        return hedging
+    shares = [edge.absorption for edge in held if edge.absorption is not None]
+    return hedging | {
+        "edge_absorption": float(np.mean(shares)) if shares else None,
+        "edge_cosine": float(np.mean([edge.cosine for edge in held])),
+    }
+
+
+def held_edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[np.float64]) -> list[Edge]:
+    """Each edge whose two features have latents of their own; cosine [width, features] of rows and directions."""
     from scipy.optimize import linear_sum_assignment
 
     rows, features = linear_sum_assignment(cosine, maximize=True)
     latent = dict(zip(features.tolist(), rows.tolist(), strict=True))
     held = [(parent, child) for parent, child in of_edges if parent in latent and child in latent]
-    nearest = cosine.argmax(0)
-    hedging: dict[str, Value] = {
-        "edge_hedging": float(np.mean([cosine[nearest[parent], child] for parent, child in of_edges]))
-    }
     if not held:
-        return hedging
+        return []
     x, true = evaluation_batches.labelled(measured.inputs, EDGE_INPUTS)
     fires = measured.contributions(x) > measured.evaluation.fires_above
-    shares = []
+    nearest, found = cosine.argmax(0), []
     for parent, child in held:
         seen = true[:, child]
         absorbed = seen & ~fires[:, latent[parent]] & fires[:, latent[child]]
-        if (inputs := int(seen.sum())) > 0:
-            shares.append(int(absorbed.sum()) / inputs)
-    return hedging | {
-        "edge_absorption": float(np.mean(shares)) if shares else None,
-        "edge_cosine": float(np.mean([cosine[latent[child], parent] for parent, child in held])),
-    }
+        inputs = int(seen.sum())
+        share = int(absorbed.sum()) / inputs if inputs else None
+        along = float(cosine[latent[child], parent]), float(cosine[nearest[parent], child])
+        found.append(Edge(parent, child, latent[child], share, *along))
+    return found
 
 
 def bias(measured: Measured, directions: Tensor, recovered: NDArray[np.bool_]) -> dict[str, Value]:

@@ -38,7 +38,8 @@ _FRONT_WITHIN = {
     "on_front": ("toy", "site", "distribution", "architecture", "init", "penalty", "width"),
     "on_common_front": ("toy", "site", "distribution", "width"),
 }
-_ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition"))
+# Nothing is drawn for an oracle, so that one of any seed is that of all.
+_ORACLE_SHARES = tuple(column for column in SETTINGS if column not in ("init", "partition", "seed"))
 
 
 def sweep_info(store: Store, name: str) -> dict[str, Any]:
@@ -347,7 +348,7 @@ def _on_front(frame: pd.DataFrame, shared: Iterable[str]) -> pd.Series:
 
 
 def _oracle_gap(frame: pd.DataFrame) -> pd.Series:
-    """loss − the lowest loss among the points that share every setting but the start, and start from an oracle."""
+    """loss − the lowest loss of the points that share every setting but init and seed, and start from an oracle."""
     if frame.empty:
         return frame["oracle_gap"]
     prefixes = ("toy.", "distribution.", "penalty.", "encoder.", "sae.bandwidth", "sae.levels")

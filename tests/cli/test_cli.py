@@ -10,16 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import typer
 from commandline import SEVERAL, TINY, call, fresh
 
-from sae_sweep.cli import app
+from sae_sweep.cli import app, features
 from sae_sweep.config import overrides
 from sae_sweep.config.settings import PARTITIONS
 from sae_sweep.registry import kinds
 from sae_sweep.store.store import Store
+from sae_sweep.toys import model
 
 PENALTIES = tuple(kinds("penalty"))
 
@@ -186,6 +188,15 @@ def test_cells() -> None:
     assert "one toy" in call("cells", "toy.k=2,3").err
 
 
+def test_chances_that_a_toy_does_not_know_are_counted() -> None:
+    """As of a plugin's toy, whose planted features may say no more than which are active on an input."""
+    toy = (
+        overrides.load(["toy=planted", "toy.features=3", "toy.rates='0.3,0.1,0.1'", "toy.tree='0>1:0.2'"]).points[0].toy
+    )
+    made = model.load(toy, model.train([toy], "cpu")[0])
+    np.testing.assert_allclose(features._counted(made, made.planted), made.planted.together, atol=0.015)
+
+
 def test_cells_of_planted_features() -> None:
     words = ["toy=planted", "toy.features=3", "toy.rates='0.3,0.1,0.1'", "toy.tree='0>1:0.2'"]
     found = json.loads(call("cells", *words, "--json").out)
@@ -196,8 +207,8 @@ def test_cells_of_planted_features() -> None:
     # The child has its parent always, the parent its child on a fifth, and no feature the third on more than a tenth.
     rows = {line.split()[0]: line.rstrip()[-6:] for line in shown if line[:7].strip().isdigit()}
     assert rows["1"].startswith("████") and rows["0"].startswith("██░░")
-    drawn = json.loads(call("cells", "toy=exclusive", "toy.features=4", "--json").out)
-    assert (drawn["exact"], drawn["l0"]) == (False, pytest.approx(1))
+    alone = json.loads(call("cells", "toy=exclusive", "toy.features=4", "--json").out)
+    assert (alone["exact"], alone["l0"], alone["together"][0][1]) == (True, pytest.approx(1), 0)
     assert "active" in call("toys", "circle").out
 
 

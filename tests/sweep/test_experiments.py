@@ -20,7 +20,8 @@ from sae_sweep.toys import sampling
 MINIATURE = ["toy.d_vocab=4", "toy.k=3", "toy.steps=20", "training.steps=4", "training.batch_size=16", "seed=0,1"]
 MINIATURE += ["toy.seed=0", "evaluation.inputs=256", "evaluation.permutations=1", "logger=none"]
 # Thousands of features can be few.
-FEWER = {"published_sanity": ["toy.features=32", "toy.d_model=8", "sae.width=32"]}
+FEWER_FEATURES = ["toy.features=32", "toy.d_model=8", "sae.width=32"]
+FEWER = {"published_sanity": FEWER_FEATURES, "published_bench": FEWER_FEATURES}
 # What must split to have a structure takes a larger toy, and some seconds.
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
 PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")]

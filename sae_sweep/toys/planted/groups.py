@@ -8,6 +8,7 @@ comes with 0, 2, 4 and 6, and 9 with the others.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -90,9 +91,7 @@ def read_groups(text: str, rates: Sequence[float], tree: Tree) -> list[Group]:
         equal = len(set(weights)) == 1
         found.append(Group(first, last - first + 1, chance, follows, (1.0,) * len(weights) if equal else weights))
     taken = [member for group in found for member in range(count)[group.members]]
-    twice = (
-        next((member for member in taken if taken.count(member) > 1), None) if len(set(taken)) < len(taken) else None
-    )
+    twice = next((member for member, times in Counter(taken).items() if times > 1), None)
     if twice is not None:
         raise UserError(f"{key}={text}: feature {twice} is in two groups")
     child = next((member for member in taken if tree.parents[member] >= 0), None)

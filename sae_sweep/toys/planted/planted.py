@@ -34,10 +34,12 @@ def _check(toy: Toy) -> None:
     groups = read_groups(toy.one_of, read_rates(toy.rates, toy.features, None), tree)
     if groups and toy.rates.strip().startswith("loguniform"):
         raise UserError("toy.rates=loguniform is drawn with the toy, and weighs no features of toy.one_of")
-    whole = len(groups) == 2 and groups[0].size + groups[1].size == toy.features
+    whole = len(groups) == 2 and groups[0].first == 0 and groups[0].size + groups[1].size == toy.features
     if toy.interaction and (not whole or groups[0].chance < 1 or toy.manifolds != NOTHING or toy.tree != NOTHING):
-        raise UserError("toy.interaction is of two groups of toy.one_of that hold all features, the first with the "
-                        "chance 1, without a tree or manifolds")  # fmt: skip
+        raise UserError(
+            "toy.interaction is of two groups of toy.one_of that hold all features in their order, the first with the "
+            "chance 1, without a tree or manifolds"
+        )
     made = Planted(toy, {})
     read_correlations(toy.correlations, tree, None, made.grouped)
     if toy.directions == "orthonormal" and made.axes > toy.d_model:

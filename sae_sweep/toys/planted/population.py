@@ -155,13 +155,10 @@ class Planted(Synthetic):
         """How active each feature is [count, features]."""
         made, tree, shape = self.made, self.tree, (count, self.made.features)
         magnitude, arguments = read_magnitude(made.magnitude)
-        found = torch.zeros(shape, device=self.device)
-        before: Tensor | None = None
-        for group in self.groups:
-            chosen = group.choose(count, before, generator) * magnitude.draw(arguments, (count, 1), generator)
-            found[:, group.members], before = chosen, chosen.argmax(1)
-        if len(self.grouped) < made.features:
-            grouped = found[:, self.grouped]
+        grouped = self._of_groups(count, generator) if self.groups else None
+        if grouped is not None and len(self.grouped) == made.features:
+            found = grouped
+        else:
             if "mixing" in self.params:
                 normal = torch.randn(shape, generator=generator, device=self.device)
                 uniform = torch.special.ndtr(product(normal, self.params["mixing"].T))
@@ -170,12 +167,24 @@ class Planted(Synthetic):
             starts = torch.tensor(tree.starts, device=self.device)
             shared = uniform[:, list(tree.leaders)]
             active = (shared >= starts) & (shared < starts + self.rates)
-            active[:, self.grouped] = grouped != 0
+            if grouped is not None:
+                active[:, self.grouped] = grouped[:, self.grouped] != 0
             for level in tree.levels():
                 active[:, level] &= active[:, [tree.parents[child] for child in level]]
             found = active * magnitude.draw(arguments, shape, generator)
-            found[:, self.grouped] = grouped
+            if grouped is not None:
+                found[:, self.grouped] = grouped[:, self.grouped]
         return found if made.scales == NO_SCALES else found * self.scales
+
+    def _of_groups(self, count: int, generator: torch.Generator) -> Tensor:
+        """How active each feature of a group is [count, features], 0 for the others."""
+        magnitude, arguments = read_magnitude(self.made.magnitude)
+        found = torch.zeros((count, self.made.features), device=self.device)
+        before: Tensor | None = None
+        for group in self.groups:
+            chosen = group.choose(count, before, generator) * magnitude.draw(arguments, (count, 1), generator)
+            found[:, group.members], before = chosen, chosen.argmax(1)
+        return found
 
     def cell(self, inputs: Tensor) -> Tensor:
         """The cell of each input [count] int64; 0 where there are none."""

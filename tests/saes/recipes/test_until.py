@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commandline import TINY
+from commandline import TINY, call
 from stacks import cpu_backend, points, stack_of
 from torch import Tensor
 
@@ -130,3 +131,9 @@ def test_what_goes_by_all_steps_is_refused(words: list[str], message: str) -> No
 def test_it_is_part_of_the_identity_only_where_it_is_asked_for() -> None:
     assert Point(training=Training(until="steps")).id == Point(training=Training()).id
     assert Point(training=Training(until="plateau")).id != Point(training=Training()).id
+
+
+def test_a_plan_says_that_it_counts_all_steps(tmp_path: Path) -> None:
+    words = [*TINY, "training.schedule=constant", "seed=0,1", f"output_dir={tmp_path}"]
+    assert "stop earlier" not in call("plan", *words).out
+    assert "8 of the points stop earlier" in " ".join(call("plan", *words, "training.until=plateau").out.split())
