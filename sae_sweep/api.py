@@ -111,7 +111,7 @@ def run(*overrides: Override, config_dir: Folders = (), yes: bool = False, **set
     """
     sweep = _configured(overrides, config_dir, yes, settings)
     config.check_writable(sweep.output_dir)
-    runner.check_weights(sweep)
+    runner.check_files(sweep)
     store = Store(sweep.output_dir)
     sweep = running.calibrated(sweep, store)
     outcome, results, untrained = running.train(sweep, runner.look(sweep, store), store, fail_fast=False)
@@ -121,7 +121,7 @@ def run(*overrides: Override, config_dir: Folders = (), yes: bool = False, **set
 def plan(*overrides: Override, config_dir: Folders = (), yes: bool = False, **settings: Any) -> Plan:
     """What `run` would do: its points, those finished, the packs left, seconds and bytes. Nothing is written."""
     sweep = _configured(overrides, config_dir, yes, settings)
-    runner.check_weights(sweep)
+    runner.check_files(sweep)
     store = Store(sweep.output_dir)
     return make_plan(running.known(sweep, store), store.ids("points"), trained_toys=store.ids("toys"))
 

@@ -63,7 +63,8 @@ class Setting:
     """One setting of a kind: its default, what it may be, and what it means.
 
     gt, ge, lt, le: above, at least, below, at most; choices: one of
-    kind: int, float, str or bool, by default that of the default; number: an int where it is whole, else a float
+    kind: int, float, str or bool, by default that of the default; number: an int where it is whole, else a float;
+    text: a str that may be one number
     optional: whether null is a value
     legacy: what a setting that came later than stored points was before it existed; at that value it is no part of an
     identity, so that ids given before it existed stay

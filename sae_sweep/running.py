@@ -109,7 +109,8 @@ def log_sweep(
     for record in measured(store, missing, wanted):
         log.log_point(record)
     verdicts = [dataclasses.asdict(verdict) for verdict in evaluate_all(info, results, untrained)]
-    log.log_sweep(results, untrained, verdicts, {"experiment": info["experiment"], "overrides": info["overrides"]})
+    config = {name: info.get(name) for name in ("experiment", "overrides", "factors")}
+    log.log_sweep(results, untrained, verdicts, config)
 
 
 def measured(path: Path, overrides: Sequence[str]) -> tuple[LoadedSae, Point, dict[str, Any]]:

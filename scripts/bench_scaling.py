@@ -339,7 +339,7 @@ def works(quick: bool, threads: int) -> Iterator[Work]:
     for axis, setting in settings(quick):
         see, planned = partial(training, axis, setting, threads), partial(planned_training, setting, threads)
         yield Work(axis, getattr(setting, axis), see, planned)
-    for width in (1024, 4096, 16384):
+    for width in (136, 1024, 4096, 16384):
         yield Work("measuring, width", width, partial(measurement, width), partial(planned_measurement, width))
     for d_vocab in (16, 64):
         yield Work("stream, d_vocab", d_vocab, partial(stream_batch, d_vocab, threads), partial(planned_batch, d_vocab))

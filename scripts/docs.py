@@ -29,6 +29,7 @@ from sae_sweep import registry
 from sae_sweep.cli.app import app
 from sae_sweep.config import settings
 from sae_sweep.config.columns import BESIDE, FRONTS, KEYS, SETTINGS, Column, table_columns
+from sae_sweep.config.compose import IN_CONFIG
 from sae_sweep.config.files import conf_dir
 from sae_sweep.registry import Kind, Setting
 
@@ -156,12 +157,16 @@ def _kind(choice: str, part: str, kind: Kind, default: bool) -> str:
         if value and value not in ("-", "–"):
             about.append(f"- {what}: " + (f"`{value}`" if what == "formula" else str(value)))
     given = {key: setting for key, setting in kind.settings.items() if setting.given}
-    return "\n".join(about) + "\n" + ("\n" + _settings_table(part, given) if given else "")
+    others = [f"`{part}.{key}={_value(value)}`" for key, value in kind.defaults.items() if key not in given]
+    about += [f"- brings: {', '.join(others)}"] if others else []
+    return "\n".join(about) + "\n" + ("\n" + _settings_table(part, given, kind.defaults) if given else "")
 
 
-def _settings_table(part: str, found: Mapping[str, Setting]) -> str:
+def _settings_table(part: str, found: Mapping[str, Setting], brought: Mapping[str, Any] = {}) -> str:
+    """The settings of a part or kind. Their defaults are those of a configuration, some of which a kind brings."""
+    defaults = {**{key: setting.default for key, setting in found.items()}, **IN_CONFIG.get(part, {}), **brought}
     rows = [
-        [f"`{part}.{key}`", f"`{_value(setting.default)}`", _limits(setting), _cell(setting.help)]
+        [f"`{part}.{key}`", f"`{_value(defaults[key])}`", _limits(setting), _cell(setting.help)]
         for key, setting in found.items()
     ]
     return _table(["key", "default", "may be", "meaning"], rows)

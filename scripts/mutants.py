@@ -1,8 +1,9 @@
-"""Would the tests notice? mutmut changes the metrics and the classes a line at a time, and runs their tests on each.
+"""Would the tests notice? mutmut changes metrics, classes and claims a line at a time, and runs their tests on each.
 
     pip install mutmut
     python scripts/mutants.py FOLDER                          # all of it: some hours of one core
     python scripts/mutants.py FOLDER --every 4                # a sample; FOLDER remembers what was tried
+    python scripts/mutants.py FOLDER --only labels,classes    # of these files, by the tests that are named like them
     python scripts/mutants.py FOLDER --again                  # what survived, by the tests as they stand now
     python scripts/mutants.py FOLDER --list                   # the score, and every survivor with its change
 
@@ -23,11 +24,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sae_sweep/metrics").rglob("*.py"))
-TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")] + ["sae_sweep/toys/classes.py"]
-# The tests named like what they test, but for what takes long uncompiled, differs then, or is about other things.
-TESTS = [f"tests/{Path(target).parts[1]}/test_{Path(target).stem}.py" for target in TARGETS]
-TESTS += ["tests/metrics/test_brute_force.py", "tests/metrics/test_numbers.py"]
-TESTS = [test for test in TESTS if (ROOT / test).exists()]
+TARGETS = [target for target in TARGETS if not target.endswith("__init__.py")]
+TARGETS += ["sae_sweep/toys/classes.py", "sae_sweep/reports/claims.py"]
+# Tests that are about all metrics, for want of which few changes would be seen in files without tests of their own.
+OF_ALL = ["tests/metrics/test_brute_force.py", "tests/metrics/test_numbers.py"]
+# Not named like what they test.
+NAMED_OTHERWISE = {"sae_sweep/reports/claims.py": "tests/reports/test_verdicts.py"}
+# What takes long uncompiled, differs then, or is about other things.
 LEFT_OUT = [
     "tests/metrics/test_information.py::test_many_latents_at_random_tell_nothing",
     "tests/metrics/test_brute_force.py::test_a_grid_is_the_union_of_products_each_point_once",
@@ -38,12 +41,18 @@ LEFT_OUT = [
     "tests/metrics/test_partition_variance.py::test_variance_of_several_toys_and_sites",
     "tests/metrics/test_theory.py::test_no_sae_costs_less",
 ]
-FIRST = "sae_sweep.toys.classes.x_count_cells__mutmut_1"
 # mutmut's exit codes of the tests.
 SURVIVED, UNTESTED, UNTRIED = (0,), (5, 33), (None, 2)
 
 
-def copy(folder: Path) -> None:
+def tests_of(targets: list[str]) -> list[str]:
+    """The files of tests that are named like some targets."""
+    named = (f"tests/{Path(target).parts[1]}/test_{Path(target).stem}.py" for target in targets)
+    found = [NAMED_OTHERWISE.get(target, name) for target, name in zip(targets, named, strict=True)]
+    return [test for test in found if (ROOT / test).exists()]
+
+
+def copy(folder: Path, targets: list[str], tests: list[str]) -> None:
     """The tracked files as they stand, the targets undecorated, and mutmut's configuration."""
     listed = subprocess.run(
         ["git", "-C", ROOT, "ls-files", "sae_sweep", "conf", "tests"], capture_output=True, text=True
@@ -52,12 +61,12 @@ def copy(folder: Path) -> None:
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         text = (ROOT / name).read_bytes()
-        place.write_bytes(undecorated(text.decode()).encode() if name in TARGETS else text)
+        place.write_bytes(undecorated(text.decode()).encode() if name in targets else text)
     left_out = " ".join(f"--deselect {test}" for test in LEFT_OUT)
     (folder / "pyproject.toml").write_text(
         f"[tool.pytest.ini_options]\naddopts = \"-m 'not slow' -p no:cacheprovider {left_out}\"\nmarkers = ['slow']\n"
-        f"[tool.mutmut]\nsource_paths = ['sae_sweep']\nonly_mutate = {TARGETS}\nalso_copy = ['conf']\n"
-        f"pytest_add_cli_args_test_selection = {TESTS}\nprocess_isolation = 'forkserver'\n"
+        f"[tool.mutmut]\nsource_paths = ['sae_sweep']\nonly_mutate = {targets}\nalso_copy = ['conf']\n"
+        f"pytest_add_cli_args_test_selection = {tests}\nprocess_isolation = 'forkserver'\n"
         "use_git_change_detection = false\ntimeout_constant = 10.0\n"
     )
 
@@ -125,13 +134,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1, metavar="K", help="every Kth mutant of each file alone")
+    parser.add_argument("--only", metavar="A,B", help="files alone, by their names without .py")
     parser.add_argument("--again", action="store_true", help="try again what survived")
     parser.add_argument("--list", action="store_true", help="report what was tried, and try nothing")
     words = parser.parse_args()
     if not words.list:
-        copy(words.folder)
+        only = words.only.split(",") if words.only else None
+        targets = [target for target in TARGETS if only is None or Path(target).stem in only]
+        copy(words.folder, targets, tests_of(targets) + (OF_ALL if only is None else []))
         if not any((words.folder / "mutants").glob("**/*.meta")):
-            mutmut(words.folder, FIRST)  # makes all of them
+            mutmut(words.folder, "none of them")  # makes them, and notes which tests run which function
         wanting = (*SURVIVED, *UNTESTED) if words.again else UNTRIED
         wanted = [
             key

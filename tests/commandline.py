@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -74,6 +75,22 @@ def fresh(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Resul
         [sys.executable, "-m", "sae_sweep", *words], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True
     )
     return Result(end.returncode, end.stdout, end.stderr.decode())
+
+
+def fresh_in_turn(*commands: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> list[Result]:
+    """Run commands one after the other in one interpreter of their own, which takes seconds to load."""
+    code = (
+        "import json, sys\n"
+        f"sys.path.append({str(Path(__file__).parent)!r})\n"
+        "from commandline import call\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    end = call(*words)\n"
+        "    print(json.dumps([end.code, end.out, end.err]))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    end = subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    return [Result(code, out.encode(), err) for code, out, err in map(json.loads, end.stdout.splitlines())]
 
 
 _SERVER = multiprocessing.get_context("forkserver")

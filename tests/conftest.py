@@ -8,7 +8,20 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples() -> Iterator[int]:
+    """Fronts are compared in nearly every report, and few tests are about the intervals of it; the number as it is."""
+    from sae_sweep.reports import fronts
+
+    whole = fronts.RESAMPLED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fronts, "RESAMPLED", 40)
+        yield whole
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ PENALTIES = [
     Penalty("lp_annealed", 0.5, p=0.7),
     Penalty("none", 0.0),
 ]
+# Sums of terms, of powers, of cases, and a product: what the others compile to differs in a formula alone.
+FEW = [*PENALTIES[:4], PENALTIES[7], PENALTIES[9], PENALTIES[-1]]
 # Those in which latents compete, in stacks of their own.
 EXCLUSIVE, EXCLUSIVE_PI = Penalty("exclusive", 0.1, scale=1.5), Penalty("exclusive_pi", 0.1, scale=1.5)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commandline import fresh
+from commandline import fresh_in_turn
 
 from sae_sweep.config import files, overrides
 
@@ -17,13 +17,28 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 RECIPES = [text for language, text in BLOCKS if language == "python"]
 
 
-def install(place: Path, code: str) -> None:
+def install(place: Path, name: str, code: str) -> None:
     """A package without a wheel: what an installer would leave behind."""
-    about = place / "recipe-0.1.dist-info"
+    about = place / f"{name}-0.1.dist-info"
     about.mkdir(parents=True)
-    (place / "recipe.py").write_text(code)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: recipe\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text("[sae_sweep.plugins]\nrecipe = recipe\n")
+    (place / f"{name}.py").write_text(code)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text(f"[sae_sweep.plugins]\n{name} = {name}\n")
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+    """The results of a sweep with each recipe, by its text: all of them in one interpreter."""
+    place, commands = tmp_path_factory.mktemp("recipes"), []
+    for number, code in enumerate(RECIPES):
+        install(place / "site", f"recipe{number}", code)
+        words = ["run", "toy=small", "toy.d_vocab=5", "toy.k=2", "toy.steps=30", "sae.width=5", "logger=none"]
+        words += ["training.steps=20", "training.batch_size=32", "penalty.coefficient=0.1", f"name=tried{number}"]
+        commands.append([*words, "penalty=saturating"] if "saturating" in code else words)
+    for end in fresh_in_turn(*commands, cwd=place, env={"PYTHONPATH": f"{place / 'site'}:{ROOT}"}):
+        assert end.code == 0, end.err
+    sweeps = place / "outputs/sweeps"
+    return {code: pd.read_parquet(sweeps / f"tried{i}/results.parquet") for i, code in enumerate(RECIPES)}
 
 
 def test_every_recipe_is_there() -> None:
@@ -31,14 +46,8 @@ def test_every_recipe_is_there() -> None:
 
 
 @pytest.mark.parametrize("code", RECIPES, ids=lambda code: re.search(r'name="(\w+)"', code)[1])  # type: ignore[index]
-def test_a_recipe_is_swept(code: str, tmp_path: Path) -> None:
-    install(tmp_path / "site", code)
-    words = ["run", "toy=small", "toy.d_vocab=5", "toy.k=2", "toy.steps=30", "sae.width=5", "logger=none", "name=tried"]
-    words += ["training.steps=20", "training.batch_size=32", "penalty.coefficient=0.1"]
-    words += ["penalty=saturating"] if "saturating" in code else []
-    end = fresh(*words, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"})
-    assert end.code == 0, end.err
-    table = pd.read_parquet(tmp_path / "outputs/sweeps/tried/results.parquet")
+def test_a_recipe_is_swept(code: str, tables: dict[str, pd.DataFrame]) -> None:
+    table = tables[code]
     assert table["penalty"].tolist() == ["saturating"] if "saturating" in code else table["largest_row"].gt(0).all()
 
 

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from commandline import Result, fresh
+from commandline import fresh, fresh_in_turn
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = '''
@@ -129,10 +129,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def with_plugin(site: Path, cwd: Path, *words: str) -> Result:
-    return fresh(*words, cwd=cwd, env={"PYTHONPATH": f"{site}:{ROOT}"})
-
-
 def with_code(site: Path, code: str, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run code where the package is installed."""
     command = [sys.executable, "-c", code, *arguments]
@@ -141,42 +137,39 @@ def with_code(site: Path, code: str, cwd: Path, *arguments: str) -> subprocess.C
 
 
 def test_kinds_of_another_package_are_swept_resumed_reported_and_run_as_tasks(site: Path, tmp_path: Path) -> None:
-    listed = with_plugin(site, tmp_path, "penalties", "--json")
+    commands = [["penalties", "--json"], [*WORDS, "--json"], [*WORDS, "--json"]]
+    commands += [["results", "thrown", "--format", "json"], ["report", "thrown"]]
+    listed, end, again, table, report = fresh_in_turn(*commands, cwd=tmp_path, env={"PYTHONPATH": f"{site}:{ROOT}"})
     (own,) = [row for row in json.loads(listed.out) if row["name"] == "saturating"]
     assert own["ladder"] == [0.1, 0.2, 0.4, 0.8]
-    end = with_plugin(site, tmp_path, *WORDS, "--json")
     assert end.code == 0, end.err
     assert (json.loads(end.out)["points"], json.loads(end.out)["ran"]) == (4, 4)
-    again = with_plugin(site, tmp_path, *WORDS, "--json")
     assert again.code == 0 and json.loads(again.out)["ran"] == 0, again.err
-    rows = json.loads(with_plugin(site, tmp_path, "results", "thrown", "--format", "json").out)
+    rows = json.loads(table.out)
     assert [row["penalty"] for row in rows] == ["saturating"] * 4
     assert all(row["largest_row"] > 0 and row["toy"] == "dice-6-8" for row in rows)
     assert {row["toy.bias"] for row in rows} == {0.5, 2.0}
-    report = with_plugin(site, tmp_path, "report", "thrown")
     assert report.code == 0, report.err
 
     # As a task of a cluster's job.
-    write = (
-        "import json, sys; from sae_sweep.config import overrides; from sae_sweep.slurm.tasks import to_json; "
-        "sweep = overrides.load(sys.argv[1:]); "
-        "print(json.dumps({'points': to_json(sweep.points), 'evaluation': sweep.evaluation.to_dict()}))"
-    )
-    code = with_code(site, write, tmp_path, *WORDS[1:])
-    assert code.returncode == 0, code.stderr
     task = {"sweep": "sent", "output_dir": str(tmp_path / "sent"), "device": "cpu", "logger": {"name": "none"}}
-    task |= {"job_name": "sent", "checkpoint_seconds": 60, "fail_fast": False, **json.loads(code.stdout)}
+    task |= {"job_name": "sent", "checkpoint_seconds": 60, "fail_fast": False}
     path = tmp_path / "task-0.json"
     path.write_text(json.dumps(task))
-    run = "import sys; from sae_sweep.slurm.task import main; main(sys.argv[1:])"
-    code = with_code(site, run, tmp_path, str(path))
+    run = "import sys; from sae_sweep.slurm.task import main; main(sys.argv[1:2])"
+    write = (
+        "import json, sys; from pathlib import Path; from sae_sweep.config import overrides; "
+        "from sae_sweep.slurm.tasks import to_json; sweep = overrides.load(sys.argv[2:]); path = Path(sys.argv[1]); "
+        "path.write_text(json.dumps({**json.loads(path.read_text()), 'points': to_json(sweep.points), "
+        "'evaluation': sweep.evaluation.to_dict()}))"
+    )
+    code = with_code(site, f"{write}\n{run}", tmp_path, str(path), *WORDS[1:])
     assert code.returncode == 0, code.stderr
     points = sorted(place.name for place in (tmp_path / "outputs/points").iterdir())
     assert sorted(place.name for place in (tmp_path / "sent/points").iterdir()) == points
 
     # Without the package, one line that names it.
-    for words in (WORDS, ["report", "thrown"], ["results", "thrown"]):
-        end = fresh(*words, cwd=tmp_path)
+    for end in fresh_in_turn(WORDS, ["report", "thrown"], ["results", "thrown"], cwd=tmp_path):
         assert (end.code, end.out, end.err.count("\n")) == (2, "", 1), end.err
         assert "comes from the package dice-for-saes 1.2, which is not installed here" in end.err
     node = with_code(tmp_path, run, tmp_path, str(path))
@@ -206,6 +199,6 @@ def test_a_plugin_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     (place / "broken.py").write_text("import a_module_that_is_not_there\n")
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 0.1\n")
     (about / "entry_points.txt").write_text("[sae_sweep.plugins]\nbroken = broken\n")
-    end = with_plugin(place, tmp_path, "plan", "experiment=quickstart")
+    end = fresh("plan", "experiment=quickstart", cwd=tmp_path, env={"PYTHONPATH": f"{place}:{ROOT}"})
     assert (end.code, end.out, end.err.count("\n")) == (2, "", 1), end.err
     assert "the plugin broken of broken 0.1 cannot be loaded: ModuleNotFoundError" in end.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import re
@@ -28,25 +29,27 @@ FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "cluster"
 SCRIPTS = [path.stem for path in sorted(FOLDER.parent.glob("*.py")) if path.stem != "bench_gpu"]
 
 
-def planned(line: str, index: int, count: int, index_name: str, count_name: str = "-") -> set[str]:
+@functools.cache
+def whole(*overrides: str) -> int:
+    """Points that a command would run."""
+    result = call("plan", *overrides, "--json")
+    assert result.code == 0, result.err
+    return int(json.loads(result.out)["points"])
+
+
+def planned(line: str, index: int, count: int, index_name: str, count_name: str = "-") -> int:
     """Points of the shard that a line of shell runs as number `index` of `count`."""
     line = line.replace(f"${index_name}", str(index)).replace(f"${count_name}", str(count))
     words = shlex.split(line)
     start = words.index("sae-sweep")
     assert words[start + 1] == "run"
-    result = call("plan", *words[start + 2 :], "--json")
-    assert result.code == 0, result.err
-    return json.loads(result.out)["points"]
+    return whole(*words[start + 2 :])
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-
-def whole(*overrides: str) -> int:
-    return int(json.loads(call("plan", *overrides, "--json").out)["points"])
 
 
 def test_the_indexed_job() -> None:

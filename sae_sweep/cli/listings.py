@@ -19,8 +19,9 @@ from sae_sweep.config.settings import Toy, Training
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
-# Where a listing's values begin.
+# Where a listing's values begin, and how they are wrapped: a paragraph hangs from its first line.
 _INDENT = 17
+_WRAPPED: dict[str, Any] = {"break_on_hyphens": False, "subsequent_indent": "  "}
 
 
 def cells(overrides: Sequence[str], json: bool) -> None:
@@ -91,6 +92,7 @@ def toys(name: str | None, json: bool) -> None:
             "description": kind.description,
             "sites": list(kind.sites),
             "settings": _settings("toy", kind),
+            "same_as": _parts(Toy(each)),
             "source": kind.source,
         }
         for each, kind in registry.kinds("toy").items()
@@ -101,6 +103,19 @@ def toys(name: str | None, json: bool) -> None:
 
         toy = Toy(name)
         layout.write(layout.console(sys.stdout), "", *features.picture(toy, features.describe(toy)))
+
+
+def _parts(toy: Toy) -> list[str]:
+    """The planted toy that a preset stands for, as words of a command; none for a kind of its own."""
+    parts: Toy = toy.kind.parts(toy)
+    if parts is toy:
+        return []
+    usual = Toy(parts.name)
+    said = {f"toy.{key}": value for key, value in parts.to_dict().items() if value != usual.get(key)}
+    return [
+        "toy=planted",
+        *(f"{key}={value!r}" if " " in str(value) else f"{key}={value}" for key, value in said.items()),
+    ]
 
 
 def penalties(name: str | None, json: bool) -> None:
@@ -118,6 +133,7 @@ def penalties(name: str | None, json: bool) -> None:
             "slope_at_zero": kind.parsed.slope_at_zero,
             "prior": kind.prior,
             "keys": [f"penalty.{key}" for key in kind.settings],
+            "settings": _settings("penalty", kind),
             "ladder": config.ladder(each),
             "source": kind.source,
         }
@@ -129,7 +145,7 @@ def penalties(name: str | None, json: bool) -> None:
         print(json_module.dumps(rows[0] | {"implied_prior": question and prior.as_json(question)}))
         return
     heading = "a = activation · decoder norm of a latent; Σ over latents; s = penalty.scale, p = penalty.p, ε = 1/1000"
-    _listing("penalty", rows, name, json, heading, () if name else prior.QUESTIONS)
+    _listing("penalty", rows, name, json, heading, prior.QUESTIONS.get(name or ""))
     if question:
         console = layout.console(sys.stdout)
         # Its closed form stands in the listing already.
@@ -146,6 +162,7 @@ def architectures(name: str | None, json: bool) -> None:
             "formula": a.formula,
             "prior": a.prior,
             "keys": list(a.keys),
+            "settings": _settings("sae", a),
             "trained_by": a.step,
             "source": a.source,
         }
@@ -205,11 +222,8 @@ def _shown(default: Any) -> Any:
 
 def _settings(part: str, kind: registry.Kind) -> list[str]:
     """A kind's settings with their defaults and what they mean."""
-    return [
-        f"{part}.{key}={_shown(setting.default)}" + f" ({setting.help})" * bool(setting.help)
-        for key, setting in kind.settings.items()
-        if setting.given
-    ]
+    defaults = {key: kind.defaults.get(key, setting.default) for key, setting in kind.settings.items() if setting.given}
+    return [f"{part}.{key}={_shown(default)} ({kind.settings[key].help})" for key, default in defaults.items()]
 
 
 def metrics(name: str | None, json: bool) -> None:
@@ -237,9 +251,9 @@ def _listing(
     name: str | None,
     json: bool,
     heading: str,
-    remarks: Sequence[str] = (),
+    remark: str | None = None,
 ) -> None:
-    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remarks.
+    """A line per row, its name and what says most of it; or of the one that is named, everything. Then the remark.
 
     heading: what the words of one row mean.
     """
@@ -263,9 +277,11 @@ def _listing(
         parts.append(Text(row["name"], "bold"))
         for key, value in row.items():
             if key != "name" and value not in (None, [], "", "-"):
-                spelled = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-                first, *more = wrap(spelled, console.width - _INDENT, break_on_hyphens=False)
-                parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + first))
-                parts += [Text(" " * _INDENT + line) for line in more]
-    parts += [Text("\n" + "\n".join(wrap(remark, console.width))) for remark in remarks]
+                # Settings and columns with what they mean are a paragraph each.
+                told = isinstance(value, list) and str(value[0]).endswith(")")
+                spelled = value if told else [" ".join(map(str, value)) if isinstance(value, list) else str(value)]
+                lines = [line for each in spelled for line in wrap(each, console.width - _INDENT, **_WRAPPED)]
+                parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + lines[0]))
+                parts += [Text(" " * _INDENT + line) for line in lines[1:]]
+    parts += [Text("\n" + "\n".join(wrap(remark, console.width)))] if remark else []
     layout.write(console, *parts)

@@ -25,19 +25,24 @@ if TYPE_CHECKING:
 # √½: at this noise λ = coefficient/(2σ²) is the coefficient.
 SIGMA = math.sqrt(0.5)
 
-# What Jason Gross asks of priors (LessWrong comment EkibeZomncsPxfYwu, P6), and the answers.
-QUESTIONS = (
-    "Which prior is log(1+|a|)? As it stands λ is 1, and 1/(1+a) is no density: its integral has no bound. With λ > 1 "
+# What Jason Gross asks of priors (LessWrong comment EkibeZomncsPxfYwu, P6), and the answers, by penalty.
+_EXCLUSIVE = (
+    "Does the product hold for mutually exclusive activations? Neither it nor the sum is their prior. That is "
+    "-log Σⱼ πⱼ·pⱼ(aⱼ)·∏_{i≠j} δ(aᵢ), a mixture over the latent j that fires. `exclusive_pi` is its largest term, and "
+    "`pair` its soft form, which costs nothing while only one latent fires."
+)
+QUESTIONS = {
+    "log1p": "Which prior is log(1+|a|)? As it stands λ is 1, and 1/(1+a) is no density: its integral has no bound. "
+    "With λ > 1 "
     "it is a Lomax of shape λ-1.",
-    "What of the product of (1+|aᵢ|) in place of the sum of log(1+|aᵢ|)? A sum over latents is -log of a product of "
+    "prod1p": "What of the product of (1+|aᵢ|) in place of the sum of log(1+|aᵢ|)? A sum over latents is -log of a "
+    "product of "
     "densities: the latents are independent. The product is the exponential of the sum, so for one input both put "
     "codes in the same order. What the product changes is how reconstruction and sparsity are traded between inputs, "
     "each weighted by its own product, and which latents it couples: aᵢ given the rest is exponential with rate "
     "λ·∏_{j≠i}(1+aⱼ).",
-    "Does it hold for mutually exclusive activations? Neither is their prior. That is "
-    "-log Σⱼ πⱼ·pⱼ(aⱼ)·∏_{i≠j} δ(aᵢ), a mixture over the latent j that fires. `exclusive_pi` is its largest term, and "
-    "`pair` its soft form, which costs nothing while only one latent fires.",
-)
+    **dict.fromkeys(("pair", "exclusive", "exclusive_pi"), _EXCLUSIVE),
+}
 
 
 @dataclass(frozen=True)

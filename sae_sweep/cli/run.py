@@ -52,7 +52,7 @@ def run(overrides: Sequence[str], shard: str | None, fail_fast: bool, yes: bool,
     from sae_sweep.sweep import run as runner
     from sae_sweep.sweep.attainable import check_attainable
 
-    runner.check_weights(sweep)
+    runner.check_files(sweep)
     check_attainable(sweep)
     store = Store(sweep.output_dir)
     sweep = running.calibrated(sweep, store)
@@ -118,9 +118,9 @@ def plan(overrides: Sequence[str], shard: str | None, yes: bool, json: bool, dry
 
     from sae_sweep.sweep.attainable import check_attainable
     from sae_sweep.sweep.plan import plan as make_plan
-    from sae_sweep.sweep.run import check_weights
+    from sae_sweep.sweep.run import check_files
 
-    check_weights(sweep)
+    check_files(sweep)
     check_attainable(sweep)
     store = Store(sweep.output_dir)
     sweep = running.known(sweep, store)

@@ -166,7 +166,7 @@ def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
     if json:
         from sae_sweep.tracking.workspace import views
 
-        found = views(sweep, table, info["varied"], place.entity or "", place.project)
+        found = views(sweep, table, info, place.entity or "", place.project)
         specs = [{"name": view.name, "spec": view._spec["spec"]} for view in found]
         print(json_module.dumps({"schema": 1, "sweep": sweep, "views": specs}))
         return
@@ -176,7 +176,7 @@ def dashboard(sweep: str, json: bool, output_dir: Path) -> None:
     waiting = len(unsynced(files_folder(store.sweep(sweep), place)))
     if waiting:
         print(f"{waiting:,} runs are logged offline: `sae-sweep sync {sweep}` pushes them", file=sys.stderr)
-    saved = save(store.sweep(sweep).absolute() / "wandb", sweep, table, info["varied"], place)
+    saved = save(store.sweep(sweep).absolute() / "wandb", sweep, table, info, place)
     for name, url in saved.items():
         print(f"{name}: {url}")
 

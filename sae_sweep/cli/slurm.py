@@ -74,10 +74,10 @@ def _with_coefficients(sweep: Sweep, dry_run: bool) -> Sweep:
     if sweep.calibration is None:
         return sweep
     from sae_sweep.sweep.attainable import check_attainable
-    from sae_sweep.sweep.run import check_weights
+    from sae_sweep.sweep.run import check_files
 
     config.check_writable(sweep.output_dir)
-    check_weights(sweep)
+    check_files(sweep)
     check_attainable(sweep)
     store = Store(sweep.output_dir)
     if not dry_run:

@@ -56,15 +56,21 @@ def coerce(key: str, rule: Setting, value: Any) -> Any:
     """`value` as the type that `rule` asks for; UserError in one line if it is another type or out of bounds."""
     if value is None and rule.optional:
         return None
-    if rule.verbatim and type(value) in (int, float):
-        value = str(value)  # a file's number, where the shell's is text
+    if (rule.verbatim or rule.kind == "text") and type(value) in (int, float):
+        value = str(value)  # a text that is one number
     if rule.kind == "float" and type(value) is int and abs(value) <= LARGEST:
         value = float(value)
     if rule.kind == "number" and type(value) is float and value.is_integer():
         value = int(value)
-    kinds_of = {"number": ("int", "float")}.get(rule.kind, (rule.kind,))
+    kinds_of = {"number": ("int", "float"), "text": ("str",)}.get(rule.kind, (rule.kind,))
     if type(value).__name__ not in kinds_of or value == "":
-        kinds = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false"}
+        kinds = {
+            "int": "a whole number",
+            "float": "a number",
+            "str": "a word",
+            "text": "a text",
+            "bool": "true or false",
+        }
         kinds |= {"number": "a number", "list": "a list", "dict": "a mapping"}
         raise UserError(f"{key} must be {kinds[rule.kind]}, got {show(value)}")
     if rule.kind in ("float", "number") and not math.isfinite(value):

@@ -183,7 +183,11 @@ class Toy(Part):
     """What activations come from: a trained transformer, features planted by hand, or a file."""
 
     choices: ClassVar = {"name": ("toy", "max_of_k")}
-    shared: ClassVar = {"seed": Setting(0, "of what is drawn to make the toy", ge=0)}
+    shared: ClassVar = {
+        "seed": Setting(
+            0, "seed of all that is drawn to make the toy, such as its initial weights; sweep it for several toys", ge=0
+        )
+    }
 
     @property
     def kind(self) -> Any:
@@ -218,7 +222,7 @@ class Sae(Part):
     """Architecture, size and init of an SAE."""
 
     choices: ClassVar = {"architecture": ("architecture", "relu"), "init": ("init", "kmeans")}
-    shared: ClassVar = {"width": Setting(64, "latents", ge=1)}
+    shared: ClassVar = {"width": Setting(64, "how many latents the SAE has", ge=1)}
 
 
 class Encoder(Part):
@@ -232,7 +236,14 @@ class Penalty(Part):
     """The sparsity term and its multiplier."""
 
     choices: ClassVar = {"name": ("penalty", "l1")}
-    shared: ClassVar = {"coefficient": Setting(1.0, "multiplies it; null: every value of its ladder", ge=0)}
+    shared: ClassVar = {
+        "coefficient": Setting(
+            1.0,
+            "multiplies the penalty in the loss, ‖x − x̂‖² + coefficient · penalty; null: an SAE for each value of the "
+            "penalty's ladder",
+            ge=0,
+        )
+    }
 
     @property
     def title(self) -> str:
@@ -265,19 +276,36 @@ class Training(Part):
     }
     legacy_kinds: ClassVar = {"optimizer": "adam", "schedule": "linear", "decoder_norm": "free", "revival": "none"}
     shared: ClassVar = {
-        "steps": Setting(3000, ge=1),
-        "batch_size": Setting(512, ge=1),
-        "lr": Setting(3e-3, "largest learning rate", gt=0),
-        "lr_warmup": Setting(0.05, "share of the steps in which it rises from 0; above 1: so many steps", ge=0),
+        "steps": Setting(3000, "steps of the optimizer", ge=1),
+        "batch_size": Setting(512, "inputs of a step", ge=1),
+        "lr": Setting(3e-3, "learning rate, after the warm-up and before the schedule lowers it", gt=0),
+        "lr_warmup": Setting(
+            0.05, "share of the steps over which the learning rate rises from 0; above 1 it is a number of steps", ge=0
+        ),
         "coefficient_warmup": Setting(
-            0.0, "share of the steps in which the coefficient rises from 0; above 1: so many steps", ge=0
+            0.0, "share of the steps over which the coefficient rises from 0; above 1 it is a number of steps", ge=0
         ),
-        "clip": Setting(100.0, "largest gradient norm of one SAE over all its parameters", gt=0),
-        "keep_state": Setting(False, "whether more steps, asked for later, continue from this training", told=False),
+        "clip": Setting(
+            100.0,
+            "largest norm of an SAE's gradient, over all its parameters; a larger gradient is scaled down to it",
+            gt=0,
+        ),
+        "keep_state": Setting(
+            False,
+            "true: keep the optimizer's state, so that the same SAE with more steps goes on from here",
+            told=False,
+        ),
         "k_start": Setting(
-            None, "sae.k at the beginning; null: it stays", kind="number", optional=True, gt=0, legacy=None
+            None,
+            "k at the first step, for architectures with sae.k; null: sae.k from the first step on",
+            kind="number",
+            optional=True,
+            gt=0,
+            legacy=None,
         ),
-        "k_anneal": Setting(0.25, "share of the steps in which it goes from there to sae.k", ge=0, le=1, legacy=0.25),
+        "k_anneal": Setting(
+            0.25, "share of the steps over which k goes from training.k_start to sae.k", ge=0, le=1, legacy=0.25
+        ),
         "target_l0": Setting(
             None,
             "mean L0 to which the coefficient is driven in training; null: the coefficient stays",
@@ -304,12 +332,33 @@ class Evaluation(Part):
     """How a trained SAE is measured; part of a measurement's identity, never of a point's."""
 
     shared: ClassVar = {
-        "inputs": Setting(65536, "enumerated exactly up to this many, else this many are drawn by strata", ge=16),
-        "fires_above": Setting(0.01, "a latent fires where its activation times decoder norm exceeds this", ge=0),
-        "purity": Setting(0.8, gt=0, le=1),
-        "f1": Setting(0.8, "what a label asks for", gt=0, le=1),
-        "f1_gain": Setting(0.02, "what a finer label must gain over a coarser", ge=0, le=1),
-        "permutations": Setting(20, "of labels, for what they say by chance", ge=1),
+        "inputs": Setting(
+            65536,
+            "a toy with at most this many inputs is measured on all of them; of another toy this many are drawn",
+            ge=16,
+        ),
+        "fires_above": Setting(
+            0.01,
+            "a latent fires on an input where its activation times the norm of its decoder row is above this",
+            ge=0,
+        ),
+        "purity": Setting(
+            0.8, "share of a latent's activation that must be on one maximum for the latent to own it", gt=0, le=1
+        ),
+        "f1": Setting(
+            0.8, "least F1 between a latent's firing and a class for the class to be the latent's label", gt=0, le=1
+        ),
+        "f1_gain": Setting(
+            0.02,
+            "by how much the F1 of a finer class must be above that of a coarser class to be the label",
+            ge=0,
+            le=1,
+        ),
+        "permutations": Setting(
+            20,
+            "how often labels are shuffled for the null; more shufflings give a less noisy null and take longer",
+            ge=1,
+        ),
     }
 
     @classmethod

@@ -4,9 +4,10 @@ An example: eight latents of which each fires on half of the inputs, always alik
 exclude each other, each on an eighth of them, take 8·0.54 = 4.3, since each latent is coded by itself. L0 would say 4
 and 1.
 
-Each latent's contribution a‖d‖ is rounded to whole multiples of STEP, and its entropy over inputs is what an optimal
-code for that latent takes (Ayonrinde, Pearce & Sharkey 2024, arXiv 2410.11179, there with steps of 8-bit numbers).
-Rounding adds STEP²/12 to the squared error for each active latent, where E‖x‖² = d.
+Each latent's contribution a‖d‖ is rounded to whole multiples of STEP = .25 (`code_levels.py`), and its entropy over
+the evaluation inputs, each with its weight, is what an optimal code for that latent takes (Ayonrinde, Pearce & Sharkey
+2024, arXiv 2410.11179, there with steps of 8-bit numbers). Rounding adds STEP²/12 to the squared error for each
+active latent, where E‖x‖² = d.
 """
 
 from __future__ import annotations
@@ -19,47 +20,33 @@ from sae_sweep.metrics.metric import Measured, Metric, Value
 from sae_sweep.registry import register
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = lazy("torch")
+    import numpy as np
 
-STEP = 0.25
-# Inputs that codes are counted on, and codes beyond which they are fewer: entropies of few inputs come out too small.
-INPUTS, CODES = 1 << 14, 1 << 24
-LARGEST_TABLE = 1 << 22
+    from sae_sweep.metrics.partitions import Floats, Ints
+else:
+    np = lazy("numpy")
 
 
 def description_length(measured: Measured) -> dict[str, Value]:
     """Bits an input; null where codes are not finite."""
-    x, _ = measured.inputs.labelled(max(1, min(INPUTS, CODES // len(measured.sae.W_dec))))
-    norms = measured.sae.W_dec.norm(dim=1)
-    latents, codes = [], []
-    for part in measured.sae.active(x):
-        active = part.contributions(norms)
-        latents.append(active.latents)
-        codes.append(active.codes)
-    return {"description_length": bits(torch.cat(latents), torch.cat(codes), len(x))}
+    if not measured.levels.finite:
+        return {"description_length": None}
+    return {"description_length": bits(*measured.levels.table, measured.table.total)}
 
 
-def bits(latents: Tensor, codes: Tensor, inputs: int) -> float | None:
-    """Σ over latents of the entropy of their rounded codes, from the active ones: `latents` and `codes` [entries]."""
-    if not bool(codes.isfinite().all()):
-        return None
-    level = (codes.double() / STEP).round().long()
-    latents, level = latents[level != 0], level[level != 0]
-    fired = torch.bincount(latents).double() if len(latents) else torch.zeros(1, dtype=torch.float64)
-    # Latent and level as one number, counted in a table where that is no larger than the codes: else by sorting.
-    span = int(level.max()) + 1 if len(level) else 1
-    pair = latents * span + level
-    table = len(fired) * span <= max(LARGEST_TABLE, len(pair))
-    counts = torch.bincount(pair) if table else torch.unique(pair, return_counts=True)[1]
-    return float(_surprise(counts.double() / inputs).sum() + _surprise(1 - fired / inputs).sum())
+def bits(latents: Ints, weights: Floats, total: float) -> float:
+    """Σ over latents of the entropy of their rounded codes.
+
+    latents, weights [pairs]: on how much weight each latent has each code but 0, codes in any order; total: of all
+    inputs.
+    """
+    silent = 1 - np.bincount(latents, weights) / total
+    return float(_surprise(weights / total).sum() + _surprise(silent).sum())
 
 
-def _surprise(share: Tensor) -> Tensor:
-    """−p·log₂ p, 0 at 0."""
-    return -torch.xlogy(share, share) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+def _surprise(share: Floats) -> Floats:
+    """−p·log₂ p, 0 at 0 and where rounding left less than nothing."""
+    return -share * np.log2(share, where=share > 0, out=np.zeros_like(share))
 
 
 register(
@@ -67,6 +54,7 @@ register(
         name="description_length",
         description="bits that say which latents fire on an input and how much, each latent coded by itself",
         source="arXiv 2410.11179",
+        version=2,  # 1 counted on inputs of its own
         columns={"description_length": Column("bits that say which latents fire on an input and how much")},
         measure=description_length,
     )

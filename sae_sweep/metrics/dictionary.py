@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from sae_sweep.metrics import evaluation_batches
 else:
     np, torch = lazy("numpy"), lazy("torch")
+    evaluation_batches = lazy("sae_sweep.metrics.evaluation_batches")
 
 # Beyond so many latents the pairs of rows are too many to go through: `c_dec` is null.
 WIDEST = 8192
@@ -116,7 +118,7 @@ def edges(measured: Measured, of_edges: list[tuple[int, int]], cosine: NDArray[n
     }
     if not held:
         return hedging
-    x, true = measured.inputs.labelled(EDGE_INPUTS)
+    x, true = evaluation_batches.labelled(measured.inputs, EDGE_INPUTS)
     fires = measured.contributions(x) > measured.evaluation.fires_above
     shares = []
     for parent, child in held:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.config.settings import PARTITIONS, Evaluation
+from sae_sweep.metrics.code_levels import CodeLevels
 from sae_sweep.metrics.evaluation_batches import blocks, classes_of
 from sae_sweep.metrics.evaluation_classes import NOTHING
 from sae_sweep.metrics.extra.inference import Objective
@@ -78,7 +79,7 @@ def see(
     fold = None if classes is None else fold_dense(classes.cells, classes.chance, evaluation.f1)
     # A toy without cells has one.
     counter = FiringCounter(width, cells.count if cells is not None else 1, evaluation.fires_above, fold)
-    detections = None
+    levels, detections = CodeLevels(), None
     if planted is not None:
         detections = DetectionCounter(width, len(planted.directions), evaluation.fires_above, inputs.mean.device)
     for block in blocks(inputs, BLOCK_INPUTS):
@@ -89,11 +90,13 @@ def see(
                 norms, x_hat = part.contributions(decoder_norms), part.decode(sae.W_dec, sae.b_dec)
                 seen = at.maximum, at.weight, at.truth, at.logits
                 reconstruction.add(at.x, part.counts, norms.packed(), x_hat, *seen)
-                counter.count(norms, at.cell.cpu().numpy(), at.weight.cpu().numpy())
+                listed, weight = norms.cpu(), at.weight.cpu().numpy()
+                counter.count(listed, at.cell.cpu().numpy(), weight)
+                levels.add(listed, weight)
                 if detections is not None and planted is not None:
                     detections.add(norms.dense(width), planted.features(at.inputs))
     detection = None if detections is None else detections.detection
-    return Measured(sae, inputs, evaluation, counter.table, detection, reconstruction, classes, **asked)
+    return Measured(sae, inputs, evaluation, counter.table, levels, detection, reconstruction, classes, **asked)
 
 
 def _frame(measured: Measured, of_latents: Mapping[str, Any]) -> pd.DataFrame:

@@ -95,6 +95,18 @@ def accuracy_of(inputs: EvaluationInputs) -> float | None:
     return _accuracies[inputs]
 
 
+_labelled: WeakKeyDictionary[EvaluationInputs, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def labelled(inputs: EvaluationInputs, count: int) -> tuple[Tensor, Tensor]:
+    """`EvaluationInputs.labelled`, kept as long as the inputs: every SAE that is measured on them asks for the same."""
+    with _keeping:
+        kept = _labelled.setdefault(inputs, {})
+        if count not in kept:
+            kept[count] = inputs.labelled(count)
+        return kept[count]
+
+
 def _made(inputs: EvaluationInputs, size: int) -> Iterator[Block]:
     maxima = torch.zeros(1, dtype=torch.int64, device=inputs.mean.device)
     if inputs.cells is not None:

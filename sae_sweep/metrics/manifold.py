@@ -6,7 +6,7 @@ undoes that. One that gives every arc one point has lost the place within an arc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_sweep.config.columns import Column
 from sae_sweep.lazy import lazy
@@ -22,12 +22,12 @@ else:
 
 def manifold(measured: Measured) -> dict[str, Value]:
     """`manifold_r2` on the evaluation's first inputs; null where the toy has no manifold, nan for an SAE of nan."""
-    coordinates = getattr(measured.inputs.model, "coordinates", None)
-    if coordinates is None:
+    model: Any = measured.inputs.model
+    if not getattr(model, "manifolds", None):
         return {"manifold_r2": None}
     chunk, sae = next(iter(measured.inputs)), measured.sae
     reconstructed = torch.cat([part.decode(sae.W_dec, sae.b_dec) for part in sae.active(chunk.x)])
-    return {"manifold_r2": affine_r2(reconstructed.double(), coordinates(chunk.inputs).double())}
+    return {"manifold_r2": affine_r2(reconstructed.double(), model.coordinates(chunk.inputs))}
 
 
 def affine_r2(given: Tensor, wanted: Tensor) -> float:

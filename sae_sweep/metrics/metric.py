@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_sweep.config.settings import Evaluation
-    from sae_sweep.metrics import labels
+    from sae_sweep.metrics import evaluation_batches, labels
+    from sae_sweep.metrics.code_levels import CodeLevels
     from sae_sweep.metrics.evaluation_classes import EvaluationClasses
     from sae_sweep.metrics.extra.inference import Objective
     from sae_sweep.metrics.firing import FiringTable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sae_sweep.toys.sampling import EvaluationInputs
 else:
     torch, labels = lazy("torch"), lazy("sae_sweep.metrics.labels")
+    evaluation_batches = lazy("sae_sweep.metrics.evaluation_batches")
 
 Value = float | int | None
 
@@ -50,15 +52,17 @@ class MeasurableSAE(Protocol):
 class Measured:
     """What one pass over the inputs has seen of an SAE, and the columns that metrics have made of it so far.
 
-    table: firing by latent and class; classes: the ground truth, None for a toy without; detection: counts by planted
-    feature, None for a toy without; nulls: whether columns of nulls are asked for; objective: what the SAE's codes were
-    to minimise, None if nobody asks what better ones would reach.
+    table: firing by latent and class; levels: how large contributions are, and how often; classes: the ground truth,
+    None for a toy without; detection: counts by planted feature, None for a toy without; nulls: whether columns of
+    nulls are asked for; objective: what the SAE's codes were to minimise, None if nobody asks what better ones would
+    reach.
     """
 
     sae: MeasurableSAE
     inputs: EvaluationInputs
     evaluation: Evaluation
     table: FiringTable
+    levels: CodeLevels
     detection: Detection | None
     reconstruction: Reconstruction
     classes: EvaluationClasses | None
@@ -82,7 +86,7 @@ class Measured:
     @cached_property
     def probed(self) -> tuple[Tensor, Tensor]:
         """Inputs for probes [n, d], and which concepts each has [n, concepts] bool."""
-        return self.inputs.labelled(PROBE_INPUTS)
+        return evaluation_batches.labelled(self.inputs, PROBE_INPUTS)
 
     def contributions(self, x: Tensor) -> Tensor:
         """a‖d‖ of every latent [b, width] for inputs x [b, d]."""

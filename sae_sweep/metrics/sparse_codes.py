@@ -62,6 +62,10 @@ class Active:
         """a‖d‖ in place of the codes; decoder_norms [width]."""
         return Active(self.starts, self.latents, decoder_norms.index_select(0, self.latents).mul_(self.codes))
 
+    def cpu(self) -> Active:
+        """The same on the CPU."""
+        return Active(self.starts.cpu(), self.latents.cpu(), self.codes.cpu())
+
     def packed(self) -> Tensor:
         """The codes [b, most], each input's first, then zeros."""
         if self.codes.device.type == "cpu":

@@ -382,10 +382,10 @@ def _measured(claim: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
         ((column, level),) = claim["at"].items()
         settings = [name for name in settings if COLUMN_OF.get(name, name) != "coefficient"]
         groups = table.groupby([*settings, *SEEDS], dropna=False, sort=False)
-        # Of each ladder the first row, but for the value. One table of two columns: rows of a whole one take most of the time.
+        # Of each ladder the first row, but for the value. Taking all columns of every ladder would be most of the time.
         ladders = table[[column, "value"]].astype("float64")
         read = {rows[0]: _read_off(ladders.loc[rows], column, level) for rows in groups.groups.values()}
-        table = table.loc[list(read)].assign(value=read).dropna(subset=["value"])
+        table = table.loc[list(read)].assign(value=pd.Series(read, dtype="float64")).dropna(subset=["value"])
     repetition = pd.Series(list(zip(table["seed"], table["data_seed"], strict=True)), index=table.index, dtype="object")
     return pd.DataFrame(
         {

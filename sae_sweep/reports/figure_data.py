@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS, is_seed, is_setting, shuffled
-from sae_sweep.reports.results_table import coefficient, penalty_name, telling
+from sae_sweep.reports.results_table import choice_word, coefficient, penalty_name, telling
 from sae_sweep.store.front import front as optimal
 from sae_sweep.store.plateau import STILL_MOVING
 
@@ -286,13 +286,7 @@ def _setting_keys(table: pd.DataFrame) -> list[str]:
 
 
 def _words(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """The values of some columns in one string; a number is named by its column, a null says nothing."""
-    parts = [frame[name].map(lambda value, name=name: _word(name, value)) for name in columns]
+    """The values of some columns in one string."""
+    parts = [frame[name].map(lambda value, name=name: choice_word(name, value)) for name in columns]
     said = [" ".join(filter(None, words)) for words in zip(*parts, strict=True)] if parts else ""
     return pd.Series(said, index=frame.index, dtype=object)
-
-
-def _word(column: str, value: Any) -> str:
-    if pd.isna(value):
-        return ""
-    return value if isinstance(value, str) else f"{column.rpartition('.')[2].removesuffix('_seed')}={value:g}"

@@ -146,7 +146,7 @@ def unique(values: Iterable[object]) -> list:
 
 
 def _starts(data: pd.DataFrame) -> list[str]:
-    return [f"{start} {given}".rstrip() for start, given in zip(data["start"], data["given"], strict=True)]
+    return [", ".join(filter(None, (start, given))) for start, given in zip(data["start"], data["given"], strict=True)]
 
 
 def _sorted(pairs: pd.DataFrame, number: Callable[[Any], float]) -> pd.DataFrame:

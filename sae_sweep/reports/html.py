@@ -31,6 +31,7 @@ from sae_sweep.reports.results_table import (
     context,
     context_words,
     penalty_name,
+    recipe_name,
     representatives,
     start_name,
     telling,
@@ -56,7 +57,9 @@ _SHOWN_IN = {
 }
 # Letters of a row's name beside which a phone has no room for the chart: it is then scrolled.
 LONG_NAME = 12
-_GRIDS = ("split_counts", "distribution", "phases")
+_GRIDS = ("split_counts", "phases")
+# Pixels of a coefficient's column.
+COLUMN = 34
 _MARKS = {"supported": ("✓", "yes"), "not supported": ("✗", "no"), "undecided": ("?", "open")}
 # The latents of an SAE too large to fit are left out, so that the page stays easy to send: bytes before base64.
 MOST_CARD_BYTES = 1_400_000
@@ -85,12 +88,13 @@ def page(contents: Contents, folder: str = "figures") -> str:
     info, verdicts, failures = material.info, material.verdicts, material.failures
     data, drawn, cards, notes = contents.tables, contents.drawn, contents.dashboards, contents.notes
     frame = telling(material.finished.results)
-    browsed, left_out = _fitting({id: _card(card, frame) for id, card in cards.items()})
+    browsed, left_out = _fitting({id: _card(id, card, frame) for id, card in cards.items()})
     shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
     shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
     rows, more = _results(frame)
     names = FactorNames.of(info)
     lines = chosen(info)
+    tips = {word: names.say(text) for word, text in summary.FACTS.items()}
     environment = Environment(
         loader=PackageLoader("sae_sweep.reports", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -118,7 +122,7 @@ def page(contents: Contents, folder: str = "figures") -> str:
         css=_asset("report.css"),
         script=_asset("report.js"),
         plotly=_packed(get_plotlyjs()),
-        payload=_packed(json.dumps({"figures": shown, "cards": browsed}, allow_nan=False)),
+        payload=_packed(json.dumps({"figures": shown, "cards": browsed, "tips": tips}, allow_nan=False)),
     )
 
 
@@ -166,10 +170,10 @@ def _section(
         "short": names.say(figure.short),
         "title": names.say(figure.title),
         "note": names.say(figure.note),
-        "wide": key in ("split_counts", "distribution", "phases")
-        or _panels(drawn[key]) > 1
-        or _longest_name(data[key]) > LONG_NAME,
+        "wide": key in (*_GRIDS, "distribution") or _panels(drawn[key]) > 1 or _longest_name(data[key]) > LONG_NAME,
         "height": drawn[key].layout.height,
+        # Where a penalty's coefficients stand side by side, each has room for its number: the chart is scrolled.
+        "least": 260 + COLUMN * len(data[key][["penalty_name", "setting"]].drop_duplicates()) if key in _GRIDS else 0,
         "rows": f"{len(data[key]):,}",
         "data": f"{folder}/{key}.csv",
     }
@@ -234,15 +238,18 @@ def _results(frame: pd.DataFrame) -> tuple[list[list[str]], int]:
     for _, row in chosen.head(MOST_ROWS).iterrows():
         where = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys)])
         cells = [f"{row['l0']:.2f}", f"{row['fvu']:.4f}", *(number(row[name]) for name in COUNTS.values())]
-        rows.append([where, penalty_name(row), coefficient(row), str(row["n"]), *cells])
+        rows.append([where, recipe_name(row), coefficient(row), str(row["n"]), *cells])
     return rows, len(chosen) - len(rows)
 
 
-def _card(card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
-    """An SAE's latents as JSON, a list per column; numbers to what is shown of them."""
-    row = frame[frame["point_id"] == card.point.id].iloc[0]
+def _card(id: str, card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
+    """An SAE's latents as JSON, a list per column; numbers to what is shown of them.
+
+    id: its folder's. That of the same settings today is another where a kind's version has risen since.
+    """
+    row = frame[frame["point_id"] == id].iloc[0]
     words = [f"width {row['width']}", start_name(row), f"{penalty_name(row)} {coefficient(row)}"]
-    words += [f"seed {row['seed']}", *context_words(row, context(frame)), card.point.id[:8]]
+    words += [f"seed {row['seed']}", *context_words(row, context(frame)), id[:8]]
     latents = card.latents
     cells: list[list[Any]] = [[] for _ in range(len(latents))]
     for latent, cell, share, fires in () if card.cells is None else card.cells.itertuples(index=False):
@@ -251,7 +258,7 @@ def _card(card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
     for latent, other, cosine, name in card.nearest.itertuples(index=False):
         nearest[latent].append([int(other), _short(cosine), None if pd.isna(name) else str(name)])
     return {
-        "id": card.point.id,
+        "id": id,
         "words": " · ".join(words),
         "narrower": card.narrower,
         "label": [None if pd.isna(value) else str(value) for value in latents["label"]],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
 from rich.text import Text
 
-from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS
+from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS, is_setting
 from sae_sweep.config.settings import counts
 from sae_sweep.reports.factor_names import NO_NAMES, FactorNames
 from sae_sweep.reports.layout import Block, Row, columns, count, fraction
@@ -19,8 +20,11 @@ from sae_sweep.store.results import aggregate
 MOST_ROWS = 80
 # Rows of the short report.
 MOST_BEST = 10
+# Letters of a penalty's name there at least, and of what stands beside it.
+_LEAST_NAME, _BESIDE = 8, 67
 _START = ["width", "init", "partition"]
 _PENALTY = ["architecture", "penalty", "penalty_p", "penalty_scale"]
+_LADDER = ["coefficient", "k"]
 # The widths from which the table has room for a column per label, and for the spread over seeds.
 _LABELS_APART, _SPREAD = 110, 150
 # Fine labels last, in the order in which a whole max breaks up.
@@ -56,6 +60,13 @@ def _word(key: str, value: Any) -> str:
     return shown if key in ("sweep", "toy", "site", "distribution") else f"{key.rpartition('.')[2]}={shown}"
 
 
+def choice_word(column: str, value: Any) -> str:
+    """A setting's value in a word: a kind by its name, a number with that of its column; what is not says nothing."""
+    if pd.isna(value) or value == "none":
+        return ""
+    return value if isinstance(value, str) else f"{column.rpartition('.')[2].removesuffix('_seed')}={value:g}"
+
+
 def telling(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with the keys of toys null where a kind of toy does not vary them: there they say nothing."""
     keys = [name for name in map(str, frame.columns) if name.startswith("toy.")]
@@ -65,12 +76,35 @@ def telling(frame: pd.DataFrame) -> pd.DataFrame:
 
 def representatives(frame: pd.DataFrame) -> pd.DataFrame:
     """For each width, start and penalty the setting (coefficient, or k) with the lowest FVU × max(L0, 1), as means
-    over seeds: a middle of the ladder that neither pays for many active latents nor gives reconstruction up."""
+    over seeds: a middle of the ladder that neither pays for many active latents nor gives reconstruction up.
+
+    `chosen` says what else was chosen so: "resample" where other SAEs of the row's width, start and penalty were
+    trained without revival.
+    """
     means = aggregate(frame, "mean")
     knee = (means["fvu"] * means["l0"].clip(lower=1)).fillna(float("inf"))
     keys = [*context(frame), *_START, *_PENALTY]
     chosen = knee.groupby([means[key] for key in keys], dropna=False, sort=False).idxmin()
-    return means.loc[sorted(chosen)].reset_index(drop=True)
+    apart = _apart(means, keys)
+    varied = means.groupby(keys, dropna=False, sort=False)[apart].transform("nunique", dropna=False) > 1
+    words = [
+        [choice_word(key, row[key]) for key in apart if one[key]]
+        for (_, row), (_, one) in zip(means.iterrows(), varied.iterrows(), strict=True)
+    ]
+    said = [" ".join(filter(None, each)) for each in words]
+    return means.assign(chosen=said).loc[sorted(chosen)].reset_index(drop=True)
+
+
+def _apart(means: pd.DataFrame, keys: list[str]) -> list[str]:
+    """The settings that differ within a width, start and penalty; not those that follow from another, as a learning
+    rate may from the kind of revival."""
+    found: list[str] = []
+    named = {*keys, *_LADDER, *COLUMN_OF}
+    free = [name for name in map(str, means.columns) if is_setting(name) and name not in named and name != "point_id"]
+    for name in sorted(free, key=lambda name: pd.api.types.is_numeric_dtype(means[name])):  # kinds before numbers
+        groups = means.groupby([*keys, *_LADDER, *found], dropna=False, sort=False)
+        found += [name] if (groups[name].nunique(dropna=False) > 1).any() else []
+    return found
 
 
 def best_rows(frame: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) -> Text:
@@ -84,7 +118,7 @@ def best_rows(frame: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) ->
         _Column(
             "width, start", lambda row: " ".join([str(row["width"]), _short_start(row), *context_words(row, keys)])
         ),
-        _Column("penalty", penalty_name),
+        _Column("penalty", lambda row: shorten(recipe_name(row), max(_LEAST_NAME, width - _BESIDE), placeholder="…")),
         _Column("coef-\nficient", coefficient),
         _Column("L0", _cell("l0", _two, False)),
         _Column("FVU", _cell("fvu", fraction, False)),
@@ -140,6 +174,11 @@ def penalty_name(row: pd.Series) -> str:
     if pd.notna(row["penalty_scale"]) and row["penalty_scale"] != 1:
         name += f" s={row['penalty_scale']:g}"
     return name
+
+
+def recipe_name(row: pd.Series) -> str:
+    """The penalty of a representative, and what was chosen beside its coefficient: "topk resample"."""
+    return f"{penalty_name(row)} {row['chosen']}".rstrip()
 
 
 def coefficient(row: pd.Series) -> str:
@@ -199,7 +238,7 @@ def _section(frame: pd.DataFrame, untrained: pd.DataFrame, rows: pd.DataFrame, s
         start["name"], start["setting"] = f"  as {architecture}" if starts else "untrained", "–"
         starts.append(Row([column.cell(start) for column in shown], "dim"))
         for _, row in trained.iterrows():
-            named = pd.concat([row, pd.Series({"name": penalty_name(row), "setting": coefficient(row)})])
+            named = pd.concat([row, pd.Series({"name": recipe_name(row), "setting": coefficient(row)})])
             lines.append(Row([column.cell(named) for column in shown]))
     return [*starts, *lines]
 

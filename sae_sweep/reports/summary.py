@@ -47,6 +47,14 @@ HEADS = {
     "duplicates": "Duplicates per maximum: further latents for a whole maximum that another latent already holds.",
     "dead": "Latents that fire on too few inputs to be counted.",
 }
+# The numbers of a latent.
+FACTS = {
+    "F1": "How well the firing of the latent matches the class of its label: 1 is exactly, 0.8 is needed for a label.",
+    "owner": "The maximum that most of the latent's activation is on.",
+    "purity": "The share of the latent's activation that is on that maximum.",
+    "fires on": "The share of inputs on which the latent fires.",
+    "decoder norm": "The norm of the latent's decoder row.",
+}
 # Packages whose versions are said.
 _PACKAGES = ("sae-sweep", "torch", "numpy", "numba", "python")
 
@@ -105,7 +113,8 @@ def _splits(chosen: pd.DataFrame) -> list[str]:
 
 def _named(row: pd.Series) -> str:
     article = "an" if start_name(row)[0] in "aeiou" else "a"
-    return f"{penalty_name(row)} {coefficient(row)} at width {row['width']} from {article} {start_name(row)}"
+    recipe = f" with {row['chosen']}" if row["chosen"] else ""
+    return f"{penalty_name(row)} {coefficient(row)}{recipe} at width {row['width']} from {article} {start_name(row)}"
 
 
 def ran(material: Material, frame: pd.DataFrame) -> list[tuple[str, str]]:

@@ -104,7 +104,13 @@ def _check_formula(penalty: Penalty) -> None:
     check(formula_of(penalty), penalty.scale, penalty.p)
 
 
-_SCALE = {"scale": Setting(1.0, "s, in activations of E‖x‖² = d", gt=0)}
+_SCALE = {
+    "scale": Setting(
+        1.0,
+        "s in the formula, the size of contribution at which the penalty bends; inputs are scaled to E‖x‖² = d",
+        gt=0,
+    )
+}
 _GROSS = "LessWrong comment EkibeZomncsPxfYwu"
 
 register(
@@ -130,11 +136,11 @@ register(
 register(
     PenaltyFormula(
         name="lp",
-        description="their p-th powers",
+        description="the sum of the p-th powers of contributions",
         formula="(a + ε)^p - ε^p",
         prior="exponential power, Z = Γ(1/p)/(p·λ^(1/p)) as ε → 0",
         source=f"{_GROSS} (P7)",
-        settings={"p": Setting(0.5, "the exponent", gt=0)},
+        settings={"p": Setting(0.5, "p in the formula, the exponent; 1 is L1", gt=0)},
         ladder=(0.25, 0.5, 1.0, 2.0),
         canonical=_named,
     )
@@ -142,7 +148,7 @@ register(
 register(
     PenaltyFormula(
         name="sqrt",
-        description="their square roots: L_p at p = 1/2",
+        description="the sum of the square roots of contributions: L_p at p = 1/2",
         formula="sqrt(a + ε) - sqrt(ε)",
         prior="exponential power with p = 1/2: Z = 2/λ² as ε → 0",
         source=f"{_GROSS} (P7)",
@@ -197,7 +203,7 @@ register(
 register(
     PenaltyFormula(
         name="pair",
-        description="the sum of products of two",
+        description="the sum of the products of every two contributions",
         formula="a",
         outer="(T^2 - sum(a^2))/2",
         prior="not factorised: Σ_{i<j} aᵢ·aⱼ, zero iff at most one latent fires; improper for two latents alone, "
@@ -213,14 +219,17 @@ register(
         formula="(a + ε)^p - ε^p",
         prior="none: p falls from penalty.p to penalty.p_end while it trains, and the objective with it",
         source="Karvonen et al. 2024, arXiv 2408.00113 (p-annealing)",
-        settings={"p": Setting(1.0, "the exponent at first", gt=0), "p_end": Setting(0.2, "and at the end", gt=0)},
+        settings={
+            "p": Setting(1.0, "p in the formula, the exponent, at the first step", gt=0),
+            "p_end": Setting(0.2, "the exponent at the last step", gt=0),
+        },
         ladder=(0.25, 0.5, 1.0, 2.0),
     )
 )
 register(
     PenaltyFormula(
         name="hoyer",
-        description="the square of the sum over the sum of squares",
+        description="the square of the sum of contributions over the sum of their squares",
         formula="a",
         outer="T^2/(sum(a^2) + ε)",
         prior="improper: constant along every ray, so no density; 1 for one latent, L0 for equal ones",
@@ -242,7 +251,7 @@ register(
 register(
     PenaltyFormula(
         name="l0",
-        description="how many fire",
+        description="how many latents fire",
         formula="where(a <= ε, 0, 1)",
         prior="improper: a spike and a flat slab; sae=jumprelu alone gives it a slope",
         source="Rajamanoharan et al. 2024, arXiv 2407.14435",
@@ -265,7 +274,7 @@ register(
 register(
     PenaltyFormula(
         name="exclusive_pi",
-        description="the same, and the winner pays for how seldom it wins",
+        description="as exclusive, and the latent that wins pays for how seldom it wins",
         formula="a",
         outer="T/(s/10) - max(9*a/s + logπ)",
         prior="the same with winner j drawn with probability πⱼ, its share of the inputs: −log π is what "
@@ -285,8 +294,15 @@ register(
         prior="that of the formula: sae-sweep prior FORMULA",
         source="yours; by default one that saturates",
         settings={
-            "formula": Setting("a/(a + s)", "what a latent of contribution a costs", verbatim=True),
-            "outer": Setting("T", "what an input costs: T is the sum of the formula over latents", verbatim=True),
+            "formula": Setting(
+                "a/(a + s)",
+                "what a latent costs: a formula of its contribution a (activation times decoder norm), s and p; 0 at a "
+                "= 0",
+                verbatim=True,
+            ),
+            "outer": Setting(
+                "T", "what an input costs: a formula of T, the sum over its latents, such as exp(T) - 1", verbatim=True
+            ),
             "scale": Setting(1.0, "s in the formula", gt=0),
             "p": Setting(1.0, "p in the formula", gt=0),
         },

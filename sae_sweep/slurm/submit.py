@@ -107,7 +107,7 @@ def prepare(sweep: Sweep) -> Prepared:
     place = str(sweep.output_dir.absolute())
     if any(number in place for number in NUMBERS):
         raise UserError(f"output_dir={place} cannot be used on Slurm: {', '.join(NUMBERS)} stand for numbers of jobs")
-    runner.check_weights(sweep)
+    runner.check_files(sweep)
     check_attainable(sweep)
     store = Store(sweep.output_dir)
     work = runner.look(sweep, store)

@@ -179,13 +179,19 @@ def column_of(key: str, frame: pd.DataFrame) -> str:
 
 
 def matches(frame: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
-    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null."""
+    """Which rows have what `where` asks for: column or dotted key -> a value, or a list of them; None is null.
+
+    A formula of the user's own is called by its text in the column `penalty`; "formula" means any of them.
+    """
     match = pd.Series(True, index=frame.index)
     for key, wanted in where.items():
         column = frame[column_of(key, frame)]
         values = wanted if isinstance(wanted, list | tuple) else [wanted]
         given = [value for value in values if value is not None]
-        match &= (column.isin(given) & column.notna()) | (column.isna() & (None in values))
+        chosen = column.isin(given)
+        if column.name == "penalty" and "formula" in given:
+            chosen |= ~column.isin([*registry.kinds("penalty")])
+        match &= (chosen & column.notna()) | (column.isna() & (None in values))
     return match
 
 

@@ -28,7 +28,7 @@ from sae_sweep.saes.inits.trained import POINT, resolve
 from sae_sweep.saes.parameters import Parameters, SaeTensors
 from sae_sweep.saes.penalties import formula_of, penalty_value
 from sae_sweep.store import provenance
-from sae_sweep.store.store import Store, StoreDamaged
+from sae_sweep.store.store import NotThere, Store, StoreDamaged
 from sae_sweep.store.tensors import to_bytes
 from sae_sweep.sweep.events import Say, ToyAccuracy, ToyProgress
 from sae_sweep.toys import model
@@ -77,13 +77,7 @@ class Ground:
 
     def trained(self, sae: Sae) -> Parameters:
         """The SAE that `sae.start` names, for normalised activations. UserError: it is not what it was, or gone."""
-        if resolve({"start": sae.start})["start_digest"] != sae.start_digest:
-            raise UserError(f"sae.init={sae.start} is not what it was when the sweep was configured")
-        if POINT.fullmatch(sae.start):
-            folded = self.store.parse("points", sae.start, saelens.WEIGHTS, saelens.from_files)
-        else:
-            _, folded = read_sae(sae.start).as_ours()
-        return unfold(folded, self.mean, self.scale)
+        return unfold(trained_sae(sae, self.store), self.mean, self.scale)
 
     def class_means(self, partition: str) -> tuple[Tensor, Tensor]:
         """Mean activation [classes, d] and probability [classes] of a partition's classes, or of planted features.
@@ -245,6 +239,22 @@ def trained_toy(toy: Toy, store: Store, device: str, say: Say) -> model.Model:
         return load_toy(toy, store)
     except StoreDamaged as error:  # training it yet again would not help
         raise UserError(f"a toy cannot be loaded, though it was just trained anew: {error}") from None
+
+
+def trained_sae(sae: Sae, store: Store) -> Parameters:
+    """The SAE that `sae.start` names, on raw activations. UserError: it is not what it was, or there is none."""
+    if resolve({"start": sae.start})["start_digest"] != sae.start_digest:
+        raise UserError(f"sae.init={sae.start} is not what it was when the sweep was configured")
+    try:
+        if POINT.fullmatch(sae.start):
+            return store.parse("points", sae.start, saelens.WEIGHTS, saelens.from_files)
+        return read_sae(sae.start).as_ours()[1]
+    except NotThere as error:
+        raise UserError(f"sae.init={sae.start}: {error}") from error
+    except StoreDamaged:
+        raise
+    except UserError as error:
+        raise UserError(f"sae.init: {error}") from error
 
 
 def load_toy(toy: Toy, store: Store) -> model.Model:

@@ -210,6 +210,8 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
         # Each product of an auxiliary loss is one more of those that the step has anyway.
         products = _products(point) + revival_of(point.training).products / PRODUCTS
         return speed.autograd_step + products * codes * each + adam
+    if point.encoder.name == "matching_pursuit":
+        return _pursuit_seconds(point, speed)
     if l0 is None:
         *_, (_, l0) = firing(point)
     if _narrow(point, speed):
@@ -243,6 +245,13 @@ def _narrow_seconds(point: Point, speed: Speed, l0: float) -> float:
         of_input += _changes(point) * speed.narrow_chosen
     of_code = 2 * (DENSE_PRODUCTS if dense else 1) * d / speed.narrow_flops + speed.narrow_code
     return speed.narrow_step + b * (of_input + width * of_code) + parameter_count(point) * speed.narrow_parameter
+
+
+def _pursuit_seconds(point: Point, speed: Speed) -> float:
+    """k products whose results nothing keeps; of the parameters only the decoder's move."""
+    d, width, b = activation_size(point), point.sae.width, point.training.batch_size
+    of_input = point.sae.k * (speed.narrow_input + 2 * width * d / speed.narrow_flops)
+    return speed.narrow_step + b * of_input + parameter_count(point) / 2 * speed.narrow_parameter
 
 
 def _changes(point: Point) -> float:

@@ -41,8 +41,8 @@ class Outcome:
         return {"schema": 1, **dataclasses.asdict(self), "directory": str(self.directory)}
 
 
-def check_weights(sweep: Sweep) -> None:
-    """UserError if a file of weights is not one for the toy that it is to be used on."""
+def check_files(sweep: Sweep) -> None:
+    """UserError if a file of weights is not one for its toy, or `sae.init` names what is no SAE of the width asked."""
     used = {(p.toy.d_vocab, p.toy.k, p.distribution) for p in sweep.points if p.distribution.name == "weights"}
     if used:
         from sae_sweep.toys.classes import Cells
@@ -50,6 +50,14 @@ def check_weights(sweep: Sweep) -> None:
 
         for d_vocab, k, distribution in used:
             cell_weights(Cells(d_vocab, k), distribution)
+    begun = {(point.sae.start, point.sae.width): point.sae for point in sweep.points if point.sae.init == "trained"}
+    if begun:
+        from sae_sweep.sweep.context import trained_sae
+
+        for sae in begun.values():
+            found = len(trained_sae(sae, Store(sweep.output_dir)).W_dec)
+            if found != sae.width:
+                raise UserError(f"sae.init={sae.start} has {found} latents, wanted sae.width={sae.width}")
 
 
 def look(sweep: Sweep, store: Store, shard: tuple[int, int] = (0, 1)) -> Work:

@@ -13,242 +13,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.config.keys import nearest, show
+from sae_sweep.config.keys import show
 from sae_sweep.config.settings import PARTITIONS, Distribution, Toy, derive_seed
 from sae_sweep.errors import UserError
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Setting, register
 from sae_sweep.toys.aligned import product
-from sae_sweep.toys.classes import FACTORS, NONE, Partition, partition_by
+from sae_sweep.toys.factors import Factors, cells_of, read_factors
 from sae_sweep.toys.model import ANSWERS, ToyKind
+from sae_sweep.toys.readout import read_readout
+from sae_sweep.toys.rows import Rows, open_rows
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
 else:
-    np, pd, torch = lazy("numpy"), lazy("pandas"), lazy("torch")
+    np, torch = lazy("numpy"), lazy("torch")
 
 # Rows that are read at a time, by whoever reads them all.
 CHUNK_ROWS = 1 << 16
-# NumPy's name of what safetensors calls each type; bfloat16 is read as whole numbers and seen as what it is.
-_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "int16"}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Activations [N, d] of a file; `numbers` may be mapped from it, so that they need not fit into memory."""
-
-    numbers: NDArray[Any]
-    bfloat16: bool = False
-
-    def read(self, which: Any) -> Tensor:
-        """Some of the rows [b, d], float32: by their numbers [b], or a slice."""
-        found = torch.from_numpy(np.array(self.numbers[which]))
-        return found.view(torch.bfloat16).float() if self.bfloat16 else found.float()
-
-
-def open_rows(path: Path) -> Rows:
-    """The rows of a .npy, .npz, .safetensors or .parquet file. UserError: it is none, or holds no single matrix."""
-    try:
-        if path.suffix == ".npy":
-            rows = Rows(np.load(path, mmap_mode="r", allow_pickle=False))
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                rows = Rows(arrays[_only(path, list(arrays.files))])
-        elif path.suffix == ".safetensors":
-            rows = _of_safetensors(path)
-        elif path.suffix == ".parquet":
-            rows = Rows(pd.read_parquet(path).to_numpy("float32"))
-        else:
-            raise UserError(f"toy.file={path} must end in .npy, .npz, .safetensors or .parquet")
-    except UserError:
-        raise
-    except Exception as error:  # whatever the readers raise on files that are damaged
-        raise UserError(f"toy.file={path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if rows.numbers.ndim != 2 or not rows.numbers.size:
-        raise UserError(f"toy.file={path} holds {list(rows.numbers.shape)}, wanted [rows, numbers]")
-    if not rows.bfloat16 and rows.numbers.dtype.kind not in "fiu":
-        raise UserError(f"toy.file={path} holds {rows.numbers.dtype}, wanted numbers")
-    return rows
-
-
-def _only(path: Path, names: Sequence[str]) -> str:
-    if len(names) != 1:
-        raise UserError(f"toy.file={path} holds {len(names)} arrays ({', '.join(names[:6])}), wanted one")
-    return names[0]
-
-
-def _of_safetensors(path: Path) -> Rows:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    about = header[_only(path, list(header))]
-    if about["dtype"] not in _TYPES:
-        raise UserError(f"toy.file={path} holds {about['dtype']}, wanted one of {', '.join(_TYPES)}")
-    begin = 8 + length + about["data_offsets"][0]
-    numbers = np.memmap(path, _TYPES[about["dtype"]], "r", begin, tuple(about["shape"]))
-    return Rows(numbers, about["dtype"] == "BF16")
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What is true of each row of a file.
-
-    names: of the factors, m's first; values: of each, those it has, sorted; codes: of each [N] int32, a place among the
-    values; weights: of the rows [N] float64, 1 in sum; held_out: which rows [N] are measured on and not trained on,
-    None where all rows are for both
-    """
-
-    names: tuple[str, ...]
-    values: tuple[tuple[str, ...], ...]
-    codes: tuple[NDArray[np.int32], ...]
-    weights: NDArray[np.float64]
-    held_out: NDArray[np.bool_] | None = None
-
-
-def read_factors(path: Path, weights: str | None, held_out: str | None = None, seed: int = 0) -> Factors:
-    """The factors of a .csv or .parquet file. UserError, one line, for what cannot be meant.
-
-    weights: the column that weights the rows; held_out: the column that holds some out, or the share that is, of which
-    `seed` then says which rows these are
-    """
-    where = f"toy.factors={path}"
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, encoding="utf-8-sig")
-    except Exception as error:  # whatever the readers raise on files that are damaged
-        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if weights is not None and weights not in table:
-        raise UserError(f"toy.weights={show(weights)} is no column of {path}: {', '.join(map(str, table))}")
-    names = [str(name) for name in table if name not in (weights, held_out)]
-    if not 1 <= len(names) <= len(FACTORS):
-        raise UserError(f"{where} has {len(names)} factors, wanted one to four: {', '.join(names[:6])}")
-    codes, values = [], []
-    for name in names:
-        missing = table[name].isna()
-        if missing.any():
-            raise UserError(f"{where}: row {int(missing.argmax())} has no {name}")
-        found, kinds = pd.factorize(table[name], sort=True)
-        if len(kinds) < 2:
-            raise UserError(f"{where}: {name} is {kinds[0]} in every row and tells nothing apart: leave it out")
-        codes.append(found.astype(np.int32))
-        values.append(tuple(map(str, kinds)))
-    share = np.ones(len(table)) if weights is None else table[weights].to_numpy("float64")
-    if not (np.isfinite(share).all() and (share >= 0).all() and share.sum() > 0):
-        raise UserError(f"{where}: {weights} must hold finite numbers from 0, and not only 0")
-    apart = None if held_out is None else _held_out(where, table, held_out, seed)
-    for part in () if apart is None else (apart, ~apart):
-        if not share[part].sum() > 0:
-            raise UserError(f"{where}: toy.held_out={held_out} leaves no row of any weight on one of its sides")
-    return Factors(tuple(names), tuple(values), tuple(codes), share / share.sum(), apart)
-
-
-def _held_out(where: str, table: pd.DataFrame, held_out: str, seed: int) -> NDArray[np.bool_]:
-    """Which rows of a table of factors [N] are held out, by a column of it or as a share."""
-    if held_out in table:
-        column = table[held_out]
-        if not column.isin((0, 1)).all():  # true and false are 1 and 0
-            raise UserError(f"{where}: {held_out} must be true or false (1 or 0) in every row, to hold rows out")
-        return column.to_numpy(bool)
-    try:
-        count = round(float(held_out) * len(table))
-    except ValueError:
-        columns = list(map(str, table))
-        raise UserError(
-            f"toy.held_out={show(held_out)} is neither a share nor a column of the factors{nearest(held_out, columns)}"
-        ) from None
-    if not 0 < count < len(table):
-        raise UserError(f"toy.held_out={held_out} is no share of {len(table)} rows: it must lie between 0 and 1")
-    found = np.zeros(len(table), bool)
-    found[np.random.default_rng(derive_seed("held_out", seed)).permutation(len(table))[:count]] = True
-    return found
-
-
-def read_readout(path: Path) -> dict[str, Tensor]:
-    """W_U [d, outputs], b_U [outputs] and, where the file has them, targets [N] int64 of a .npz or .safetensors file.
-
-    A row's output is activation @ W_U + b_U; its target is the output that is right. UserError, one line.
-    """
-    where = f"toy.readout={path}"
-    if path.suffix not in (".npz", ".safetensors"):
-        raise UserError(f"{where} must end in .npz or .safetensors")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        else:
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-    except Exception as error:  # whatever the readers raise on files that are damaged
-        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    unknown = sorted(found.keys() - {"W_U", "b_U", "targets"})
-    if unknown or "W_U" not in found:
-        raise UserError(f"{where} holds {', '.join(sorted(found))}, wanted W_U and, if there are any, b_U and targets")
-    W_U, b_U, targets = found["W_U"], found.get("b_U"), found.get("targets")
-    if W_U.dim() != 2 or not W_U.numel():
-        raise UserError(f"{where}: W_U is {list(W_U.shape)}, wanted [d, outputs]")
-    bias = torch.zeros(W_U.shape[1]) if b_U is None else b_U
-    if tuple(bias.shape) != tuple(W_U.shape[1:]):
-        raise UserError(f"{where}: b_U is {list(bias.shape)}, wanted [{W_U.shape[1]}]")
-    numbers = {"W_U": W_U.float().contiguous(), "b_U": bias.float()}
-    for name, tensor in numbers.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{where}: {name} holds nan or infinity")
-    if targets is not None:
-        if targets.dim() != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-            raise UserError(f"{where}: targets are {list(targets.shape)} {targets.dtype}, wanted [N] whole numbers")
-        numbers["targets"] = targets.long()
-        if not ((numbers["targets"] >= 0) & (numbers["targets"] < W_U.shape[1])).all():
-            raise UserError(f"{where}: targets must be outputs, from 0 to {W_U.shape[1] - 1}")
-    return numbers
-
-
-@dataclass(frozen=True)
-class TableCells:
-    """The classes of rows that differ in no factor; `name` tells tables apart. See `classes.Factored`."""
-
-    name: str
-    d_vocab: int
-    factors: dict[str, NDArray[np.int32]] = field(compare=False)
-    names: tuple[str, ...] = ()
-    values: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def count(self) -> int:
-        """T, the number of cells."""
-        return len(self.factors["m"])
-
-    def partition(self, name: str) -> Partition:
-        """The cells told apart by the factors in `name` only."""
-        return partition_by(self.factors, name)
-
-    def spelled(self, factor: str, value: int) -> str:
-        """A value of a factor in the user's words, as in "letter=a"; nothing of a factor that the table lacks."""
-        place = FACTORS.index(factor)
-        if place >= len(self.names):
-            return ""
-        return f"{self.names[place]}={self.values[place][value - (factor == 'c')]}"
-
-
-def cells_of(factors: Factors, name: str) -> tuple[TableCells, NDArray[np.int64]]:
-    """The cells of a table of factors, and the cell of each row [N]."""
-    cells, of_row = np.unique(np.stack(factors.codes, 1), axis=0, return_inverse=True)
-    columns = {factor: np.full(len(cells), NONE, np.int32) for factor in FACTORS}
-    columns["c"][:] = 1
-    for factor, column in zip(FACTORS, cells.T, strict=False):
-        columns[factor] = np.ascontiguousarray(column) + np.int32(factor == "c")
-    found = TableCells(name, len(factors.values[0]), columns, factors.names, factors.values)
-    return found, of_row.reshape(-1).astype(np.int64)
 
 
 class Activations:
@@ -464,19 +253,36 @@ register(
         description="rows of a file, with a table that says what is true of each: .npy, .npz, .safetensors, .parquet",
         settings={
             # A path says nothing about the numbers; what the file holds does.
-            "file": Setting(None, "numbers [N, d]", kind="str", optional=True, told=False),
-            "factors": Setting(None, "a .csv or .parquet of N rows of factors", kind="str", optional=True, told=False),
-            "weights": Setting(None, "the column of the factors that weights rows", kind="str", optional=True),
+            "file": Setting(
+                None, "path of the activations, an array of N rows; required", kind="str", optional=True, told=False
+            ),
+            "factors": Setting(
+                None,
+                "path of a .csv or .parquet that says what is true of each of the N rows, with a column for each "
+                "factor",
+                kind="str",
+                optional=True,
+                told=False,
+            ),
+            "weights": Setting(
+                None, "column of that table by which rows are weighted; null: all rows alike", kind="str", optional=True
+            ),
             "held_out": Setting(
                 None,
-                "a column that is true of the rows to measure on, not to train on, or what share of rows that is",
+                "rows to measure on and not to train on: a column of that table that is true for them, or a share such "
+                "as 0.2; null: all rows are for both",
                 kind="str",
                 optional=True,
                 legacy=None,
                 verbatim=True,
             ),
             "readout": Setting(
-                None, ".npz or .safetensors of W_U, b_U, targets: KL and loss", kind="str", optional=True, told=False
+                None,
+                "path of a .npz or .safetensors with W_U, b_U and targets, from which KL and the model's loss are "
+                "measured; null: neither is",
+                kind="str",
+                optional=True,
+                told=False,
             ),
             "readout_digest": Setting(None, "of its content", kind="str", optional=True, given=False, legacy=None),
             "outputs": Setting(0, "of the read-out", given=False, legacy=0),

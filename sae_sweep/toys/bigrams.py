@@ -184,8 +184,10 @@ register(
         settings={
             **TRANSFORMER,
             **RECIPE,
-            "contexts": Setting(4, "how many contexts there are", ge=2),
-            "contrast": Setting(0.2, "how little their tables correlate: 0 not to be told apart", ge=0, le=1),
+            "contexts": Setting(4, "how many contexts there are, each with a bigram table of its own", ge=2),
+            "contrast": Setting(
+                0.2, "how much the tables differ: the logits of two contexts correlate by 1 − contrast", ge=0, le=1
+            ),
         },
         defaults={"d_vocab": 16, "batch_size": 256, "lr": 3e-3},
         train=train,

@@ -240,7 +240,13 @@ register(
         description="a trained one-layer attention-only max-of-k transformer of any number of heads, from a file",
         settings={
             # A path says nothing about the numbers; what the file holds does.
-            "file": Setting(None, "safetensors, named as in TransformerLens", kind="str", optional=True, told=False),
+            "file": Setting(
+                None,
+                "path of a .safetensors of the transformer, its tensors named as in TransformerLens; required",
+                kind="str",
+                optional=True,
+                told=False,
+            ),
             "digest": Setting(None, "of its content", kind="str", optional=True, given=False),
             **{name: Setting(setting.default, setting.help, given=False) for name, setting in TRANSFORMER.items()},
             "heads": Setting(1, "of attention", given=False),

@@ -90,7 +90,7 @@ for name, weigh, description in (
     (
         "copies_vary",
         preferring(_only_copies_differ, "mc"),
-        "the same, with the next smaller token as runner-up and every number of copies equally likely",
+        "as query_is_max, with the next smaller token as runner-up and every number of copies equally likely",
     ),
 ):
     register(DistributionKind(name=name, description=description, weigh=weigh))
@@ -101,7 +101,7 @@ register(
         description="a CSV of weights: columns out of m, q, n, c, and weight; distribution=FILE is the short form",
         settings={
             # A path says nothing about the numbers; what the file holds does.
-            "file": Setting(None, "the CSV", kind="str", optional=True, told=False),
+            "file": Setting(None, "path of the CSV", kind="str", optional=True, told=False),
             "digest": Setting(None, "of its content", kind="str", optional=True, given=False),
         },
         weigh=_from_file,

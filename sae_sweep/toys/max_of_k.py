@@ -288,16 +288,16 @@ def training_cost(toy: Toy) -> tuple[int, int]:
 
 
 TRANSFORMER = {
-    "d_vocab": Setting(64, "tokens", ge=2),
-    "k": Setting(4, "tokens of an input", ge=2),
-    "d_model": Setting(32, "numbers of the residual stream", ge=1),
-    "d_head": Setting(32, ge=1),
+    "d_vocab": Setting(64, "size of the vocabulary: tokens are 0 to d_vocab − 1", ge=2),
+    "k": Setting(4, "how many tokens an input has", ge=2),
+    "d_model": Setting(32, "dimension of the residual stream", ge=1),
+    "d_head": Setting(32, "dimension of the attention head", ge=1),
 }
 RECIPE = {
-    "steps": Setting(3000, "of AdamW", ge=1),
-    "batch_size": Setting(128, ge=1),
-    "lr": Setting(1e-3, gt=0),
-    "weight_decay": Setting(0.01, ge=0),
+    "steps": Setting(3000, "steps of AdamW that train the transformer", ge=1),
+    "batch_size": Setting(128, "inputs of such a step", ge=1),
+    "lr": Setting(1e-3, "learning rate of AdamW", gt=0),
+    "weight_decay": Setting(0.01, "weight decay of AdamW", ge=0),
 }
 PRE_UNEMBED = register(SiteKind(name="pre_unembed", description="the last position's residual before W_U"))
 POST_UNEMBED = register(SiteKind(name="post_unembed", description="the last position's logits"))
@@ -310,7 +310,11 @@ register(
         source="arXiv 2406.11779",
         settings={
             **TRANSFORMER,
-            "distribution": Setting("uniform", "of its training inputs", choices=("uniform", "max_stratified")),
+            "distribution": Setting(
+                "uniform",
+                "what the transformer is trained on: all sequences alike (uniform), or all maxima alike",
+                choices=("uniform", "max_stratified"),
+            ),
             **RECIPE,
             **ANSWERS,
         },

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 Report = Callable[[int, float], None]
 # Of a toy that answers: it changes no number, only what is said of verdicts.
 ANSWERS = {
-    "least_accuracy": Setting(LEAST_ACCURACY, "below it a warning stands beside each verdict", ge=0, le=1, told=False)
+    "least_accuracy": Setting(
+        LEAST_ACCURACY,
+        "a toy that answers a smaller share of its inputs right has a warning beside each verdict",
+        ge=0,
+        le=1,
+        told=False,
+    )
 }
 
 
@@ -116,6 +122,10 @@ def _alike(toy: Toy) -> Any:
     return None
 
 
+def _itself(toy: Toy) -> Toy:
+    return toy
+
+
 def _as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -139,6 +149,7 @@ class ToyKind(Kind):
     trains(toy): steps of training and multiplications in each, for the planner; (0, 0) where nothing is trained
     model_cost: what an input's activations take, in those of max-of-K
     resolve(settings) -> settings that follow from those given, such as sizes in a file; UserError if it cannot be read
+    parts(toy): of a preset of `planted`, the planted toy that it is
     """
 
     family = "toy"
@@ -159,6 +170,7 @@ class ToyKind(Kind):
     model_cost: float = 1.0
     stack_key: Callable[[Toy], Any] = _alike
     resolve: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_given
+    parts: Callable[[Toy], Toy] = _itself
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What a W&B run of ours holds: the run of a point from its record, the run of a sweep from its results table.
 
-Keys are constant over points and sweeps, since a W&B project takes about 10,000 names.
+Keys are those of `keys`, constant over points and sweeps, since a W&B project takes about 10,000 names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep.config.settings import Encoder, Sae, Site, counts
+from sae_sweep.reports.factor_names import FactorNames
+from sae_sweep.tracking.keys import FIGURE, TRAINING, UNTRAINED, front_key, key
 from sae_sweep.tracking.process import Run
 
 if TYPE_CHECKING:
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
 
 # A row costs about 0.4 ms, most of the price of logging a point; the record in the store keeps every row.
 CURVE_ROWS = 40
-
-# Before the key of a figure in the sweep's run.
-FIGURE = "figure/"
 
 # In the fingerprint of a run that carries files: asked for later, it is logged anew.
 WITH_FILES = "+files"
@@ -37,18 +36,19 @@ def run_id(point_id: str, sweep: str) -> str:
 
 
 def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None, job_type: str | None = None) -> Run:
-    """The run of a finished point: all its settings, the training curve as `train/…`, its metrics as they are named
-    in the results table, as `untrained/…` the same of its start, and the files of its `folder` if that is given."""
+    """The run of a finished point: all its settings, the training curve as `training/…`, its metrics, as `untrained/…`
+    the same of its start, and the files of its `folder` if that is given."""
     from sae_sweep.store.results import of_the_run
 
     settings = record["settings"]
     curve = [
-        (int(row["step"]), {f"train/{key}": _plain(value) for key, value in row.items() if key != "step"})
+        (int(row["step"]), {key(name, TRAINING): _plain(value) for name, value in row.items() if name != "step"})
         for row in _thinned(record["curve"])
     ]
     # Of its training: how often latents were revived, where it ended, whether it had settled.
-    summary = {key: _plain(value) for key, value in {**record["metrics"], **of_the_run(record)}.items()}
-    summary |= {f"untrained/{key}": _plain(value) for key, value in record["untrained"].items()}
+    of_all = {**record["metrics"], **of_the_run(record)}
+    summary = {key(name): _plain(value) for name, value in of_all.items()}
+    summary |= {key(name, UNTRAINED): _plain(value) for name, value in record["untrained"].items()}
     # W&B cannot draw some of the runs in one panel and others in the next: each penalty's FVU has a name of its own.
     sae = settings["sae"]
     counted = counts(sae["architecture"])
@@ -69,11 +69,6 @@ def point_run(record: Mapping[str, Any], sweep: str, folder: Path | None = None,
         summary=summary,
         folder=str(folder) if folder else None,
     )
-
-
-def front_key(penalty: str) -> str:
-    """The name of the FVU of SAEs of one penalty, or of an architecture that counts: "fvu_of_l1"."""
-    return f"fvu_of_{penalty}"
 
 
 def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -109,9 +104,10 @@ def sweep_run(
     verdicts: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
 ) -> Run:
-    """The run of a sweep: its tables (results, untrained starts, claims) and figures, and a few numbers as summary.
+    """The run of a sweep: its tables (results, untrained starts, verdicts) and figures, and a few numbers as summary.
 
-    Its id follows from the name alone: a sweep that was interrupted and completed is one run.
+    config: what was run; its `factors` are the user's names of factors, which the figures have too. The id follows from
+    the name alone: a sweep that was interrupted and completed is one run.
     """
     content = repr([frame.to_csv(), None if untrained is None else untrained.to_csv(), [*map(dict, verdicts)], config])
     slug = re.sub(r"[^a-zA-Z0-9_-]+", "-", sweep)[:40]
@@ -122,7 +118,7 @@ def sweep_run(
     if verdicts:
         # What answers stands first.
         columns = list(dict.fromkeys(["verdict", "sentence", *verdicts[0]]))
-        tables["claims"] = _table(columns, [[row[column] for column in columns] for row in verdicts])
+        tables["verdicts"] = _table(columns, [[row[column] for column in columns] for row in verdicts])
     return Run(
         id=f"sweep-{slug}-{_digest(sweep)}",
         fingerprint=_digest(content),
@@ -131,7 +127,7 @@ def sweep_run(
         config={**config, "sweep": sweep},
         history=(),
         summary=_sweep_summary(frame),
-        media=tables | _figures(frame, frame.iloc[:0] if untrained is None else untrained),
+        media=tables | _figures(frame, frame.iloc[:0] if untrained is None else untrained, FactorNames.of(config)),
     )
 
 
@@ -140,19 +136,21 @@ def _sweep_summary(frame: pd.DataFrame) -> dict[str, Any]:
     counts = ("owned_maxes", "splits_per_max", "distinct_splits_per_max", "duplicates_per_max")
     best = {"fvu": "lowest", "l0": "lowest", **dict.fromkeys(counts, "most")}
     how = {"lowest": "min", "most": "max"}
-    values = {f"{word}_{column}": _plain(frame[column].astype(float).agg(how[word])) for column, word in best.items()}
+    values = {
+        f"{word}_{key(column)}": _plain(frame[column].astype(float).agg(how[word])) for column, word in best.items()
+    }
     return {"points": len(frame), "points_on_front": int(frame["on_front"].astype(float).sum()), **values}
 
 
-def _figures(frame: pd.DataFrame, untrained: pd.DataFrame) -> dict[str, Any]:
+def _figures(frame: pd.DataFrame, untrained: pd.DataFrame, names: FactorNames) -> dict[str, Any]:
     """The figures of the report page, but for those that need records."""
     from sae_sweep.reports.figures import FIGURES
     from sae_sweep.reports.material import Finished
 
     finished = Finished(frame, untrained)
     tables = {figure: figure.table(finished) for figure in FIGURES} if len(frame) else {}
-    drawn = {figure.key: figure.draw(table) for figure, table in tables.items() if len(table)}
-    return {f"{FIGURE}{key}": {"figure": json.loads(figure.to_json())} for key, figure in drawn.items()}
+    drawn = {figure.key: names.figure(figure.draw(table)) for figure, table in tables.items() if len(table)}
+    return {f"{FIGURE}/{name}": {"figure": json.loads(figure.to_json())} for name, figure in drawn.items()}
 
 
 def _frame_table(frame: pd.DataFrame) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 A saved view for each sweep, of the runs of its group, and with several seeds one more in which W&B groups the runs of a
 setting. W&B draws marks of runs, not lines through them: a front is drawn as the running minimum of FVU from left to
-right, with a panel for every penalty, since each logs its FVU under a name of its own too (`fvu_of_l1`).
+right, with a panel for every penalty, since each logs its FVU under a key of its own too (`fvu_by_penalty/l1`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from sae_sweep.config.columns import LABELS, is_seed
 from sae_sweep.config.logger import Logger
 from sae_sweep.config.settings import counts
 from sae_sweep.errors import EnvironmentProblem
-from sae_sweep.tracking.content import FIGURE, front_key, run_id
+from sae_sweep.reports.factor_names import FactorNames
+from sae_sweep.tracking.content import run_id
+from sae_sweep.tracking.keys import FIGURE, TRAINING, front_key, key
 from sae_sweep.tracking.process import own_environment, set_up
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too: one for each penalty, in the order of the table.
@@ -32,25 +34,30 @@ _SHADES = ("#fee838", "#bcae6c", "#7d7c78", "#404c6b", "#00204d")
 _MOST_COLOURED = 1000
 # Runs that a chart of training curves draws.
 _MOST_CURVES = 100
-_LABELS = tuple(f"label_{label}" for label in LABELS)
-_COUNTS = ("owned_maxes", "splits_per_max", "distinct_splits_per_max", "duplicates_per_max")
-_RUN_TABLE = ("l0", "fvu", "loss", *_COUNTS, "dead_latents", "label_mq")
+_LABELS = tuple(key(f"label_{label}") for label in LABELS)
+_COUNTS = tuple(map(key, ("owned_maxes", "splits_per_max", "distinct_splits_per_max", "duplicates_per_max")))
+_OWNED, _SPLITS, _DISTINCT, _DUPLICATES = _COUNTS
+_RUN_TABLE = ("l0", "fvu", "loss", *_COUNTS, "dead_latents", key("label_mq"))
 
 
-def views(sweep: str, frame: pd.DataFrame, varied: Sequence[str], entity: str, project: str) -> list[ws.Workspace]:
+def views(sweep: str, frame: pd.DataFrame, info: Mapping[str, Any], entity: str, project: str) -> list[ws.Workspace]:
     """The saved views of a sweep.
 
-    frame: its results table, not empty; varied: the dotted keys that it varies (sweep.yaml).
+    frame: its results table, not empty; info: its sweep.yaml, which says what it varies and the names of factors.
     """
+    varied = info["varied"]
     sections = _sections(frame, varied)
+    panels: list[Any] = [panel for section in sections for panel in section.panels if getattr(panel, "title", None)]
+    for panel in panels:
+        panel.title = FactorNames.of(info).say(panel.title)
     settings = ws.WorkspaceSettings(max_runs=_MOST_CURVES, remove_legends_from_panels=len(frame) > _MOST_CURVES)
 
     def view(name: str, groupby: Sequence[str]) -> ws.Workspace:
-        columns = [*(_column(key) for key in varied), *(f"summary:{name}" for name in _RUN_TABLE)]
+        columns = [*map(_column, varied), *(f"summary:{name}" for name in _RUN_TABLE)]
         runs = ws.RunsetSettings(
             filters=[ws.Config("sweep") == sweep],
             order=[ws.Ordering(ws.Summary("fvu"), ascending=True)],
-            groupby=[ws.Config(key) for key in groupby],
+            groupby=[*map(ws.Config, groupby)],
             pinned_columns=columns,
             run_settings=_colours(frame, sweep),
         )
@@ -59,7 +66,7 @@ def views(sweep: str, frame: pd.DataFrame, varied: Sequence[str], entity: str, p
         )
 
     found = [view(sweep, ())]
-    settings_alone = [key for key in varied if not is_seed(key)]
+    settings_alone = [each for each in varied if not is_seed(each)]
     if 0 < len(settings_alone) < len(varied):
         found.append(view(f"{sweep}, means over seeds", settings_alone))
     return found
@@ -99,14 +106,13 @@ def _scatter(x: Any, y: Any, title: str, log_x: bool = True, **more: Any) -> wr.
 
 
 def _splits() -> Iterator[Any]:
-    yield _scatter("l0", "splits_per_max", "Split latents per maximum against L0")
-    yield _scatter("l0", "distinct_splits_per_max", "Distinct splits per maximum against L0")
-    yield _scatter("l0", "duplicates_per_max", "Duplicate latents per maximum against L0")
-    yield _scatter("l0", "owned_maxes", "Maxes with a latent of their own against L0")
+    yield _scatter("l0", _SPLITS, "Split latents per maximum against L0")
+    yield _scatter("l0", _DISTINCT, "Distinct splits per maximum against L0")
+    yield _scatter("l0", _DUPLICATES, "Duplicate latents per maximum against L0")
+    yield _scatter("l0", _OWNED, "Maxima with a latent of their own against L0")
     for name, title in (
-        ("splits_per_max", "Split latents per maximum, by width"),
-        ("distinct_splits_per_max", "Distinct splits per maximum, by width"),
-        ("duplicates_per_max", "Duplicate latents per maximum, by width"),
+        (_DISTINCT, "Distinct splits per maximum, by width"),
+        (_DUPLICATES, "Duplicate latents per maximum, by width"),
     ):
         yield _by_width(name, title)
 
@@ -133,7 +139,7 @@ def _labels() -> Iterator[Any]:
         )
     yield wr.BarPlot(
         title="Information of the top latent on query, runner-up and copies, given the maximum",
-        metrics=["info_query", "info_runner_up", "info_copies"],
+        metrics=[key(f"info_{factor}") for factor in ("query", "runner_up", "copies")],
         groupby=wr.Config("sae.init"),
         groupby_aggfunc="mean",
         orientation="v",
@@ -143,9 +149,9 @@ def _labels() -> Iterator[Any]:
 def _phases() -> Iterator[Any]:
     """Width against coefficient, the colour saying what an SAE of that setting does."""
     for name, title in (
-        ("owned_maxes", "maxes owned"),
-        ("splits_per_max", "split latents per maximum"),
-        ("duplicates_per_max", "duplicate latents per maximum"),
+        (_OWNED, "maxima with a latent of their own"),
+        (_SPLITS, "split latents per maximum"),
+        (_DUPLICATES, "duplicate latents per maximum"),
     ):
         yield wr.ScatterPlot(
             title=f"Phases: width against coefficient, colour: {title}",
@@ -160,7 +166,7 @@ def _phases() -> Iterator[Any]:
 
 def _grid(frame: pd.DataFrame, keys: Sequence[str]) -> wr.ParallelCoordinatesPlot:
     """Every axis of the grid, then what came of it."""
-    axes = [wr.ParallelCoordinatesPlotColumn(wr.Config(key), display_name=key) for key in keys if not is_seed(key)]
+    axes = [wr.ParallelCoordinatesPlotColumn(wr.Config(each), display_name=each) for each in keys if not is_seed(each)]
     results = [
         wr.ParallelCoordinatesPlotColumn(name, log=name in ("l0", "fvu") and bool((frame[name] > 0).all()))
         for name in ("l0", "fvu", *_COUNTS)
@@ -170,19 +176,19 @@ def _grid(frame: pd.DataFrame, keys: Sequence[str]) -> wr.ParallelCoordinatesPlo
 
 def _answer() -> Iterator[Any]:
     """The first screen: the verdicts, the front, splits by width, dead latents. What the sweep's own run holds."""
-    yield wr.WeavePanelSummaryTable(table_name="claims")
-    for key in ("front", "split_counts"):
-        yield wr.MediaBrowser(media_keys=[f"{FIGURE}{key}"], num_columns=1)
+    yield wr.WeavePanelSummaryTable(table_name="verdicts")
+    yield wr.MediaBrowser(media_keys=[f"{FIGURE}/front"], num_columns=1)
+    yield _by_width(_SPLITS, "Split latents per maximum, by width")
     yield _by_width("dead_latents", "Dead latents, by width")
 
 
 def _training(frame: pd.DataFrame) -> Iterator[Any]:
     for name, title in (("fvu", "FVU"), ("l0", "L0"), ("loss", "loss"), ("gradient", "Gradient's norm")):
-        yield wr.LinePlot(title=f"{title} through training", x="Step", y=[f"train/{name}"], log_y=True)
+        yield wr.LinePlot(title=f"{title} through training", x="Step", y=[key(name, TRAINING)], log_y=True)
     if frame["revived"].notna().any():
         for name, title in (("dead", "Dead latents"), ("revived", "Latents revived")):
-            yield wr.LinePlot(title=f"{title} through training", x="Step", y=[f"train/{name}"])
-    yield wr.MediaBrowser(media_keys=[f"{FIGURE}plateau"], num_columns=1)
+            yield wr.LinePlot(title=f"{title} through training", x="Step", y=[key(name, TRAINING)])
+    yield wr.MediaBrowser(media_keys=[f"{FIGURE}/plateau"], num_columns=1)
 
 
 def _gradient() -> list[wr.GradientPoint]:
@@ -206,13 +212,13 @@ def _colours(frame: pd.DataFrame, sweep: str) -> dict[str, ws.RunSettings]:
     return {run_id(str(id), sweep): ws.RunSettings(color=colour[str(name)]) for id, name in of_point}
 
 
-def _column(key: str) -> str:
+def _column(setting: str) -> str:
     """The runs table's name for a key of the configuration."""
-    first, dot, rest = key.partition(".")
+    first, dot, rest = setting.partition(".")
     return f"config:{first}.value{dot}{rest}"
 
 
-def save(folder: Path, sweep: str, frame: pd.DataFrame, varied: Sequence[str], logger: Logger) -> dict[str, str]:
+def save(folder: Path, sweep: str, frame: pd.DataFrame, info: Mapping[str, Any], logger: Logger) -> dict[str, str]:
     """Save the views in place of those of an earlier call; returns the URL of each by its name.
 
     folder: the sweep's `wandb` folder, which remembers where the views are. EnvironmentProblem: no key, or no server.
@@ -221,7 +227,7 @@ def save(folder: Path, sweep: str, frame: pd.DataFrame, varied: Sequence[str], l
     with own_environment(folder):
         client = set_up("online")
         try:
-            found = views(sweep, frame, varied, logger.entity or client.Api().default_entity, logger.project)
+            found = views(sweep, frame, info, logger.entity or client.Api().default_entity, logger.project)
             saved = {view.name: _save(view, _read(known).get(view.name)) for view in found}
         except Exception as problem:
             reason = " ".join(str(problem).split())[:200] or type(problem).__name__

@@ -166,7 +166,8 @@ class Prompt:
         return text
 
 
-@pytest.fixture(params=["bash", "zsh", "fish"])
+# An interpreter starts at each press of the tab key.
+@pytest.fixture(params=["bash", *(pytest.param(shell, marks=pytest.mark.slow) for shell in ("zsh", "fish"))])
 def prompt(request: pytest.FixtureRequest, here: Path) -> Iterator[Prompt]:
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")

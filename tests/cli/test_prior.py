@@ -90,6 +90,9 @@ def test_penalties_name_has_the_prior_at_its_ladder() -> None:
 
 
 def test_the_three_questions_are_answered() -> None:
-    out = " ".join(call("penalties").out.split())
-    for answer in ("With λ > 1 it is a Lomax", "weighted by its own product", "a mixture over the latent j that fires"):
-        assert answer in out
+    for name, answer in (
+        ("log1p", "With λ > 1 it is a Lomax"),
+        ("prod1p", "weighted by its own product"),
+        ("pair", "a mixture over the latent j that fires"),
+    ):
+        assert answer in " ".join(call("penalties", name).out.split())

@@ -14,7 +14,9 @@ from layouts import ALL, WIDTH
 from sae_sweep.api import load_toy
 from sae_sweep.store.store import Store
 
-KINDS = ["sae=relu", "sae=tied", "sae=topk", "sae=batchtopk", "sae=matryoshka", "sae=gated", "sae=jumprelu penalty=l0"]
+OTHERS = ["sae=tied", "sae=topk", "sae=matryoshka", "sae=gated"]
+KINDS = ["sae=relu", "sae=batchtopk", "sae=jumprelu penalty=l0"]
+KINDS += [pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS]
 
 
 @pytest.mark.parametrize("kind", KINDS)

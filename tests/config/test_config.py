@@ -55,9 +55,14 @@ def test_every_experiment_composes(experiment: str) -> None:
     assert len(sweep.points) > 1
     assert sweep.claims
     assert len({point.id for point in sweep.points}) == len(sweep.points)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", listing("experiment"))
+def test_every_experiment_composes_with_a_smaller_toy(experiment: str) -> None:
+    sweep = config.load([f"experiment={experiment}"])
     if any(point.sae.init == "truth" for point in sweep.points):
         return  # there are planted features in no other toy
-    # In miniature, as the tests of the runner take it.
     small = config.load([f"experiment={experiment}", "toy=small", "toy.d_vocab=16", "training.steps=2", "seed=0"])
     assert {point.toy.d_vocab for point in small.points} == {16}
 
@@ -441,11 +446,15 @@ def test_a_key_given_twice_is_refused_but_a_commands_default_gives_way() -> None
     assert values(["seed=1", *ONE], "seed") == [1]
 
 
-def test_a_large_grid_needs_yes() -> None:
+def test_a_large_grid_needs_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [*ONE, "seed=range(0,1001)", "data_seed=range(0,100)"]
     with pytest.raises(UserError, match=r"100,100 combinations, more than 100,000: pass --yes"):
         config.load(overrides)
-    assert len(config.load(overrides, yes=True).points) == 100_100
+    monkeypatch.setattr(config, "LARGEST_GRID", 100)
+    overrides = [*ONE, "seed=range(0,21)", "data_seed=range(0,5)"]
+    with pytest.raises(UserError, match=r"105 combinations, more than 100: pass --yes"):
+        config.load(overrides)
+    assert len(config.load(overrides, yes=True).points) == 105
 
 
 def test_an_unwritable_output_directory(tmp_path: Path) -> None:

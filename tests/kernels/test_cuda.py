@@ -86,7 +86,7 @@ def test_the_step_is_the_reference_step_for_every_penalty(by_entries: bool, monk
     assert agree(stack_of(chosen), batches(2, BATCH)) == [not by_entries] * len(chosen)
 
 
-@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("k", [1, 3, pytest.param(20, marks=SLOW)])
 def test_topk(k: int) -> None:
     # At k = 20 some inputs have fewer positive latents than that.
     stack = stack_of(points(PENALTIES[-1:] * 2, "topk", width=90 if k == 3 else 40, k=k))
@@ -105,12 +105,14 @@ def test_topk_keeps_the_lower_of_equal_latents() -> None:
     assert backend._trainer.candidates.sort(-1).values.unique(dim=1).tolist() == [[[3, 99]]]
 
 
+@pytest.mark.slow
 def test_many_segments_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "WIDE", 600)  # eight segments of two tiles, the last half empty
     stack = quiet(stack_of(points([PENALTIES[1], PENALTIES[7]], width=1100)))
     assert agree(stack, batches(1, 140)[:, ::5]) == [False, False]
 
 
+@pytest.mark.slow
 def test_a_latent_that_fires_on_more_inputs_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "NARROW", 0)
     monkeypatch.setattr(tiling, "WORDS", 2)  # of three, the last with six inputs

@@ -11,11 +11,11 @@ import numba
 import numpy as np
 import pytest
 import torch
-from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, points, stack_of, start_of
+from stacks import EXCLUSIVE, EXCLUSIVE_PI, FEW, PENALTIES, batches, cpu_backend, points, stack_of, start_of
 
 from sae_sweep import registry
 from sae_sweep.config.settings import Penalty, Point, Sae
-from sae_sweep.kernels.cpu import architecture_steps, narrow, work_queue
+from sae_sweep.kernels.cpu import architecture_steps, tile_stack, work_queue
 from sae_sweep.kernels.cpu import backend as cpu
 from sae_sweep.kernels.cpu import sparse_step as sparse
 from sae_sweep.kernels.cpu.backend import CpuBackend
@@ -31,16 +31,19 @@ from sae_sweep.sweep.backend import pick_backend
 
 L0 = Penalty("l0", 0.1)
 KINDS = [
-    ("relu", PENALTIES),
+    ("relu", FEW),
     ("topk", PENALTIES[-1:] * 2),
     ("batchtopk", PENALTIES[-1:] * 2),
-    ("jumprelu", [L0, *PENALTIES]),
-    ("gated", PENALTIES),
+    ("jumprelu", [L0, *PENALTIES[:3], PENALTIES[-1]]),
+    ("gated", [*PENALTIES[:4], PENALTIES[-1]]),
     ("matryoshka", PENALTIES[-1:] * 2),
-    ("tied", PENALTIES),
+    ("tied", [*PENALTIES[:4], PENALTIES[-1]]),
     *((architecture, [EXCLUSIVE] * 2) for architecture in ("relu", "jumprelu", "gated", "tied")),
     *((architecture, [EXCLUSIVE_PI] * 2) for architecture in ("relu", "jumprelu", "gated", "tied")),
 ]
+# Each penalty is compiled for itself, which takes most of a second.
+WITH_ALL = [("jumprelu", [L0, *PENALTIES]), *((architecture, PENALTIES) for architecture in ("relu", "gated", "tied"))]
+WITH_ALL = [pytest.param(*case, marks=pytest.mark.slow) for case in WITH_ALL]
 # Architectures, each with its penalties; and a penalty that needs the whole batch before its slopes.
 EACH = KINDS[:7]
 SEVERAL = [*EACH, ("relu", [EXCLUSIVE_PI] * 4), ("jumprelu", [EXCLUSIVE_PI] * 4)]
@@ -81,7 +84,7 @@ def train_alone(point: Point, data: torch.Tensor) -> torch.Tensor:
     return torch.cat([leaf.detach().flatten() for leaf in leaves])
 
 
-@pytest.mark.parametrize(("architecture", "penalties"), KINDS)
+@pytest.mark.parametrize(("architecture", "penalties"), [*KINDS, *WITH_ALL])
 def test_a_stack_equals_separate_adam_runs(architecture: str, penalties: list[Penalty]) -> None:
     chosen = points(penalties, architecture, clip=2.0, coefficient_warmup=0.5)
     # A stack holds different learning rates too.
@@ -131,7 +134,7 @@ def test_what_fails_behind_an_address_fails_in_its_caller() -> None:
         call(address_of(rooms, signature), 1 << 50)
 
 
-@pytest.mark.parametrize(("architecture", "penalties"), KINDS)
+@pytest.mark.parametrize(("architecture", "penalties"), [*KINDS, *WITH_ALL])
 @pytest.mark.parametrize("width", [40, 2500])
 def test_the_compiled_step_is_the_reference_step(architecture: str, penalties: list[Penalty], width: int) -> None:
     chosen = points(penalties, architecture, width, clip=5.0)
@@ -213,9 +216,10 @@ def test_levels_of_a_width_that_is_no_power_of_two() -> None:
                 step_alike(backend, compiled, reference, x)
 
 
+@pytest.mark.parametrize("penalties", [FEW, pytest.param(PENALTIES, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("architecture", ["relu", "tied"])
-def test_dense_and_sparse_work_agree(architecture: str) -> None:
-    chosen = points(PENALTIES, architecture, width=2 * DENSE_AT_LEAST)
+def test_dense_and_sparse_work_agree(architecture: str, penalties: list[Penalty]) -> None:
+    chosen = points(penalties, architecture, width=2 * DENSE_AT_LEAST)
     data = batches(1)
     dense, sparse = stack_of(chosen), stack_of(chosen)
     sparse.density.zero_()
@@ -230,7 +234,7 @@ def test_dense_and_sparse_work_agree(architecture: str) -> None:
 def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut even small SAEs into parts and slices, as only wide ones are otherwise."""
     monkeypatch.setattr(cpu, "PART", 1 << 15)
-    monkeypatch.setattr(narrow, "PART", 1 << 15)
+    monkeypatch.setattr(tile_stack, "PART", 1 << 15)
 
 
 def trained(chosen: list[Point], data: torch.Tensor, threads: int = 2) -> Stack:
@@ -243,7 +247,7 @@ def trained(chosen: list[Point], data: torch.Tensor, threads: int = 2) -> Stack:
 
 
 @pytest.mark.parametrize(("architecture", "penalties"), SEVERAL)
-@pytest.mark.parametrize("width", [40, 501, 3000])
+@pytest.mark.parametrize("width", [40, pytest.param(501, marks=pytest.mark.slow), 3000])
 def test_company_and_threads_change_no_bit(
     architecture: str, penalties: list[Penalty], width: int, many_parts: None
 ) -> None:
@@ -320,7 +324,7 @@ def test_parts_and_full_lists_change_no_more_than_the_order_of_sums(
 
     whole = first_step()
     monkeypatch.setattr(cpu, "PART", 1 << 15)
-    monkeypatch.setattr(narrow, "PART", 1 << 15)
+    monkeypatch.setattr(tile_stack, "PART", 1 << 15)
     in_parts = first_step()
     monkeypatch.setattr(cpu, "ENTRIES", 1)  # room for one input that is wholly active, and hardly more
     in_rounds = first_step()
@@ -400,7 +404,13 @@ def test_the_reference_breaks_alone_too() -> None:
     assert torch.equal(mixed.flat[2], whole.flat[2])
 
 
-@pytest.mark.parametrize("penalty", [penalty for penalty in PENALTIES if penalty.name != "none"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        pytest.param(penalty, id=penalty.name, marks=() if penalty in FEW else pytest.mark.slow)
+        for penalty in PENALTIES[:-1]
+    ],
+)
 def test_a_gradient_too_long_to_be_a_number_breaks_an_sae_and_does_not_freeze_it(penalty: Penalty) -> None:
     """Scaled down by its infinite norm it would be nothing, and the start would pass for a trained SAE."""
     huge = penalty.replace(coefficient=1e30)

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from stacks import EXCLUSIVE, EXCLUSIVE_PI, PENALTIES, batches, cpu_backend, points, stack_of
+from stacks import EXCLUSIVE, EXCLUSIVE_PI, FEW, PENALTIES, batches, cpu_backend, points, stack_of
 from test_kernels import step_alike
 
 from sae_sweep.config.settings import Penalty
@@ -70,7 +70,10 @@ def test_of_equal_ranks_the_lower_latent_stays(k: int) -> None:
         assert latents[ranks[:, r] > 0, r].tolist() == positive
 
 
-@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda penalty: penalty.name)
+@pytest.mark.parametrize(
+    "penalty",
+    [pytest.param(penalty, id=penalty.name, marks=() if penalty in FEW else pytest.mark.slow) for penalty in PENALTIES],
+)
 def test_penalties_in_vectors_are_autograds(penalty: Penalty) -> None:
     width = 20
     generator = np.random.default_rng(0)
@@ -112,15 +115,16 @@ def test_which_saes_are_narrow() -> None:
     assert narrow_ones(PENALTIES[:1], "gated", 40) == [False]
 
 
+@pytest.mark.parametrize("many", [FEW, pytest.param(PENALTIES, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("above", [-1.0, 1.0], ids=["products", "bits"])
 @pytest.mark.parametrize(("b", "d", "width"), [(64, 32, 16), (100, 16, 70), (30, 20, 33)])
 def test_products_and_bits_are_the_reference(
-    above: float, b: int, d: int, width: int, monkeypatch: pytest.MonkeyPatch
+    above: float, b: int, d: int, width: int, many: list[Penalty], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the last tile is not full, and a row no whole vectors."""
     monkeypatch.setattr(narrow, "NARROW_DENSE_ABOVE", above)
     cases = [
-        ("relu", PENALTIES, 0),
+        ("relu", many, 0),
         ("relu", [EXCLUSIVE] * 2, 0),
         ("topk", PENALTIES[-1:], 1),
         ("topk", PENALTIES[-1:], 4),

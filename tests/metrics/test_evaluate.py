@@ -54,6 +54,8 @@ def test_one_latent_per_maximum():
     assert result.metrics["owned_maxes"] == result.metrics["label_m"] == 6
     assert result.per_max == {"splits": [0] * 6, "duplicates": [0] * 6}
     assert result.metrics["info_query"] == pytest.approx(0, abs=1e-9)
+    # Each of six latents fires on a sixth of the weight, always alike.
+    assert result.metrics["description_length"] == pytest.approx(np.log2(6) + 5 * np.log2(6 / 5))
     table = result.latents
     assert table["label_class"].tolist() == [f"m={m}" for m in range(6)]
     assert table["owner"].tolist() == list(range(6))
@@ -105,6 +107,9 @@ def test_what_depends_on_the_inputs_alone_is_kept_while_they_are(monkeypatch):
     assert len(made) == len(list(evaluation_batches.blocks(everything, evaluate.BLOCK_INPUTS)))
     monkeypatch.setattr(evaluation_batches, "KEPT_NUMBERS", 0)
     assert first.metrics == second.metrics == found(sae).metrics
+    (x, true), again = everything.labelled(9), evaluation_batches.labelled(everything, 9)
+    assert x.equal(again[0]) and true.equal(again[1])
+    assert evaluation_batches.labelled(everything, 9) is again
     held = len(evaluation_batches._kept)
     del everything
     assert len(evaluation_batches._kept) == held - 1
@@ -145,6 +150,7 @@ def test_diverged_sae_is_measured_as_nan():
     metrics = found(sae).metrics
     assert np.isnan(metrics["fvu"]) and np.isnan(metrics["squared_error"])
     assert metrics["live_latents"] == 0
+    assert metrics["description_length"] is None
 
 
 def test_a_planted_toy_without_cells_is_measured_by_its_features() -> None:

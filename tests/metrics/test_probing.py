@@ -231,7 +231,7 @@ def test_a_probe_is_scored_on_inputs_that_it_was_not_trained_on() -> None:
 
 
 @pytest.mark.usefixtures("few_inputs_for_constants")
-@pytest.mark.parametrize("toy", ["parents", "independent"])
+@pytest.mark.parametrize("toy", ["parents", pytest.param("independent", marks=pytest.mark.slow)])
 def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric, "PROBE_INPUTS", 3_000)
     words = [f"toy={toy}", "toy.features=4", "toy.d_model=8", "sae.init=oracle", "name=p"]
@@ -254,7 +254,7 @@ def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("few_inputs_for_constants")
-@pytest.mark.parametrize("asked", ["priors", "structure"])
+@pytest.mark.parametrize("asked", [pytest.param("priors", marks=pytest.mark.slow), "structure"])
 def test_priors_and_structure_are_asked_for_too(asked: str, tmp_path: Path) -> None:
     words = ["toy=parents", "toy.features=4", "toy.d_model=8", "sae.width=12", "sae.init=oracle", "sae.partition=mq"]
     words += ["sae.margin=0.7", "penalty.coefficient=0.01", "training.steps=2", "training.batch_size=64", "name=p"]

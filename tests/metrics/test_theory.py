@@ -70,6 +70,7 @@ def test_which_points_have_costs() -> None:
     assert found[wide.id].split < found[wide.id].shared
 
 
+@pytest.mark.slow
 def test_no_sae_costs_less(tmp_path: Path) -> None:
     """Trained on from the split code it ends where the theory says; from a shared one, that may split, between both."""
     words = ["toy=parents", "toy.features=2", "toy.modifiers=2", "toy.d_model=16", "penalty.coefficient=1"]

@@ -273,6 +273,7 @@ def test_it_fits_and_can_be_read(visit: Visit, scheme: str, width: int) -> None:
     assert contrast >= 4.5  # WCAG 2.2, AA
 
 
+@pytest.mark.slow  # a second page is opened
 def test_on_a_phone_a_finger_scrolls_and_a_tap_names_the_point(browser: Any, report: Path) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
     visit = Visit(browser, report, **phone)

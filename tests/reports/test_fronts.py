@@ -14,10 +14,16 @@ from rich.console import Console
 
 from sae_sweep.config.columns import table_columns
 from sae_sweep.config.settings import Penalty, Toy
-from sae_sweep.reports import terminal
+from sae_sweep.reports import fronts, terminal
 from sae_sweep.reports.fronts import compare, gap, hypervolume, unmoved
 from sae_sweep.reports.material import Finished, Material
 from sae_sweep.store import results as frame
+
+
+@pytest.fixture(autouse=True)
+def every_resample(few_resamples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are what is tested here."""
+    monkeypatch.setattr(fronts, "RESAMPLED", few_resamples)
 
 
 def steps(*points: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -216,6 +216,7 @@ def test_a_sweep_with_nothing_finished(tmp_path: Path) -> None:
     assert "0 of 4 points finished" in text and "Nothing was measured." not in text and "undecided" in text
 
 
+@pytest.mark.slow
 def test_five_hundred_points_stay_below_five_megabytes(tmp_path: Path) -> None:
     large(tmp_path, coefficients=4, starts=5, seeds=1)
     result = call("report", "large", "--output-dir", str(tmp_path), "--json")

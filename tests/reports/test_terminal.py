@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pty
 import re
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,15 @@ def rendered(store: Store, width: int = 80, encoding: str = "utf-8", **more: Any
     return raw.getvalue().decode(encoding)
 
 
+@pytest.fixture(scope="module")
+def shown(quick: Store) -> Callable[[int], str]:
+    """The report of that store on a terminal of some width, each made once."""
+    return functools.cache(lambda width: rendered(quick, width))
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_report_fits_the_terminal_and_has_no_escape_codes(quick: Store, width: int) -> None:
-    text = rendered(quick, width)
+def test_the_report_fits_the_terminal_and_has_no_escape_codes(shown: Callable[[int], str], width: int) -> None:
+    text = shown(width)
     assert "\x1b" not in text
     lines = text.split("Where it lies")[0].splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
@@ -93,8 +101,8 @@ def test_the_report_fits_the_terminal_and_has_no_escape_codes(quick: Store, widt
     assert text.count("untrained") >= 5
 
 
-def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(quick: Store) -> None:
-    text = rendered(quick)
+def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(shown: Callable[[int], str]) -> None:
+    text = shown(80)
     table = text.split("width 136 · whitened start")[1].split("width 136 · oracle")[0].splitlines()
     rows = {line.split()[0]: line.split() for line in table if line.strip()}
     # FVU × max(L0, 1): .011 × 6 at c = 0.5, .021 × 1.5 at c = 2
@@ -106,8 +114,8 @@ def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(quick: Store) 
     assert "means over 2 seeds" in " ".join(text.split())
 
 
-def test_wide_terminals_show_each_label_and_the_spread(quick: Store) -> None:
-    text = rendered(quick, 200)
+def test_wide_terminals_show_each_label_and_the_spread(shown: Callable[[int], str]) -> None:
+    text = shown(200)
     assert ".0210 ±.0014" in text
     head = next(line for line in text.splitlines() if line.startswith("penalty"))
     assert head.split()[-3:] == ["m", "mq", "mn"]
@@ -137,8 +145,8 @@ def test_what_a_penalty_reads_tells_rows_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_the_charts_show_every_penalty_and_the_same_axes(quick: Store) -> None:
-    text = rendered(quick, 100)
+def test_the_charts_show_every_penalty_and_the_same_axes(shown: Callable[[int], str]) -> None:
+    text = shown(100)
     front = text.split("The front")[1].split("Which factor")[0]
     assert "o l1   x tanh   + topk" in front
     first, second = front.split("FVU against L0")[1:]
@@ -173,8 +181,8 @@ def test_long_names_leave_room_for_the_numbers(tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in text.split("Where it lies")[0].splitlines())
 
 
-def test_the_factor_that_latents_split_by_is_named(quick: Store, tmp_path: Path) -> None:
-    text = rendered(quick, 120)
+def test_the_factor_that_latents_split_by_is_named(shown: Callable[[int], str], tmp_path: Path) -> None:
+    text = shown(120)
     sentence = "Whitened start: latents split by the query most, 61 of them against 4 by the runner-up; 3 stand for"
     assert sentence in text
     whitened = next(line for line in text.splitlines() if re.match(r"whitened +█", line))

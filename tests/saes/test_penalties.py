@@ -49,6 +49,9 @@ OWN = {
     }.items()
 }
 ALL = [*FORMULAS, *OWN]
+# One of each way in which formulas are compiled, which takes each most of a second.
+EACH_WAY = ("l1", "lp", "prod1p", "exclusive", "exclusive_pi", "cases", "outer of settings", "largest")
+AT_ZERO = [pytest.param(name, marks=() if name in EACH_WAY else pytest.mark.slow) for name in ALL]
 
 
 def formula_named(name: str) -> Formula:
@@ -110,7 +113,7 @@ def test_compiled_slopes_are_the_gradient(name: str) -> None:
     assert not dense[codes.ravel() == 0].any()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", AT_ZERO)
 @pytest.mark.parametrize("silent", [[0, 2, 4], [1, 3, 5]])
 def test_compiled_slopes_at_zero_are_the_gradient_too(name: str, silent: list[int]) -> None:
     """What JumpReLU has near a threshold: contributions of 0 that are about to be some, on an input of none as well."""

@@ -439,6 +439,7 @@ def server() -> Iterator[Server]:
         yield found
 
 
+@pytest.mark.slow
 def test_what_was_logged_offline_is_pushed_once(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

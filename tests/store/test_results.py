@@ -256,3 +256,9 @@ def test_both_tables_are_written_the_same_whatever_order_the_points_came_in(tmp_
     assert start["point_id"].tolist() == trained["point_id"].tolist()
     assert start["fvu"].tolist() == [0.9] * 4
     assert start[["on_front", "on_common_front", "oracle_gap", "seconds"]].isna().all(axis=None)
+
+
+def test_any_formula_of_ones_own_is_called_formula() -> None:
+    rows = pd.DataFrame({"penalty": ["l1", "a/(a + s)", "tanh(a)", None]})
+    assert [*frame.matches(rows, {"penalty": "formula"})] == [False, True, True, False]
+    assert [*frame.matches(rows, {"penalty": ["l1", "tanh(a)"]})] == [True, False, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -28,8 +29,8 @@ from sae_sweep.sweep.events import Event, TrainProgress
 
 # The same table, however
 
-PENALTIES = "penalty=l1,sqrt,lp,log1p,log1p_sq,tanh,prod1p,pair"
-EIGHT = [*TINY, PENALTIES, "penalty.p=0.3", "penalty.coefficient=0.1", "training.steps=75", "name=eight", "sae.width=9"]
+PENALTIES = ["penalty=l1,sqrt,lp,prod1p", "penalty.p=0.3", "penalty.coefficient=0.1,0.2"]
+EIGHT = [*TINY, *PENALTIES, "training.steps=75", "name=eight", "sae.width=9"]
 EIGHT = [word for word in EIGHT if word not in ("training.steps=25", "sae.width=5")]
 
 
@@ -55,9 +56,15 @@ def one_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("stop_at", [None, 25, 50])
-@pytest.mark.parametrize("packs", [1, 2, 8])
+# All of them take half a minute. These hold every pack size, place of the interruption and number of threads.
+QUICK = ((1, 50, 1), (2, 25, 2), (8, None, 1), (8, 25, 2))
+WAYS = [
+    pytest.param(*way, marks=() if way in QUICK else pytest.mark.slow)
+    for way in itertools.product((1, 2, 8), (None, 25, 50), (1, 2))
+]
+
+
+@pytest.mark.parametrize(("packs", "stop_at", "threads"), WAYS)
 def test_packs_restarts_and_threads_change_no_number(
     packs: int, stop_at: int | None, threads: int, one_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,9 +119,15 @@ def plant(root: Path, name: str, content: bytes) -> None:
 TEXTS = (sealed.RECORD, "config.yaml", "cfg.json", "sweep.yaml", "points.txt")
 POINT_FILES = ("config.yaml", "sae_weights.safetensors", "cfg.json", "latents.parquet", "toy.safetensors")
 SWEEP_FILES = ("sweep.yaml", "points.txt", "results.parquet", "untrained.parquet")
+# Of every way to read a file one is among the fast tests: as JSON, as YAML, as tensors, as a table.
+READERS = (sealed.RECORD, "sweep.yaml", "sae_weights.safetensors", "results.parquet")
+FILES = [
+    pytest.param(name, marks=() if name in READERS else pytest.mark.slow)
+    for name in (sealed.RECORD, *POINT_FILES, *SWEEP_FILES)
+]
 
 
-@pytest.mark.parametrize("name", [sealed.RECORD, *POINT_FILES, *SWEEP_FILES])
+@pytest.mark.parametrize("name", FILES)
 def test_a_strangers_store_runs_no_code(name: str, honest: Path, tmp_path: Path) -> None:
     """A pickle, and YAML that would make an object, in the place of every kind of file, checksums and all."""
     root, marker = tmp_path / "outputs", tmp_path / "marker"
@@ -156,6 +169,7 @@ def test_nothing_of_ours_can_unpickle() -> None:
 # Secrets
 
 
+@pytest.mark.slow  # W&B in processes of its own
 def test_no_record_log_or_message_holds_a_secret(tmp_path: Path) -> None:
     planted = {
         "WANDB_API_KEY": "feedface" * 5,
@@ -203,11 +217,16 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("word", ESCAPES)
-def test_no_override_but_output_dir_leads_out_of_the_output_directory(word: str, tmp_path: Path) -> None:
+def test_no_override_but_output_dir_leads_out_of_the_output_directory(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b" / "here").mkdir(parents=True)  # `..` and `../..` are folders of the test's own
+    monkeypatch.chdir(tmp_path / "a" / "b" / "here")
+    before = sorted(tmp_path.rglob("*"))
     given = [one for one in TINY if one.partition("=")[0] != word.partition("=")[0]]
-    end = call("run", "--json", *given, word, f"output_dir={tmp_path / 'here' / 'outputs'}")
+    end = call("run", "--json", *given, word, "output_dir=outputs")
     assert (end.code, end.out, end.err.count("\n")) == (2, "", 1), end.err
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "..", "a/../../b", ""])

@@ -25,7 +25,7 @@ FEWER = {"published_sanity": ["toy.features=32", "toy.d_model=8", "sae.width=32"
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
 PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")]
 # All of them take minutes. These are of maxima and of features, with pages of either, and of published numbers.
-QUICK = ("quickstart", "manifold", "published_hedging")
+QUICK = ("quickstart", "published_circle", "published_hedging")
 
 
 def miniature(experiment: str) -> list[str]:

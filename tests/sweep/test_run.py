@@ -34,6 +34,7 @@ on_front"""
 KINDS = [*TINY, "sae=relu,topk,batchtopk", "sae.k=2", "sae.init=kmeans,oracle", "seed=0,1", "name=kinds"]
 KINDS += ["penalty=prod1p", "penalty.coefficient=0.1", "sae.width=7"]
 KINDS.remove("sae.width=5")
+SLOW = pytest.mark.slow
 # A quarter of SEVERAL: one pack.
 ONE_PACK = [*TINY, "penalty=l1,sqrt", "penalty.coefficient=0.1,1", "name=one"]
 
@@ -148,10 +149,10 @@ def test_a_name_is_not_reused_for_another_grid(copy: Path) -> None:
     assert sorted(copy.rglob("*")) == files
 
 
-def test_other_evaluation_settings_measure_again_and_train_nothing(tmp_path: Path) -> None:
+def test_other_evaluation_settings_measure_again_and_train_nothing(kinds: Path, tmp_path: Path) -> None:
     """By the bits that measuring at once gives: what is measured is what is stored."""
     other = ["evaluation.inputs=20", "evaluation.permutations=3", "evaluation.fires_above=0.2"]
-    run(KINDS, tmp_path / "twice")
+    shutil.copytree(kinds, tmp_path / "twice")
     before = identities(tmp_path / "twice")
     first = tables(tmp_path / "twice", "kinds")[0]
     seconds = pd.read_parquet(tmp_path / "twice" / "sweeps" / "kinds" / "results.parquet")["seconds"]
@@ -177,7 +178,10 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("largest", "threads"), [(1, 2), (2, 1), (2, 3), (64, 1)])
+@pytest.mark.parametrize(
+    ("largest", "threads"),
+    [(1, 2), pytest.param(2, 1, marks=SLOW), (2, 3), pytest.param(64, 1, marks=SLOW)],
+)
 def test_packs_and_threads_change_no_bit(
     largest: int, threads: int, kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +285,7 @@ def empty(path: Path) -> None:
 POINT_FILES = ["record.json", "config.yaml", "sae_weights.safetensors", "cfg.json", "latents.parquet"]
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
+@pytest.mark.parametrize("damage", [flip, *(pytest.param(by, marks=SLOW) for by in (truncate, empty)), Path.unlink])
 def test_damage_is_named_and_recomputed(damage: Callable[[Path], None], undisturbed: Path, copy: Path) -> None:
     points = overrides.load(SEVERAL).points
     for point, filename in zip(points, POINT_FILES, strict=False):
@@ -331,7 +335,7 @@ def test_a_damaged_measurement_is_made_again(copy: Path) -> None:
 # Interruption
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(0.3, marks=SLOW), 0.8])
 def test_stopped_while_it_loads(delay: float, tmp_path: Path) -> None:
     process = Fresh(["run", "--json", *SEVERAL], tmp_path)
     time.sleep(delay)
@@ -349,6 +353,7 @@ def wait_for(found: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@SLOW
 def test_stopped_while_it_logs(undisturbed: Path, tmp_path: Path) -> None:
     logging = [word for word in SEVERAL if word != "logger=none"] + ["logger.mode=offline"]
     process = Forked(["run", "--json", *logging], tmp_path)

@@ -16,7 +16,9 @@ from sae_sweep.config.overrides import load
 from sae_sweep.config.settings import Distribution, Evaluation
 from sae_sweep.errors import UserError
 from sae_sweep.toys import model
-from sae_sweep.toys.activations import Activations, cells_of, open_rows, read_factors
+from sae_sweep.toys.activations import Activations
+from sae_sweep.toys.factors import cells_of, read_factors
+from sae_sweep.toys.rows import open_rows
 from sae_sweep.toys.sampling import EvaluationInputs, Stream
 
 # Four letters in two casings, 8 rows of each: a direction for each letter, and a weaker one for each pair.

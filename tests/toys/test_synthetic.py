@@ -16,7 +16,7 @@ from sae_sweep.config.columns import table_columns
 from sae_sweep.config.settings import Distribution, Evaluation, Point, Site, Toy, canonical, toy_id
 from sae_sweep.registry import kinds
 from sae_sweep.toys import model
-from sae_sweep.toys.planted import QUANTILES, Synthetic
+from sae_sweep.toys.planted import MAGNITUDES, Synthetic
 from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
 
 SYNTHETIC = tuple(name for name, kind in kinds("toy").items() if not kind.sites and name != "activations")
@@ -36,7 +36,7 @@ def drawn(toy: Synthetic, count: int = COUNT) -> torch.Tensor:
     return toy.draw(count, torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("magnitudes", QUANTILES)
+@pytest.mark.parametrize("magnitudes", MAGNITUDES.choices[1:])
 def test_magnitudes_have_mean_one_and_the_tail_they_are_named_for(magnitudes: str) -> None:
     active = drawn(planted("exclusive", magnitudes=magnitudes), 400_000).amax(1)
     assert active.mean().item() == pytest.approx(1, abs=0.01)
@@ -95,20 +95,18 @@ def test_interaction_is_the_share_of_a_modifier_that_parents_do_not_share(intera
 def test_a_circle_goes_from_places_to_a_manifold() -> None:
     for spread in (0.0, 0.5, 1.0):
         toy = planted("circle", features=16, d_model=8, spread=spread)
-        places = drawn(toy)
+        inputs = drawn(toy)
+        places = inputs[:, 1]
         off = places - places.round()
         assert off.abs().max().item() == pytest.approx(spread / 2, abs=1e-3)
         assert off.square().mean().item() == pytest.approx(spread**2 / 12, abs=2e-3)
-        x = toy.activations(places, "pre_unembed")
+        x = toy.activations(inputs, "pre_unembed")
         assert x.norm(dim=1).numpy() == pytest.approx(np.ones(COUNT), abs=1e-5)
-        assert (x @ toy.directions.T).argmax(1).eq(toy.cell(places)).all()
-        assert np.bincount(toy.cell(places)) / COUNT == pytest.approx(toy.chance, abs=0.01)
+        assert (x @ toy.directions.T).argmax(1).eq(toy.cell(inputs)).all()
+        assert np.bincount(toy.cell(inputs)) / COUNT == pytest.approx(toy.chance, abs=0.01)
     # Half a turn and a whole one.
-    opposite, same = (
-        toy.activations(torch.tensor([8.0, 16.0]), "pre_unembed")
-        @ toy.activations(torch.tensor([0.0]), "pre_unembed")[0]
-    )
-    assert (opposite.item(), same.item()) == pytest.approx((0, 1), abs=1e-5)
+    start, opposite, same = toy.activations(torch.tensor([[1.0, 0.0], [1.0, 8.0], [1.0, 16.0]]), "pre_unembed")
+    assert ((opposite @ start).item(), (same @ start).item()) == pytest.approx((0, 1), abs=1e-5)
 
 
 def test_directions_are_orthonormal_where_they_fit() -> None:

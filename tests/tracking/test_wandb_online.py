@@ -23,6 +23,7 @@ from sae_sweep.config.columns import LABELS, metric_columns
 from sae_sweep.config.logger import Logger
 from sae_sweep.store.results import sweep_ids
 from sae_sweep.store.store import Store
+from sae_sweep.tracking import keys
 from sae_sweep.tracking.content import run_id
 from sae_sweep.tracking.logging import WandbLog, unsynced
 from sae_sweep.tracking.process import TIMEOUT
@@ -114,7 +115,9 @@ def test_what_a_server_refuses_for_a_while_is_sent_again(
     assert log_points() == []
     assert ids(points()[:3], "s") < server.runs().keys()
     assert server.times == 0
-    assert sorted(row["train/loss"] for row in server.history() if "train/loss" in row) == sorted(3 * [9.0, 8.5, 8.0])
+    assert sorted(row["training/loss"] for row in server.history() if "training/loss" in row) == sorted(
+        3 * [9.0, 8.5, 8.0]
+    )
 
 
 @pytest.mark.parametrize("status", [429, 500])
@@ -231,22 +234,21 @@ def test_a_kill_in_the_middle_loses_nothing(server: Server, tmp_path: Path) -> N
 
 def test_views_draw_what_runs_log() -> None:
     frame = results()
-    main, means = views(
-        "quick start", frame, ["sae.width", "penalty.name", "penalty.coefficient", "seed"], "me", "toys"
-    )
+    varied = ["sae.width", "penalty.name", "penalty.coefficient", "seed"]
+    main, means = views("quick start", frame, {"varied": varied}, "me", "toys")
     assert (main.name, means.name) == ("quick start", "quick start, means over seeds")
     panels = {panel.title: panel for section in main.sections for panel in section.panels if hasattr(panel, "title")}
     for penalty in ("l1", "sqrt"):
         front = panels[f"Front of {penalty}: FVU against L0, running minimum"]
-        assert (front.x, front.y, front.log_x, front.running_ymin) == ("l0", f"fvu_of_{penalty}", True, True)
+        assert (front.x, front.y, front.log_x, front.running_ymin) == ("l0", f"fvu_by_penalty/{penalty}", True, True)
     (grid,) = (panel for name, panel in panels.items() if name == "The grid")
     assert [str(column.metric) for column in grid.columns][3:] == [
         "l0",
         "fvu",
-        "owned_maxes",
-        "splits_per_max",
-        "distinct_splits_per_max",
-        "duplicates_per_max",
+        "owned_maxima",
+        "splits_per_maximum",
+        "distinct_splits_per_maximum",
+        "duplicates_per_maximum",
     ]
     spec = json.loads(json.dumps(main._spec["spec"]))["section"]
     assert [section["name"] for section in spec["panelBankConfig"]["sections"]] == [
@@ -254,16 +256,16 @@ def test_views_draw_what_runs_log() -> None:
     ]
     # Every metric that a panel or the run table asks for is one that runs log.
     logged = {
-        *metric_columns(),
-        "fvu_of_l1",
-        "fvu_of_sqrt",
-        *(f"train/{name}" for name in ("fvu", "l0", "loss", "gradient")),
+        *map(keys.key, metric_columns()),
+        "fvu_by_penalty/l1",
+        "fvu_by_penalty/sqrt",
+        *(f"training/{name}" for name in ("fvu", "l0", "loss", "gradient")),
         "_step",
     }
     text = json.dumps(spec)
     asked = {part.split('"')[0] for part in text.split('"summary:')[1:]}
     assert asked and asked <= logged
-    assert {f"label_{label}" for label in LABELS} <= set(
+    assert {keys.key(f"label_{label}") for label in LABELS} <= set(
         panels["Latents by what they tell apart, mean by start"].metrics
     )
     (runs,) = spec["runSets"]
@@ -281,6 +283,14 @@ def test_views_draw_what_runs_log() -> None:
     assert all(len(found) == 1 for found in of_penalty.values()) and of_penalty["l1"] != of_penalty["sqrt"]
     (grouped,) = json.loads(json.dumps(means._spec["spec"]))["section"]["runSets"]
     assert len(grouped["grouping"]) == 3
+    # The first screen answers: verdicts, front, splits by width, dead latents.
+    (answer,) = (section for section in main.sections if section.name == "Answer")
+    verdicts, front, splits, dead = answer.panels
+    assert (verdicts.table_name, front.media_keys) == ("verdicts", ["figure/front"])
+    assert ([*map(str, splits.metrics)], [*map(str, dead.metrics)]) == (["splits_per_maximum"], ["dead_latents"])
+    named = views("quick start", frame, {"varied": varied, "factors": ["letter", "casing"]}, "me", "toys")[0]
+    titles = [getattr(panel, "title", None) or "" for section in named.sections for panel in section.panels]
+    assert "Split latents per letter, by width" in titles and not any("maxim" in title for title in titles)
 
 
 def test_dashboard_saves_once_and_then_replaces(

@@ -18,8 +18,9 @@ from sae_sweep.kernels.cpu.architecture_steps import TOTALS, Setting, steps_of
 from sae_sweep.kernels.cpu.batchtopk import HALF, drop_below, norm_scaled_acts, rank_in, tally
 from sae_sweep.kernels.cpu.dense_gradient import add_gradient
 from sae_sweep.kernels.cpu.function_pointers import address_of
-from sae_sweep.kernels.cpu.narrow import NarrowStack, is_narrow
+from sae_sweep.kernels.cpu.narrow import NarrowTrainer, is_narrow
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
+from sae_sweep.kernels.cpu.pursuit import PursuitTrainer
 from sae_sweep.kernels.cpu.simd import LANES
 from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, Encoder, Sae, Workspace, encoder_of, refresh
 from sae_sweep.kernels.cpu.steps import (
@@ -40,6 +41,7 @@ from sae_sweep.kernels.cpu.steps import (
     square_slices,
     take_steps,
 )
+from sae_sweep.kernels.cpu.tile_stack import TileStack
 from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.kernels.limits import DENSE_ABOVE, DENSE_AT_LEAST, ENTRIES, MOST_PARTS, PART, ROUND_BELOW
@@ -64,14 +66,16 @@ class CpuBackend:
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
         """`pool` must keep PyTorch to one thread each: threads of its own would fight ours and reorder sums."""
         self.pool, self.threads = pool, threads
-        self.narrow = NarrowStack(pool, threads)
+        self.narrow, self.pursuit = (TileStack(trainer, pool, threads) for trainer in (NarrowTrainer, PursuitTrainer))
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         sums: dict[int, Array] = {}
-        narrow = [i for i in range(len(stack.points)) if is_narrow(stack, i)]
-        if narrow:
-            sums.update(zip(narrow, self.narrow.advance(stack, narrow, batches), strict=True))
+        by_tiles, tiled = self.pursuit, list(range(len(stack.points)))
+        if stack.encoder.name == "linear":
+            by_tiles, tiled = self.narrow, [i for i in tiled if is_narrow(stack, i)]
+        if tiled:
+            sums.update(zip(tiled, by_tiles.advance(stack, tiled, batches), strict=True))
         wide = [i for i in range(len(stack.points)) if i not in sums]
         n = len(wide)
         across, within = (map, self.pool.map) if n < self.threads else (self.pool.map, map)

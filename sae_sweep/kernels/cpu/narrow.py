@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from sae_sweep.kernels.cpu.function_pointers import address_of
 from sae_sweep.kernels.cpu.narrow_step import (
-    GRADIENT,
     INPUTS,
     LATENTS,
     TOTALS,
@@ -22,8 +19,7 @@ from sae_sweep.kernels.cpu.narrow_step import (
     take_narrow_steps,
 )
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
-from sae_sweep.kernels.cpu.simd import LANES
-from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, L0, LOSS, METRICS, NORM
+from sae_sweep.kernels.cpu.tile_stack import TileTrainer, cut, padded
 from sae_sweep.kernels.cpu.vector_penalty import (
     compile_vectors,
     slopes_codes,
@@ -31,17 +27,10 @@ from sae_sweep.kernels.cpu.vector_penalty import (
     vectorises,
     weighs_terms,
 )
-from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.kernels.limits import NARROW_CHOSEN, NARROW_DENSE_ABOVE, NARROW_WIDTH
 from sae_sweep.saes.formula import Formula, parse
 from sae_sweep.saes.penalties import formula_of
-from sae_sweep.saes.recipes.optimizers import bias_corrections
 from sae_sweep.saes.stack import Stack
-
-# One part for so many products of the encoder; each has a gradient of its own.
-PART, MOST_PARTS = 1 << 24, 4
-# Bytes of batches that all SAEs see before any sees the next: they stay in a cache.
-BATCHES = 1 << 22
 
 Array = np.ndarray[Any, Any]
 
@@ -69,11 +58,13 @@ def _penalty(formula: Formula) -> dict[str, int]:
     }
 
 
-class NarrowTrainer:
-    """One SAE of a stack, for blocks of steps."""
+class NarrowTrainer(TileTrainer):
+    """By the step of narrow SAEs."""
+
+    take_steps = staticmethod(take_narrow_steps)
 
     def __init__(self, stack: Stack, i: int, work: Workspace) -> None:
-        self.stack, self.i, self.work = stack, i, work
+        super().__init__(stack, i, work)
         width, d, point = stack.width, stack.d, stack.points[i]
         flat, first, second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         formula = formula_of(point.penalty)
@@ -90,41 +81,18 @@ class NarrowTrainer:
             clip=float(point.training.clip),
         )
         refresh(self.sae)
+        self.arguments = self.sae, self.setting
 
-    def advance(self, batches: Array, first: int, metrics: Array, share: Any, threads: int) -> None:
-        """Steps first, first + 1, … on batches [steps, b, d]; their metrics are added to `metrics`."""
-        queue, step, parts = np.zeros(QUEUE_SIZE, np.int64), np.zeros(1, np.int64), len(self.work.cuts)
-        arrays = batches, self._schedule(first, len(batches)), self.sae, self.setting, self.work, queue, step, metrics
-
-        def work(_: int) -> None:
-            with abort_on_error(queue):
-                take_narrow_steps(*arrays)
-
-        publish(queue, GRADIENT, parts)
-        with abort_on_error(queue):
-            list(share(work, range(min(threads, parts))))
-
-    def _schedule(self, first: int, steps: int) -> Array:
-        """[steps, 3]: learning rate over Adam's first bias correction, the second correction, and the coefficient."""
-        rows, rescale = np.empty((steps, 3)), float(self.stack.rescale[self.i])
-        for at, step in enumerate(range(first, first + steps)):
-            rate, coefficient = self.stack.schedule(self.i, step)
-            correction1, correction2 = bias_corrections(step)
-            rows[at] = rate / correction1, correction2, coefficient * rescale
-        return rows
-
-
-def padded(d: int) -> int:
-    """d, rounded up to whole vectors."""
-    return -(-d // LANES) * LANES
+    @classmethod
+    def workspace(cls, stack: Stack, b: int) -> Workspace:
+        """Memory for steps of an SAE of the stack on batches of b inputs."""
+        k = stack.points[0].sae.k if stack.architecture.name == "topk" else 0
+        return workspace(b, stack.width, stack.d, k)
 
 
 def workspace(b: int, width: int, d: int, k: int) -> Workspace:
     """Memory for steps on batches of b inputs."""
-    parts = min(MOST_PARTS, max(1, b * width * d // PART))
-    length = -(-b // (parts * INPUTS)) * INPUTS
-    begins = np.arange(0, b, length)
-    cuts, side = np.stack([begins, np.minimum(begins + length, b)], axis=1), padded(d)
+    cuts, side = cut(b, b * width * d), padded(d)
     parts = len(cuts)
 
     def zeros(*shape: int, kind: type = np.float32) -> Array:
@@ -153,38 +121,3 @@ def workspace(b: int, width: int, d: int, k: int) -> Workspace:
         fired=zeros(width, kind=np.uint8),
         totals=zeros(TOTALS, kind=np.float64),
     )
-
-
-class NarrowStack:
-    """All narrow SAEs of a stack: trained side by side, or if there are fewer than threads one after the other."""
-
-    def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
-        self.pool, self.threads = pool, threads
-        self.free: dict[tuple[int, ...], list[Workspace]] = {}
-
-    def advance(self, stack: Stack, members: list[int], batches: Tensor) -> list[Array]:
-        """Loss, squared error and L0 before each step, summed over the steps, and the largest norm of their
-        gradients, for each member."""
-        alone = len(members) < self.threads
-        across, within = (map, self.pool.map) if alone else (self.pool.map, map)
-        threads, (_, b, d) = self.threads if alone else 1, batches.shape
-        shape = b, stack.width, d, stack.points[0].sae.k if stack.architecture.name == "topk" else 0
-        free = self.free.setdefault(shape, [])
-        metrics = np.zeros((len(members), METRICS))
-        metrics[:, DENSITY] = stack.density.numpy()[members]
-        together = max(1, BATCHES // (4 * b * d))
-
-        def train(at: int) -> None:
-            try:
-                work = free.pop()
-            except IndexError:
-                work = workspace(*shape)
-            NarrowTrainer(stack, members[at], work).advance(chunk.numpy(), first, metrics[at], within, threads)
-            free.append(work)
-
-        first = stack.step
-        for chunk in batches.split(together):
-            list(across(train, range(len(members))))
-            first += len(chunk)
-        stack.density[members] = stack.density.new_tensor(metrics[:, DENSITY])
-        return list(metrics[:, [LOSS, ERROR, L0, NORM]])

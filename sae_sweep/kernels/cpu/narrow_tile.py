@@ -83,17 +83,44 @@ def encode(typingctx, A, B, starts, C, masks):  # type: ignore[no-untyped-def]
         def begin(row: Any, place: Any) -> Any:
             return splat(builder, builder.load(builder.gep(starts.data, [row])))
 
-        def finish(value: Any, row: Any, column: Any, place: Any) -> None:
+        def finish(column: Any, sums: Sequence[tuple[Any, Any, Any]]) -> None:
             # From registers: a code that is read, compared and written back becomes a masked store, which is slow.
-            on = builder.fcmp_ordered(">", value, zeros)
-            store(builder, builder.select(on, value, zeros), place)
-            word = builder.add(builder.mul(row, INT64(_BLOCKS)), builder.udiv(column, INT64(LANES)))
-            builder.store(builder.bitcast(on, bits), builder.gep(words, [word]))
+            for row, place, value in sums:
+                on = builder.fcmp_ordered(">", value, zeros)
+                store(builder, builder.select(on, value, zeros), place)
+                word = builder.add(builder.mul(row, INT64(_BLOCKS)), builder.udiv(column, INT64(LANES)))
+                builder.store(builder.bitcast(on, bits), builder.gep(words, [word]))
 
         _emit_product(builder, A, B, C, begin, finish)
         return context.get_dummy_value()
 
     return types.void(A, B, starts, C, masks), codegen
+
+
+@intrinsic
+def keep_best(typingctx, A, B, best, latents):  # type: ignore[no-untyped-def]
+    """What exceeds `best` [INPUTS] in its column of A @ B replaces it, and its row's number int32 latents [INPUTS].
+
+    Of equal ones the lower row stays. Shapes as of `product`; nothing else of it is written.
+    """
+
+    def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        A, B, best, latents = arrays(context, builder, signature, arguments)
+        zeros = ir.Constant(VECTOR, [0.0] * LANES)
+
+        def finish(column: Any, sums: Sequence[tuple[Any, Any, Any]]) -> None:
+            kept = [builder.gep(array.data, [column]) for array in (best, latents)]
+            most, which = load(builder, kept[0]), load(builder, kept[1], INTS)
+            for row, _, value in sums:
+                latent, larger = splat(builder, builder.trunc(row, INT32)), builder.fcmp_ordered(">", value, most)
+                most, which = builder.select(larger, value, most), builder.select(larger, latent, which)
+            for place, value in zip(kept, (most, which), strict=True):
+                store(builder, value, place)
+
+        _emit_product(builder, A, B, B, lambda row, place: zeros, finish)
+        return context.get_dummy_value()
+
+    return types.void(A, B, best, latents), codegen
 
 
 @intrinsic
@@ -114,12 +141,12 @@ def _emit_product(
     B: Any,
     C: Any,
     begin: Callable[[Any, Any], Any],
-    finish: Callable[[Any, Any, Any, Any], None] | None = None,
+    finish: Callable[[Any, Sequence[tuple[Any, Any, Any]]], None] | None = None,
 ) -> None:
     """Code of a product: rows in pieces of nearly equal size.
 
-    The sums of a vector begin at `begin(row, address)`; `finish(sums, row, column, address)` says what becomes of them,
-    by default they are stored.
+    The sums of a vector begin at `begin(row, address)`; `finish(column, [(row, address, sums), …])` says what becomes
+    of those of a piece, by default they are stored.
     """
     m, k = cgutils.unpack_tuple(builder, A.shape)
     n = cgutils.unpack_tuple(builder, B.shape)[1]
@@ -153,12 +180,16 @@ def _emit_product(
                 add(builder.add(i, INT64(unrolled)))
         with cgutils.for_range_slice(builder, whole, k, INT64(1)) as (i, _):
             add(i)
-        for number, each, totals in zip(numbers, places, sums, strict=True):
-            for v, (place, total) in enumerate(zip(each, totals, strict=True)):
-                if finish:
-                    finish(builder.load(total), number, builder.add(column, INT64(LANES * v)), place)
-                else:
-                    store(builder, builder.load(total), place)
+        for v in range(vectors):
+            of_piece = [
+                (number, each[v], builder.load(totals[v]))
+                for number, each, totals in zip(numbers, places, sums, strict=True)
+            ]
+            if finish:
+                finish(builder.add(column, INT64(LANES * v)), of_piece)
+                continue
+            for _, place, value in of_piece:
+                store(builder, value, place)
 
     pieces = builder.udiv(builder.add(m, INT64(_ROWS - 1)), INT64(_ROWS))
     size, longer = builder.udiv(m, pieces), builder.urem(m, pieces)

@@ -222,7 +222,9 @@ register(
         description="the best codes for the dictionary, whatever the encoder finds",
         source="FISTA, Beck and Teboulle 2009; orthogonal matching pursuit, Pati et al. 1993",
         settings={
-            "inference": Setting(False, "the best codes for the dictionary, whatever the encoder finds", legacy=False)
+            "inference": Setting(
+                False, "true: also search the best codes for the decoder, to tell what the encoder misses", legacy=False
+            )
         },
         columns=COLUMNS,
         measure=measure,

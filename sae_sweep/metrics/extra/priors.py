@@ -221,7 +221,9 @@ register(
     Metric(
         name="priors",
         description="which prior activations follow where they fire",
-        settings={"priors": Setting(False, "which prior activations follow where they fire")},
+        settings={
+            "priors": Setting(False, "true: also find which penalty's prior the activations of each latent follow best")
+        },
         columns=COLUMNS,
         measure=measure,
         of_latents=("prior", "prior_penalty"),

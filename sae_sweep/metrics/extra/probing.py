@@ -234,7 +234,11 @@ register(
         name="probing",
         description="k-sparse probes and absorption as SAEBench has them",
         source="arXiv 2503.09532, 2409.14507",
-        settings={"probing": Setting(False, "k-sparse probes and absorption: a pass and some seconds for every SAE")},
+        settings={
+            "probing": Setting(
+                False, "true: also measure k-sparse probes and absorption, as SAEBench does; some seconds for each SAE"
+            )
+        },
         columns=COLUMNS,
         measure=measure,
     )

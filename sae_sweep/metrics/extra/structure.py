@@ -204,7 +204,12 @@ register(
         name="structure",
         version=2,
         description="decoder rows of split latents as parent + modifier + what is left",
-        settings={"structure": Setting(False, "decoder rows of split latents as parent + modifier + what is left")},
+        settings={
+            "structure": Setting(
+                False,
+                "true: also measure how far decoder rows of split latents are a parent's direction plus a modifier's",
+            )
+        },
         columns=COLUMNS,
         measure=measure,
     )

@@ -88,7 +88,13 @@ register(
     Metric(
         name="order",
         description="what latents tell of the order of the tokens",
-        settings={"order": Setting(False, "what latents tell of the order of the tokens", legacy=False)},
+        settings={
+            "order": Setting(
+                False,
+                "true: also measure what latents tell of the order of the tokens, beyond which tokens there are",
+                legacy=False,
+            )
+        },
         columns=COLUMNS,
         measure=measure,
     )

@@ -15,7 +15,7 @@
     return;
   }
   document.head.append(make("script", await unpacked("plotly")));
-  const { figures, cards } = JSON.parse(await unpacked("payload"));
+  const { figures, cards, tips } = JSON.parse(await unpacked("payload"));
   const Plotly = window.Plotly;
 
   // -- light and dark, paper and screen ----------------------------------------------------------------------------
@@ -99,7 +99,7 @@
       if (values.length < 2) continue;
       const shown = new Set(traces.filter((trace) => trace.visible !== false).map((trace) => trace.meta[name]));
       off[name] = new Set(values.filter((value) => !shown.has(value)));
-      const set = fieldset(parent, name);
+      const set = fieldset(parent, name === "given" ? "beside" : name);
       for (const value of values) {
         checkbox(set, value === "" ? "none" : value, shown.has(value), (on) => {
           off[name][on ? "delete" : "add"](value);
@@ -205,7 +205,11 @@
     const facts = { F1: number(sae.f1[j]), owner: sae.owner[j] ?? "–", purity: number(sae.purity[j]), "fires on": percent(sae.density[j]), "decoder norm": number(sae.norm[j]) };
     $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
       const pair = make("div");
-      pair.append(make("dt", name), make("dd", String(value)));
+      const word = make("span", name, { className: "word", tabIndex: 0, role: "note", ariaLabel: `${name}: ${tips[name]}` });
+      word.dataset.tip = tips[name];
+      const term = make("dt");
+      term.append(word);
+      pair.append(term, make("dd", String(value)));
       return pair;
     }));
     $("cells").tBodies[0].replaceChildren(...sae.cells[j].map(([cell, share, fires]) => {

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from sae_sweep.saes.parameters import Parameters
 
 # Of an input on average: a batch of b inputs has k·b active latents, rounded.
-MEAN_K = {"k": Setting(1, "active latents per input, on average over a batch", kind="number", gt=0)}
+MEAN_K = {
+    "k": Setting(
+        1,
+        "how many latents an input keeps on average over a batch; may be a fraction, such as 1.5",
+        kind="number",
+        gt=0,
+    )
+}
 OF_BATCH = "flat on the codes of a batch of b in which at most k·b latents are active, none elsewhere"
 
 

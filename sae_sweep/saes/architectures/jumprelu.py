@@ -122,14 +122,24 @@ register(
         prior=f"{BY_PENALTY}; of penalty=l0 a spike and a flat slab, improper",
         source="arXiv 2407.14435",
         settings={
-            "bandwidth": Setting(0.5, "how near a contribution must be to its threshold to move it", gt=0),
+            "bandwidth": Setting(
+                0.5,
+                "contributions within half of this of a threshold move it; wider: a smoother and more biased gradient",
+                gt=0,
+            ),
             "slopes": Setting(
                 "both",
-                "what the slope of the jump reaches: thresholds and pre-activations, or thresholds alone",
+                "what the gradient through the jump trains: thresholds and pre-activations (both), or thresholds alone",
                 choices=("both", "thresholds"),
                 legacy="both",
             ),
-            "preact": Setting(0.0, "multiplies how far what does not fire is below its threshold", ge=0, legacy=0.0),
+            "preact": Setting(
+                0.0,
+                "multiplies a further loss, how far latents that do not fire are below their thresholds, which keeps "
+                "them from dying; 0: none",
+                ge=0,
+                legacy=0.0,
+            ),
             "l0_target": Setting(
                 None,
                 "mean L0 to which a quadratic loss pulls; null: there is none",

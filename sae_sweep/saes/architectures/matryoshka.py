@@ -41,7 +41,15 @@ register(
         "loss",
         prior=OF_BATCH,
         source="arXiv 2503.17547",
-        settings={**MEAN_K, "levels": Setting(4, "nested levels, each half of the next", ge=1, le=30)},
+        settings={
+            **MEAN_K,
+            "levels": Setting(
+                4,
+                "how many nested SAEs there are, each of half the latents of the next; 4: 1/8, 1/4, 1/2 and all",
+                ge=1,
+                le=30,
+            ),
+        },
         check=at_most_the_width,
         counts=True,
         learns_threshold=True,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sae_sweep.config.settings import Sae
     from sae_sweep.saes.parameters import Parameters
 
-K = {"k": Setting(1, "active latents per input", kind="number", ge=1)}
+K = {"k": Setting(1, "how many latents an input keeps", kind="number", ge=1)}
 # The k largest fire: a threshold of their own would only silence them.
 NO_MARGIN = {"margin": 0.0}
 

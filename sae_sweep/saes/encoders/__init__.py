@@ -53,6 +53,7 @@ class Encoder(Kind):
     effective: from what is trained to what is used
     products(chosen, settings, d): its work for an input and a latent, where 1 is that of a linear encoder and decoder
     suits(architecture): whether the two go together
+    compiles(point, device): whether the compiled steps of a device know it, beside a recipe that they know
     """
 
     family = "encoder"
@@ -65,6 +66,7 @@ class Encoder(Kind):
     effective: Callable[[Parameters], Parameters] | None = None
     products: Callable[[settings.Encoder, Sae, int], float]
     suits: Callable[[Architecture], bool]
+    compiles: Callable[[Point, str], bool] = lambda point, device: False
 
 
 def encoder_of(name: str) -> Encoder:

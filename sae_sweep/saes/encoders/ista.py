@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-STEPS = {"steps": Setting(4, "steps after the first, which is a linear encoder's", ge=1, le=1000)}
+STEPS = {"steps": Setting(4, "iterations after the first, which is what a linear encoder does", ge=1, le=1000)}
 # The log gain of latents that an init leaves off: nothing passes.
 OFF = -60.0
 

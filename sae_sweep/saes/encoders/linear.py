@@ -30,5 +30,6 @@ register(
         source="arXiv 2309.08600",
         products=lambda chosen, of_sae, d: 1.0,
         suits=lambda architecture: True,
+        compiles=lambda point, device: True,
     )
 )

@@ -12,6 +12,7 @@ from sae_sweep.lazy import lazy
 from sae_sweep.registry import register
 from sae_sweep.saes.architectures import pre_activations
 from sae_sweep.saes.encoders import Encoder
+from sae_sweep.saes.recipes import revival_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,11 @@ def by_projection(sae: Parameters) -> Parameters:
     return sae.replace(W_enc=W_enc, b_enc=-(W_enc * sae.b_dec[..., None, :]).sum(-1))
 
 
+def _compiles(point: Point, device: str) -> bool:
+    """What counts takes no penalty; and by codes alone no dead latent has anything to learn from AuxK."""
+    return device == "cpu" and point.penalty.name == "none" and not revival_of(point.training).auxiliary
+
+
 def _completed(sae: Parameters, point: Point, generator: torch.Generator) -> Parameters:
     """Latents that the init leaves off have rows of zeros."""
     return sae.replace(W_dec=sae.W_dec * sae.W_enc.any(1)[:, None])
@@ -58,12 +64,14 @@ register(
     Encoder(
         name="matching_pursuit",
         infer=_infer,
-        description="sae.k steps: what is left of the input goes to the unit decoder row of largest projection",
+        description="in sae.k steps, what is left of the input goes to the unit decoder row of largest projection",
         formula="r = x − b_dec; k times: i = argmax dᵢ·r/‖dᵢ‖, zᵢ += max(dᵢ·r, 0)/‖dᵢ‖², r −= zᵢ·dᵢ",
         source="Mallat & Zhang 1993; as an SAE's encoder arXiv 2506.03093",
         completed=_completed,
         effective=by_projection,
         products=lambda chosen, of_sae, d: 1.0 + of_sae.k / 4,
         suits=lambda architecture: architecture.name == "topk",
+        compiles=_compiles,
+        version=2,
     )
 )

@@ -56,7 +56,7 @@ register(
         description="a hidden layer beside the linear encoder",
         formula="pre = W_enc·x + b_enc + W_out·max(W_hidden·x + b_hidden, 0)",
         source="arXiv 2411.13117, where nothing goes past the hidden layer",
-        settings={"hidden": Setting(256, "units of its hidden layer", ge=1)},
+        settings={"hidden": Setting(256, "how many units the hidden layer has", ge=1)},
         tensors=_tensors,
         rows=("W_out",),
         completed=_completed,

@@ -33,9 +33,14 @@ else:
     torch, F = lazy("torch"), lazy("torch.nn.functional")
 
 MARGIN = Setting(
-    0.5, "an exemplar's latent fires where the projection on it exceeds this share of its norm", ge=0, lt=1
+    0.5, "a latent that begins at an input x fires where the projection on x is above this share of ‖x‖", ge=0, lt=1
 )
-RIDGE = Setting(1e-2, "of the encoder's metric, relative to the largest eigenvalue of the covariance", gt=0)
+RIDGE = Setting(
+    1e-2,
+    "added to the covariance before it is inverted, as a share of its largest eigenvalue; smaller: small differences "
+    "between inputs count for more",
+    gt=0,
+)
 
 
 class Source(Protocol):

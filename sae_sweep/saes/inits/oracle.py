@@ -40,7 +40,12 @@ register(
         description="the means of the classes of a named partition, or of two whose means add up",
         source="this project (saes/inits/__init__.py)",
         settings={
-            "partition": Setting("m", "whose classes get one latent each", choices=ORACLES),
+            "partition": Setting(
+                "m",
+                "which classes get a latent each, at their mean: maxima (m), pairs of maximum and query (mq), …; m+q: "
+                "latents for both, whose means add up",
+                choices=ORACLES,
+            ),
             "margin": MARGIN,
             "ridge": RIDGE,
         },

@@ -49,7 +49,10 @@ register(
         source="arXiv 2508.16560, 2505.11756 (their code, with and without jitter)",
         settings={
             "jitter": Setting(
-                0.0, "standard deviation of what is added to the rows, encoder's and decoder's alike", ge=0
+                0.0,
+                "standard deviation of the noise added to each number of the encoder and decoder rows; 0: exactly the "
+                "truth",
+                ge=0,
             )
         },
     )

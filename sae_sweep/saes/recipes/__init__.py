@@ -111,8 +111,8 @@ def revival_of(training: Training) -> Revival:
 def is_plain(point: Point, device: str = "cpu") -> bool:
     """Whether the compiled steps know its encoder and how it is trained there; else the reference step takes it."""
     training, known = point.training, get("architecture", point.sae.architecture).compiles(point.sae)
-    revival = revival_of(training)
-    if not (known and point.encoder.name == "linear" and revival.compiled):
+    revival, encoder = revival_of(training), get("encoder", point.encoder.name)
+    if not (known and encoder.compiles(point, device) and revival.compiled):
         return False
     if device == "cuda" and revival.revives:  # its kernels do not count for how long a latent has not fired
         return False
@@ -124,8 +124,8 @@ def is_plain(point: Point, device: str = "cpu") -> bool:
 
 
 def of_step(point: Point) -> tuple[Any, ...]:
-    """What one step of a whole stack has in common beyond the compiled steps: none where these know it."""
-    if is_plain(point):
+    """What one step of a whole stack has in common: nothing where it is linear, and compiled steps know its recipe."""
+    if point.encoder.name == "linear" and is_plain(point):
         return ()
     training = point.training
     keys = ("optimizer", "decoder_norm", *(() if revival_of(training).compiled else ("revival",)))

@@ -15,9 +15,19 @@ if TYPE_CHECKING:
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 # They came later than stored points: at these values they are no part of an identity.
 MOMENTS = {
-    "beta1": Setting(BETA1, "how much of the mean gradient stays from step to step", ge=0, lt=1, legacy=BETA1),
-    "beta2": Setting(BETA2, "how much of the mean squared gradient stays", ge=0, lt=1, legacy=BETA2),
-    "eps": Setting(ADAM_EPS, "added to the root of the mean squared gradient", gt=0, legacy=ADAM_EPS),
+    "beta1": Setting(
+        BETA1, "Adam's β₁: how much of the running mean of gradients stays at each step", ge=0, lt=1, legacy=BETA1
+    ),
+    "beta2": Setting(
+        BETA2,
+        "Adam's β₂: how much of the running mean of squared gradients stays at each step",
+        ge=0,
+        lt=1,
+        legacy=BETA2,
+    ),
+    "eps": Setting(
+        ADAM_EPS, "Adam's ε: added to the root of the running mean of squared gradients", gt=0, legacy=ADAM_EPS
+    ),
 }
 
 
@@ -57,6 +67,9 @@ register(
         update=adamw,
         description="Adam after every parameter has shrunk by learning rate · weight_decay",
         source="Loshchilov & Hutter 2019, arXiv 1711.05101",
-        settings={**MOMENTS, "weight_decay": Setting(0.01, "share of a parameter lost at a learning rate of 1", ge=0)},
+        settings={
+            **MOMENTS,
+            "weight_decay": Setting(0.01, "each step shrinks parameters by learning rate · weight_decay", ge=0),
+        },
     )
 )

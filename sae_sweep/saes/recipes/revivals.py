@@ -118,18 +118,24 @@ def auxk(stack: Stack, residual: Tensor, pre: Tensor, sae: Parameters) -> Tensor
     return training.aux_coefficient * missed * dead.any(-1)
 
 
-AFTER = "steps without firing after which a latent is dead"
-LATEST = f"{AFTER}; null: in the latest block"
+AFTER = "a latent is dead after this many steps without firing"
+LATEST = f"{AFTER}; null: if it did not fire in the latest block of 25 steps"
 DEAD_AFTER = {"dead_after": Setting(125, AFTER, ge=1)}
 OF_BLOCK = {"dead_after": Setting(None, LATEST, kind="int", ge=1, optional=True, legacy=None)}
 RESAMPLING = {
-    "revival_every": Setting(250, "steps; it happens as the block of 25 steps ends that this falls in", ge=1),
-    "revival_until": Setting(0.8, "share of the steps after which none is revived", ge=0, le=1),
-    "revival_source": Setting("loss", "inputs drawn by squared error, or all alike", choices=("loss", "all")),
+    "revival_every": Setting(
+        250, "steps from one revival to the next; each takes place at the end of a block of 25 steps", ge=1
+    ),
+    "revival_until": Setting(0.8, "share of the steps after which no latent is revived any more", ge=0, le=1),
+    "revival_source": Setting(
+        "loss",
+        "where latents start again: at inputs drawn in proportion to their squared error (loss), or all alike (all)",
+        choices=("loss", "all"),
+    ),
     "revival_scale": Setting(
         None,
-        "norm of a revived encoder row: of the mean of living ones, or itself where the architecture counts; "
-        "null: .2 of the living, 1 where it counts",
+        "norm of a revived encoder row as a share of the mean of living rows; null: 0.2. With architectures that have "
+        "sae.k: the norm itself; null: 1",
         kind="float",
         optional=True,
         gt=0,
@@ -137,9 +143,13 @@ RESAMPLING = {
 }
 AUXK = {
     "aux_k": Setting(
-        None, "dead latents of an input that fit what is missed; null: d/2", kind="int", optional=True, ge=1
+        None,
+        "how many dead latents may fit the error that is left of an input; null: half the numbers of x",
+        kind="int",
+        optional=True,
+        ge=1,
     ),
-    "aux_coefficient": Setting(1 / 32, "multiplies the squared error of that fit", gt=0),
+    "aux_coefficient": Setting(1 / 32, "multiplies the squared error of that fit in the loss", gt=0),
 }
 
 register(Revival(name="none", description="dead latents stay as they are", source="–"))

@@ -33,7 +33,11 @@ register(
         share=_linear,
         description="warm-up, constant, then a linear fall to 0 over the last lr_decay of the steps",
         source="arXiv 2406.04093 (no warm-up there)",
-        settings={"lr_decay": Setting(0.2, "share of the steps in which it falls to 0 at the end", ge=0, le=1)},
+        settings={
+            "lr_decay": Setting(
+                0.2, "share of the steps, at the end, over which the learning rate falls to 0", ge=0, le=1
+            )
+        },
     )
 )
 register(

@@ -15,42 +15,32 @@ from sae_sweep.lazy import lazy
 from sae_sweep.registry import Setting
 from sae_sweep.toys.aligned import product
 from sae_sweep.toys.model import Report, ToyKind
+from sae_sweep.toys.planted.directions import directions
 from sae_sweep.toys.sampled_population import SampledPopulation
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    import torch.nn.functional as F
     from numpy.typing import NDArray
     from torch import Tensor
 
     from sae_sweep.toys.classes import FeatureCells
 else:
-    np, torch, F = lazy("numpy"), lazy("torch"), lazy("torch.nn.functional")
+    np, torch = lazy("numpy"), lazy("torch")
 
-# P(magnitude > x) = (1 + x/s)^-shape: with s = shape - 1 the mean is 1, and with 3 the variance is finite.
-LOMAX_SHAPE = 3
-# Magnitudes of mean 1 from numbers uniform on (0, 1].
-QUANTILES: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": lambda tail: 2 * tail,
-    "exponential": lambda tail: -tail.log(),
-    "lomax": lambda tail: (LOMAX_SHAPE - 1) * (tail ** (-1 / LOMAX_SHAPE) - 1),
-}
-
-MAGNITUDES = Setting("constant", "how strong an active feature is: 1 on average", choices=("constant", *QUANTILES))
+MAGNITUDES = Setting(
+    "constant",
+    "distribution of the magnitude of an active feature, whose mean is 1",
+    choices=("constant", "uniform", "exponential", "lomax"),
+)
 
 
 def features(count: int = 32, d_model: int = 64) -> dict[str, Setting]:
     """The settings that all planted toys have, with a kind's defaults."""
     return {
-        "features": Setting(count, "planted features", ge=1),
-        "d_model": Setting(d_model, "numbers of an activation", ge=1),
+        "features": Setting(count, "how many features are planted", ge=1),
+        "d_model": Setting(d_model, "dimension of an activation", ge=1),
     }
-
-
-def quantile(magnitudes: str) -> Callable[[Tensor], Tensor]:
-    """Magnitudes of mean 1 from numbers uniform on (0, 1]."""
-    return QUANTILES[magnitudes]
 
 
 def planted_kind(model: Callable[[], type[Synthetic]], classes: Callable[[str, Toy], int], **said: Any) -> ToyKind:
@@ -109,7 +99,7 @@ class Synthetic(SampledPopulation):
     @classmethod
     def plant(cls, toy: Toy, generator: torch.Generator) -> dict[str, Tensor]:
         """The directions of the features [features, d_model], and whatever else inputs are made with."""
-        return {"directions": unit_vectors(toy.features, toy.d_model, generator).float()}
+        return {"directions": directions("fitting", toy.features, toy.d_model, generator).float()}
 
     def cell(self, inputs: Tensor) -> Tensor:
         """The cell of each input [count] int64; 0 where there are none."""
@@ -162,21 +152,3 @@ class Synthetic(SampledPopulation):
     def population(self, distribution: Distribution, device: str | torch.device) -> Self:
         """Its inputs; the distribution is always the toy's own."""
         return self.to(device)
-
-    def _uniform(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.rand(shape, generator=generator, device=self.device)
-
-    def _choice(self, options: int, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(options, (count,), generator=generator, device=self.device)
-
-    def _magnitudes(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Independent magnitudes of mean 1."""
-        if self.toy.magnitudes == "constant":
-            return torch.ones(shape, device=self.device)
-        return quantile(self.toy.magnitudes)(1 - self._uniform(shape, generator))
-
-
-def unit_vectors(count: int, d: int, generator: torch.Generator) -> Tensor:
-    """[count, d] float64: orthonormal where they fit."""
-    drawn = torch.randn(count, d, dtype=torch.float64, generator=generator)
-    return torch.linalg.qr(drawn.T)[0].T.contiguous() if count <= d else F.normalize(drawn, dim=1)

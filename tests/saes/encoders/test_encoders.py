@@ -281,6 +281,12 @@ def test_a_revived_latent_reads_its_input(encoder: Encoder, architecture: str) -
 def test_plans_know_what_trains_them_and_what_it_costs() -> None:
     cpu = SPEEDS["cpu"]
     linear = point_of(Encoder(), "relu")
+    pursuit = dataclasses.replace(point_of(PURSUIT, "topk"), penalty=Penalty("none", 0.0))
+    aux = dataclasses.replace(pursuit, training=pursuit.training.replace(revival="auxk"))
+    assert [by_autograd(point, cpu) for point in (pursuit, aux, point_of(PURSUIT, "topk"))] == [False, True, True]
+    assert by_autograd(pursuit, SPEEDS["cuda"])
+    assert stack_key(pursuit) != stack_key(dataclasses.replace(pursuit, encoder=Encoder()))
+    assert step_seconds(pursuit, cpu) < step_seconds(aux, cpu)
     for encoder in (MLP, ISTA, LISTA):
         point = dataclasses.replace(linear, encoder=encoder)
         assert by_autograd(point, cpu) and not by_autograd(linear, cpu)

@@ -180,7 +180,7 @@ def test_inputs_are_drawn_by_their_error_or_all_alike() -> None:
     """Two kinds of inputs, one of them reconstructed exactly: only from `all` does a latent start there."""
     d = 16
     data = torch.eye(d)[[0, 1] * 32][None]
-    for source, drawn_from in (("loss", {1}), ("all", {0, 1})):
+    for source, started in (("loss", {1}), ("all", {0, 1})):
         stack = stack_of(points(PENALTIES[:1], "topk", width=21, k=1, revival="resample", revival_source=source))
         stack.flat.zero_()
         W_enc, W_dec, b_enc, _ = stack.split(stack.flat[0])
@@ -188,7 +188,7 @@ def test_inputs_are_drawn_by_their_error_or_all_alike() -> None:
         W_dec[1:, 2], b_enc[1:] = 1.0, -1.0
         revived = resample(stack, 0, data)
         assert revived.tolist() == [False] + [True] * 20
-        assert set(W_dec[1:].argmax(1).tolist()) == drawn_from
+        assert set(W_dec[1:].argmax(1).tolist()) == started
 
 
 @pytest.mark.parametrize(
