@@ -86,9 +86,8 @@ def every_setting(results: pd.DataFrame, claims: Sequence[Mapping[str, Any]]) ->
         for column in map(str, means.columns)
         if is_setting(column) and not is_seed(column) and means[column].nunique(dropna=False) > 1
     ]
-    measures = [
-        m for m in dict.fromkeys((*MEASURES, *(claim["measure"] for claim in claims))) if means[m].notna().any()
-    ]
+    claimed = (column for claim in claims for column in claim["measure"].split(" - "))
+    measures = [m for m in dict.fromkeys((*MEASURES, *claimed)) if means[m].notna().any()]
     return means[[*settings, "n", *(each for measure in measures for each in (measure, f"{measure}_std"))]].map(rounded)
 
 
