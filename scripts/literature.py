@@ -49,11 +49,13 @@ def main() -> None:
 
 
 def rows(name: str, command: str, store: Store) -> Iterator[str]:
-    """A row for each claim of the sweep that has its experiment's name; undecided where points are not finished."""
+    """A row for each claim of the sweep that has its experiment's name, but for those without any finished point."""
     info = frame.sweep_info(store, name)
     results, untrained = frame.tables(store, name)
     minutes = f"{results['seconds'].sum() / 60:.1f}"
     for claim, verdict in zip(info["claims"], evaluate_all(info, results, untrained), strict=True):
+        if verdict.value is None:
+            continue
         low, high = map(number, verdict.interval or (None, None))
         ours = f"{number(verdict.value)} ({low} to {high})"
         published = predicted(claim, claim.get("margin"))

@@ -156,7 +156,7 @@ class Planted(Synthetic):
         made, tree, shape = self.made, self.tree, (count, self.made.features)
         magnitude, arguments = read_magnitude(made.magnitude)
         grouped = self._of_groups(count, generator) if self.groups else None
-        if len(self.grouped) == made.features:
+        if grouped is not None and len(self.grouped) == made.features:
             found = grouped
         else:
             if "mixing" in self.params:
