@@ -32,7 +32,7 @@ class Auxiliary(NamedTuple):
     after: int
     coefficient: float
     dead: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # in place of the method of a tuple, which nobody calls
     left: Array
     sae: Sae
     setting: Setting
