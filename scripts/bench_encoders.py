@@ -1,9 +1,10 @@
-"""What a step of each encoder costs beside the plain linear step, by the reference (saes/train.py) and compiled.
+"""What a step of each encoder, and of AuxK, costs beside the plain linear step: by the reference, and compiled.
 
     python scripts/bench_encoders.py
 
-One SAE on one core, all encoders in turns; printed are medians in milliseconds of the core, their ratio to the linear
-step of the reference, what the planner takes that for, and their ratio to the compiled linear step.
+One SAE on one core, everything in turns; printed are medians in milliseconds of the core: of the reference
+(saes/train.py), of the compiled step where there is one and over the compiled linear step, and what the planner takes
+that for. A dead latent of AuxK is one whose pre-activations are a hundredth of the others'.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from bench_architectures import stack
@@ -22,69 +23,97 @@ from bench_architectures import stack
 from sae_sweep.config.settings import Encoder, Point
 from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.saes.encoders import encoder_of
+from sae_sweep.saes.recipes import is_plain
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend
+from sae_sweep.sweep.cost import step_seconds
+from sae_sweep.sweep.hardware_profile import SPEEDS
 
 TURNS = 7
 # Width, batch, d, and steps of a turn: of the reference, and compiled.
 SHAPES = ((1056, 1024, 32, 2, 10), (136, 512, 32, 10, 50))
 LINEAR = Encoder()
-BESIDE = {
-    "relu": [Encoder("mlp"), *(Encoder(name, steps=n) for name, n in (("ista", 1), ("ista", 4), ("lista", 4)))],
-    "topk": [Encoder("matching_pursuit")],
-}
 
 
-def with_encoder(plain: Stack, encoder: Encoder) -> Stack:
-    """The same SAE with another encoder."""
-    point: Point = replace(plain.points[0], encoder=encoder)
-    begun = encoder_of(encoder.name).completed(plain.parameters(0), point, torch.Generator().manual_seed(0))
-    return Stack.start([point], [begun], "cpu")
+@dataclass(frozen=True)
+class Row:
+    """A step to measure: an architecture that keeps k where it counts, its encoder, and the share that is dead."""
+
+    architecture: str
+    encoder: Encoder = LINEAR
+    k: int = 1
+    dead: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        settings = (f"{key}={value}" for key, value in self.encoder.to_dict().items() if key != "name")
+        aux = () if self.dead is None else (f"auxk, {self.dead:.0%} dead",)
+        return " ".join([self.encoder.name, *settings, *aux])
+
+    @property
+    def linear(self) -> Row:
+        """The plain one beside it."""
+        return Row(self.architecture, k=self.k)
+
+    def stack(self, width: int, batch: int, d: int) -> Stack:
+        """One such SAE."""
+        plain = stack(self.architecture, width, batch, d)
+        point: Point = replace(plain.points[0], encoder=self.encoder, toy=plain.points[0].toy.replace(d_model=d))
+        if self.architecture == "topk":
+            point = replace(point, sae=point.sae.replace(k=self.k))
+        if self.dead is not None:
+            point = replace(point, training=point.training.replace(revival="auxk"))
+        begun = encoder_of(self.encoder.name).completed(plain.parameters(0), point, torch.Generator().manual_seed(0))
+        made = Stack.start([point], [begun], "cpu")
+        made.density.zero_()
+        dead = round((self.dead or 0) * width)
+        made.named(made.flat[0])["W_enc"][:dead] /= 100
+        made.silent[0, :dead] = point.training.steps
+        return made
 
 
-def compare(architecture: str, width: int, batch: int, d: int, slow: int, fast: int) -> list[str]:
-    """The lines of an architecture."""
-    batches = torch.randn(fast, batch, d, generator=torch.Generator().manual_seed(1))
-    times: dict[str, list[float]] = defaultdict(list)
+RELU = [Encoder("mlp"), *(Encoder(name, steps=n) for name, n in (("ista", 1), ("ista", 4), ("lista", 4)))]
+ROWS = [
+    *(Row("relu", encoder) for encoder in (LINEAR, *RELU)),
+    *(Row("topk", encoder, k) for k in (1, 8) for encoder in (LINEAR, Encoder("matching_pursuit"))),
+    *(Row("topk", dead=share) for share in (0.0, 0.05, 0.5, 0.9)),
+]
+
+
+def compare(width: int, batch: int, d: int, slow: int, fast: int) -> None:
+    """Print the rows of a shape."""
+    batches, cpu = torch.randn(fast, batch, d, generator=torch.Generator().manual_seed(1)), SPEEDS["cpu"]
+    times: dict[tuple[Row, str], list[float]] = defaultdict(list)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        sides: dict[str, tuple[Backend, Stack, int]] = {
-            "compiled": (CpuBackend(pool, 1), stack(architecture, width, batch, d), fast)
-        }
-        for encoder in (LINEAR, *BESIDE[architecture]):
-            made = with_encoder(stack(architecture, width, batch, d), encoder)
-            sides[title(encoder)] = AutogradBackend(), made, slow
+        sides: dict[tuple[Row, str], tuple[Backend, Stack, int]] = {}
+        for row in ROWS:
+            sides[row, "reference"] = AutogradBackend(), row.stack(width, batch, d), slow
+            if is_plain(row.stack(width, batch, d).points[0]):
+                sides[row, "compiled"] = CpuBackend(pool, 1), row.stack(width, batch, d), fast
         for turn in range(TURNS + 1):
-            for name, (backend, of, steps) in sides.items():
+            for key, (backend, of, steps) in sides.items():
                 began = time.process_time()
                 backend.advance(of, batches[:steps])
                 if turn:  # the first compiles, and fills caches
-                    times[name].append((time.process_time() - began) / steps)
-    lines = []
-    for encoder in (LINEAR, *BESIDE[architecture]):
-        own = times[title(encoder)]
-        against = (
-            statistics.median(a / b for a, b in zip(own, times[of], strict=True)) for of in ("linear", "compiled")
-        )
-        of_linear, of_compiled = against
-        point = sides[title(encoder)][1].points[0]
-        planned = encoder_of(encoder.name).products(encoder, point.sae, d)
-        cells = f"{1000 * statistics.median(own):.2f} | {of_linear:.2f} | {planned:.2f} | {of_compiled:.1f}"
-        lines.append(f"| {architecture} | {title(encoder)} | {width:,} × {batch:,} × {d} | {cells} |")
-    return lines
-
-
-def title(encoder: Encoder) -> str:
-    """Its name and settings."""
-    return " ".join([encoder.name, *(f"{key}={value}" for key, value in encoder.to_dict().items() if key != "name")])
+                    times[key].append(1000 * (time.process_time() - began) / steps)
+    for row in ROWS:
+        own = "compiled" if (row, "compiled") in times else "reference"
+        over = statistics.median(a / b for a, b in zip(times[row, own], times[row.linear, "compiled"], strict=True))
+        seconds = [step_seconds(sides[each, "reference"][1].points[0], cpu) for each in (row, row.linear)]
+        compiled = f"{statistics.median(times[row, own]):.2f}" if own == "compiled" else ""
+        shape, k = f"{width:,} × {batch:,} × {d}", "" if row.architecture == "relu" else row.k
+        cells = f"{shape} | {statistics.median(times[row, 'reference']):.2f} | {compiled} | {over:.2f}"
+        print(f"| {row.architecture}{k} | {row.title} | {cells} | {seconds[0] / seconds[1]:.2f} |", flush=True)
 
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
-    print("| architecture | encoder | width × batch × d | ms | of linear | planned | of compiled |\n|" + "---|" * 7)
+    head = "| architecture | step | width × batch × d | reference | compiled | over compiled linear | planned |"
+    print(f"{head}\n|{'---|' * 7}")
     for shape in SHAPES:
-        for architecture in BESIDE:
-            print("\n".join(compare(architecture, *shape)), flush=True)
+        compare(*shape)
     return 0
 
 

@@ -13,6 +13,7 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "activations.md").read_te
 BLOCKS = dict(reversed(re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)))
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(BLOCKS["python"].replace("range(300)", "range(60)"), {})

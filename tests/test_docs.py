@@ -73,6 +73,7 @@ def commands() -> list[str]:
     return [*lines]
 
 
+@pytest.mark.slow
 def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is parsed and, where it takes overrides, its grid is made; in a folder that `init` wrote, with the
     tutorial's experiment."""

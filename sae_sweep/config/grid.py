@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from sae_sweep import registry
 from sae_sweep.config.calibration import Calibration, stand_ins
 from sae_sweep.config.keys import SEED, SEEDS, coerce, names_sae, nearest, point_keys, show
-from sae_sweep.config.settings import PARTS, Evaluation, Part, Point, canonical
+from sae_sweep.config.settings import PARTS, Evaluation, Part, Point, canonical, reseeded
 from sae_sweep.errors import UserError
 
 # Larger grids are more often a slip than a plan.
@@ -75,7 +76,7 @@ def expand(settings: Settings, blocks: Sequence[Block], largest: int | None = LA
     UserError: a value of the wrong type or out of bounds, or more than `largest` combinations.
     """
     products = _all_products(settings, blocks, largest)
-    return list(dict.fromkeys(canonical(point) for product in products for point in product.points()))
+    return list(dict.fromkeys(point for product in products for point in product.points()))
 
 
 def expand_uncalibrated(
@@ -86,7 +87,7 @@ def expand_uncalibrated(
     rungs: dict[Point, int] = {}
     given: set[Point] = set()
     for product in _all_products(settings, blocks, largest, calibration.coefficients):
-        for point in map(canonical, product.points()):
+        for point in product.points():
             points[point] = None
             if point.penalty.coefficient in product.ladder:  # architectures that count have none
                 rungs[point] = product.ladder.index(point.penalty.coefficient)
@@ -99,7 +100,8 @@ def varied(points: Sequence[Point]) -> list[str]:
     """The dotted keys whose values differ among `points`, in the schema's order."""
     keys = []
     for part in PARTS:
-        seen = list({getattr(point, part) for point in points})
+        # Points share most parts, and objects are told apart sooner than what they hold.
+        seen = list(set({id(each): each for each in map(operator.attrgetter(part), points)}.values()))
         for name, setting in PARTS[part].all_settings().items():
             # Parts whose kinds have no such setting differ in their kinds.
             if setting.told and len({each.get(name) for each in seen if name in each.to_dict()}) > 1:
@@ -181,17 +183,24 @@ class _Product:
         self.place = {key: i for i, key in enumerate(axes)}
 
     def points(self) -> Iterator[Point]:
+        """Canonical points. UserError: the parts of one do not go together."""
         reads = {part: self._reads([f"{part}.{name}" for name in kind.all_settings()]) for part, kind in PARTS.items()}
         reads |= {name: self._reads([name]) for name in SEEDS}
         made: dict[str, dict[tuple[Any, ...], Any]] = {part: {} for part in reads}
+        moving = {part: places for part, places in reads.items() if places}
+        # What a point is beside its seeds, by its parts as they were made: a hundred thousand have few combinations.
+        known: dict[tuple[int, ...], Point] = {}
+        parts: dict[str, Any] = {}
         for values in itertools.product(*self.axes.values()):
-            parts = []
-            for part, places in reads.items():
+            for part, places in (moving if parts else reads).items():
                 read = tuple([values[i] for i in places])
                 if read not in made[part]:
                     made[part][read] = self._part(part, values) if part in PARTS else self._seed(part, values)
-                parts.append(made[part][read])
-            yield _sensible(Point(*parts))
+                parts[part] = made[part][read]
+            whole = tuple([id(parts[part]) for part in PARTS])
+            if whole not in known:
+                known[whole] = canonical(_sensible(Point(**parts)))
+            yield reseeded(known[whole], parts["seed"], parts["data_seed"])
 
     def _seed(self, key: str, values: Sequence[Any]) -> Any:
         return coerce(key, SEED, self._resolve(key, values, ()))

@@ -409,11 +409,15 @@ class Point:
     @cached_property
     def id(self) -> str:
         """Names the folder of the trained SAE: same id, same parameters. 16 hexadecimal digits."""
-        point = canonical(self)
+        parts = canonical(self)._parts
+        return _digest(parts, seed=self.seed, data_seed=self.data_seed, train_version=TRAIN_VERSION)
+
+    @cached_property
+    def _parts(self) -> str:
+        """The identity of the parts as text."""
         # A part that says what there was before it existed is no part of an identity.
-        keys = {name: getattr(point, name)._key() for name in PARTS}
-        parts = {name: key for name, key in keys.items() if key != "{}"}
-        return _digest(parts, seed=point.seed, data_seed=point.data_seed, train_version=TRAIN_VERSION)
+        keys = {name: getattr(self, name)._key() for name in PARTS}
+        return _lines({name: key for name, key in keys.items() if key != "{}"})
 
     def get(self, key: str) -> Any:
         """The value of a dotted key; None if the chosen kinds have no such setting."""
@@ -473,13 +477,13 @@ def counts(architecture: str) -> bool:
 
 def toy_id(toy: Toy) -> str:
     """Names the folder of the trained toy. 16 hexadecimal digits."""
-    return _digest({"toy": toy._key()}, train_version=TRAIN_VERSION)
+    return _digest(_lines({"toy": toy._key()}), train_version=TRAIN_VERSION)
 
 
 def measure_id(evaluation: Evaluation) -> str:
     """Tells measurements of one SAE apart. 16 hexadecimal digits."""
     metrics = [_versioned("metric", name) for name, kind in registry.kinds("metric").items() if kind.asked(evaluation)]
-    return _digest({"evaluation": evaluation._key()}, measure_version=MEASURE_VERSION, metrics=metrics)
+    return _digest(_lines({"evaluation": evaluation._key()}), measure_version=MEASURE_VERSION, metrics=metrics)
 
 
 def derive_seed(*names: Any) -> int:
@@ -505,6 +509,18 @@ def canonical(point: Point) -> Point:
     return made
 
 
+def reseeded(point: Point, seed: int, data_seed: int) -> Point:
+    """A canonical point with other seeds, which is canonical too."""
+    assert point._parts  # kept from here on, by the point and by all that are made of it
+    made = object.__new__(Point)
+    # Past the checks of frozen fields, which take most of the time of a hundred thousand.
+    values = vars(made)
+    values |= vars(point)
+    values |= {"seed": seed, "data_seed": data_seed}
+    values.pop("id", None)
+    return made
+
+
 # Cached: a grid of 100,000 points has few combinations of these.
 @lru_cache(maxsize=2**17)
 def _effective(sae: Sae, penalty: Penalty, training: Training) -> tuple[Penalty, Training]:
@@ -515,6 +531,12 @@ def _effective(sae: Sae, penalty: Penalty, training: Training) -> tuple[Penalty,
     return penalty, training
 
 
-def _digest(parts: Mapping[str, str], **numbers: Any) -> str:
-    whole = [*(f"{name} {text}" for name, text in sorted(parts.items())), json.dumps(numbers, sort_keys=True)]
-    return hashlib.sha256("\n".join(whole).encode()).hexdigest()[:16]
+_numbers = json.JSONEncoder(sort_keys=True).encode
+
+
+def _lines(parts: Mapping[str, str]) -> str:
+    return "\n".join(f"{name} {text}" for name, text in sorted(parts.items()))
+
+
+def _digest(parts: str, **numbers: Any) -> str:
+    return hashlib.sha256(f"{parts}\n{_numbers(numbers)}".encode()).hexdigest()[:16]

@@ -45,12 +45,15 @@ from sae_sweep.saes.limits import BLOCK, COPIES
 from sae_sweep.saes.parameters import shapes
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes import is_plain, revival_of, warmup_steps
+from sae_sweep.saes.recipes.revivals import kept_of
 from sae_sweep.sweep.hardware_profile import SPEEDS, Speed
 from sae_sweep.toys.limits import BLOCK_ROWS, CONSTANTS_INPUTS, TABLE_INPUTS
 
 # From so many products of the encoder in a step on, an SAE alone has two parts or more and is shared by all cores, of
 # whose time this share is not spent on waiting for each other.
 SHARED, SHARING = 2 * PART, 0.83
+# The share of latents that is taken to be dead where an auxiliary loss trains the dead.
+DEAD = 0.5
 # Architectures with a dense step, and how many products of the encoder it takes.
 DENSE, DENSE_PRODUCTS = ("relu", "tied"), 5
 # Numbers held for every parameter of every SAE: itself and Adam's two moments; and while one trains: its gradient, the
@@ -214,11 +217,19 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
         return _pursuit_seconds(point, speed)
     if l0 is None:
         *_, (_, l0) = firing(point)
+    seconds = _compiled_seconds(point, speed, l0)
+    return seconds + (_auxiliary_seconds(point, speed) if revival_of(point.training).auxiliary else 0.0)
+
+
+def _compiled_seconds(point: Point, speed: Speed, l0: float) -> float:
+    """A compiled step of a linear encoder."""
+    d, width, b = activation_size(point), point.sae.width, point.training.batch_size
+    codes, adam = b * width, parameter_count(point) * speed.parameter
     if _narrow(point, speed):
         return _narrow_seconds(point, speed, l0)
     if _dense(point, l0):
         return speed.own_step + codes * (2 * DENSE_PRODUCTS * d / speed.dense_flops + speed.dense_code) + 3 * adam
-    changes = _changes(point) if point.sae.architecture == "topk" else 0.0
+    changes = _changes(point.sae.k, width) if point.sae.architecture == "topk" else 0.0
     of_batch = speed.counted_step if _of_batch(point) else 0.0
     flops, code, entry = speed.product_flops, speed.code, speed.entry
     if l0 < ROUND_BELOW * width:
@@ -242,7 +253,7 @@ def _narrow_seconds(point: Point, speed: Speed, l0: float) -> float:
     dense = not topk and l0 > NARROW_DENSE_ABOVE * width
     of_input = speed.narrow_input + (0.0 if dense else l0 * d * speed.narrow_number)
     if topk and point.sae.k > 1:  # one slot is filled without asking
-        of_input += _changes(point) * speed.narrow_chosen
+        of_input += _changes(point.sae.k, width) * speed.narrow_chosen
     of_code = 2 * (DENSE_PRODUCTS if dense else 1) * d / speed.narrow_flops + speed.narrow_code
     return speed.narrow_step + b * (of_input + width * of_code) + parameter_count(point) * speed.narrow_parameter
 
@@ -254,9 +265,17 @@ def _pursuit_seconds(point: Point, speed: Speed) -> float:
     return speed.narrow_step + b * of_input + parameter_count(point) / 2 * speed.narrow_parameter
 
 
-def _changes(point: Point) -> float:
+def _auxiliary_seconds(point: Point, speed: Speed) -> float:
+    """AuxK in a compiled step: the dead latents as an SAE of their own; dead latents of ReLU have nothing to fit."""
+    d, dead = activation_size(point), DEAD * point.sae.width
+    kept = kept_of(point.training, point.sae.width, d) if get("architecture", point.sae.architecture).counts else 0
+    of_input = speed.narrow_input + kept * d * speed.narrow_number + _changes(kept, dead) * speed.narrow_chosen
+    return point.training.batch_size * (of_input + dead * (2 * d / speed.narrow_flops + speed.narrow_code))
+
+
+def _changes(k: float, width: float) -> float:
     """How often the k largest codes of an input change while they are sought, where any order is as likely."""
-    return float(point.sae.k * (1 + math.log(max(1.0, point.sae.width / point.sae.k))))
+    return k * (1 + math.log(max(1.0, width / k))) if k else 0.0
 
 
 def training_seconds(pack: tuple[Point, ...], speed: Speed, workers: int) -> float:

@@ -52,7 +52,7 @@ def values(overrides: list[str], key: str) -> list[Any]:
 def test_every_experiment_composes(experiment: str) -> None:
     sweep = config.load([f"experiment={experiment}"])
     assert sweep.name == sweep.experiment == experiment
-    assert len(sweep.points) > 1
+    assert sweep.points
     assert sweep.claims
     assert len({point.id for point in sweep.points}) == len(sweep.points)
 

@@ -220,9 +220,9 @@ def test_a_value_is_either_converted_within_its_limits_or_refused(value: Any) ->
             assert str(error).startswith(key)
             assert "\n" not in str(error)
             continue
-        kinds = ("int", "float") if rule.kind == "number" else (rule.kind,)
+        kinds = {"number": ("int", "float"), "text": ("str",)}.get(rule.kind, (rule.kind,))
         assert (converted is None and rule.optional) or type(converted).__name__ in kinds
-        if rule.verbatim and type(value) in (int, float):
+        if (rule.verbatim or rule.kind == "text") and type(value) in (int, float):
             assert converted == str(value)  # a file's number, where the shell's is text
             continue
         assert converted == (float(value) if rule.kind == "float" and value is not None else value)

@@ -21,6 +21,7 @@ from sae_sweep.config.settings import (
     Training,
     canonical,
     point_from,
+    reseeded,
     toy_id,
 )
 from sae_sweep.errors import UserError
@@ -156,3 +157,12 @@ def test_seeds_are_of_names_and_do_not_collide() -> None:
     assert len(seeds) == len(names) and all(0 <= seed < 2**63 for seed in seeds)
     # What an earlier scheme of digits gave to the same generator: a width of 2^21, and the next seed.
     assert settings.derive_seed("init", "relu", 2**21, 0) != settings.derive_seed("init", "relu", 0, 1)
+
+
+def test_a_point_with_other_seeds_is_what_it_would_be_by_itself() -> None:
+    point = canonical(Point(penalty=Penalty("sqrt", 0.3, scale=2.0), seed=1))
+    assert point.id  # known before, and not taken along
+    other = reseeded(point, 7, 3)
+    wanted = canonical(dataclasses.replace(point, seed=7, data_seed=3))
+    assert other == wanted and other.id == wanted.id != point.id
+    assert canonical(other) is other and hash(other) == hash(wanted)

@@ -52,6 +52,7 @@ def test_a_sample_says_nothing_of_classes_it_hardly_holds() -> None:
     assert found["m"] is None and found["mqnc"] is None
 
 
+@pytest.mark.slow
 def test_variance_of_several_toys_and_sites(tmp_path: Path) -> None:
     words = [*(word for word in TINY if word.startswith("toy")), f"output_dir={tmp_path}", "device=cpu"]
     words += ["site=pre_unembed,post_unembed", "toy.seed=0,1"]

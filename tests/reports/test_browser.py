@@ -13,7 +13,11 @@ from commandline import TINY, call
 from large import large
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+# A browser takes many seconds to start and to draw.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright comes with the `test` extra")
 CHARTS = ("front", "split_counts", "distribution", "labels", "information", "phases", "curves", "logits")
 
@@ -273,7 +277,6 @@ def test_it_fits_and_can_be_read(visit: Visit, scheme: str, width: int) -> None:
     assert contrast >= 4.5  # WCAG 2.2, AA
 
 
-@pytest.mark.slow  # a second page is opened
 def test_on_a_phone_a_finger_scrolls_and_a_tap_names_the_point(browser: Any, report: Path) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
     visit = Visit(browser, report, **phone)
@@ -303,7 +306,6 @@ def test_on_paper_a_dark_page_is_light_and_holds_no_controls(visit: Visit) -> No
     visit.page.emulate_media(color_scheme="light")
 
 
-@pytest.mark.slow
 def test_pictures_are_drawn(report: Path) -> None:
     result = call("report", "tiny", "--output-dir", str(report.parents[2]), "--images")
     assert result.code == 0, result.err
@@ -313,7 +315,6 @@ def test_pictures_are_drawn(report: Path) -> None:
         assert svg.startswith("<svg") and "http" not in svg.replace("http://www.w3.org/", "")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_five_thousand_points_can_be_used(browser: Any, tmp_path: Path) -> None:
     large(tmp_path, coefficients=8, starts=5, seeds=5)

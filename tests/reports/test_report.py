@@ -18,7 +18,7 @@ from fabricated import SMALL, point, sweep
 from large import large
 
 from sae_sweep import api
-from sae_sweep.config.settings import Toy
+from sae_sweep.config.settings import Point, Toy
 from sae_sweep.reports import html, latent_dashboard, report, summary
 from sae_sweep.store import results as frame
 from sae_sweep.store.store import Store
@@ -249,6 +249,17 @@ def test_cards_say_what_the_stored_sae_does(trained: Path) -> None:
     cosines = (rows[1] / rows[1].norm(dim=1, keepdim=True)) @ rows[0]
     assert near["cosine"].iloc[0] == pytest.approx(float(cosines.max()), abs=1e-5)
     assert near["other"].iloc[0] == int(cosines.argmax())
+
+
+def test_an_sae_is_its_folders_whatever_its_settings_are_called_today(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kind's version has risen, the settings of an older SAE have another id than its folder."""
+    monkeypatch.setattr(Point, "id", property(lambda self: "0" * 16))
+    target = tmp_path / "page.html"
+    assert call("report", "tiny", "--output-dir", str(trained), "--output", str(target)).code == 0
+    cards = Page(target.read_text()).payload()["cards"]
+    assert {card["id"] for card in cards} == set(frame.load(Store(trained), "tiny")["point_id"])
 
 
 def test_saes_worth_a_look(trained: Path) -> None:

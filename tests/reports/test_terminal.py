@@ -392,3 +392,13 @@ def test_points_in_a_few_words() -> None:
         "width=8 oracle-mq tanh c=0.5 scale=2 seed=0"
     )
     assert describe(point(architecture="topk", k=3)) == "width=64 kmeans topk k=3 seed=0"
+
+
+def test_a_row_says_which_recipe_it_is_the_best_of(tmp_path: Path) -> None:
+    """The best of a width, start and penalty may be the one whose dead latents were revived: its row says so."""
+    recipes = (Training(), Training(revival="resample"))
+    some = [(point(width=136, training=each), {"fvu": 0.1 / (i + 1), "l0": 1.0}) for i, each in enumerate(recipes)]
+    frame = load(sweep(tmp_path / "both", some, varied=["training.revival"]), "quick")
+    assert [*representatives(frame)["chosen"]] == ["resample"]
+    alone = load(sweep(tmp_path / "alone", some[1:], varied=["training.revival"]), "quick")
+    assert [*representatives(alone)["chosen"]] == [""]

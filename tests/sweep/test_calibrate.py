@@ -197,6 +197,7 @@ def test_a_rerun_trains_nothing_with_or_without_what_was_written(run: Path, tmp_
     assert points < Store(root).ids("points")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_grows_keeps_what_was_chosen(run: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(run, root)

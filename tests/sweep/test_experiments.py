@@ -25,8 +25,8 @@ FEWER = {"published_sanity": FEWER_FEATURES, "published_bench": FEWER_FEATURES}
 # What must split to have a structure takes a larger toy, and some seconds.
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
 PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")]
-# All of them take minutes. These are of maxima and of features, with pages of either, and of published numbers.
-QUICK = ("quickstart", "published_circle", "published_hedging")
+# All of them take minutes. These are of maxima and of features, with pages of either.
+QUICK = ("quickstart", "published_circle")
 
 
 def miniature(experiment: str) -> list[str]:

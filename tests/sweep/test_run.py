@@ -149,6 +149,7 @@ def test_a_name_is_not_reused_for_another_grid(copy: Path) -> None:
     assert sorted(copy.rglob("*")) == files
 
 
+@SLOW
 def test_other_evaluation_settings_measure_again_and_train_nothing(kinds: Path, tmp_path: Path) -> None:
     """By the bits that measuring at once gives: what is measured is what is stored."""
     other = ["evaluation.inputs=20", "evaluation.permutations=3", "evaluation.fires_above=0.2"]
@@ -244,7 +245,7 @@ def test_a_failure_is_forgotten_once_the_point_succeeds(tmp_path: Path) -> None:
     assert Store(tmp_path).failures("one") == {}
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc")])
+@pytest.mark.parametrize("error", [MemoryError(), pytest.param(RuntimeError("std::bad_alloc"), marks=SLOW)])
 def test_a_pack_that_does_not_fit_into_memory_is_split(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

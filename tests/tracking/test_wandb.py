@@ -185,6 +185,7 @@ def test_every_point_is_read_back(open_log, notes, tmp_path, capfd):
     assert not [key for key in os.environ if key.startswith("WANDB_")]
 
 
+@pytest.mark.slow
 def test_the_sweeps_run_carries_table_and_charts(open_log, notes, tmp_path):
     frame = results()
     with open_log() as log:

@@ -31,7 +31,8 @@ class Setting(NamedTuple):
 
     Addresses: of the penalty's slopes (penalty_gradients.py) and of the architecture's three functions. The penalty's
     shares [width] (log π), its scale and exponent; the norm to which gradients are clipped; how many latents of an
-    input fire at most before the steps end; and the column of residuals.
+    input fire at most before the steps end; the column of residuals; and whether steps end before their gradient is
+    clipped, to which something is to be added.
     """
 
     slopes_at: int
@@ -44,9 +45,10 @@ class Setting(NamedTuple):
     clip: float
     dense_above: float
     residual_column: int
+    unfinished: int = 0
 
 
-SETTING = record(Setting, _int, _int, _int, _int, numba.float32[::1], _real, _real, _real, _real, _int)
+SETTING = record(Setting, _int, _int, _int, _int, numba.float32[::1], _real, _real, _real, _real, _int, _int)
 _slopes_at = function_at(SLOPES)
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_sweep.kernels.cpu.architecture_steps import TOTALS, Setting, steps_of
+from sae_sweep.kernels.cpu.architecture_steps import FURTHER, TOTALS, Setting, steps_of
+from sae_sweep.kernels.cpu.auxiliary import add_to_active, find_dead, fit_dead, value
 from sae_sweep.kernels.cpu.batchtopk import HALF, drop_below, norm_scaled_acts, rank_in, tally
 from sae_sweep.kernels.cpu.dense_gradient import add_gradient
 from sae_sweep.kernels.cpu.function_pointers import address_of
-from sae_sweep.kernels.cpu.narrow import NarrowTrainer, is_narrow
+from sae_sweep.kernels.cpu.narrow import NarrowTrainer, auxiliary_of, is_narrow
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
 from sae_sweep.kernels.cpu.pursuit import PursuitTrainer
 from sae_sweep.kernels.cpu.simd import LANES
@@ -117,6 +118,7 @@ class _Trainer:
         self.guess = GUESS * np.float32(stack.threshold[i])
         self.sae = self._sae()
         self.work = self._workspace(b, parts)
+        self.auxiliary = auxiliary_of(stack, b)
 
     def _sae(self) -> Sae:
         stack, i, (width, d) = self.stack, self.i, (self.stack.width, self.stack.d)
@@ -181,6 +183,12 @@ class _Trainer:
             elif self.weighs:
                 ahead = batches[step : step + 1]
                 kind = self._weigh(ahead[0].numpy())
+            if self.auxiliary.after:
+                # Steps in which no latent can be dead yet.
+                without = self.auxiliary.after - 1 - int(sae.silent.max())
+                ahead = ahead[: max(1, without)]
+                if without < 1:
+                    kind = self._fit_dead(ahead, self.stack.step + step, kind, floor)
             taken, metrics = self._steps(ahead, self.stack.step + step, kind, floor)
             totals += metrics[[LOSS, ERROR, L0]]
             largest, step = max(largest, metrics[NORM]), step + taken
@@ -190,14 +198,32 @@ class _Trainer:
         """The encoder whose latents have to exceed `floor`."""
         return self.sae.encoder._replace(floor=floor)
 
-    def _steps(self, batches: Tensor, first: int, kind: int, floor: np.float32) -> tuple[int, Array]:
+    def _fit_dead(self, batch: Tensor, step: int, kind: int, floor: np.float32) -> int:
+        """All phases before CLIP, from `kind` on, and the auxiliary loss of dead latents; the phase to go on with."""
+        sae, work, auxiliary = self.sae, self.work, self.auxiliary
+        if kind != CLIP:
+            self._steps(batch, step, kind, floor, unfinished=True)
+        if find_dead(sae.flat, sae.norms, sae.fired, sae.silent, auxiliary):
+            np.divide(work.residuals, np.float32(-2 / len(work.residuals)), out=auxiliary.left)
+            parts = range(len(auxiliary.work.cuts))
+            list(self.share(lambda part: fit_dead(batch[0].numpy(), auxiliary, part), parts))
+            add_to_active(sae, auxiliary)
+            square_slices(sae, work)
+            work.totals[0, FURTHER] = value(auxiliary)
+        return CLIP
+
+    def _steps(
+        self, batches: Tensor, first: int, kind: int, floor: np.float32, unfinished: bool = False
+    ) -> tuple[int, Array]:
         """Steps from a phase of the first on, with no Python between them, until too many latents fire.
 
-        floor: what a norm-scaled activation has to exceed. Returns how many they were, and their metrics.
+        floor: what a norm-scaled activation has to exceed; unfinished: whether they end before CLIP. Returns how many
+        they were, and their metrics.
         """
         schedule = np.array([self._scheduled(step) for step in range(first, first + len(batches))])
         queue, state, metrics = np.zeros(QUEUE_SIZE, np.int64), np.zeros(STATE, np.int64), np.zeros(METRICS)
-        records = self.sae._replace(encoder=self._encoder(floor)), self.setting, self.work
+        setting = self.setting._replace(unfinished=int(unfinished))
+        records = self.sae._replace(encoder=self._encoder(floor)), setting, self.work
 
         def work(_: int) -> None:
             with abort_on_error(queue):
@@ -206,7 +232,8 @@ class _Trainer:
         publish(queue, kind, 1 if kind == CLIP else len(self.work.parts))
         with abort_on_error(queue):
             list(self.share(work, range(self.threads)))
-        self.stack.density[self.i] = metrics[DENSITY]
+        if not unfinished:
+            self.stack.density[self.i] = metrics[DENSITY]
         return int(state[STEP]), metrics
 
     def _encode(self, x: Array, floor: np.float32) -> None:
@@ -305,10 +332,12 @@ class _Trainer:
         penalty = self.slopes, self.setting.scale, self.setting.exponent
         weights, fired = (float(of_error), float(of_penalty)), np.zeros((len(shares), width), np.uint8)
 
+        residuals = torch.from_numpy(work.residuals).tensor_split(len(shares))
+
         def add(part: int) -> None:
             into = self.stack.split(gradients[part])
             work.totals[part] = add_gradient(
-                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, penalty, weights, fired[part]
+                shares[part], (W_enc, W_dec, b_enc, b_dec), norms, into, penalty, weights, fired[part], residuals[part]
             )
 
         list(self.share(add, range(len(shares))))

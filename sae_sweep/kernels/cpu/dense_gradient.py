@@ -41,13 +41,14 @@ def add_gradient(
     penalty: tuple[Callable[..., float], float, float],
     weights: tuple[float, float],
     fired: np.ndarray[Any, Any],
+    residuals: Tensor,
 ) -> tuple[float, ...]:
     """Add the gradient over inputs x [b, d] and return the totals.
 
     weights of an input, of_error and of_penalty, and totals are those of architecture_steps.py.
 
     sae and gradients: W_enc, W_dec [width, d], b_enc [width], b_dec [d]. penalty: its slopes, scale and exponent.
-    fired uint8 [width] receives a 1 for each latent that fires.
+    fired uint8 [width] receives a 1 for each latent that fires; residuals [b, d] those of the workspace.
     """
     (W_enc, W_dec, b_enc, b_dec), (g_enc, g_dec, g_benc, g_bdec) = sae, gradients
     (slopes, scale, exponent), (of_error, of_penalty) = penalty, weights
@@ -55,7 +56,8 @@ def add_gradient(
     # Whose the entries are matters where they are weighed, which lists are for.
     latents, shares = np.empty((0, LISTED), np.int32), np.empty(0, np.float32)
     value, error, entries = 0.0, 0.0, 0
-    for chunk in x.split(max(BUFFER // width, min(INPUTS, MOST // width), 1)):
+    together = max(BUFFER // width, min(INPUTS, MOST // width), 1)
+    for chunk, of_chunk in zip(x.split(together), residuals.split(together), strict=True):
         codes = torch.addmm(b_enc, chunk, W_enc.T).relu_()
         bounds = np.arange(0, codes.numel() + 1, width)
         slope = torch.empty_like(codes)
@@ -63,7 +65,7 @@ def add_gradient(
         value += slopes(norm_scaled_acts, latents, bounds, shares, scale, exponent, slope.numpy().ravel())
         residual = torch.addmm(b_dec, codes, W_dec).sub_(chunk)
         error += float(residual.square().sum(dtype=torch.float64))
-        residual *= of_error
+        of_chunk.copy_(residual.mul_(of_error))
         slope *= of_penalty
         pulls += (slope * codes).sum(0)
         g_pre = torch.addcmul(residual @ W_dec.T, slope, norms)

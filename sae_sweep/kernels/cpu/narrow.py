@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from sae_sweep.config.settings import Penalty
+from sae_sweep.kernels.cpu.auxiliary import Auxiliary
 from sae_sweep.kernels.cpu.function_pointers import address_of
-from sae_sweep.kernels.cpu.narrow_step import (
-    INPUTS,
-    LATENTS,
-    TOTALS,
-    Sae,
-    Setting,
-    Workspace,
-    refresh,
-    take_narrow_steps,
-)
+from sae_sweep.kernels.cpu.narrow_gradient import LATENTS, TOTALS, Sae, Setting, Workspace, refresh
+from sae_sweep.kernels.cpu.narrow_step import take_narrow_steps
+from sae_sweep.kernels.cpu.narrow_tile import INPUTS
 from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
 from sae_sweep.kernels.cpu.tile_stack import TileTrainer, cut, padded
 from sae_sweep.kernels.cpu.vector_penalty import (
@@ -30,6 +25,8 @@ from sae_sweep.kernels.cpu.vector_penalty import (
 from sae_sweep.kernels.limits import NARROW_CHOSEN, NARROW_DENSE_ABOVE, NARROW_WIDTH
 from sae_sweep.saes.formula import Formula, parse
 from sae_sweep.saes.penalties import formula_of
+from sae_sweep.saes.recipes import revival_of
+from sae_sweep.saes.recipes.revivals import kept_of
 from sae_sweep.saes.stack import Stack
 
 Array = np.ndarray[Any, Any]
@@ -63,8 +60,8 @@ class NarrowTrainer(TileTrainer):
 
     take_steps = staticmethod(take_narrow_steps)
 
-    def __init__(self, stack: Stack, i: int, work: Workspace) -> None:
-        super().__init__(stack, i, work)
+    def __init__(self, stack: Stack, i: int, work: tuple[Workspace, Auxiliary]) -> None:
+        super().__init__(stack, i, work[0])
         width, d, point = stack.width, stack.d, stack.points[i]
         flat, first, second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
         formula = formula_of(point.penalty)
@@ -81,13 +78,13 @@ class NarrowTrainer(TileTrainer):
             clip=float(point.training.clip),
         )
         refresh(self.sae)
-        self.arguments = self.sae, self.setting
+        self.arguments = self.sae, self.setting, work[1]
 
     @classmethod
-    def workspace(cls, stack: Stack, b: int) -> Workspace:
-        """Memory for steps of an SAE of the stack on batches of b inputs."""
+    def workspace(cls, stack: Stack, b: int) -> tuple[Workspace, Auxiliary]:
+        """Memory for steps of an SAE of the stack on batches of b inputs, and for the loss of its dead latents."""
         k = stack.points[0].sae.k if stack.architecture.name == "topk" else 0
-        return workspace(b, stack.width, stack.d, k)
+        return workspace(b, stack.width, stack.d, k), auxiliary_of(stack, b)
 
 
 def workspace(b: int, width: int, d: int, k: int) -> Workspace:
@@ -102,6 +99,8 @@ def workspace(b: int, width: int, d: int, k: int) -> Workspace:
         cuts=cuts,
         x=zeros(INPUTS, side),
         transposed=zeros(side, INPUTS),
+        target=zeros(INPUTS, side),
+        target_transposed=zeros(side, INPUTS),
         residual=zeros(INPUTS, side),
         residual_transposed=zeros(side, INPUTS),
         codes=zeros(width, INPUTS),
@@ -120,4 +119,24 @@ def workspace(b: int, width: int, d: int, k: int) -> Workspace:
         pulls=zeros(width),
         fired=zeros(width, kind=np.uint8),
         totals=zeros(TOTALS, kind=np.float64),
+    )
+
+
+def auxiliary_of(stack: Stack, b: int) -> Auxiliary:
+    """The loss of dead latents that all SAEs of a stack have, and its memory for batches of b inputs; or none."""
+    training, d, width, k = stack.points[0].training, stack.d, 0, 0
+    none = Penalty("none", 0.0)
+    if revival_of(training).auxiliary:
+        width, k = stack.width, kept_of(training, stack.width, d)
+    flat, norms = np.zeros((2 * width + 1) * d + width, np.float32), np.zeros(width, np.float32)
+    dead = np.zeros(width, np.int64)
+    return Auxiliary(
+        after=training.dead_after if k else 0,
+        coefficient=float(training.aux_coefficient if k else 0),
+        dead=dead,
+        count=np.zeros(1, np.int64),
+        left=np.zeros((b if k else 0, d), np.float32),
+        sae=Sae(flat, flat, flat, norms, np.zeros((width, padded(d)), np.float32), dead),
+        setting=Setting(k, dense_above=0.0, **_penalty(formula_of(none)), scale=1.0, exponent=1.0, clip=0.0),
+        work=workspace(b, width, d, k),
     )

@@ -1,8 +1,4 @@
-"""Whole steps of a narrow SAE, a tile of inputs at a time, while the tile's codes are in the cache.
-
-A tile is encoded, decoded and its gradient added up before the next one is looked at. Codes lie latent by latent, and
-a word of bits says on which of the tile's inputs a latent fires. Where many fire, decoding and gradients are matrix
-products; where few do, they are sums over the bits. Which of the two follows from the SAE's own last step.
+"""Whole steps of a narrow SAE: its gradient (narrow_gradient.py), that of an auxiliary loss, clip, Adam.
 
 A batch is cut into parts, each with a gradient of its own, that threads may share; the parts are added up in order.
 What a step computes depends on nothing but the SAE, so neither stack nor threads change a bit.
@@ -10,365 +6,49 @@ What a step computes depends on nothing but the SAE, so neither stack nor thread
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
-from sae_sweep.kernels.cpu.encoder_tile import lowest
-from sae_sweep.kernels.cpu.function_pointers import function_at
-from sae_sweep.kernels.cpu.narrow_tile import (
-    INPUTS,
-    add_inputs,
-    add_product,
-    add_to_inputs,
-    count_bits,
-    dot_inputs,
-    encode,
-    finish_gains,
-    keep_top,
-    product,
-    transpose,
+from sae_sweep.kernels.cpu.auxiliary import add_fit, find_dead, fit_dead, value
+from sae_sweep.kernels.cpu.narrow_gradient import (
+    FIRED,
+    FURTHER,
+    PENALTY,
+    SQUARED,
+    add_gradient,
+    part_of,
+    refresh,
 )
-from sae_sweep.kernels.cpu.penalty_gradients import SLOPES
 from sae_sweep.kernels.cpu.rows import dot
-from sae_sweep.kernels.cpu.sparse_step import LISTED, OPTIONS, views
+from sae_sweep.kernels.cpu.sparse_step import OPTIONS
 from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, FACTOR, L0, LOSS, NORM, adam, clip_factor, count_silent
-from sae_sweep.kernels.cpu.vector_penalty import SLOPE_CODES, SUM_TERMS, WEIGH_TERMS
 from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece, publish
 
 _jit = numba.njit(**OPTIONS)
 
-# Latents whose codes of a tile (16 KiB), and as much beside them, the nearest cache holds.
-LATENTS = 64
-# The only phase: the gradient of a part.
-GRADIENT = 1
-# What is counted of a part: penalty, squared error, codes above 0.
-PENALTY, SQUARED, FIRED, TOTALS = 0, 1, 2, 3
+# The phases of a step, of which a piece is a part: its gradient, and that of the auxiliary loss where latents are dead.
+GRADIENT, AUXILIARY = 1, 2
 
 Array = np.ndarray[Any, Any]
 
-_slopes_at, _sum_terms_at, _weigh_terms_at, _slope_codes_at = map(
-    function_at, (SLOPES, SUM_TERMS, WEIGH_TERMS, SLOPE_CODES)
-)
 
+class Shared(NamedTuple):
+    """What the threads of steps share: the queue of pieces; step [1]: how many steps are done; metrics [METRICS]
+    (steps.py): their sums."""
 
-class Sae(NamedTuple):
-    """An SAE's row of a stack, and what is derived of its parameters.
-
-    flat, first, second [parameter_count]: parameters and Adam's moments; norms [width]: ‖d‖; rows [width, padded]:
-    the decoder, its rows filled up with zeros to whole vectors; silent [width]: for how many steps each latent has not
-    fired.
-    """
-
-    flat: Array
-    first: Array
-    second: Array
-    norms: Array
-    rows: Array
-    silent: Array
-
-
-class Setting(NamedTuple):
-    """The settings of a step.
-
-    k: latents of an input that stay, 0: all. dense_above: latents of an input above which products are taken. by_input:
-    whether the penalty couples the latents of an input. The rest: addresses of the penalty's functions
-    (penalty_gradients.py, vector_penalty.py), its scale and exponent, and the norm to which gradients are clipped.
-    """
-
-    k: int
-    dense_above: float
-    by_input: int
-    slopes_at: int
-    sum_terms_at: int
-    weigh_terms_at: int
-    slope_codes_at: int
-    scale: float
-    exponent: float
-    clip: float
-
-
-class Workspace(NamedTuple):
-    """Memory of each part: what a tile needs, and the part's gradient; or of one part, without the first dimension.
-
-    cuts [parts, 2]: the inputs of each; fired [parts, width]: which latents fire there. Of a tile: x [INPUTS, padded],
-    transposed [padded, INPUTS], the residual both ways, codes [width, INPUTS] and masks [width], gains and slopes
-    [LATENTS, INPUTS]; of its entries, one for each code above 0, norm-scaled activations and slopes [width · INPUTS],
-    and the order by input; ranks and latents [k, INPUTS]. padded is d, rounded up to whole vectors.
-    """
-
-    x: Array
-    transposed: Array
-    residual: Array
-    residual_transposed: Array
-    codes: Array
-    masks: Array
-    gains: Array
-    slopes: Array
-    norm_scaled_acts: Array
-    entry_slopes: Array
-    order: Array
-    ranks: Array
-    latents: Array
-    g_enc: Array
-    g_dec: Array
-    g_benc: Array
-    g_bdec: Array
-    pulls: Array
-    fired: Array
-    totals: Array
-    cuts: Array
+    queue: Array
+    step: Array
+    metrics: Array
 
 
 @_jit
-def refresh(sae):  # type: ignore[no-untyped-def]
-    """Bring what is derived of an SAE's parameters up to date."""
-    width, d = len(sae.norms), (len(sae.flat) - len(sae.norms)) // (2 * len(sae.norms) + 1)
-    _, W_dec, _, _ = views(sae.flat, width, d)
-    for latent in range(width):
-        sae.norms[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent))
-    if sae.rows.shape[1] != d:
-        for latent in range(width):
-            for i in range(d):
-                sae.rows[latent, i] = W_dec[latent, i]
-
-
-@_jit
-def _pieces(width):  # type: ignore[no-untyped-def]
-    """How many pieces of nearly equal size the latents are taken in."""
-    return (width + LATENTS - 1) // LATENTS
-
-
-@_jit
-def _encode(sae, setting, tile, valid):  # type: ignore[no-untyped-def]
-    """Codes of the tile's inputs and the bits of those above 0; how many these are."""
-    width, d = len(sae.norms), (len(sae.flat) - len(sae.norms)) // (2 * len(sae.norms) + 1)
-    W_enc, _, b_enc, _ = views(sae.flat, width, d)
-    pieces, entries = _pieces(width), 0
-    if setting.k:
-        tile.ranks[:] = 0
-    for piece in range(pieces):
-        begin, end = width * piece // pieces, width * (piece + 1) // pieces
-        codes, masks = tile.codes[begin:end], tile.masks[begin:end]
-        encode(W_enc[begin:end], tile.transposed, b_enc[begin:end], codes, masks)
-        if setting.k:
-            keep_top(codes, begin, sae.norms, tile.ranks, tile.latents)
-    if setting.k:
-        _mark_top(tile, setting.k)
-    for latent in range(width):
-        tile.masks[latent] &= valid
-        tile.fired[latent] |= np.uint8(tile.masks[latent] != 0)
-        entries += count_bits(tile.masks[latent])
-    return entries
-
-
-@_jit
-def _mark_top(tile, k):  # type: ignore[no-untyped-def]
-    """The bits of the codes that are among the k largest of their input."""
-    tile.masks[:] = 0
-    for slot in range(k):
-        for r in range(INPUTS):
-            if tile.ranks[slot, r] > 0:
-                tile.masks[tile.latents[slot, r]] |= np.int64(1) << r
-
-
-@_jit
-def _silence(tile):  # type: ignore[no-untyped-def]
-    """Codes of 0 where no bit is set."""
-    for latent in range(len(tile.masks)):
-        mask = tile.masks[latent]
-        for r in range(INPUTS):
-            tile.codes[latent, r] = tile.codes[latent, r] if (mask >> r) & 1 else np.float32(0)
-
-
-@_jit
-def _dense_tile(sae, setting, tile, rows, weights):  # type: ignore[no-untyped-def]
-    """Add the gradient over the first `rows` inputs of a tile by products; penalty and squared error of it.
-
-    weights: what an input's error, and its penalty, count in the loss.
-    """
-    width, padded = sae.rows.shape
-    d = (len(sae.flat) - width) // (2 * width + 1)
-    _, W_dec, _, b_dec = views(sae.flat, width, d)
-    sum_terms, slope_codes = _sum_terms_at(setting.sum_terms_at), _slope_codes_at(setting.slope_codes_at)
-    weigh_terms = _weigh_terms_at(setting.weigh_terms_at)
-    scale, exponent = np.float32(setting.scale), np.float32(setting.exponent)
-    of_error, of_penalty = weights
-    terms, of_terms = np.zeros((2, INPUTS), np.float32), np.empty((2, INPUTS), np.float32)
-    residual, pieces = tile.residual_transposed, _pieces(width)
-    for i in range(d):
-        for r in range(INPUTS):
-            residual[i, r] = b_dec[0, i] - tile.transposed[i, r]
-    for piece in range(pieces):
-        begin, end = width * piece // pieces, width * (piece + 1) // pieces
-        sum_terms(tile.codes[begin:end], sae.norms[begin:end], scale, exponent, terms)
-        add_product(W_dec[begin:end].T, tile.codes[begin:end], residual)
-    penalty = weigh_terms(terms, setting.scale, setting.exponent, of_terms)
-    if rows < INPUTS:
-        for i in range(d):
-            residual[i, rows:] = 0
-    flat = residual.reshape(1, padded * INPUTS)
-    error = float(dot(flat, 0, flat, 0))
-    for i in range(d):
-        for r in range(INPUTS):
-            residual[i, r] *= of_error
-    transpose(residual, tile.residual)
-    zeros = np.zeros(LATENTS, np.float32)
-    for piece in range(pieces):
-        begin, end = width * piece // pieces, width * (piece + 1) // pieces
-        codes, norms = tile.codes[begin:end], sae.norms[begin:end]
-        gains, slopes = tile.gains[: end - begin], tile.slopes[: end - begin]
-        product(W_dec[begin:end], residual, zeros, gains)
-        slope_codes(codes, norms, scale, exponent, of_terms, slopes)
-        finish_gains(gains, codes, slopes, norms, of_penalty, tile.g_benc[begin:end], tile.pulls[begin:end])
-        add_product(gains, tile.x, tile.g_enc[begin:end])
-        add_product(codes, tile.residual, tile.g_dec[begin:end])
-    return penalty, error
-
-
-@_jit
-def _sparse_tile(sae, setting, tile, rows, weights):  # type: ignore[no-untyped-def]
-    """The same by sums over the codes above 0."""
-    width, padded = sae.rows.shape
-    d = (len(sae.flat) - width) // (2 * width + 1)
-    _, _, _, b_dec = views(sae.flat, width, d)
-    of_error, of_penalty = weights
-    residual = tile.residual
-    for r in range(rows):
-        for i in range(d):
-            residual[r, i] = b_dec[0, i] - tile.x[r, i]
-    for latent in range(width):
-        mask = tile.masks[latent]
-        if mask:
-            add_to_inputs(sae.rows, latent, tile.codes, mask, residual)
-    flat = residual[:rows].reshape(1, rows * padded)
-    error = float(dot(flat, 0, flat, 0))
-    for r in range(rows):
-        for i in range(padded):
-            residual[r, i] *= of_error
-    penalty, entry, gains = _penalise_entries(sae, setting, tile), 0, tile.gains
-    for latent in range(width):
-        mask = tile.masks[latent]
-        if mask == 0:
-            continue
-        gains[0] = 0
-        dot_inputs(sae.rows, latent, mask, residual, gains[0])
-        norm, bias, pull, rest = sae.norms[latent], np.float32(0), np.float32(0), mask
-        while rest:
-            r = lowest(rest)
-            rest &= rest - 1
-            weighted = of_penalty * tile.entry_slopes[entry]
-            gain = gains[0, r] + weighted * norm
-            gains[0, r], bias, pull = gain, bias + gain, pull + weighted * tile.codes[latent, r]
-            entry += 1
-        tile.g_benc[latent] += bias
-        tile.pulls[latent] += pull
-        add_inputs(tile.g_enc, latent, gains, 0, mask, tile.x)
-        add_inputs(tile.g_dec, latent, tile.codes, latent, mask, residual)
-    return penalty, error
-
-
-@_jit
-def _penalise_entries(sae, setting, tile):  # type: ignore[no-untyped-def]
-    """The penalty of a tile, and its slope in each entry, in the order of latents and then inputs."""
-    if setting.by_input:
-        return _penalise_by_input(sae, setting, tile)
-    entry = 0
-    for latent in range(len(tile.masks)):
-        rest, norm = tile.masks[latent], sae.norms[latent]
-        while rest:
-            r = lowest(rest)
-            rest &= rest - 1
-            tile.norm_scaled_acts[entry] = tile.codes[latent, r] * norm
-            entry += 1
-    # Whose the entries are makes no difference: they pass for the codes of a few latents of norm 1.
-    rows = (entry + INPUTS - 1) // INPUTS
-    tile.norm_scaled_acts[entry : rows * INPUTS] = 0
-    codes, slopes = tile.norm_scaled_acts.reshape(-1, INPUTS)[:rows], tile.entry_slopes.reshape(-1, INPUTS)[:rows]
-    norms, scale, exponent = np.ones(rows, np.float32), np.float32(setting.scale), np.float32(setting.exponent)
-    sum_terms, slope_codes = _sum_terms_at(setting.sum_terms_at), _slope_codes_at(setting.slope_codes_at)
-    weigh_terms = _weigh_terms_at(setting.weigh_terms_at)
-    terms, of_terms = np.zeros((2, INPUTS), np.float32), np.empty((2, INPUTS), np.float32)
-    sum_terms(codes, norms, scale, exponent, terms)
-    penalty = weigh_terms(terms, setting.scale, setting.exponent, of_terms)
-    slope_codes(codes, norms, scale, exponent, of_terms, slopes)
-    return penalty
-
-
-@_jit
-def _penalise_by_input(sae, setting, tile):  # type: ignore[no-untyped-def]
-    """The same of a penalty that couples the latents of an input: entries are put into the order of inputs first."""
-    slopes = _slopes_at(setting.slopes_at)
-    latents, shares = np.empty((0, LISTED), np.int32), np.empty(0, np.float32)
-    bounds = np.zeros(INPUTS + 1, np.int64)
-    for latent in range(len(tile.masks)):
-        rest = tile.masks[latent]
-        while rest:
-            bounds[lowest(rest) + 1] += 1
-            rest &= rest - 1
-    for r in range(INPUTS):
-        bounds[r + 1] += bounds[r]
-    places, entry = bounds[:INPUTS].copy(), 0
-    for latent in range(len(tile.masks)):
-        rest, norm = tile.masks[latent], sae.norms[latent]
-        while rest:
-            r = lowest(rest)
-            rest &= rest - 1
-            tile.norm_scaled_acts[places[r]] = tile.codes[latent, r] * norm
-            tile.order[entry] = places[r]
-            places[r] += 1
-            entry += 1
-    # The second half of the memory of slopes, of which each entry then has one.
-    by_input = tile.entry_slopes[entry:]
-    penalty = slopes(tile.norm_scaled_acts, latents, bounds, shares, setting.scale, setting.exponent, by_input)
-    for at in range(entry):
-        tile.entry_slopes[at] = by_input[tile.order[at]]
-    return penalty
-
-
-@_jit
-def _add_gradient(x, sae, setting, tile, weights, dense):  # type: ignore[no-untyped-def]
-    """The gradient over the inputs of a part, of x [b, d], in its memory, and its totals."""
-    d, padded, cut, totals = x.shape[1], sae.rows.shape[1], tile.cuts, tile.totals
-    tile.g_enc[:], tile.g_dec[:], tile.g_benc[:], tile.g_bdec[:], tile.pulls[:] = 0, 0, 0, 0, 0
-    totals[:], tile.fired[:] = 0, 0
-    for first in range(cut[0], cut[1], INPUTS):
-        rows, inputs = min(INPUTS, cut[1] - first), tile.x
-        if rows == INPUTS and d == padded:
-            inputs = x[first : first + INPUTS]
-        else:
-            tile.x[rows:] = 0
-            for r in range(rows):
-                for i in range(d):
-                    tile.x[r, i] = x[first + r, i]
-        own = Workspace(inputs, *tile[1:])
-        transpose(inputs, tile.transposed)
-        valid = np.int64(-1) if rows == INPUTS else (np.int64(1) << rows) - 1
-        totals[FIRED] += _encode(sae, setting, own, valid)
-        if dense:
-            if setting.k or rows < INPUTS:
-                _silence(own)
-            penalty, error = _dense_tile(sae, setting, own, rows, weights)
-        else:
-            penalty, error = _sparse_tile(sae, setting, own, rows, weights)
-        totals[PENALTY] += penalty
-        totals[SQUARED] += error
-        for r in range(rows):
-            for i in range(d):
-                tile.g_bdec[i] += tile.residual[r, i]
-
-
-@_jit
-def _part(work, part):  # type: ignore[no-untyped-def]
-    """The memory of one part."""
-    return Workspace(
-        work.x[part], work.transposed[part], work.residual[part], work.residual_transposed[part], work.codes[part],
-        work.masks[part], work.gains[part], work.slopes[part], work.norm_scaled_acts[part], work.entry_slopes[part],
-        work.order[part], work.ranks[part], work.latents[part], work.g_enc[part], work.g_dec[part], work.g_benc[part],
-        work.g_bdec[part], work.pulls[part], work.fired[part], work.totals[part], work.cuts[part],
-    )  # fmt: skip
+def join_fired(fired):  # type: ignore[no-untyped-def]
+    """In the first part's row which latents fire in any part, of fired [parts, width]."""
+    for part in range(1, len(fired)):
+        for latent in range(fired.shape[1]):
+            fired[0, latent] |= fired[part, latent]
 
 
 @_jit
@@ -382,7 +62,6 @@ def _add_up(sae, work):  # type: ignore[no-untyped-def]
                 work.g_dec[0, latent, i] += work.g_dec[part, latent, i]
             work.g_benc[0, latent] += work.g_benc[part, latent]
             work.pulls[0, latent] += work.pulls[part, latent]
-            work.fired[0, latent] |= work.fired[part, latent]
         for i in range(padded):
             work.g_bdec[0, i] += work.g_bdec[part, i]
     for latent in range(width):
@@ -421,44 +100,57 @@ def _update(sae, work, scales):  # type: ignore[no-untyped-def]
 @numba.njit(**(OPTIONS | {"fastmath": False}))
 def accumulate_metrics(totals, b, coefficient, metrics):  # type: ignore[no-untyped-def]
     """Add the metrics of a step to `metrics`; totals [parts, TOTALS] are those of its parts."""
-    penalty, error, fired = 0.0, 0.0, 0.0
+    penalty, error, fired, further = 0.0, 0.0, 0.0, 0.0
     for part in range(len(totals)):
         penalty, error = penalty + totals[part, PENALTY], error + totals[part, SQUARED]
-        fired += totals[part, FIRED]
+        fired, further = fired + totals[part, FIRED], further + totals[part, FURTHER]
     metrics[DENSITY] = fired / b
-    metrics[LOSS] += (error + coefficient * penalty) / b
+    metrics[LOSS] += (error + coefficient * penalty + further) / b
     metrics[ERROR] += error / b
     metrics[L0] += fired / b
 
 
 @_jit
-def take_narrow_steps(batches, schedule, sae, setting, work, queue, step, metrics):  # type: ignore[no-untyped-def]
+def take_narrow_steps(batches, schedule, sae, setting, auxiliary, work, shared):  # type: ignore[no-untyped-def]
     """Adam steps of one SAE on batches [steps, b, d].
 
     As many threads may be in here as there are, with the same arguments: each does the pieces that it
-    claims from `queue` (work_queue.py). schedule [steps, 3]: learning rate over the first bias correction, second bias
-    correction, coefficient. step [1]: how many steps are done; metrics [METRICS] (steps.py): their sums.
+    claims from the queue (work_queue.py). schedule [steps, 3]: learning rate over the first bias correction, second
+    bias correction, coefficient.
     """
     steps, b, _ = batches.shape
+    queue, metrics, parts = shared.queue, shared.metrics, len(work.cuts)
     while True:
         kind, part = claim(queue)
         if kind == END:
             return
-        now = step[0]
+        now = shared.step[0]
         rate, correction2, coefficient = schedule[now, 0], schedule[now, 1], schedule[now, 2]
-        _add_gradient(
-            batches[now], sae, setting, _part(work, part), (np.float32(2 / b), np.float32(coefficient / b)),
-            metrics[DENSITY] > setting.dense_above,
-        )  # fmt: skip
-        if finish_piece(queue, len(work.cuts)):
-            metrics[FACTOR], norm = clip_factor(_add_up(sae, work), np.empty(0), setting.clip)
-            metrics[NORM] = max(metrics[NORM], norm)
-            _update(sae, work, (np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)))
-            refresh(sae)
-            count_silent(work.fired[0], sae.silent, 0, len(sae.silent))
-            accumulate_metrics(work.totals, b, coefficient, metrics)
-            step[0] += 1
-            if step[0] == steps:
-                publish(queue, END, 0)
-            else:
-                publish(queue, GRADIENT, len(work.cuts))
+        if kind == GRADIENT:
+            weights = np.float32(2 / b), np.float32(coefficient / b)
+            add_gradient(
+                batches[now], auxiliary.left[:0], auxiliary.left, sae, setting, part_of(work, part), weights,
+                metrics[DENSITY] > setting.dense_above,
+            )  # fmt: skip
+        else:
+            fit_dead(batches[now], auxiliary, part)
+        if not finish_piece(queue, parts):
+            continue
+        if kind == GRADIENT:
+            join_fired(work.fired)
+            if find_dead(sae.flat, sae.norms, work.fired[0], sae.silent, auxiliary):
+                publish(queue, AUXILIARY, parts)
+                continue
+        add_fit(auxiliary, work.g_enc[0], work.g_dec[0], work.g_benc[0])
+        work.totals[0, FURTHER] = value(auxiliary)
+        metrics[FACTOR], norm = clip_factor(_add_up(sae, work), np.empty(0), setting.clip)
+        metrics[NORM] = max(metrics[NORM], norm)
+        _update(sae, work, (np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)))
+        refresh(sae)
+        count_silent(work.fired[0], sae.silent, 0, len(sae.silent))
+        accumulate_metrics(work.totals, b, coefficient, metrics)
+        shared.step[0] += 1
+        if shared.step[0] == steps:
+            publish(queue, END, 0)
+        else:
+            publish(queue, GRADIENT, parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_sweep.kernels.cpu.narrow_step import TOTALS
+from sae_sweep.kernels.cpu.narrow_gradient import TOTALS
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS
 from sae_sweep.kernels.cpu.pursuit_step import Sae, Workspace, refresh, take_pursuit_steps
 from sae_sweep.kernels.cpu.tile_stack import Array, TileTrainer, cut, padded

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from sae_sweep.kernels.cpu.narrow_step import FIRED, GRADIENT, SQUARED, accumulate_metrics
+from sae_sweep.kernels.cpu.narrow_gradient import FIRED, SQUARED
+from sae_sweep.kernels.cpu.narrow_step import GRADIENT, accumulate_metrics, join_fired
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS, keep_best, transpose
 from sae_sweep.kernels.cpu.rows import add_rows, dot
 from sae_sweep.kernels.cpu.sparse_step import OPTIONS, views
@@ -177,7 +178,6 @@ def _add_up(sae, work):  # type: ignore[no-untyped-def]
         for latent in range(width):
             for i in range(padded):
                 g_units[latent, i] += work.g_units[part, latent, i]
-            work.fired[0, latent] |= work.fired[part, latent]
         for i in range(padded):
             g_bdec[i] += work.g_bdec[part, i]
     total, biases = 0.0, g_bdec.reshape(1, padded)
@@ -206,9 +206,10 @@ def _update(sae, work, scales):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def take_pursuit_steps(batches, schedule, sae, clip, work, queue, step, metrics):  # type: ignore[no-untyped-def]
+def take_pursuit_steps(batches, schedule, sae, clip, work, shared):  # type: ignore[no-untyped-def]
     """Adam steps of one SAE on batches [steps, b, d]; the rest is as of `narrow_step.take_narrow_steps`."""
     steps, b, _ = batches.shape
+    queue, step, metrics = shared.queue, shared.step, shared.metrics
     while True:
         kind, part = claim(queue)
         if kind == END:
@@ -221,6 +222,7 @@ def take_pursuit_steps(batches, schedule, sae, clip, work, queue, step, metrics)
             scales = np.float32(metrics[FACTOR]), np.float32(schedule[now, 0]), np.float32(1 / schedule[now, 1])
             _update(sae, work, scales)
             refresh(sae)
+            join_fired(work.fired)
             count_silent(work.fired[0], sae.silent, 0, len(sae.silent))
             accumulate_metrics(work.totals, b, 0.0, metrics)
             step[0] += 1

@@ -252,6 +252,8 @@ def take_steps(batches, schedule, sae, setting, work, queue, state, metrics):  #
                 elif full:
                     work.begins[:] = work.stops
                     publish(queue, LIST, len(parts))
+                elif setting.unfinished:
+                    publish(queue, END, 0)
                 else:
                     publish(queue, CLIP, 1)
         elif kind == CLIP:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sae_sweep.kernels.cpu.narrow_step import GRADIENT, INPUTS
+from sae_sweep.kernels.cpu.narrow_step import GRADIENT, Shared
+from sae_sweep.kernels.cpu.narrow_tile import INPUTS
 from sae_sweep.kernels.cpu.simd import LANES
 from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, L0, LOSS, METRICS, NORM
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
@@ -57,8 +58,9 @@ class TileTrainer:
 
     def advance(self, batches: Array, first: int, metrics: Array, share: Any, threads: int) -> None:
         """Steps first, first + 1, … on batches [steps, b, d]; their metrics are added to `metrics`."""
-        queue, step, parts = np.zeros(QUEUE_SIZE, np.int64), np.zeros(1, np.int64), len(self.work.cuts)
-        arrays = batches, self._schedule(first, len(batches)), *self.arguments, self.work, queue, step, metrics
+        queue, parts = np.zeros(QUEUE_SIZE, np.int64), len(self.work.cuts)
+        shared = Shared(queue, np.zeros(1, np.int64), metrics)
+        arrays = batches, self._schedule(first, len(batches)), *self.arguments, self.work, shared
 
         def work(_: int) -> None:
             with abort_on_error(queue):
@@ -91,7 +93,8 @@ class TileStack:
         alone = len(members) < self.threads
         across, within = (map, self.pool.map) if alone else (self.pool.map, map)
         threads, (_, b, d) = self.threads if alone else 1, batches.shape
-        free = self.free.setdefault((b, d, stack.points[0].encoder, stack.points[0].sae), [])
+        point = stack.points[0]
+        free = self.free.setdefault((b, d, point.encoder, point.sae, point.training), [])
         metrics = np.zeros((len(members), METRICS))
         metrics[:, DENSITY] = stack.density.numpy()[members]
         together = max(1, BATCHES // (4 * b * d))

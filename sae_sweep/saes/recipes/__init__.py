@@ -78,7 +78,8 @@ class Revival(Ingredient):
     batches [·, b, d] are those of the block.
     `auxiliary(stack, residual, pre, sae)`: what the loss of each SAE gains in a step [n], from x − x̂ [n, b, d], held,
     and the pre-activations [n, b, width]. copies, products: how many tensors of batch × width it holds at once, and
-    how many products of batch, width and d it takes.
+    how many products of batch, width and d it takes. compiled_under: architectures whose compiled steps on the CPU
+    know it.
     """
 
     family = "revival"
@@ -87,7 +88,7 @@ class Revival(Ingredient):
     auxiliary: Callable[[Stack, Tensor, Tensor, Parameters], Tensor] | None = None
     copies: int = 0
     products: int = 0
-    compiled: bool = True  # it happens between steps
+    compiled_under: tuple[str, ...] = ()
 
     @property
     def revives(self) -> bool:
@@ -112,7 +113,9 @@ def is_plain(point: Point, device: str = "cpu") -> bool:
     """Whether the compiled steps know its encoder and how it is trained there; else the reference step takes it."""
     training, known = point.training, get("architecture", point.sae.architecture).compiles(point.sae)
     revival, encoder = revival_of(training), get("encoder", point.encoder.name)
-    if not (known and encoder.compiles(point, device) and revival.compiled):
+    if not (known and encoder.compiles(point, device)):
+        return False
+    if revival.auxiliary and point.sae.architecture not in revival.compiled_under:
         return False
     if device == "cuda" and revival.revives:  # its kernels do not count for how long a latent has not fired
         return False
@@ -125,9 +128,10 @@ def is_plain(point: Point, device: str = "cpu") -> bool:
 
 def of_step(point: Point) -> tuple[Any, ...]:
     """What one step of a whole stack has in common: nothing where it is linear, and compiled steps know its recipe."""
-    if point.encoder.name == "linear" and is_plain(point):
-        return ()
     training = point.training
-    keys = ("optimizer", "decoder_norm", *(() if revival_of(training).compiled else ("revival",)))
+    auxiliary = revival_of(training).auxiliary
+    if point.encoder.name == "linear" and is_plain(point) and not auxiliary:
+        return ()
+    keys = ("optimizer", "decoder_norm", *(("revival",) if auxiliary else ()))
     kinds = (training.chosen[key] for key in keys)
     return point.encoder, *((kind.name, *(training.get(name) for name in kind.settings)) for kind in kinds)

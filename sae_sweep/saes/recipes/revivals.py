@@ -106,10 +106,16 @@ def _responses(stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
     return fired, torch.cat(errors)
 
 
+def kept_of(training: Training, width: int, d: int) -> int:
+    """How many dead latents of an input AuxK keeps."""
+    kept: int = min(width, d // 2 or 1 if training.aux_k is None else training.aux_k)
+    return kept
+
+
 def auxk(stack: Stack, residual: Tensor, pre: Tensor, sae: Parameters) -> Tensor:
     """aux_coefficient·E‖e − ê‖² of each SAE [n]. All SAEs of a stack have the same settings."""
-    training, width = stack.points[0].training, pre.shape[-1]
-    k = min(width, residual.shape[-1] // 2 or 1 if training.aux_k is None else training.aux_k)
+    training = stack.points[0].training
+    k = kept_of(training, pre.shape[-1], residual.shape[-1])
     dead = stack.silent >= training.dead_after
     codes = pre.relu() * dead[:, None, :]
     chosen = (codes * sae.norms()[..., None, :]).topk(k, dim=-1).indices
@@ -118,6 +124,8 @@ def auxk(stack: Stack, residual: Tensor, pre: Tensor, sae: Parameters) -> Tensor
     return training.aux_coefficient * missed * dead.any(-1)
 
 
+# Compiled steps of these architectures know AuxK (kernels/cpu/auxiliary.py).
+COMPILED_UNDER = ("relu", "topk", "batchtopk")
 AFTER = "a latent is dead after this many steps without firing"
 LATEST = f"{AFTER}; null: if it did not fire in the latest block of 25 steps"
 DEAD_AFTER = {"dead_after": Setting(125, AFTER, ge=1)}
@@ -169,7 +177,8 @@ register(
         auxiliary=auxk,
         copies=5,
         products=3,
-        compiled=False,
+        compiled_under=COMPILED_UNDER,
+        version=2,
         description="the dead latents of largest contribution learn to reconstruct what the others miss",
         source="arXiv 2406.04093",
         settings={**DEAD_AFTER, **AUXK},
@@ -183,7 +192,8 @@ register(
         auxiliary=auxk,
         copies=5,
         products=3,
-        compiled=False,
+        compiled_under=COMPILED_UNDER,
+        version=2,
         description="resample and auxk",
         source="Bricken et al. 2023; arXiv 2406.04093",
         settings={**DEAD_AFTER, **RESAMPLING, **AUXK},
