@@ -79,7 +79,7 @@ def test_a_process_without_home_and_name_gets_both_and_no_stray_folder(tmp_path:
 
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    end = fresh("penalties", cwd=tmp_path, env=env)
+    end = fresh("penalties", "l1", cwd=tmp_path, env=env)
     assert end.code == 0 and "Σ" in end.out
 
 
