@@ -293,5 +293,5 @@ def seeds_note(chosen: Iterable[int]) -> str:
     """How many points stand behind a row."""
     found = sorted(set(chosen)) or [0]
     if found[-1] <= 1:
-        return "one seed"
-    return f"means over {found[0]} to {found[-1]} seeds" if len(found) > 1 else f"means over {found[0]} seeds"
+        return "one SAE each"
+    return f"means over {found[0]} to {found[-1]} SAEs" if len(found) > 1 else f"means over {found[0]} SAEs"

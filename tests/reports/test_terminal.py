@@ -111,7 +111,7 @@ def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(shown: Callabl
     assert rows["topk"][1] == "k=4"
     assert rows["untrained"][:5] == ["untrained", "–", "7.50", ".4321", "14"]
     assert rows["untrained"][-2:] == ["22", "mq"]
-    assert "means over 2 seeds" in " ".join(text.split())
+    assert "means over 2 SAEs" in " ".join(text.split())
 
 
 def test_wide_terminals_show_each_label_and_the_spread(shown: Callable[[int], str]) -> None:
