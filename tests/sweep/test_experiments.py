@@ -33,6 +33,8 @@ def miniature(experiment: str) -> list[str]:
     """What makes a preset small, without the settings that none of its toys has."""
     words = [LARGER.get(word, word) for word in MINIATURE] + ["penalty=l1"] if experiment == "structure" else MINIATURE
     words = words + FEWER.get(experiment, [])
+    if experiment == "recipes_steps":  # its claims compare lengths of training
+        words = [word for word in words if not word.startswith("training.steps=")]
     toys = {point.toy for point in overrides.load([f"experiment={experiment}", "claims=[]"]).points}
     known = {f"toy.{key}" for toy in toys for key in toy.to_dict()}
     return [word for word in words if not word.startswith("toy.") or word.partition("=")[0] in known]
