@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from stacks import PENALTIES, batches, cpu_backend, points, stack_of
-from test_kernels import step_alike, trained
+from test_kernels import have_the_bits_of_each_alone, step_alike, trained
 
 from sae_sweep.config.settings import Point
 from sae_sweep.kernels.cpu import backend as cpu
@@ -78,13 +78,4 @@ def test_company_threads_and_calls_change_no_bit(architecture: str, width: int, 
     chosen, data = chosen_of(architecture, width, 2, 3), batches(10, 200)
     together = trained(chosen, data)
     assert (together.silent >= AFTER).any()
-    for i, point in enumerate(chosen):
-        for threads in (1, 2, 5):
-            alone = trained([point], data, threads)
-            for state in ("flat", "second", "silent"):
-                assert torch.equal(getattr(alone, state)[0], getattr(together, state)[i])
-    one_by_one = stack_of(chosen)
-    with cpu_backend() as backend:
-        for x in data:
-            backend.advance(one_by_one, x[None])
-    assert torch.equal(one_by_one.flat, together.flat)
+    have_the_bits_of_each_alone(together, data)

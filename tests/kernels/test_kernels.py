@@ -246,6 +246,21 @@ def trained(chosen: list[Point], data: torch.Tensor, threads: int = 2) -> Stack:
     return stack
 
 
+def have_the_bits_of_each_alone(together: Stack, data: torch.Tensor) -> None:
+    """Assert of `trained(points, data)` that each trained alone, with 1, 2 and 5 threads, and a call for each step end
+    in the same bits."""
+    for i, point in enumerate(together.points):
+        for threads in (1, 2, 5):
+            alone = trained([point], data, threads)
+            for state in ("flat", "second", "silent"):
+                assert torch.equal(getattr(alone, state)[0], getattr(together, state)[i])
+    one_by_one = stack_of(together.points)
+    with cpu_backend() as backend:
+        for x in data:
+            backend.advance(one_by_one, x[None])
+    assert torch.equal(one_by_one.flat, together.flat)
+
+
 WIDTHS = [(40, *case) for case in SEVERAL] + [(3000, *case) for case in SEVERAL[:2]]
 WIDTHS += [
     pytest.param(width, *case, marks=pytest.mark.slow)

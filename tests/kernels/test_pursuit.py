@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from stacks import PENALTIES, batches, cpu_backend, points, stack_of
-from test_kernels import step_alike, trained
+from test_kernels import have_the_bits_of_each_alone, step_alike, trained
 
 from sae_sweep.config.settings import Encoder, Point
 from sae_sweep.kernels.cpu import tile_stack
@@ -58,17 +58,7 @@ def test_a_row_that_is_chosen_again_fires_once() -> None:
 def test_company_threads_and_calls_change_no_bit(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile_stack, "PART", 1 << 18)
     chosen, data = pursuits(3, 150, k), batches(8, 300)
-    together = trained(chosen, data)
-    for i, point in enumerate(chosen):
-        for threads in (1, 2, 5):
-            alone = trained([point], data, threads)
-            for state in ("flat", "second", "silent"):
-                assert torch.equal(getattr(alone, state)[0], getattr(together, state)[i])
-    one_by_one = stack_of(chosen)
-    with cpu_backend() as backend:
-        for x in data:
-            backend.advance(one_by_one, x[None])
-    assert torch.equal(one_by_one.flat, together.flat)
+    have_the_bits_of_each_alone(trained(chosen, data), data)
 
 
 def test_a_broken_one_leaves_its_mates_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,7 +39,7 @@ def cut(b: int, products: int) -> Array:
     return np.stack([begins, np.minimum(begins + length, b)], axis=1)
 
 
-class TileTrainer:
+class TileTrainer(ABC):
     """One SAE of a stack, for blocks of steps that are compiled, each a tile of inputs at a time.
 
     `arguments` are what `take_steps` has between the schedule and what threads share; `workspace` makes what it needs
@@ -52,9 +53,9 @@ class TileTrainer:
         self.stack, self.i, self.work = stack, i, work
 
     @classmethod
+    @abstractmethod
     def workspace(cls, stack: Stack, b: int) -> Any:
         """Memory for steps of an SAE of the stack on batches of b inputs."""
-        raise NotImplementedError
 
     def advance(self, batches: Array, first: int, metrics: Array, share: Any, threads: int) -> None:
         """Steps first, first + 1, … on batches [steps, b, d]; their metrics are added to `metrics`."""
