@@ -37,7 +37,7 @@ def together(toy: Planted) -> Floats:
         of_roots = both_below(rates, mixing @ mixing.T)
     of_roots = _of_roots(of_roots, toy.groups)
     if toy.tree.edges or toy.pairs:
-        found = np.array([[_chance_of({*one, *other}, toy, of_roots) for other in needs] for one in needs])
+        found = np.array([[_chance_of({*one, *other}, toy, rates, of_roots) for other in needs] for one in needs])
     else:
         found = of_roots[np.ix_(toy.owners, toy.owners)]
     if not toy.manifolds:
@@ -49,14 +49,14 @@ def together(toy: Planted) -> Floats:
     return apart
 
 
-def _chance_of(needed: set[int], toy: Planted, of_roots: Floats) -> float:
+def _chance_of(needed: set[int], toy: Planted, rates: Floats, of_roots: Floats) -> float:
     """The chance that all of some features, ancestors among them, are active on one input."""
     below = [feature for feature in needed if toy.tree.parents[feature] >= 0]
     roots = sorted(needed.difference(below))
     twice = any(sum(group.first <= root < group.first + group.size for root in roots) > 1 for group in toy.groups)
     if twice or len({toy.tree.leaders[feature] for feature in below}) < len(below):
         return 0.0
-    return float(of_roots[roots[0], roots[-1]] * np.prod(toy.rates.double().cpu().numpy()[below]))
+    return float(of_roots[roots[0], roots[-1]] * np.prod(rates[below]))
 
 
 def _of_roots(apart: Floats, groups: Sequence[Group]) -> Floats:
