@@ -19,6 +19,8 @@ from sae_sweep.config.settings import Toy, Training
 from sae_sweep.errors import UserError
 from sae_sweep.reports import layout
 
+# What has a paragraph for each: settings and columns, with what they mean.
+_PARAGRAPHS = ("settings", "columns")
 # Where a listing's values begin, and how they are wrapped: a paragraph hangs from its first line.
 _INDENT = 17
 _WRAPPED: dict[str, Any] = {"break_on_hyphens": False, "subsequent_indent": "  "}
@@ -277,9 +279,11 @@ def _listing(
         parts.append(Text(row["name"], "bold"))
         for key, value in row.items():
             if key != "name" and value not in (None, [], "", "-"):
-                # Settings and columns with what they mean are a paragraph each.
-                told = isinstance(value, list) and str(value[0]).endswith(")")
-                spelled = value if told else [" ".join(map(str, value)) if isinstance(value, list) else str(value)]
+                spelled = (
+                    value
+                    if key in _PARAGRAPHS
+                    else [" ".join(map(str, value)) if isinstance(value, list) else str(value)]
+                )
                 lines = [line for each in spelled for line in wrap(each, console.width - _INDENT, **_WRAPPED)]
                 parts.append(Text(f"  {key.replace('_', ' ')}".ljust(_INDENT) + lines[0]))
                 parts += [Text(" " * _INDENT + line) for line in lines[1:]]
