@@ -31,7 +31,7 @@ from sae_sweep.config.settings import Penalty, Point, Toy, canonical, check_plug
 from sae_sweep.errors import EnvironmentProblem, UserError
 from sae_sweep.store.front import front
 from sae_sweep.store.plateau import plateau
-from sae_sweep.store.store import NotThere, Store
+from sae_sweep.store.store import OF_TRAINING, NotThere, Store
 
 Known = Mapping[str, dict[str, Any]]
 _FRONT_WITHIN = {
@@ -319,7 +319,7 @@ def _swept_type(name: str, values: list[Any]) -> str:
 def of_the_run(record: Mapping[str, Any]) -> dict[str, float | None]:
     """`seconds` and what training says of itself, which a record may be too old to know: columns of the table."""
     columns = {"seconds": record.get("seconds")}
-    for part in ("revival", "control", "until"):
+    for part in OF_TRAINING:
         columns |= record.get(part, {})
     curve = [row for row in record.get("curve") or () if row.get("gradient") is not None]
     if not curve:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
 # Files of a sweep that are read back: they carry a seal. The others are written for people and never read.
 SEALED = ("sweep.yaml", "points.txt")
+# Parts of a point's record in which training says of itself what no measuring finds again, beside its curve.
+OF_TRAINING = ("revival", "control", "until")
 
 
 class StoreDamaged(EnvironmentProblem):

@@ -28,7 +28,7 @@ from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import Look, train
 from sae_sweep.signals import Interrupted
 from sae_sweep.store import provenance
-from sae_sweep.store.store import Store
+from sae_sweep.store.store import OF_TRAINING, Store
 from sae_sweep.sweep import states
 from sae_sweep.sweep.backend import pick_backend
 from sae_sweep.sweep.checkpoint import EVERY, Checkpoint
@@ -131,9 +131,7 @@ def measure_again(points: Sequence[Point], store: Store, evaluation: Evaluation,
         began = time.monotonic()
         trained = store.parse("points", point.id, saelens.WEIGHTS, saelens.from_files)
         before = store.read_record("points", point.id)
-        kept: dict[str, Any] = {
-            name: before[name] for name in ("curve", "revival", "control", "until") if name in before
-        }
+        kept: dict[str, Any] = {name: before[name] for name in ("curve", *OF_TRAINING) if name in before}
         judged = _at_coefficient(point, before)
         measured, untrained = ground.measure(judged, trained), ground.measure_start(point)
         record = _record(point, evaluation, machine, measured, untrained, judged)
