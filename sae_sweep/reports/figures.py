@@ -78,15 +78,14 @@ def front(data: pd.DataFrame) -> go.Figure:
     first = data.groupby(NAMES, dropna=False)["point_id"].transform("first")
     whole = data.assign(opens=first)[(data["l0"] > 0) & (data["fvu"] > 0)]
     for names, rows in whole.groupby([*NAMES[:-1], "repeat"], dropna=False, sort=False):
-        given, start, width, architecture, penalty, repeat = names
+        _, start, width, _, penalty, repeat = names
         panel = starts.index(start)
         trace = _front_line(rows, penalty_look(penalties.index(penalty)), SYMBOLS[widths.index(width) % len(SYMBOLS)])
-        meta = {"penalty": penalty, "width": str(width), "start": start, "architecture": architecture}
         trace.update(
             legendgroup=penalty,
             visible=bool(width in shown and (repeat == repeats[0] or "mean" not in repeats)),
             name=penalty,
-            meta=meta | {"seed": repeat, "given": given},
+            meta=_switches(names[:-1]) | {"seed": repeat},
         )
         figure.add_trace(trace, row=panel // across + 1, col=panel % across + 1)
     for i, penalty in enumerate(penalties):
@@ -248,12 +247,18 @@ def curves(data: pd.DataFrame) -> go.Figure:
     drawn = {"fvu": "FVU", "l0": "L0"} | {key: title for key, title in _KNOWN.items() if data[key].fillna(0).any()}
     figure = make_subplots(rows=len(drawn), shared_xaxes=True, vertical_spacing=0.06)
     penalties, starts, shown = unique(data["penalty_name"]), unique(data["start"]), _shown(data)
-    for (given, start, width, architecture, penalty), rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
+    for names, rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
+        given, start, width, _, penalty = names
         visible = bool(width in shown)
         medians = rows.groupby("step")[[*drawn]].median().reset_index()
         look = {"color": colour(penalties.index(penalty)), "width": 1.5}
-        meta = {"penalty": penalty, "width": str(width), "start": start, "architecture": architecture, "given": given}
-        common = {"showlegend": False, "name": penalty, "legendgroup": penalty, "visible": visible, "meta": meta}
+        common = {
+            "showlegend": False,
+            "name": penalty,
+            "legendgroup": penalty,
+            "visible": visible,
+            "meta": _switches(names),
+        }
         said = f"{penalty} {rows['setting'].iloc[0]}, {start} start, width {width}{given and f', {given}'}"
         for row, (column, title) in enumerate(drawn.items(), start=1):
             if medians[column].isna().all():
@@ -298,7 +303,8 @@ def plateau(data: pd.DataFrame) -> go.Figure:
     """What twice the steps would still lower the loss by, against the steps that were taken: a mark per SAE."""
     penalties, widths, shown = unique(data["penalty_name"]), sorted(unique(data["width"])), _shown(data)
     figure = go.Figure()
-    for (given, start, width, architecture, penalty), rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
+    for names, rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
+        given, start, width, _, penalty = names
         state = rows["settled"].map({True: "settled", False: "still moving"})
         ends = rows["setting"] + ", " + rows["repeat"] + "<br>" + state.mask(rows["stopped"], "settled and stopped")
         figure.add_trace(
@@ -317,13 +323,7 @@ def plateau(data: pd.DataFrame) -> go.Figure:
                 name=penalty,
                 legendgroup=penalty,
                 visible=bool(width in shown),
-                meta={
-                    "penalty": penalty,
-                    "width": str(width),
-                    "start": start,
-                    "architecture": architecture,
-                    "given": given,
-                },
+                meta=_switches(names),
                 hovertemplate=f"{start} start, width {width}{given and f', {given}'}<br>{penalty} %{{customdata}} "
                 "after %{x:,} steps<br>twice as many: loss lower by %{y:.2%}<extra></extra>",
             )
@@ -381,6 +381,12 @@ def _phase(row: Any) -> str:
     said += f"{row.split_maxes:.3g} are split"
     theory = f"<br>least loss in theory: split {row.split_code:.3g}, shared {row.shared_code:.3g}"
     return said if pd.isna(row.split_code) else said + theory
+
+
+def _switches(names: Sequence[Any]) -> dict[str, str]:
+    """By what the report's switches turn a trace on and off: the values of NAMES but the setting, in their order."""
+    given, start, width, architecture, penalty = names
+    return {"penalty": penalty, "width": str(width), "start": start, "architecture": architecture, "given": given}
 
 
 def _shown(data: pd.DataFrame) -> set[Any]:
