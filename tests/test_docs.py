@@ -100,6 +100,18 @@ def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             pytest.fail(f"{line}: {error}")
 
 
+def test_the_readme_gives_the_two_commands_on_a_line_each() -> None:
+    """They are what a newcomer pastes, and CI extracts the second from the page and runs it."""
+    lines = [
+        line.split("#")[0].strip()
+        for page, body in blocks("bash")
+        if page.name == "README.md"
+        for line in body.splitlines()
+    ]
+    assert lines.count("pip install -e . && sae-sweep run") == 1
+    assert [line for line in lines if "pytest" in line] == ['pip install -e ".[test]" && pytest']
+
+
 def test_python_is_python() -> None:
     names = set()
     for page, body in blocks("python"):
