@@ -3,8 +3,8 @@
     python scripts/bench_encoders.py
 
 One SAE on one core, everything in turns; printed are medians in milliseconds of the core: of the reference
-(saes/train.py), of the compiled step where there is one and over the compiled linear step, and what the planner takes
-that for. A dead latent of AuxK is one whose pre-activations are a hundredth of the others'.
+(saes/train.py), of the compiled step where there is one and over the compiled linear step with as many latents firing,
+and what the planner takes that for. A dead latent of AuxK is one whose pre-activations are a hundredth of the others'.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from bench_architectures import stack
+from torch import Tensor
 
 from sae_sweep.config.settings import Encoder, Point
 from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.saes.encoders import encoder_of
+from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.recipes import is_plain
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend
@@ -37,11 +39,13 @@ LINEAR = Encoder()
 
 @dataclass(frozen=True)
 class Row:
-    """A step to measure: an architecture that keeps k where it counts, its encoder, and the share that is dead."""
+    """A step to measure: an architecture that keeps k where it counts, its encoder, whether half of the latents fire or
+    a few, and the share that is dead."""
 
     architecture: str
     encoder: Encoder = LINEAR
     k: int = 1
+    half: bool = False
     dead: float | None = None
 
     @property
@@ -49,12 +53,20 @@ class Row:
         """What it is, for people."""
         settings = (f"{key}={value}" for key, value in self.encoder.to_dict().items() if key != "name")
         aux = () if self.dead is None else (f"auxk, {self.dead:.0%} dead",)
-        return " ".join([self.encoder.name, *settings, *aux])
+        return " ".join([self.encoder.name, *settings, *(["half fires"] if self.half else []), *aux])
 
     @property
     def linear(self) -> Row:
         """The plain one beside it."""
-        return Row(self.architecture, k=self.k)
+        return Row(self.architecture, k=self.k, half=self.half)
+
+    def scale(self, begun: Parameters) -> Tensor | float:
+        """By what biases are multiplied for the rows that an encoder begins with, to let half or few latents fire."""
+        if self.half:
+            return 0.0
+        return {"ista": lambda: begun.log_gain.exp(), "lista": lambda: begun.W_enc.norm(dim=1)}.get(
+            self.encoder.name, lambda: 1.0
+        )()
 
     def stack(self, width: int, batch: int, d: int) -> Stack:
         """One such SAE."""
@@ -65,18 +77,20 @@ class Row:
         if self.dead is not None:
             point = replace(point, training=point.training.replace(revival="auxk"))
         begun = encoder_of(self.encoder.name).completed(plain.parameters(0), point, torch.Generator().manual_seed(0))
+        begun = begun.replace(b_enc=plain.parameters(0).b_enc * self.scale(begun))
         made = Stack.start([point], [begun], "cpu")
-        made.density.zero_()
+        made.density.fill_(width / 2 if self.half else 0)
         dead = round((self.dead or 0) * width)
         made.named(made.flat[0])["W_enc"][:dead] /= 100
         made.silent[0, :dead] = point.training.steps
         return made
 
 
-RELU = [Encoder("mlp"), *(Encoder(name, steps=n) for name, n in (("ista", 1), ("ista", 4), ("lista", 4)))]
+ISTA = Encoder("ista", steps=4)
+RELU = [Encoder("ista", steps=1), ISTA, Encoder("lista", steps=4), Encoder("mlp")]
 ROWS = [
-    *(Row("relu", encoder) for encoder in (LINEAR, *RELU)),
-    *(Row("topk", encoder, k) for k in (1, 8) for encoder in (LINEAR, Encoder("matching_pursuit"))),
+    *(Row("relu", encoder, half=half) for half in (False, True) for encoder in (LINEAR, *RELU)),
+    *(Row("topk", encoder, k) for k in (1, 8) for encoder in (LINEAR, Encoder("matching_pursuit"), ISTA)),
     *(Row("topk", dead=share) for share in (0.0, 0.05, 0.5, 0.9)),
 ]
 

@@ -62,10 +62,7 @@ def product(typingctx, A, B, starts, C):  # type: ignore[no-untyped-def]
     def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
         A, B, starts, C = arrays(context, builder, signature, arguments)
 
-        def begin(row: Any, place: Any) -> Any:
-            return splat(builder, builder.load(builder.gep(starts.data, [row])))
-
-        _emit_product(builder, A, B, C, begin)
+        _emit_product(builder, A, B, C, lambda row, place: splat(builder, _start(builder, starts, row)))
         return context.get_dummy_value()
 
     return types.void(A, B, starts, C), codegen
@@ -77,24 +74,49 @@ def encode(typingctx, A, B, starts, C, masks):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
         A, B, starts, C, masks = arrays(context, builder, signature, arguments)
-        bits, zeros = ir.IntType(LANES), ir.Constant(VECTOR, [0.0] * LANES)
-        words = builder.bitcast(masks.data, bits.as_pointer())
-
-        def begin(row: Any, place: Any) -> Any:
-            return splat(builder, builder.load(builder.gep(starts.data, [row])))
-
-        def finish(column: Any, sums: Sequence[tuple[Any, Any, Any]]) -> None:
-            # From registers: a code that is read, compared and written back becomes a masked store, which is slow.
-            for row, place, value in sums:
-                on = builder.fcmp_ordered(">", value, zeros)
-                store(builder, builder.select(on, value, zeros), place)
-                word = builder.add(builder.mul(row, INT64(_BLOCKS)), builder.udiv(column, INT64(LANES)))
-                builder.store(builder.bitcast(on, bits), builder.gep(words, [word]))
-
-        _emit_product(builder, A, B, C, begin, finish)
+        _emit_codes(builder, A, B, C, masks, lambda row, place: splat(builder, _start(builder, starts, row)))
         return context.get_dummy_value()
 
     return types.void(A, B, starts, C, masks), codegen
+
+
+@intrinsic
+def correct(typingctx, A, B, starts, before, C, masks):  # type: ignore[no-untyped-def]
+    """As `encode` of starts[:, None] + before + A @ B; before [m, INPUTS] lies as C does."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        A, B, starts, before, C, masks = arrays(context, builder, signature, arguments)
+        first, other = (builder.ptrtoint(array.data, INT64) for array in (C, before))
+        away = builder.sub(other, first)
+
+        def begin(row: Any, place: Any) -> Any:
+            there = builder.inttoptr(builder.add(builder.ptrtoint(place, INT64), away), FLOAT.as_pointer())
+            return builder.fadd(splat(builder, _start(builder, starts, row)), load(builder, there))
+
+        _emit_codes(builder, A, B, C, masks, begin)
+        return context.get_dummy_value()
+
+    return types.void(A, B, starts, before, C, masks), codegen
+
+
+def _start(builder: Builder, starts: Any, row: Any) -> Any:
+    return builder.load(builder.gep(starts.data, [row]))
+
+
+def _emit_codes(builder: Builder, A: Any, B: Any, C: Any, masks: Any, begin: Callable[[Any, Any], Any]) -> None:
+    """Code of a product of which what exceeds 0 is kept, and marked."""
+    bits, zeros = ir.IntType(LANES), ir.Constant(VECTOR, [0.0] * LANES)
+    words = builder.bitcast(masks.data, bits.as_pointer())
+
+    def finish(column: Any, sums: Sequence[tuple[Any, Any, Any]]) -> None:
+        # From registers: a code that is read, compared and written back becomes a masked store, which is slow.
+        for row, place, value in sums:
+            on = builder.fcmp_ordered(">", value, zeros)
+            store(builder, builder.select(on, value, zeros), place)
+            word = builder.add(builder.mul(row, INT64(_BLOCKS)), builder.udiv(column, INT64(LANES)))
+            builder.store(builder.bitcast(on, bits), builder.gep(words, [word]))
+
+    _emit_product(builder, A, B, C, begin, finish)
 
 
 @intrinsic
