@@ -27,6 +27,7 @@ from sae_sweep.kernels.cpu.narrow_tile import (
     encode,
     finish_gains,
     keep_top,
+    mark_top,
     product,
     transpose,
 )
@@ -152,16 +153,11 @@ def _encode(sae, setting, tile, valid):  # type: ignore[no-untyped-def]
     width, d = len(sae.norms), (len(sae.flat) - len(sae.norms)) // (2 * len(sae.norms) + 1)
     W_enc, _, b_enc, _ = views(sae.flat, width, d)
     entries = 0
-    if setting.k:
-        tile.ranks[:] = 0
     for piece in range(pieces_of(width)):
         begin, end = bounds_of(width, piece)
-        codes, masks = tile.codes[begin:end], tile.masks[begin:end]
-        encode(W_enc[begin:end], tile.transposed, b_enc[begin:end], codes, masks)
-        if setting.k:
-            keep_top(codes, begin, sae.norms, tile.ranks, tile.latents)
-    if setting.k:
-        mark_top(tile, setting.k)
+        encode(W_enc[begin:end], tile.transposed, b_enc[begin:end], tile.codes[begin:end], tile.masks[begin:end])
+        choose_of_piece(tile, sae.norms, setting.k, begin, end)
+    choose(tile, sae.norms, setting.k)
     for latent in range(width):
         tile.masks[latent] &= valid
         tile.fired[latent] |= np.uint8(tile.masks[latent] != 0)
@@ -170,8 +166,24 @@ def _encode(sae, setting, tile, valid):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def mark_top(tile, k):  # type: ignore[no-untyped-def]
-    """The bits of the codes that are among the k largest of their input."""
+def choose_of_piece(tile, norms, k, begin, end):  # type: ignore[no-untyped-def]
+    """What `choose` needs of latents [begin, end), whose codes are in the nearest cache."""
+    if k == 1:
+        if begin == 0:
+            tile.ranks[:] = 0
+        keep_top(tile.codes[begin:end], begin, norms, tile.ranks, tile.latents)
+
+
+@_jit
+def choose(tile, norms, k):  # type: ignore[no-untyped-def]
+    """The bits of the codes that are among the k largest of their input, of equal ones the lower latents'; k 0: all."""
+    if k == 0:
+        return
+    if k > 1:
+        if not mark_top(tile.codes, norms, k, tile.masks, tile.norm_scaled_acts, tile.order):
+            return
+        tile.ranks[:] = 0
+        keep_top(tile.codes, 0, norms, tile.ranks, tile.latents)
     tile.masks[:] = 0
     for slot in range(k):
         for r in range(INPUTS):

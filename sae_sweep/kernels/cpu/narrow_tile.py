@@ -7,6 +7,7 @@ has one order, by its operands alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -349,6 +350,115 @@ def keep_top(typingctx, codes, first, norms, ranks, latents):  # type: ignore[no
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, norms, ranks, latents), codegen
+
+
+@intrinsic
+def mark_top(typingctx, codes, norms, k, masks, ranks, latents):  # type: ignore[no-untyped-def]
+    """Bit r of masks[i], int64 [n], is set where codes[i, r] · norms[i] is above 0 and among the k largest of input r.
+
+    codes [n, INPUTS], none below 0; norms [n]; ranks float32 [n · LANES] and latents int32 [n] are overwritten. Returns
+    whether more than k bits of an input are set, because ranks are equal.
+
+    The least of the largest of k groups of latents is what surely k of an input reach; few others do. Among these the
+    k-th largest is sought by halving the numbers between it and the largest.
+    """
+
+    def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        codes, norms, k, masks, ranks, latents = arrays(context, builder, signature, arguments)
+        n = cgutils.unpack_tuple(builder, codes.shape)[0]
+        words = builder.bitcast(masks.data, ir.IntType(LANES).as_pointer())
+        zeros, one = ir.Constant(VECTOR, [0.0] * LANES), ir.Constant(INTS, [1] * LANES)
+        wanted, tied = splat(builder, builder.trunc(k, INT32)), cgutils.alloca_once_value(builder, INT64(0))
+        kept = cgutils.alloca_once(builder, INT64)
+
+        def any_of(lanes: Any) -> Any:
+            return builder.icmp_unsigned("!=", builder.bitcast(lanes, ir.IntType(LANES)), ir.IntType(LANES)(0))
+
+        def rank(latent: Any, place: Any) -> Any:
+            norm = splat(builder, builder.load(builder.gep(norms.data, [latent])))
+            at = builder.add(builder.mul(latent, INT64(INPUTS)), place)
+            return builder.fmul(load(builder, builder.gep(codes.data, [at])), norm)
+
+        def bounds(place: Any) -> list[Any]:
+            """The least and the largest of the groups' largest."""
+            least, most, of_group = (cgutils.alloca_once(builder, VECTOR) for _ in range(3))
+            builder.store(ir.Constant(VECTOR, [math.inf] * LANES), least)
+            builder.store(zeros, most)
+            with cgutils.for_range(builder, k) as group:
+                builder.store(zeros, of_group)
+                with cgutils.for_range_slice(builder, group.index, n, k) as (latent, _):
+                    _keep(builder, ">", rank(latent, place), of_group)
+                _keep(builder, "<", builder.load(of_group), least)
+                _keep(builder, ">", builder.load(of_group), most)
+            return [builder.load(least), builder.load(most)]
+
+        def keep_from(floor: Any, place: Any) -> None:
+            """Write down the ranks of latents that come to the floor on any input, and whose they are."""
+            builder.store(INT64(0), kept)
+            with cgutils.for_range(builder, n) as loop:
+                value, at = rank(loop.index, place), builder.load(kept)
+                store(builder, value, builder.gep(ranks.data, [builder.mul(at, INT64(LANES))]))
+                builder.store(builder.trunc(loop.index, INT32), builder.gep(latents.data, [at]))
+                more = builder.zext(any_of(builder.fcmp_ordered(">=", value, floor)), INT64)
+                builder.store(builder.add(at, more), kept)
+
+        def reach(floor: Any) -> Any:
+            """How many of these ranks come to a floor."""
+            count = cgutils.alloca_once(builder, INTS)
+            builder.store(ir.Constant(INTS, [0] * LANES), count)
+            with cgutils.for_range(builder, builder.load(kept)) as loop:
+                value = load(builder, builder.gep(ranks.data, [builder.mul(loop.index, INT64(LANES))]))
+                on = builder.sext(builder.fcmp_ordered(">=", value, floor), INTS)
+                builder.store(builder.sub(builder.load(count), on), count)
+            return builder.load(count)
+
+        def mark(floor: Any, place: Any) -> None:
+            block = builder.udiv(place, INT64(LANES))
+            with cgutils.for_range(builder, n) as loop:
+                at = builder.add(builder.mul(loop.index, INT64(_BLOCKS)), block)
+                builder.store(ir.IntType(LANES)(0), builder.gep(words, [at]))
+            with cgutils.for_range(builder, builder.load(kept)) as loop:
+                value = load(builder, builder.gep(ranks.data, [builder.mul(loop.index, INT64(LANES))]))
+                latent = builder.zext(builder.load(builder.gep(latents.data, [loop.index])), INT64)
+                at = builder.add(builder.mul(latent, INT64(_BLOCKS)), block)
+                on = builder.fcmp_ordered(">=", value, floor)
+                builder.store(builder.bitcast(on, ir.IntType(LANES)), builder.gep(words, [at]))
+
+        low, high, count = (cgutils.alloca_once(builder, INTS) for _ in range(3))
+        with cgutils.for_range_slice(builder, INT64(0), INT64(INPUTS), INT64(LANES)) as (place, _):
+            # Of numbers above 0 the larger one has the larger bits.
+            least, most = (builder.bitcast(bound, INTS) for bound in bounds(place))
+            builder.store(builder.select(builder.icmp_signed("<", least, one), one, least), low)
+            builder.store(builder.add(most, one), high)
+            keep_from(builder.bitcast(builder.load(low), VECTOR), place)
+            builder.store(reach(builder.bitcast(builder.load(low), VECTOR)), count)
+            again, some, done = (builder.append_basic_block(name) for name in ("again", "some", "done"))
+            builder.branch(again)
+            builder.position_at_end(again)
+            gap = builder.sub(builder.load(high), builder.load(low))
+            too_many = builder.icmp_signed(">", builder.load(count), wanted)
+            open_ = builder.and_(too_many, builder.icmp_signed(">", gap, one))
+            builder.cbranch(any_of(open_), some, done)
+            builder.position_at_end(some)
+            middle = builder.add(builder.load(low), builder.lshr(gap, one))
+            reached = reach(builder.bitcast(middle, VECTOR))
+            enough = builder.icmp_signed(">=", reached, wanted)
+            up, down = builder.and_(open_, enough), builder.and_(open_, builder.not_(enough))
+            for moves, value, variable in ((up, middle, low), (up, reached, count), (down, middle, high)):
+                builder.store(builder.select(moves, value, builder.load(variable)), variable)
+            builder.branch(again)
+            builder.position_at_end(done)
+            builder.store(builder.or_(builder.load(tied), builder.zext(any_of(too_many), INT64)), tied)
+            mark(builder.bitcast(builder.load(low), VECTOR), place)
+        return builder.load(tied)
+
+    return types.int64(codes, norms, types.int64, masks, ranks, latents), codegen
+
+
+def _keep(builder: Builder, sign: str, value: Any, variable: Any) -> None:
+    """Put into the variable what of each lane is above it, or below."""
+    old = builder.load(variable)
+    builder.store(builder.select(builder.fcmp_ordered(sign, value, old), value, old), variable)
 
 
 @intrinsic

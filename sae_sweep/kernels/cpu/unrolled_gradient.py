@@ -25,7 +25,8 @@ from sae_sweep.kernels.cpu.narrow_gradient import (
     PENALTY,
     SQUARED,
     bounds_of,
-    mark_top,
+    choose,
+    choose_of_piece,
     penalise_entries,
     pieces_of,
     silence,
@@ -43,7 +44,6 @@ from sae_sweep.kernels.cpu.narrow_tile import (
     dot_inputs,
     encode,
     finish_gains,
-    keep_top,
     transpose,
 )
 from sae_sweep.kernels.cpu.rows import dot
@@ -145,24 +145,16 @@ def _encode(sae, setting, tile, step, valid):  # type: ignore[no-untyped-def]
     """Codes of a step, 0 where no bit is set; how many are not."""
     now, width, entries = _step_of(tile, step), len(sae.norms), 0
     transpose(tile.over[step], tile.transposed)
-    if setting.k:
-        now.ranks[:] = 0
     for piece in range(pieces_of(width)):
         begin, end = bounds_of(width, piece)
-        rows, biases, codes, masks = (
-            sae.encoder[begin:end],
-            sae.biases[begin:end],
-            now.codes[begin:end],
-            now.masks[begin:end],
-        )
+        rows, biases = sae.encoder[begin:end], sae.biases[begin:end]
+        codes, masks = now.codes[begin:end], now.masks[begin:end]
         if step == 0:
             encode(rows, tile.transposed, biases, codes, masks)
         else:
             correct(rows, tile.transposed, biases, tile.codes[step - 1, begin:end], codes, masks)
-        if setting.k:
-            keep_top(codes, begin, sae.norms, now.ranks, now.latents)
-    if setting.k:
-        mark_top(now, setting.k)
+        choose_of_piece(now, sae.norms, setting.k, begin, end)
+    choose(now, sae.norms, setting.k)
     for latent in range(width):
         now.masks[latent] &= valid
         entries += count_bits(now.masks[latent])
