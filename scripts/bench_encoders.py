@@ -4,7 +4,8 @@
 
 One SAE on one core, everything in turns; printed are medians in milliseconds of the core: of the reference
 (saes/train.py), of the compiled step where there is one and over the compiled linear step with as many latents firing,
-and what the planner takes that for. A dead latent of AuxK is one whose pre-activations are a hundredth of the others'.
+and what the planner takes that for. Half of the dead latents of AuxK have pre-activations above 0, too small to be
+chosen.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ class Row:
         made = Stack.start([point], [begun], "cpu")
         made.density.fill_(width / 2 if self.half else 0)
         dead = round((self.dead or 0) * width)
-        made.named(made.flat[0])["W_enc"][:dead] /= 100
+        if dead:  # without a threshold the others have something larger for every input
+            named = made.named(made.flat[0])
+            named["W_enc"][:dead] /= 100
+            named["b_enc"].zero_()
         made.silent[0, :dead] = point.training.steps
         return made
 

@@ -12,7 +12,6 @@ from test_kernels import step_alike
 from sae_sweep.config.settings import Penalty
 from sae_sweep.kernels.cpu import narrow
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS, add_product, encode, keep_top, mark_top, transpose
-from sae_sweep.kernels.cpu.simd import LANES
 from sae_sweep.kernels.cpu.vector_penalty import compile_vectors, vectorises
 from sae_sweep.registry import kinds
 from sae_sweep.saes.penalties import formula_of, penalty_value
@@ -44,8 +43,8 @@ def _mark_top(codes, norms, k, masks, ranks, latents):  # type: ignore[no-untype
 
 def _mark(codes: np.ndarray, norms: np.ndarray, k: int) -> tuple[np.ndarray, int]:
     """The bits of the k largest, and whether there are more than k."""
-    width, masks = len(codes), np.full(len(codes), -1)
-    return masks, _mark_top(codes, norms, k, masks, np.empty(width * LANES, np.float32), np.empty(width, np.int32))
+    masks, ranks, latents = np.full(len(codes), -1), np.empty(codes.size, np.float32), np.empty(codes.size, np.int32)
+    return masks, _mark_top(codes, norms, k, masks, ranks, latents)
 
 
 def _integers(*shape: int) -> np.ndarray:

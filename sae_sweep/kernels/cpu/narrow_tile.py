@@ -356,7 +356,7 @@ def keep_top(typingctx, codes, first, norms, ranks, latents):  # type: ignore[no
 def mark_top(typingctx, codes, norms, k, masks, ranks, latents):  # type: ignore[no-untyped-def]
     """Bit r of masks[i], int64 [n], is set where codes[i, r] · norms[i] is above 0 and among the k largest of input r.
 
-    codes [n, INPUTS], none below 0; norms [n]; ranks float32 [n · LANES] and latents int32 [n] are overwritten. Returns
+    codes [n, INPUTS], none below 0; norms [n]; ranks float32 and latents int32 [n · INPUTS] are overwritten. Returns
     whether more than k bits of an input are set, because ranks are equal.
 
     The least of the largest of k groups of latents is what surely k of an input reach; few others do. Among these the
@@ -367,92 +367,110 @@ def mark_top(typingctx, codes, norms, k, masks, ranks, latents):  # type: ignore
         codes, norms, k, masks, ranks, latents = arrays(context, builder, signature, arguments)
         n = cgutils.unpack_tuple(builder, codes.shape)[0]
         words = builder.bitcast(masks.data, ir.IntType(LANES).as_pointer())
-        zeros, one = ir.Constant(VECTOR, [0.0] * LANES), ir.Constant(INTS, [1] * LANES)
-        wanted, tied = splat(builder, builder.trunc(k, INT32)), cgutils.alloca_once_value(builder, INT64(0))
-        kept = cgutils.alloca_once(builder, INT64)
+        one, wanted = ir.Constant(INTS, [1] * LANES), splat(builder, builder.trunc(k, INT32))
+        tied = cgutils.alloca_once_value(builder, INT64(0))
+        kept = [cgutils.alloca_once_value(builder, INT64(0)) for _ in range(_BLOCKS)]
 
-        def any_of(lanes: Any) -> Any:
-            return builder.icmp_unsigned("!=", builder.bitcast(lanes, ir.IntType(LANES)), ir.IntType(LANES)(0))
-
-        def rank(latent: Any, place: Any) -> Any:
+        def of_latent(latent: Any) -> list[Any]:
+            """Its ranks, a vector for each block of inputs."""
             norm = splat(builder, builder.load(builder.gep(norms.data, [latent])))
-            at = builder.add(builder.mul(latent, INT64(INPUTS)), place)
-            return builder.fmul(load(builder, builder.gep(codes.data, [at])), norm)
+            begin = builder.gep(codes.data, [builder.mul(latent, INT64(INPUTS))])
+            offsets = (INT64(LANES * block) for block in range(_BLOCKS))
+            return [builder.fmul(load(builder, builder.gep(begin, [offset])), norm) for offset in offsets]
 
-        def bounds(place: Any) -> list[Any]:
-            """The least and the largest of the groups' largest."""
-            least, most, of_group = (cgutils.alloca_once(builder, VECTOR) for _ in range(3))
-            builder.store(ir.Constant(VECTOR, [math.inf] * LANES), least)
-            builder.store(zeros, most)
-            with cgutils.for_range(builder, k) as group:
-                builder.store(zeros, of_group)
-                with cgutils.for_range_slice(builder, group.index, n, k) as (latent, _):
-                    _keep(builder, ">", rank(latent, place), of_group)
-                _keep(builder, "<", builder.load(of_group), least)
-                _keep(builder, ">", builder.load(of_group), most)
-            return [builder.load(least), builder.load(most)]
+        def entry(block: int, at: Any) -> tuple[Any, Any]:
+            """Where the ranks and the number of a latent are written down."""
+            at = builder.add(builder.mul(n, INT64(block)), at)
+            return builder.gep(ranks.data, [builder.mul(at, INT64(LANES))]), builder.gep(latents.data, [at])
 
-        def keep_from(floor: Any, place: Any) -> None:
-            """Write down the ranks of latents that come to the floor on any input, and whose they are."""
-            builder.store(INT64(0), kept)
-            with cgutils.for_range(builder, n) as loop:
-                value, at = rank(loop.index, place), builder.load(kept)
-                store(builder, value, builder.gep(ranks.data, [builder.mul(at, INT64(LANES))]))
-                builder.store(builder.trunc(loop.index, INT32), builder.gep(latents.data, [at]))
-                more = builder.zext(any_of(builder.fcmp_ordered(">=", value, floor)), INT64)
-                builder.store(builder.add(at, more), kept)
-
-        def reach(floor: Any) -> Any:
-            """How many of these ranks come to a floor."""
+        def reach(block: int, floor: Any) -> Any:
+            """How many of these ranks come to the number of these bits."""
             count = cgutils.alloca_once(builder, INTS)
             builder.store(ir.Constant(INTS, [0] * LANES), count)
-            with cgutils.for_range(builder, builder.load(kept)) as loop:
-                value = load(builder, builder.gep(ranks.data, [builder.mul(loop.index, INT64(LANES))]))
-                on = builder.sext(builder.fcmp_ordered(">=", value, floor), INTS)
+            with cgutils.for_range(builder, builder.load(kept[block])) as loop:
+                value = load(builder, entry(block, loop.index)[0])
+                on = builder.sext(builder.fcmp_ordered(">=", value, builder.bitcast(floor, VECTOR)), INTS)
                 builder.store(builder.sub(builder.load(count), on), count)
             return builder.load(count)
 
-        def mark(floor: Any, place: Any) -> None:
-            block = builder.udiv(place, INT64(LANES))
-            with cgutils.for_range(builder, n) as loop:
-                at = builder.add(builder.mul(loop.index, INT64(_BLOCKS)), block)
-                builder.store(ir.IntType(LANES)(0), builder.gep(words, [at]))
-            with cgutils.for_range(builder, builder.load(kept)) as loop:
-                value = load(builder, builder.gep(ranks.data, [builder.mul(loop.index, INT64(LANES))]))
-                latent = builder.zext(builder.load(builder.gep(latents.data, [loop.index])), INT64)
-                at = builder.add(builder.mul(latent, INT64(_BLOCKS)), block)
-                on = builder.fcmp_ordered(">=", value, floor)
-                builder.store(builder.bitcast(on, ir.IntType(LANES)), builder.gep(words, [at]))
-
-        low, high, count = (cgutils.alloca_once(builder, INTS) for _ in range(3))
-        with cgutils.for_range_slice(builder, INT64(0), INT64(INPUTS), INT64(LANES)) as (place, _):
-            # Of numbers above 0 the larger one has the larger bits.
-            least, most = (builder.bitcast(bound, INTS) for bound in bounds(place))
-            builder.store(builder.select(builder.icmp_signed("<", least, one), one, least), low)
-            builder.store(builder.add(most, one), high)
-            keep_from(builder.bitcast(builder.load(low), VECTOR), place)
-            builder.store(reach(builder.bitcast(builder.load(low), VECTOR)), count)
+        def halve(block: int, low: Any, high: Any) -> None:
+            """Bring the bits `low` up to those of the k-th largest; `high` is above all."""
+            count = cgutils.alloca_once(builder, INTS)
+            builder.store(reach(block, builder.load(low)), count)
             again, some, done = (builder.append_basic_block(name) for name in ("again", "some", "done"))
             builder.branch(again)
             builder.position_at_end(again)
             gap = builder.sub(builder.load(high), builder.load(low))
             too_many = builder.icmp_signed(">", builder.load(count), wanted)
-            open_ = builder.and_(too_many, builder.icmp_signed(">", gap, one))
-            builder.cbranch(any_of(open_), some, done)
+            goes_on = builder.and_(too_many, builder.icmp_signed(">", gap, one))
+            builder.cbranch(_any(builder, goes_on), some, done)
             builder.position_at_end(some)
             middle = builder.add(builder.load(low), builder.lshr(gap, one))
-            reached = reach(builder.bitcast(middle, VECTOR))
+            reached = reach(block, middle)
             enough = builder.icmp_signed(">=", reached, wanted)
-            up, down = builder.and_(open_, enough), builder.and_(open_, builder.not_(enough))
+            up, down = builder.and_(goes_on, enough), builder.and_(goes_on, builder.not_(enough))
             for moves, value, variable in ((up, middle, low), (up, reached, count), (down, middle, high)):
                 builder.store(builder.select(moves, value, builder.load(variable)), variable)
             builder.branch(again)
             builder.position_at_end(done)
-            builder.store(builder.or_(builder.load(tied), builder.zext(any_of(too_many), INT64)), tied)
-            mark(builder.bitcast(builder.load(low), VECTOR), place)
+            builder.store(builder.or_(builder.load(tied), builder.zext(_any(builder, too_many), INT64)), tied)
+
+        bounds = _bounds_of_groups(builder, n, k, of_latent)
+        floors, low, high = [], cgutils.alloca_once(builder, INTS), cgutils.alloca_once(builder, INTS)
+        for least, _ in bounds:
+            # Of numbers above 0 the larger one has the larger bits.
+            bits = builder.bitcast(builder.load(least), INTS)
+            floors.append(builder.select(builder.icmp_signed("<", bits, one), one, bits))
+        with cgutils.for_range(builder, n) as loop:
+            builder.store(INT64(0), builder.gep(masks.data, [loop.index]))
+            for block, (value, floor) in enumerate(zip(of_latent(loop.index), floors, strict=True)):
+                at = builder.load(kept[block])
+                place, number = entry(block, at)
+                store(builder, value, place)
+                builder.store(builder.trunc(loop.index, INT32), number)
+                comes = _any(builder, builder.fcmp_ordered(">=", value, builder.bitcast(floor, VECTOR)))
+                builder.store(builder.add(at, builder.zext(comes, INT64)), kept[block])
+        for block, (floor, (_, most)) in enumerate(zip(floors, bounds, strict=True)):
+            builder.store(floor, low)
+            builder.store(builder.add(builder.bitcast(builder.load(most), INTS), one), high)
+            halve(block, low, high)
+            with cgutils.for_range(builder, builder.load(kept[block])) as loop:
+                place, number = entry(block, loop.index)
+                latent = builder.zext(builder.load(number), INT64)
+                at = builder.add(builder.mul(latent, INT64(_BLOCKS)), INT64(block))
+                on = builder.fcmp_ordered(">=", load(builder, place), builder.bitcast(builder.load(low), VECTOR))
+                builder.store(builder.bitcast(on, ir.IntType(LANES)), builder.gep(words, [at]))
         return builder.load(tied)
 
     return types.int64(codes, norms, types.int64, masks, ranks, latents), codegen
+
+
+def _bounds_of_groups(
+    builder: Builder, n: Any, groups: Any, of_latent: Callable[[Any], list[Any]]
+) -> list[tuple[Any, Any]]:
+    """The least and the largest of the largest ranks of so many groups of neighbours among n, for each block."""
+    zeros, infinite = (ir.Constant(VECTOR, [number] * LANES) for number in (0.0, math.inf))
+    least, most, of_group = (
+        [cgutils.alloca_once_value(builder, begin) for _ in range(_BLOCKS)] for begin in (infinite, zeros, zeros)
+    )
+    with cgutils.for_range(builder, groups) as group:
+        begin, end = (
+            builder.udiv(builder.mul(n, at), groups) for at in (group.index, builder.add(group.index, INT64(1)))
+        )
+        for largest in of_group:
+            builder.store(zeros, largest)
+        with cgutils.for_range_slice(builder, begin, end, INT64(1)) as (latent, _):
+            for value, largest in zip(of_latent(latent), of_group, strict=True):
+                _keep(builder, ">", value, largest)
+        for largest, *both in zip(of_group, least, most, strict=True):
+            for sign, variable in zip("<>", both, strict=True):
+                _keep(builder, sign, builder.load(largest), variable)
+    return list(zip(least, most, strict=True))
+
+
+def _any(builder: Builder, lanes: Any) -> Any:
+    """Whether any of LANES bits is set."""
+    return builder.icmp_unsigned("!=", builder.bitcast(lanes, ir.IntType(LANES)), ir.IntType(LANES)(0))
 
 
 def _keep(builder: Builder, sign: str, value: Any, variable: Any) -> None:
