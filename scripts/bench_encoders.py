@@ -1,6 +1,6 @@
 """What a step of each encoder, and of AuxK, costs beside the plain linear step: by the reference, and compiled.
 
-    python scripts/bench_encoders.py
+    python scripts/bench_encoders.py [--shape WIDTH BATCH D] [--only TEXT]
 
 One SAE on one core, everything in turns; printed are medians in milliseconds of the core: of the reference
 (saes/train.py), of the compiled step where there is one and over the compiled linear step with as many latents firing,
@@ -15,17 +15,16 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 from bench_architectures import stack
-from torch import Tensor
 
 from sae_sweep.config.settings import Encoder, Point
 from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.saes.encoders import encoder_of
-from sae_sweep.saes.parameters import Parameters
 from sae_sweep.saes.recipes import is_plain
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import AutogradBackend, Backend
@@ -61,14 +60,6 @@ class Row:
         """The plain one beside it."""
         return Row(self.architecture, k=self.k, half=self.half)
 
-    def scale(self, begun: Parameters) -> Tensor | float:
-        """By what biases are multiplied for the rows that an encoder begins with, to let half or few latents fire."""
-        if self.half:
-            return 0.0
-        return {"ista": lambda: begun.log_gain.exp(), "lista": lambda: begun.W_enc.norm(dim=1)}.get(
-            self.encoder.name, lambda: 1.0
-        )()
-
     def stack(self, width: int, batch: int, d: int) -> Stack:
         """One such SAE."""
         plain = stack(self.architecture, width, batch, d)
@@ -78,13 +69,13 @@ class Row:
         if self.dead is not None:
             point = replace(point, training=point.training.replace(revival="auxk"))
         begun = encoder_of(self.encoder.name).completed(plain.parameters(0), point, torch.Generator().manual_seed(0))
-        begun = begun.replace(b_enc=plain.parameters(0).b_enc * self.scale(begun))
         made = Stack.start([point], [begun], "cpu")
         made.density.fill_(width / 2 if self.half else 0)
-        dead = round((self.dead or 0) * width)
-        if dead:  # without a threshold the others have something larger for every input
-            named = made.named(made.flat[0])
-            named["W_enc"][:dead] /= 100
+        named, dead = made.named(made.flat[0]), round((self.dead or 0) * width)
+        # Thresholds of as many latents as the linear one has, by the rows that the encoder begins with.
+        named["b_enc"].copy_(plain.parameters(0).b_enc * made.parameters(0).W_enc.norm(dim=1))
+        named["W_enc"][:dead] /= 100
+        if self.half or dead:  # without a threshold living latents have something larger than dead ones for every input
             named["b_enc"].zero_()
         made.silent[0, :dead] = point.training.steps
         return made
@@ -99,13 +90,13 @@ ROWS = [
 ]
 
 
-def compare(width: int, batch: int, d: int, slow: int, fast: int) -> None:
+def compare(rows: Sequence[Row], width: int, batch: int, d: int, slow: int, fast: int) -> None:
     """Print the rows of a shape."""
     batches, cpu = torch.randn(fast, batch, d, generator=torch.Generator().manual_seed(1)), SPEEDS["cpu"]
     times: dict[tuple[Row, str], list[float]] = defaultdict(list)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         sides: dict[tuple[Row, str], tuple[Backend, Stack, int]] = {}
-        for row in ROWS:
+        for row in rows:
             sides[row, "reference"] = AutogradBackend(), row.stack(width, batch, d), slow
             if is_plain(row.stack(width, batch, d).points[0]):
                 sides[row, "compiled"] = CpuBackend(pool, 1), row.stack(width, batch, d), fast
@@ -115,10 +106,11 @@ def compare(width: int, batch: int, d: int, slow: int, fast: int) -> None:
                 backend.advance(of, batches[:steps])
                 if turn:  # the first compiles, and fills caches
                     times[key].append(1000 * (time.process_time() - began) / steps)
-    for row in ROWS:
+    for row in rows:
         own = "compiled" if (row, "compiled") in times else "reference"
         over = statistics.median(a / b for a, b in zip(times[row, own], times[row.linear, "compiled"], strict=True))
-        seconds = [step_seconds(sides[each, "reference"][1].points[0], cpu) for each in (row, row.linear)]
+        l0 = width / 2 if row.half else None
+        seconds = [step_seconds(sides[each, "reference"][1].points[0], cpu, l0) for each in (row, row.linear)]
         compiled = f"{statistics.median(times[row, own]):.2f}" if own == "compiled" else ""
         shape, k = f"{width:,} × {batch:,} × {d}", "" if row.architecture == "relu" else row.k
         cells = f"{shape} | {statistics.median(times[row, 'reference']):.2f} | {compiled} | {over:.2f}"
@@ -126,12 +118,16 @@ def compare(width: int, batch: int, d: int, slow: int, fast: int) -> None:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs=3, type=int, metavar=("WIDTH", "BATCH", "D"), help="instead of the usual two")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose title has it, and the linear ones")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
+    rows = [row for row in ROWS if asked.only in row.title or row == row.linear]
     head = "| architecture | step | width × batch × d | reference | compiled | over compiled linear | planned |"
     print(f"{head}\n|{'---|' * 7}")
-    for shape in SHAPES:
-        compare(*shape)
+    for shape in [(*asked.shape, 1, 2)] if asked.shape else SHAPES:
+        compare(rows, *shape)
     return 0
 
 

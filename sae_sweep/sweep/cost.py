@@ -255,8 +255,8 @@ def _narrow_seconds(point: Point, speed: Speed, l0: float) -> float:
     topk = point.sae.architecture == "topk"
     dense = not topk and l0 > NARROW_DENSE_ABOVE * width
     of_input = speed.narrow_input + (0.0 if dense else l0 * d * speed.narrow_number)
-    if topk and point.sae.k > 1:  # one slot is filled without asking
-        of_input += _changes(point.sae.k, width) * speed.narrow_chosen
+    if topk and point.sae.k > 1:
+        of_input += width * speed.narrow_chosen
     of_code = 2 * (DENSE_PRODUCTS if dense else 1) * d / speed.narrow_flops + speed.narrow_code
     return speed.narrow_step + b * (of_input + width * of_code) + parameter_count(point) * speed.narrow_parameter
 
@@ -278,7 +278,7 @@ def _unrolled_seconds(point: Point, speed: Speed, l0: float) -> float:
     dense = not counts and l0 > NARROW_DENSE_ABOVE * width
     of_input = speed.narrow_input + (0.0 if dense else l0 * (3 * d + 2 * reads) / 4 * speed.narrow_number)
     if counts and point.sae.k > 1:
-        of_input += _changes(point.sae.k, width) * speed.narrow_chosen
+        of_input += width * speed.narrow_chosen
     of_code = 2 * (3 * (d + reads) if dense else reads) / speed.narrow_flops + speed.narrow_code
     of_units = units * (6 * d / speed.narrow_flops + speed.narrow_code)
     each = b * (of_input + width * of_code + of_units)
@@ -289,8 +289,9 @@ def _auxiliary_seconds(point: Point, speed: Speed) -> float:
     """AuxK in a compiled step: the dead latents as an SAE of their own; dead latents of ReLU have nothing to fit."""
     d, dead = activation_size(point), DEAD * point.sae.width
     kept = kept_of(point.training, point.sae.width, d) if get("architecture", point.sae.architecture).counts else 0
-    of_input = speed.narrow_input + kept * d * speed.narrow_number + _changes(kept, dead) * speed.narrow_chosen
-    return point.training.batch_size * (of_input + dead * (2 * d / speed.narrow_flops + speed.narrow_code))
+    of_input = speed.narrow_input + kept * d * speed.narrow_number
+    of_code = 2 * d / speed.narrow_flops + speed.narrow_code + (speed.narrow_chosen if kept else 0.0)
+    return point.training.batch_size * (of_input + dead * of_code)
 
 
 def _changes(k: float, width: float) -> float:
