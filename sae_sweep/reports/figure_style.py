@@ -44,13 +44,13 @@ ROW, CROWDED_ROW, MOST_HEIGHT = 26, 14, 1400
 
 
 class Grid:
-    """The rows (start, width) and columns (penalty, coefficient) of settings, as the axes of a heatmap.
+    """The rows (init, width) and columns (penalty, coefficient) of settings, as the axes of a heatmap.
 
     Where something else varies (`given`), it is part of a row's name.
     """
 
     def __init__(self, data: pd.DataFrame) -> None:
-        names = pd.Series(_starts(data), data.index)
+        names = pd.Series(_inits(data), data.index)
         rows = _sorted(pd.DataFrame({"block": names, "width": data["width"]}), float)
         columns = _sorted(data[["penalty_name", "setting"]], lambda setting: float(setting.removeprefix("k=")))
         self.y = two_levels(rows["block"], [f"width {width}" for width in rows["width"]])
@@ -86,7 +86,7 @@ def two_levels(first: Iterable[str], second: Iterable[str]) -> list[list[str]]:
 
 
 def blocks(data: pd.DataFrame) -> list[str]:
-    return [f"{start}, {width}" for start, width in zip(_starts(data), data["width"], strict=True)]
+    return [f"{init}, {width}" for init, width in zip(_inits(data), data["width"], strict=True)]
 
 
 def penalty_look(i: int) -> dict[str, str]:
@@ -145,8 +145,10 @@ def unique(values: Iterable[object]) -> list:
     return list(dict.fromkeys(values))
 
 
-def _starts(data: pd.DataFrame) -> list[str]:
-    return [", ".join(filter(None, (start, given))) for start, given in zip(data["start"], data["given"], strict=True)]
+def _inits(data: pd.DataFrame) -> list[str]:
+    return [
+        ", ".join(filter(None, (init, given))) for init, given in zip(data["init_name"], data["given"], strict=True)
+    ]
 
 
 def _sorted(pairs: pd.DataFrame, number: Callable[[Any], float]) -> pd.DataFrame:
