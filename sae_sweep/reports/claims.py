@@ -278,7 +278,9 @@ def _beyond(claim: Mapping[str, Any], effect: _Effect, verdict: Verdict) -> _Dec
         distance = effect.value - max([threshold] * (effect.low < bound) + [*short.values()])
         needed = bootstrap.toys_needed(effect.toys, effect.value - effect.low, distance)
     if effect.low >= bound:
-        return _Decision("undecided", f"{predicted} as predicted, but not beyond {' and '.join(short)}", needed)
+        # What a null has as well is no finding, however many toys show it.
+        vain = "" if needed else ", so that no number of toys would decide it"
+        return _Decision("undecided", f"{predicted} as predicted, but not beyond {' and '.join(short)}{vain}", needed)
     return _Decision("undecided", f"and the interval reaches to both sides of {predicted}", needed)
 
 
