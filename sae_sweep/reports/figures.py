@@ -26,29 +26,29 @@ from sae_sweep.reports.figure_rows import structure as structure
 from sae_sweep.reports.figure_style import (
     COLOURS,
     COUNT_SCALE,
-    DASHES,
     GREY,
     PHASE_COLOURS,
     RING,
     SYMBOLS,
     Grid,
     blocks,
-    colour,
     colour_bar,
     finished,
     height,
     legend,
     penalty_look,
+    shown_widths,
     spread,
     steps,
+    switches,
     two_levels,
     unique,
 )
+from sae_sweep.reports.figure_training import curves as curves
+from sae_sweep.reports.figure_training import plateau as plateau
 from sae_sweep.reports.layout import log_ticks, plural
 from sae_sweep.reports.material import Finished
-from sae_sweep.store.plateau import STILL_MOVING
 
-MOST_LINES = 48
 # Panels of the front side by side.
 MOST_ACROSS = 3
 _COUNTS = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes"]
@@ -61,7 +61,7 @@ def front(data: pd.DataFrame) -> go.Figure:
     beats. Each seed by itself is there too, hidden.
     """
     penalties, inits = (unique(data[name]) for name in ("penalty_name", "init_name"))
-    widths, repeats, shown = sorted(unique(data["width"])), unique(data["repeat"]), _shown(data)
+    widths, repeats, shown = sorted(unique(data["width"])), unique(data["repeat"]), shown_widths(data)
     # Four panels are two by two.
     across = 2 if len(inits) == 4 else min(max(len(inits), 1), MOST_ACROSS)
     down = max(1, -(-len(inits) // across))
@@ -85,7 +85,7 @@ def front(data: pd.DataFrame) -> go.Figure:
             legendgroup=penalty,
             visible=bool(width in shown and (repeat == repeats[0] or "mean" not in repeats)),
             name=penalty,
-            meta=_switches(names[:-1]) | {"seed": repeat},
+            meta=switches(names[:-1]) | {"seed": repeat},
         )
         figure.add_trace(trace, row=panel // across + 1, col=panel % across + 1)
     for i, penalty in enumerate(penalties):
@@ -241,104 +241,6 @@ def distribution(data: pd.DataFrame) -> go.Figure:
     return finished(figure, "Split latents of each maximum", height(len(rows)))
 
 
-def curves(data: pd.DataFrame) -> go.Figure:
-    """FVU, L0, the gradient's norm, dead latents and revived ones, where there are any, at the knees
-    (`figure_data.knees`): medians over seeds; and the L0 that is aimed at."""
-    drawn = {"fvu": "FVU", "l0": "L0"} | {key: title for key, title in _KNOWN.items() if data[key].fillna(0).any()}
-    figure = make_subplots(rows=len(drawn), shared_xaxes=True, vertical_spacing=0.06)
-    penalties, inits, shown = unique(data["penalty_name"]), unique(data["init_name"]), _shown(data)
-    for names, rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
-        given, init, width, _, penalty = names
-        visible = bool(width in shown)
-        medians = rows.groupby("step")[[*drawn]].median().reset_index()
-        look = {"color": colour(penalties.index(penalty)), "width": 1.5}
-        common = {
-            "showlegend": False,
-            "name": penalty,
-            "legendgroup": penalty,
-            "visible": visible,
-            "meta": _switches(names),
-        }
-        said = f"{penalty} {rows['setting'].iloc[0]}, init {init}, width {width}{given and f', {given}'}"
-        for row, (column, title) in enumerate(drawn.items(), start=1):
-            if medians[column].isna().all():
-                continue
-            line = go.Scatter(
-                x=medians["step"],
-                y=medians[column],
-                mode="lines",
-                line={**look, "dash": DASHES[inits.index(init) % len(DASHES)]},
-                hovertemplate=f"{said}<br>step %{{x}}: {title} %{{y:.3g}}<extra></extra>",
-                **common,
-            )
-            figure.add_trace(line, row=row, col=1)
-        for target in rows["target"].dropna().unique():
-            aim = go.Scatter(
-                x=[medians["step"].min(), medians["step"].max()],
-                y=[target, target],
-                mode="lines",
-                line={**look, "dash": "dot", "width": 1},
-                hovertemplate=f"{said}<br>L0 aimed at: {target:g}<extra></extra>",
-                **common,
-            )
-            figure.add_trace(aim, row=2, col=1)
-    for i, penalty in enumerate(penalties):
-        figure.add_trace(legend(penalty, penalty, line={"color": colour(i)}, mode="lines"), row=1, col=1)
-    for i, init in enumerate(inits):
-        line = {"color": GREY, "dash": DASHES[i % len(DASHES)]}
-        figure.add_trace(legend(f"init {init}", f"init {init}", line=line, mode="lines"), row=1, col=1)
-    for row, (column, title) in enumerate(drawn.items(), start=1):
-        axis = {"rangemode": "tozero"} if column in _COUNTED else {"type": "log", "tickformat": "~g"}
-        figure.update_yaxes(title=title, dtick="D2" if column == "l0" else None, **axis, row=row, col=1)
-    figure.update_xaxes(title="training step", row=len(drawn), col=1)
-    return finished(figure, "Training", 280 * len(drawn))
-
-
-# What of a training curve not every sweep has, and what of it may be 0, so that no axis is logarithmic.
-_COUNTED = {"dead": "dead latents", "revived": "revived"}
-_KNOWN = {"gradient": "gradient's norm", **_COUNTED}
-
-
-def plateau(data: pd.DataFrame) -> go.Figure:
-    """What twice the steps would still lower the loss by, against the steps that were taken: a mark per SAE."""
-    penalties, widths, shown = unique(data["penalty_name"]), sorted(unique(data["width"])), _shown(data)
-    figure = go.Figure()
-    for names, rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
-        given, init, width, _, penalty = names
-        state = rows["settled"].map({True: "settled", False: "still moving"})
-        ends = rows["setting"] + ", " + rows["repeat"] + "<br>" + state.mask(rows["stopped"], "settled and stopped")
-        figure.add_trace(
-            go.Scatter(
-                x=rows["trained"],
-                y=rows["plateau"],
-                customdata=ends,
-                mode="markers",
-                marker={
-                    "color": colour(penalties.index(penalty)),
-                    "symbol": SYMBOLS[widths.index(width) % len(SYMBOLS)],
-                    "size": 8,
-                    "opacity": 0.7,
-                },
-                showlegend=False,
-                name=penalty,
-                legendgroup=penalty,
-                visible=bool(width in shown),
-                meta=_switches(names),
-                hovertemplate=f"init {init}, width {width}{given and f', {given}'}<br>{penalty} %{{customdata}} "
-                "after %{x:,} steps<br>twice as many: loss lower by %{y:.2%}<extra></extra>",
-            )
-        )
-    for i, penalty in enumerate(penalties):
-        figure.add_trace(legend(penalty, penalty, marker={"color": colour(i), "size": 8}, mode="markers"))
-    for i, width in enumerate(widths):
-        marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "color": GREY, "size": 8}
-        figure.add_trace(legend(f"width {width}", f"width {width}", marker=marker, mode="markers"))
-    figure.add_hline(y=STILL_MOVING, line={"color": GREY, "dash": "dot", "width": 1.5})
-    figure.update_xaxes(type="log", title="training steps taken", dtick="D2", tickformat="~s")
-    figure.update_yaxes(title="twice the steps would save", tickformat="~%")
-    return finished(figure, "Whether training has settled", 380)
-
-
 def logits(values: Sequence[float] = ()) -> go.Figure:
     """What a latent adds to each logit [d_vocab]: a bar per token."""
     figure = go.Figure(
@@ -381,18 +283,6 @@ def _phase(row: Any) -> str:
     said += f"{row.split_maxes:.3g} are split"
     theory = f"<br>least loss in theory: split {row.split_code:.3g}, shared {row.shared_code:.3g}"
     return said if pd.isna(row.split_code) else said + theory
-
-
-def _switches(names: Sequence[Any]) -> dict[str, str]:
-    """By what the report's switches turn a trace on and off: the values of NAMES but the setting, in their order."""
-    given, init, width, architecture, penalty = names
-    return {"penalty": penalty, "width": str(width), "init": init, "architecture": architecture, "given": given}
-
-
-def _shown(data: pd.DataFrame) -> set[Any]:
-    """The widths to show at first: all, or the widest alone where all would be more lines than an eye can follow."""
-    widths = set(data["width"])
-    return widths if len(data[NAMES[:-1]].drop_duplicates()) <= MOST_LINES else {max(widths)}
 
 
 @dataclass(frozen=True)
