@@ -53,16 +53,15 @@ def refresh(sae):  # type: ignore[no-untyped-def]
     (width, padded), d = sae.decoder.shape, len(sae.b_dec)
     W_enc, W_dec, b_enc, b_dec = _linear(sae, sae.flat)
     tied = len(sae.gains) > 0
+    rows = W_dec if tied else W_enc
     for latent in range(width):
-        sae.norms[latent], sae.biases[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent)), b_enc[latent]
-        sae.decoder[latent, :d] = W_dec[latent]
+        gain, bias = np.float32(1), b_enc[latent]
         if tied:
-            sae.gains[latent] = math.exp(_own(sae, sae.flat)[latent])
+            gain = np.float32(math.exp(_own(sae, sae.flat)[latent]))
+            sae.gains[latent], bias = gain, bias - gain * dot(W_dec, latent, b_dec, 0)
+        sae.norms[latent], sae.biases[latent] = math.sqrt(dot(W_dec, latent, W_dec, latent)), bias
         for i in range(d):
-            used = sae.gains[latent] * W_dec[latent, i] if tied else W_enc[latent, i]
-            sae.encoder[latent, i] = -used
-            if tied:
-                sae.biases[latent] -= used * b_dec[0, i]
+            sae.decoder[latent, i], sae.encoder[latent, i] = W_dec[latent, i], -gain * rows[latent, i]
     if len(sae.hidden):
         W_hidden, b_hidden, W_out = _hidden_of(sae, sae.flat)
         units = len(b_hidden)
@@ -85,6 +84,7 @@ def _sum_parts(parts):  # type: ignore[no-untyped-def]
 @_jit
 def _add_up(sae, work):  # type: ignore[no-untyped-def]
     """The gradient of what is trained from the parts' of what is used; ‖g‖²."""
+    # Compiled loops go over what is of one type.
     for parts in (work.g_encoder, work.g_decoder, work.g_hidden):
         _sum_parts(parts)
     for parts in (work.g_biases, work.g_bdec, work.pulls, work.g_hidden_biases):
@@ -96,19 +96,17 @@ def _add_up(sae, work):  # type: ignore[no-untyped-def]
     for latent in range(width):
         # d‖d‖/dd = d/‖d‖: what the penalty on a‖d‖ adds.
         pull = work.pulls[0, latent] / sae.norms[latent] if work.pulls[0, latent] else np.float32(0)
+        gain, bias = sae.gains[latent] if tied else np.float32(0), g_biases[latent]
         for i in range(d):
             g_dec[latent, i] = work.g_decoder[0, latent, i] + pull * sae.decoder[latent, i]
-        if tied:
-            along = np.float32(0)
-            for i in range(d):
-                of_row = g_encoder[latent, i] + g_biases[latent] * sae.b_dec[i]
-                along += of_row * sae.encoder[latent, i]
-                g_dec[latent, i] -= sae.gains[latent] * of_row
-                g_bdec[0, i] += g_biases[latent] * sae.encoder[latent, i]
-            _own(sae, sae.gradient)[latent] = along
-        else:
-            for i in range(d):
+            if tied:
+                g_encoder[latent, i] += bias * sae.b_dec[i]
+                g_dec[latent, i] -= gain * g_encoder[latent, i]
+                g_bdec[0, i] += bias * sae.encoder[latent, i]
+            else:
                 g_enc[latent, i] = -g_encoder[latent, i]
+        if tied:
+            _own(sae, sae.gradient)[latent] = dot(g_encoder, latent, sae.encoder, latent)
     if len(sae.hidden):
         g_rows, g_units, g_out = _hidden_of(sae, sae.gradient)
         g_units[:] = work.g_hidden_biases[0, : len(g_units)]
