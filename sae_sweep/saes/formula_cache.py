@@ -1,8 +1,8 @@
 """Keeps on disk what is written from a penalty's formula: SymPy, which it takes, needs half a second to be loaded.
 
-A text lies where compiled code does, under a hash of the formula and of all code that writes it or that it is compiled
-with: what is found is what would be written now. A text of functions is run as a module of its own, so that numba keeps
-them too. Whatever is wrong with the folder or with a file in it, the text is written and compiled anew, in memory.
+A text is named by a hash of the formula and of all code that writes it or that it is compiled with: what is found is
+what would be written now. A text of functions is run as a module of its own, so that numba keeps them too; what it
+cannot keep is compiled in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -18,10 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from sae_sweep.environment import PACKAGE, use_numba_cache
-from sae_sweep.errors import EnvironmentProblem
 from sae_sweep.saes.formula import Formula
-from sae_sweep.store.atomic import write_file
+from sae_sweep.store.kept import kept
 
 _modules: dict[str, ModuleType] = {}
 _one_at_a_time = threading.Lock()
@@ -32,7 +29,7 @@ def kept_text(kind: str, formula: Formula, *details: object, writer: str, write:
 
     kind and details: what else it depends on · writer: `__file__` of who writes it
     """
-    return _kept(_name(kind, formula, details, writer), write)[0].partition("\n")[2]
+    return kept(f"{_name(kind, formula, details, writer)}.py", write)[0]
 
 
 def kept_module(kind: str, formula: Formula, *details: object, writer: str, write: Callable[[], str]) -> ModuleType:
@@ -40,7 +37,7 @@ def kept_module(kind: str, formula: Formula, *details: object, writer: str, writ
     name = _name(kind, formula, details, writer)
     with _one_at_a_time:
         if name not in _modules:
-            text, place = _kept(name, write)
+            text, place = kept(f"{name}.py", write)
             with suppress(Exception):  # whatever a damaged file of numba's makes it raise
                 if place is not None:
                     _modules[name] = _run(name, text, str(place), keep=True)
@@ -53,7 +50,7 @@ def _run(name: str, text: str, file: str, keep: bool) -> ModuleType:
     """numba names what it compiles by its module, so that functions of two formulas are never taken for one another."""
     module = sys.modules[name] = ModuleType(name)
     vars(module).update(keep=keep, __file__=file)
-    exec(compile(text, file, "exec"), vars(module))
+    exec(compile(f"\n{text}", file, "exec"), vars(module))  # lines as they are in the file
     return module
 
 
@@ -70,26 +67,3 @@ def _version(writer: Path) -> str:
     for file in files:
         found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()
-
-
-def _kept(name: str, write: Callable[[], str]) -> tuple[str, Path | None]:
-    """A text, and where it is kept: None if it cannot be."""
-    use_numba_cache()
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    folder = Path(chosen) if chosen else PACKAGE / "kernels" / "cpu" / "__pycache__"
-    place = folder / "formulas" / f"{name}.py"
-    with suppress(OSError, UnicodeDecodeError):
-        text = place.read_text("utf-8")
-        if text == _signed(text.partition("\n")[2]):
-            return text, place
-    text = _signed(write())
-    with suppress(OSError, EnvironmentProblem):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_file(place, text.encode())
-        return text, place
-    return text, None
-
-
-def _signed(text: str) -> str:
-    """A text under a line by which damage to it shows."""
-    return f"# {hashlib.sha256(text.encode()).hexdigest()}\n{text}"

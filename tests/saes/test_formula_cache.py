@@ -40,10 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where compiled code is kept."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    return tmp_path / "formulas"
+    return tmp_path / "kept"
 
 
-def kept(write: Callable[[], str], formula: Formula = FORMULA, *details: object) -> str:
+def text(write: Callable[[], str], formula: Formula = FORMULA, *details: object) -> str:
     return kept_text("test", formula, *details, writer=formula_cache.__file__, write=write)
 
 
@@ -52,22 +52,22 @@ def never() -> str:
 
 
 def test_a_text_is_found_by_all_that_it_depends_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kept(lambda: "first\nsecond") == kept(never) == "first\nsecond"
-    assert kept(lambda: "of another formula", parse("a/(a + 2*s)")) == "of another formula"
-    assert kept(lambda: "of another outer", parse("a/(a + s)", "T^2")) == "of another outer"
-    assert kept(lambda: "of a detail", FORMULA, 1.0) == "of a detail"
+    assert text(lambda: "first\nsecond") == text(never) == "first\nsecond"
+    assert text(lambda: "of another formula", parse("a/(a + 2*s)")) == "of another formula"
+    assert text(lambda: "of another outer", parse("a/(a + s)", "T^2")) == "of another outer"
+    assert text(lambda: "of a detail", FORMULA, 1.0) == "of a detail"
     monkeypatch.setattr(formula_cache, "_version", lambda writer: "of other code")
-    assert kept(lambda: "by other code") == "by other code"
+    assert text(lambda: "by other code") == "by other code"
     assert len(list(folder.iterdir())) == 5
 
 
 @pytest.mark.parametrize("damage", [b"", b"# nonsense", b"\xff\xfe", None], ids=["empty", "cut", "not text", "changed"])
 def test_a_damaged_text_is_written_anew(folder: Path, damage: bytes | None) -> None:
-    kept(lambda: "x = 1")
+    text(lambda: "x = 1")
     (file,) = folder.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole.replace(b"x = 1", b"x = 2") if damage is None else damage)
-    assert kept(lambda: "x = 1") == "x = 1"
+    assert text(lambda: "x = 1") == "x = 1"
     assert file.read_bytes() == whole
 
 
@@ -93,7 +93,7 @@ def test_where_nothing_can_be_written_it_stays_in_memory(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    assert kept(lambda: "text") == "text"
+    assert text(lambda: "text") == "text"
     module = kept_module("test", FORMULA, writer=formula_cache.__file__, write=lambda: TEXT)
     assert module.double(21) == 42 and module.double.stats.cache_path is None
 
