@@ -91,8 +91,8 @@ def page(contents: Contents, folder: str = "figures") -> str:
     data, drawn, cards, notes = contents.tables, contents.drawn, contents.dashboards, contents.notes
     frame = telling(material.finished.results)
     browsed, left_out = _fitting({id: _card(id, card, frame) for id, card in cards.items()})
-    shown = {key: json.loads(_without_title(figure).to_json()) for key, figure in drawn.items()}
-    shown["logits"] = json.loads(_without_title(figures.logits()).to_json())
+    shown = {key: _without_title(figure) for key, figure in drawn.items()}
+    shown["logits"] = _without_title(figures.logits())
     rows, more = _results(frame)
     names = FactorNames.of(info)
     lines = chosen(info)
@@ -164,8 +164,11 @@ def _packed_plotly() -> str:
     return kept(f"plotly_{version('plotly')}.txt", lambda: _packed(get_plotlyjs()))[0]
 
 
-def _without_title(figure: go.Figure) -> go.Figure:
-    return go.Figure(figure).update_layout(title=None, margin={"t": 20})
+def _without_title(figure: go.Figure) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(figure.to_json())
+    shown["layout"]["title"] = {}
+    shown["layout"]["margin"]["t"] = 20
+    return shown
 
 
 def _section(
