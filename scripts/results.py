@@ -59,9 +59,8 @@ def block(name: str, results: pd.DataFrame, verdicts: list[Verdict], machine: st
     return "\n".join(
         [
             f"`sae-sweep run experiment={name}`: {points} SAEs over {toys} toys, {results['seconds'].sum() / 60:.0f} "
-            f"minutes of training and measuring on {machine}; training version {TRAIN_VERSION}, measuring version "
-            f"{MEASURE_VERSION}. Twice the steps would lower the loss of {moving:.0%} of the SAEs by more than 2%. "
-            f"Every setting: [{name}.csv](results/{name}.csv).\n",
+            f"minutes on {machine}; training and measuring versions {TRAIN_VERSION} and {MEASURE_VERSION}. Twice the "
+            f"steps would lower the loss of {moving:.0%} by more than 2%. [Every setting](results/{name}.csv).\n",
             "| prediction | verdict | value | 95% interval | untrained | labels shuffled |",
             "|---|---|---|---|---|---|",
             *map(row, verdicts),

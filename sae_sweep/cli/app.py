@@ -65,7 +65,7 @@ ConfigDir = Annotated[
 KindName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them: all about it.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only the points whose id ≡ I mod N, I from 0.")]
-Full = Annotated[bool, typer.Option("--full", help="Print the whole report: every width and start, fronts, labels.")]
+Full = Annotated[bool, typer.Option("--full", help="Print the whole report: every width and init, fronts, labels.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Let grids of more than 100,000 combinations through.")]
 SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep under the output directory.")]
 

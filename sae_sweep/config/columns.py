@@ -76,7 +76,7 @@ BESIDE: dict[str, Column] = {
     "loss": Column("E‖x − x̂‖² + coefficient · E penalty, summed over d and over latents", since=1),
     "oracle_gap": Column(
         "loss less the lowest loss of the same SAE from an oracle init in the sweep",
-        "loss above the best oracle start",
+        "loss above the best oracle init",
         since=3,
     ),
     "seconds": Column("of training, measuring and storing the point, as its share of its pack", since=6),

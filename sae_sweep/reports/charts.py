@@ -24,7 +24,7 @@ _HEIGHT, _LOW = 16, 12
 
 
 def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
-    """FVU against L0 at the widest width where there is a front, one chart per start, both axes logarithmic and shared;
+    """FVU against L0 at the widest width where there is a front, one chart per init, both axes logarithmic and shared;
     None where no penalty has several settings.
 
     A mark is one setting (mean over seeds); the line joins what no other setting of its penalty beats.
@@ -42,16 +42,14 @@ def front_charts(frame: pd.DataFrame, width: int) -> RenderableType | None:
     names = list(dict.fromkeys(table["penalty_name"]))
     limits = [_limits(table["l0"]), _limits(table["fvu"])]
     charts: list[RenderableType] = []
-    groups = list(table.groupby(["given", "start"], dropna=False, sort=False))
+    groups = list(table.groupby(["given", "init_name"], dropna=False, sort=False))
     beside = width >= _SIDE_BY_SIDE and len(groups) > 1
     size = (width // 2 - 2 if beside else width, _HEIGHT if len(groups) <= 2 else _LOW)
-    for (given, start), group in groups[:_MOST_CHARTS]:
-        title = " · ".join(filter(None, [f"width {group['width'].iloc[0]}", f"{start} start", given]))
+    for (given, init), group in groups[:_MOST_CHARTS]:
+        title = " · ".join(filter(None, [f"width {group['width'].iloc[0]}", f"init {init}", given]))
         charts.append(_chart(group, names, limits, title, size))
     left_out = len(groups) - len(charts)
-    more = (
-        [Text(f"… and {left_out} more starts or data sets in the results table", style="dim")] if left_out > 0 else []
-    )
+    more = [Text(f"… and {left_out} more inits or data sets in the results table", style="dim")] if left_out > 0 else []
     apart = [part for chart in charts for part in (chart, Text(""))][:-1]
     drawn: RenderableType = Columns(charts, padding=(0, 2, 1, 0)) if beside else Group(*apart)
     return Group(_legend(names), drawn, *more)

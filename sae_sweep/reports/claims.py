@@ -4,7 +4,7 @@ The effect is `aggregate(measure over the points that match where)`, less the sa
 `versus.where` if there is one. Its 95% interval is that of a hierarchical bootstrap over toys and their SAE seeds
 (reports/bootstrap.py). A claim is
 
-- *supported* if the interval lies beyond its threshold and beyond both nulls: the same number on the untrained starts
+- *supported* if the interval lies beyond its threshold and beyond both nulls: the same number on the untrained SAEs
   of the same points, and with labels shuffled;
 - *not supported* if the interval lies wholly on the other side of the threshold;
 - else *undecided*, with the number of seeds that it would take if toys and seeds go on to vary as they did.
@@ -52,7 +52,7 @@ class Verdict:
         value: the number compared with the bound; None if nothing was measured.
         low, high: its range over single seeds, `seeds` of them.
         points: how many points it was measured on.
-        untrained: the same number on the untrained starts of the same points.
+        untrained: the same number on the untrained SAEs of the same points.
         shuffled: the same number if labels were shuffled (for structure: vectors permuted); None if it uses none.
         sentence: all of it in one sentence.
         toys: how many toys the seeds belong to.
@@ -169,9 +169,9 @@ def evaluate(
     compared = _Compared.on_shared_toys(claim, measured)
     if any(side.empty for side in compared.sides):
         return _unmeasured(claim, _why_nothing(claim, chosen, measured))
-    start = untrained.set_index("point_id")
+    before = untrained.set_index("point_id")
     nulls = {
-        "untrained": _null(claim, [start.loc[side["point_id"]].reset_index() for side in chosen]),
+        "untrained": _null(claim, [before.loc[side["point_id"]].reset_index() for side in chosen]),
         "labels shuffled": _null(claim, [_with_shuffled_labels(claim, side) for side in chosen]),
     }
     single = _single_seeds(claim, compared)
@@ -278,7 +278,9 @@ def _beyond(claim: Mapping[str, Any], effect: _Effect, verdict: Verdict) -> _Dec
         distance = effect.value - max([threshold] * (effect.low < bound) + [*short.values()])
         needed = bootstrap.toys_needed(effect.toys, effect.value - effect.low, distance)
     if effect.low >= bound:
-        return _Decision("undecided", f"{predicted} as predicted, but not beyond {' and '.join(short)}", needed)
+        # What a null has as well is no finding, however many toys show it.
+        vain = "" if needed else ", so that no number of toys would decide it"
+        return _Decision("undecided", f"{predicted} as predicted, but not beyond {' and '.join(short)}{vain}", needed)
     return _Decision("undecided", f"and the interval reaches to both sides of {predicted}", needed)
 
 

@@ -1,7 +1,7 @@
 """The numbers behind each figure, as tidy tables: what the report saves beside its pictures, loadable with pandas.
 
-Every table names its rows in the same words: `penalty_name`, `setting` (the coefficient, or k), `start`, `width`, and
-`given`, whatever else the sweep varies but for seeds ("" if nothing).
+Every table names its rows in the same words: `penalty_name`, `setting` (the coefficient, or k), `init_name`, `width`,
+and `given`, whatever else the sweep varies but for seeds ("" if nothing).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from sae_sweep.store.plateau import STILL_MOVING
 if TYPE_CHECKING:
     from sae_sweep.metrics.extra.theory import Costs
 
-# Setting columns that run along a line, are in the name of a penalty or a start, or are said by another column.
+# Setting columns that run along a line, are in the name of a penalty or an init, or are said by another column.
 NAMED = frozenset(
     (
         *("width", "coefficient", "k", "architecture", "penalty", "penalty_p", "penalty_scale", "init", "partition"),
         *("toy.d_vocab", "toy.k", *COLUMN_OF),
     )
 )
-_STARTS = ["given", "start", "width"]
-NAMES = [*_STARTS, "architecture", "penalty_name", "setting"]
+_INITS = ["given", "init_name", "width"]
+NAMES = [*_INITS, "architecture", "penalty_name", "setting"]
 FACTORS = {"query": "query", "runner_up": "runner-up", "copies": "copies"}
 # What a latent may stand for, the coarsest first, and those that have no label or do not live.
 KINDS = {
@@ -76,7 +76,7 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
     names = {
         "penalty_name": rows.apply(penalty_name, axis=1),
         "setting": rows.apply(coefficient, axis=1),
-        "start": oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
+        "init_name": oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
         "given": _words(frame, choices(frame)),
         "repeat": _words(frame, seeds) if len(seeds) > 1 else frame[seeds[0]].astype(str),
     }
@@ -157,7 +157,7 @@ def phases(frame: pd.DataFrame, costs: Mapping[str, Costs] = {}) -> pd.DataFrame
 
 
 def distribution(frame: pd.DataFrame, per_max: Mapping[str, Mapping[str, Sequence[int]]]) -> pd.DataFrame:
-    """A row per maximum of each width, start and penalty at its knee (`knees`): `splits` and
+    """A row per maximum of each width, init and penalty at its knee (`knees`): `splits` and
     `duplicates`, means over seeds. `per_max`: of each point id, the counts [d_vocab] of its record."""
     rows = []
     for names, group in knees(frame).groupby(NAMES, dropna=False, sort=False):
@@ -175,7 +175,7 @@ def distribution(frame: pd.DataFrame, per_max: Mapping[str, Mapping[str, Sequenc
 
 
 def labels(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
-    """A row per width and start, trained and not: the mean number of latents of each of KINDS over all their points."""
+    """A row per width and init, trained and not: the mean number of latents of each of KINDS over all their points."""
     counts = {}
     for state, whole in (("trained", frame), ("untrained", untrained)):
         table = whole.dropna(subset=["label_m"])
@@ -184,14 +184,14 @@ def labels(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
         kinds["other"] = table[others].astype(float).sum(axis=1)
         kinds["none"] = table["live_latents"].astype(float) - sum(kinds.values())
         kinds["dead"] = table["dead_latents"].astype(float)
-        starts = named(table)[[*_STARTS, "l0"]]
-        counts[state] = starts.assign(**{kind: kinds[kind] for kind in KINDS}, state=state)
-    groups = pd.concat(counts.values(), ignore_index=True).groupby([*_STARTS, "state"], dropna=False, sort=False)
+        inits = named(table)[[*_INITS, "l0"]]
+        counts[state] = inits.assign(**{kind: kinds[kind] for kind in KINDS}, state=state)
+    groups = pd.concat(counts.values(), ignore_index=True).groupby([*_INITS, "state"], dropna=False, sort=False)
     return groups.agg(points=("l0", "size"), **{kind: (kind, "mean") for kind in KINDS}).reset_index()
 
 
 def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
-    """A row per width, start, factor and state, beyond chance and as means over points.
+    """A row per width, init, factor and state, beyond chance and as means over points.
 
     `explained`: how much of the factor the top latent explains given the maximum, with `explained_low` and
     `explained_high`; `alone`: given the other factors too.
@@ -201,8 +201,8 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
         table = named(whole)
         for column, factor in FACTORS.items():
             explained, alone = (table[f"{kind}_{column}"].astype(float) for kind in ("info", "unique"))
-            parts.append(table[_STARTS].assign(explained=explained, alone=alone, factor=factor, state=state))
-    groups = pd.concat(parts, ignore_index=True).groupby([*_STARTS, "state", "factor"], dropna=False, sort=False)
+            parts.append(table[_INITS].assign(explained=explained, alone=alone, factor=factor, state=state))
+    groups = pd.concat(parts, ignore_index=True).groupby([*_INITS, "state", "factor"], dropna=False, sort=False)
     return (
         groups.agg(
             points=("explained", "count"),
@@ -217,16 +217,16 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
 
 
 def structure(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per width, start, `part` of STRUCTURES and `state` ("found", or "permuted", its null): the mean over
+    """A row per width, init, `part` of STRUCTURES and `state` ("found", or "permuted", its null): the mean over
     points, `value`, with `value_low` and `value_high`; empty where it was not measured."""
     table = named(frame)
     parts = [
-        table[_STARTS].assign(value=table[column].astype(float), part=part, state=state)
+        table[_INITS].assign(value=table[column].astype(float), part=part, state=state)
         for part, name in ((words, f"structure_{key}") for key, words in STRUCTURES.items())
         for state, column in (("found", name), ("permuted", shuffled(name)))
     ]
     whole = pd.concat(parts, ignore_index=True).dropna(subset=["value"])
-    groups = whole.groupby([*_STARTS, "part", "state"], dropna=False, sort=False)["value"]
+    groups = whole.groupby([*_INITS, "part", "state"], dropna=False, sort=False)["value"]
     return groups.agg(points="size", value="mean", value_low="min", value_high="max").reset_index()
 
 
@@ -261,7 +261,7 @@ def plateau(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def knees(frame: pd.DataFrame) -> pd.DataFrame:
-    """The named points of one setting per width, start and penalty: the lowest FVU × max(L0, 1) by means over seeds,
+    """The named points of one setting per width, init and penalty: the lowest FVU × max(L0, 1) by means over seeds,
     which neither pays for many active latents nor gives reconstruction up."""
     table = named(frame)
     knee = (table["fvu"] * table["l0"].clip(lower=1)).fillna(np.inf)

@@ -1,4 +1,4 @@
-"""Figures with a row for each start and width: what latents stand for, what the top one tells, what splits add."""
+"""Figures with a row for each init and width: what latents stand for, what the top one tells, what splits add."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAR_APART = 20
 
 
 def labels(data: pd.DataFrame) -> go.Figure:
-    """What latents stand for: a stacked bar per width and start, trained and untrained."""
+    """What latents stand for: a stacked bar per width and init, trained and untrained."""
     figure = go.Figure()
     data = data.sort_values(["width"], kind="stable")
     shown = [kind for kind in KINDS if (data[kind] > 0).any()]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae_sweep.reports.figure_data import KINDS, PHASES
+from sae_sweep.reports.figure_data import KINDS, NAMES, PHASES
 
 # Okabe and Ito's palette, the palest last; grey in place of black, for dark pages.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
@@ -41,16 +41,17 @@ KIND_COLOURS = dict(zip(KINDS, _KIND_COLOURS, strict=True))
 PHASE_COLOURS = dict(zip(PHASES, ("#56B4E9", "#CC79A7", "#E69F00", "#0072B2", "#009E73", PALE), strict=True))
 # The height of a row of a heatmap or a bar in pixels, and where there are so many that they would fill MOST_HEIGHT.
 ROW, CROWDED_ROW, MOST_HEIGHT = 26, 14, 1400
+MOST_LINES = 48
 
 
 class Grid:
-    """The rows (start, width) and columns (penalty, coefficient) of settings, as the axes of a heatmap.
+    """The rows (init, width) and columns (penalty, coefficient) of settings, as the axes of a heatmap.
 
     Where something else varies (`given`), it is part of a row's name.
     """
 
     def __init__(self, data: pd.DataFrame) -> None:
-        names = pd.Series(_starts(data), data.index)
+        names = pd.Series(_inits(data), data.index)
         rows = _sorted(pd.DataFrame({"block": names, "width": data["width"]}), float)
         columns = _sorted(data[["penalty_name", "setting"]], lambda setting: float(setting.removeprefix("k=")))
         self.y = two_levels(rows["block"], [f"width {width}" for width in rows["width"]])
@@ -86,7 +87,7 @@ def two_levels(first: Iterable[str], second: Iterable[str]) -> list[list[str]]:
 
 
 def blocks(data: pd.DataFrame) -> list[str]:
-    return [f"{start}, {width}" for start, width in zip(_starts(data), data["width"], strict=True)]
+    return [f"{init}, {width}" for init, width in zip(_inits(data), data["width"], strict=True)]
 
 
 def penalty_look(i: int) -> dict[str, str]:
@@ -145,8 +146,10 @@ def unique(values: Iterable[object]) -> list:
     return list(dict.fromkeys(values))
 
 
-def _starts(data: pd.DataFrame) -> list[str]:
-    return [", ".join(filter(None, (start, given))) for start, given in zip(data["start"], data["given"], strict=True)]
+def _inits(data: pd.DataFrame) -> list[str]:
+    return [
+        ", ".join(filter(None, (init, given))) for init, given in zip(data["init_name"], data["given"], strict=True)
+    ]
 
 
 def _sorted(pairs: pd.DataFrame, number: Callable[[Any], float]) -> pd.DataFrame:
@@ -156,3 +159,15 @@ def _sorted(pairs: pd.DataFrame, number: Callable[[Any], float]) -> pd.DataFrame
     order = {name: i for i, name in enumerate(unique(distinct[first]))}
     keys = pd.DataFrame({"first": distinct[first].map(order), "second": distinct[second].map(number)})
     return distinct.loc[keys.sort_values(["first", "second"]).index]
+
+
+def switches(names: Sequence[Any]) -> dict[str, str]:
+    """By what the report's switches turn a trace on and off: the values of NAMES but the setting, in their order."""
+    given, init, width, architecture, penalty = names
+    return {"penalty": penalty, "width": str(width), "init": init, "architecture": architecture, "given": given}
+
+
+def shown_widths(data: pd.DataFrame) -> set[Any]:
+    """The widths to show at first: all, or the widest alone where all would be more lines than an eye can follow."""
+    widths = set(data["width"])
+    return widths if len(data[NAMES[:-1]].drop_duplicates()) <= MOST_LINES else {max(widths)}

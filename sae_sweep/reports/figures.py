@@ -26,51 +26,51 @@ from sae_sweep.reports.figure_rows import structure as structure
 from sae_sweep.reports.figure_style import (
     COLOURS,
     COUNT_SCALE,
-    DASHES,
     GREY,
     PHASE_COLOURS,
     RING,
     SYMBOLS,
     Grid,
     blocks,
-    colour,
     colour_bar,
     finished,
     height,
     legend,
     penalty_look,
+    shown_widths,
     spread,
     steps,
+    switches,
     two_levels,
     unique,
 )
+from sae_sweep.reports.figure_training import curves as curves
+from sae_sweep.reports.figure_training import plateau as plateau
 from sae_sweep.reports.layout import log_ticks, plural
 from sae_sweep.reports.material import Finished
-from sae_sweep.store.plateau import STILL_MOVING
 
-MOST_LINES = 48
 # Panels of the front side by side.
 MOST_ACROSS = 3
 _COUNTS = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes"]
 
 
 def front(data: pd.DataFrame) -> go.Figure:
-    """FVU against L0, both logarithmic, a panel for each start: colour is the penalty, the symbol the width.
+    """FVU against L0, both logarithmic, a panel for each init: colour is the penalty, the symbol the width.
 
-    A mark is a setting, with its range over seeds; the line joins what no setting of its penalty, start and width
+    A mark is a setting, with its range over seeds; the line joins what no setting of its penalty, init and width
     beats. Each seed by itself is there too, hidden.
     """
-    penalties, starts = (unique(data[name]) for name in ("penalty_name", "start"))
-    widths, repeats, shown = sorted(unique(data["width"])), unique(data["repeat"]), _shown(data)
+    penalties, inits = (unique(data[name]) for name in ("penalty_name", "init_name"))
+    widths, repeats, shown = sorted(unique(data["width"])), unique(data["repeat"]), shown_widths(data)
     # Four panels are two by two.
-    across = 2 if len(starts) == 4 else min(max(len(starts), 1), MOST_ACROSS)
-    down = max(1, -(-len(starts) // across))
+    across = 2 if len(inits) == 4 else min(max(len(inits), 1), MOST_ACROSS)
+    down = max(1, -(-len(inits) // across))
     figure = make_subplots(
         rows=down,
         cols=across,
         shared_xaxes="all",
         shared_yaxes="all",
-        subplot_titles=[f"{start} start" for start in starts] if len(starts) > 1 else None,
+        subplot_titles=[f"init {init}" for init in inits] if len(inits) > 1 else None,
         horizontal_spacing=0.03,
         vertical_spacing=0.12,
     )
@@ -78,14 +78,14 @@ def front(data: pd.DataFrame) -> go.Figure:
     first = data.groupby(NAMES, dropna=False)["point_id"].transform("first")
     whole = data.assign(opens=first)[(data["l0"] > 0) & (data["fvu"] > 0)]
     for names, rows in whole.groupby([*NAMES[:-1], "repeat"], dropna=False, sort=False):
-        _, start, width, _, penalty, repeat = names
-        panel = starts.index(start)
+        _, init, width, _, penalty, repeat = names
+        panel = inits.index(init)
         trace = _front_line(rows, penalty_look(penalties.index(penalty)), SYMBOLS[widths.index(width) % len(SYMBOLS)])
         trace.update(
             legendgroup=penalty,
             visible=bool(width in shown and (repeat == repeats[0] or "mean" not in repeats)),
             name=penalty,
-            meta=_switches(names[:-1]) | {"seed": repeat},
+            meta=switches(names[:-1]) | {"seed": repeat},
         )
         figure.add_trace(trace, row=panel // across + 1, col=panel % across + 1)
     for i, penalty in enumerate(penalties):
@@ -130,13 +130,13 @@ def _ticks(values: pd.Series) -> dict[str, list[float]]:
 
 
 def split_counts(data: pd.DataFrame) -> go.Figure:
-    """Splits per maximum as a heatmap: a row per start and width, a column per penalty and coefficient.
+    """Splits per maximum as a heatmap: a row per init and width, a column per penalty and coefficient.
 
     Those of one class counted once are there too, hidden.
     """
     grid = Grid(data)
     hover = [
-        f"{row.start} start, width {row.width}, {row.penalty_name} {row.setting}<br>splits per max "
+        f"init {row.init_name}, width {row.width}, {row.penalty_name} {row.setting}<br>splits per max "
         f"{row.splits_per_max:.2f}, distinct {row.distinct_splits_per_max:.2f} (labels shuffled "
         f"{row.shuffled_splits_per_max:.2f})<br>duplicates {row.duplicates_per_max:.2f} · owned maxes "
         f"{row.owned_maxes:.3g}"
@@ -208,7 +208,7 @@ def phases(data: pd.DataFrame) -> go.Figure:
 
 
 def distribution(data: pd.DataFrame) -> go.Figure:
-    """Split latents of every maximum: a row per start, width and penalty, at its knee (`figure_data.knees`)."""
+    """Split latents of every maximum: a row per init, width and penalty, at its knee (`figure_data.knees`)."""
     rows = data.drop_duplicates(NAMES)
     # Rows of one block together: a heatmap's cells lie as their places follow each other.
     places = pd.Series(blocks(rows), rows.index)
@@ -239,104 +239,6 @@ def distribution(data: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="maximum (token)", dtick=1 if len(maxima) <= 10 else None)
     figure.update_yaxes(autorange="reversed", type="multicategory")
     return finished(figure, "Split latents of each maximum", height(len(rows)))
-
-
-def curves(data: pd.DataFrame) -> go.Figure:
-    """FVU, L0, the gradient's norm, dead latents and revived ones, where there are any, at the knees
-    (`figure_data.knees`): medians over seeds; and the L0 that is aimed at."""
-    drawn = {"fvu": "FVU", "l0": "L0"} | {key: title for key, title in _KNOWN.items() if data[key].fillna(0).any()}
-    figure = make_subplots(rows=len(drawn), shared_xaxes=True, vertical_spacing=0.06)
-    penalties, starts, shown = unique(data["penalty_name"]), unique(data["start"]), _shown(data)
-    for names, rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
-        given, start, width, _, penalty = names
-        visible = bool(width in shown)
-        medians = rows.groupby("step")[[*drawn]].median().reset_index()
-        look = {"color": colour(penalties.index(penalty)), "width": 1.5}
-        common = {
-            "showlegend": False,
-            "name": penalty,
-            "legendgroup": penalty,
-            "visible": visible,
-            "meta": _switches(names),
-        }
-        said = f"{penalty} {rows['setting'].iloc[0]}, {start} start, width {width}{given and f', {given}'}"
-        for row, (column, title) in enumerate(drawn.items(), start=1):
-            if medians[column].isna().all():
-                continue
-            line = go.Scatter(
-                x=medians["step"],
-                y=medians[column],
-                mode="lines",
-                line={**look, "dash": DASHES[starts.index(start) % len(DASHES)]},
-                hovertemplate=f"{said}<br>step %{{x}}: {title} %{{y:.3g}}<extra></extra>",
-                **common,
-            )
-            figure.add_trace(line, row=row, col=1)
-        for target in rows["target"].dropna().unique():
-            aim = go.Scatter(
-                x=[medians["step"].min(), medians["step"].max()],
-                y=[target, target],
-                mode="lines",
-                line={**look, "dash": "dot", "width": 1},
-                hovertemplate=f"{said}<br>L0 aimed at: {target:g}<extra></extra>",
-                **common,
-            )
-            figure.add_trace(aim, row=2, col=1)
-    for i, penalty in enumerate(penalties):
-        figure.add_trace(legend(penalty, penalty, line={"color": colour(i)}, mode="lines"), row=1, col=1)
-    for i, start in enumerate(starts):
-        line = {"color": GREY, "dash": DASHES[i % len(DASHES)]}
-        figure.add_trace(legend(f"{start} start", f"start {start}", line=line, mode="lines"), row=1, col=1)
-    for row, (column, title) in enumerate(drawn.items(), start=1):
-        axis = {"rangemode": "tozero"} if column in _COUNTED else {"type": "log", "tickformat": "~g"}
-        figure.update_yaxes(title=title, dtick="D2" if column == "l0" else None, **axis, row=row, col=1)
-    figure.update_xaxes(title="training step", row=len(drawn), col=1)
-    return finished(figure, "Training", 280 * len(drawn))
-
-
-# What of a training curve not every sweep has, and what of it may be 0, so that no axis is logarithmic.
-_COUNTED = {"dead": "dead latents", "revived": "revived"}
-_KNOWN = {"gradient": "gradient's norm", **_COUNTED}
-
-
-def plateau(data: pd.DataFrame) -> go.Figure:
-    """What twice the steps would still lower the loss by, against the steps that were taken: a mark per SAE."""
-    penalties, widths, shown = unique(data["penalty_name"]), sorted(unique(data["width"])), _shown(data)
-    figure = go.Figure()
-    for names, rows in data.groupby(NAMES[:-1], dropna=False, sort=False):
-        given, start, width, _, penalty = names
-        state = rows["settled"].map({True: "settled", False: "still moving"})
-        ends = rows["setting"] + ", " + rows["repeat"] + "<br>" + state.mask(rows["stopped"], "settled and stopped")
-        figure.add_trace(
-            go.Scatter(
-                x=rows["trained"],
-                y=rows["plateau"],
-                customdata=ends,
-                mode="markers",
-                marker={
-                    "color": colour(penalties.index(penalty)),
-                    "symbol": SYMBOLS[widths.index(width) % len(SYMBOLS)],
-                    "size": 8,
-                    "opacity": 0.7,
-                },
-                showlegend=False,
-                name=penalty,
-                legendgroup=penalty,
-                visible=bool(width in shown),
-                meta=_switches(names),
-                hovertemplate=f"{start} start, width {width}{given and f', {given}'}<br>{penalty} %{{customdata}} "
-                "after %{x:,} steps<br>twice as many: loss lower by %{y:.2%}<extra></extra>",
-            )
-        )
-    for i, penalty in enumerate(penalties):
-        figure.add_trace(legend(penalty, penalty, marker={"color": colour(i), "size": 8}, mode="markers"))
-    for i, width in enumerate(widths):
-        marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "color": GREY, "size": 8}
-        figure.add_trace(legend(f"width {width}", f"width {width}", marker=marker, mode="markers"))
-    figure.add_hline(y=STILL_MOVING, line={"color": GREY, "dash": "dot", "width": 1.5})
-    figure.update_xaxes(type="log", title="training steps taken", dtick="D2", tickformat="~s")
-    figure.update_yaxes(title="twice the steps would save", tickformat="~%")
-    return finished(figure, "Whether training has settled", 380)
 
 
 def logits(values: Sequence[float] = ()) -> go.Figure:
@@ -371,28 +273,16 @@ def _said(row: Any) -> str:
     mean = pd.isna(row.point_id)
     which = f"mean of {plural(int(row.seeds), 'seed')}" if mean else f"<b>{row.point_id[:8]}</b> · seed {row.repeat}"
     given = f", {row.given}" if row.given else ""
-    return f"{which}<br>{row.penalty_name} {row.setting}, width {row.width:.0f}, {row.start} start{given}"
+    return f"{which}<br>{row.penalty_name} {row.setting}, width {row.width:.0f}, init {row.init_name}{given}"
 
 
 def _phase(row: Any) -> str:
     """What a setting says of its phase."""
-    said = f"{row.start} start, width {row.width}, {row.penalty_name} {row.setting}<br><b>{row.phase}</b>: of "
+    said = f"init {row.init_name}, width {row.width}, {row.penalty_name} {row.setting}<br><b>{row.phase}</b>: of "
     said += f"{row.maxima:.0f} maxima {row.whole:.3g} have a latent for the whole ({row.copies:.3g} duplicates), "
     said += f"{row.split_maxes:.3g} are split"
     theory = f"<br>least loss in theory: split {row.split_code:.3g}, shared {row.shared_code:.3g}"
     return said if pd.isna(row.split_code) else said + theory
-
-
-def _switches(names: Sequence[Any]) -> dict[str, str]:
-    """By what the report's switches turn a trace on and off: the values of NAMES but the setting, in their order."""
-    given, start, width, architecture, penalty = names
-    return {"penalty": penalty, "width": str(width), "start": start, "architecture": architecture, "given": given}
-
-
-def _shown(data: pd.DataFrame) -> set[Any]:
-    """The widths to show at first: all, or the widest alone where all would be more lines than an eye can follow."""
-    widths = set(data["width"])
-    return widths if len(data[NAMES[:-1]].drop_duplicates()) <= MOST_LINES else {max(widths)}
 
 
 @dataclass(frozen=True)
@@ -412,9 +302,9 @@ FIGURES = (
         "front",
         "Front",
         "Reconstruction against sparsity",
-        "FVU against L0: lower left is better. Colour is the penalty, the symbol the width; each start has a panel. "
+        "FVU against L0: lower left is better. Colour is the penalty, the symbol the width; each init has a panel. "
         "A mark is a setting; where it has several seeds, their mean with bars from the lowest to the highest. Lines "
-        "join what no setting of the same penalty, start and width beats; the others are pale. A click on a mark shows "
+        "join what no setting of the same penalty, init and width beats; the others are pale. A click on a mark shows "
         "that SAE's latents below.",
         lambda sweep: figure_data.front(sweep.named),
         front,
@@ -442,7 +332,7 @@ FIGURES = (
         "labels",
         "Labels",
         "What latents stand for",
-        "Mean number of latents by label, of the trained SAEs and of their untrained starts.",
+        "Mean number of latents by label, of the SAEs, trained and untrained.",
         lambda sweep: figure_data.labels(sweep.results, sweep.untrained),
         labels,
     ),
@@ -451,7 +341,7 @@ FIGURES = (
         "Factors",
         "Which factor latents split by",
         "How much of the query, the runner-up and the copies the top latent explains, given the maximum and beyond "
-        "what a permutation would show. Bars span the points; hollow marks are the untrained starts.",
+        "what a permutation would show. Bars span the points; hollow marks are the untrained SAEs.",
         lambda sweep: figure_data.information(sweep.named, sweep.untrained),
         information,
     ),
@@ -484,7 +374,7 @@ FIGURES = (
         "Training curves",
         "FVU and L0 on the training batches, and the gradient's norm before it is clipped (the largest since the step "
         "before), at the coefficient of each penalty that has the lowest FVU × max(L0, 1), median over seeds. Colour "
-        "is the penalty, the dash the start. Where L0 is driven to a target, that is dotted. Where dead latents are "
+        "is the penalty, the dash the init. Where L0 is driven to a target, that is dotted. Where dead latents are "
         "revived: how many are dead, and how many were revived since the step before.",
         lambda sweep: figure_data.curves(sweep.named, sweep.curves, sweep.targets),
         curves,

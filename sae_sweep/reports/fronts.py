@@ -92,7 +92,7 @@ def gap(front: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> float | N
 
 
 def compare(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per front: its hypervolume, and its gap from the first front of the same width, start and data.
+    """A row per front: its hypervolume, and its gap from the first front of the same width, init and data.
 
     Columns `within` and `lines`, `seeds`, `settings` (coefficients, or k), `hypervolume` and `gap`, each with its
     `_low` and `_high` (nan for one seed), and `l0_low`, `l0_high`, the L0 over which the gap is taken. The reference of

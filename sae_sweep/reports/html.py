@@ -31,10 +31,10 @@ from sae_sweep.reports.results_table import (
     coefficient,
     context,
     context_words,
+    init_words,
     penalty_name,
     recipe_name,
     representatives,
-    start_name,
     telling,
 )
 from sae_sweep.reports.sentences import number, predicted, subject
@@ -196,9 +196,9 @@ def _panels(figure: go.Figure) -> int:
 
 def _longest_name(table: pd.DataFrame) -> int:
     """Letters of the longest name that a figure's rows have; 0 where they have none."""
-    if table.empty or "start" not in table or "penalty_name" in table:
+    if table.empty or "init_name" not in table or "penalty_name" in table:
         return 0
-    return int((table["start"] + " " + table["given"]).str.len().max())
+    return int((table["init_name"] + " " + table["given"]).str.len().max())
 
 
 def _shared(frame: pd.DataFrame) -> list[str]:
@@ -246,7 +246,7 @@ def _results(frame: pd.DataFrame) -> tuple[list[list[str]], int]:
     chosen, keys = representatives(frame), context(frame)
     rows = []
     for _, row in chosen.head(MOST_ROWS).iterrows():
-        where = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys)])
+        where = " · ".join([f"width {row['width']}", init_words(row), *context_words(row, keys)])
         cells = [f"{row['l0']:.2f}", f"{row['fvu']:.4f}", *(number(row[name]) for name in COUNTS.values())]
         rows.append([where, recipe_name(row), coefficient(row), str(row["n"]), *cells])
     return rows, len(chosen) - len(rows)
@@ -258,7 +258,7 @@ def _card(id: str, card: Dashboard, frame: pd.DataFrame) -> dict[str, Any]:
     id: its folder's. That of the same settings today is another where a kind's version has risen since.
     """
     row = frame[frame["point_id"] == id].iloc[0]
-    words = [f"width {row['width']}", start_name(row), f"{penalty_name(row)} {coefficient(row)}"]
+    words = [f"width {row['width']}", init_words(row), f"{penalty_name(row)} {coefficient(row)}"]
     words += [f"seed {row['seed']}", *context_words(row, context(frame)), id[:8]]
     latents = card.latents
     cells: list[list[Any]] = [[] for _ in range(len(latents))]

@@ -110,18 +110,18 @@ class DashboardBuilder:
 
 
 def choose(frame: pd.DataFrame) -> list[str]:
-    """Ids of some SAEs worth a look: the best of each width but for oracle starts, then the best of each start at the
+    """Ids of some SAEs worth a look: the best of each width but for oracle inits, then the best of each init at the
     widest width, by the lowest FVU × max(L0, 1) on the front, MOST_SAES at most; and what these are compared with."""
     table = named(frame[frame["on_front"].fillna(False).astype(bool)])
     table = table.assign(knee=table["fvu"] * table["l0"].clip(lower=1)).dropna(subset=["knee"])
     found = [id for _, id in _best(table[table["init"] != "oracle"], "width")][::-1]
-    found += [id for _, id in _best(table[table["width"] == table["width"].max()], "start")]
+    found += [id for _, id in _best(table[table["width"] == table["width"].max()], "init_name")]
     best = list(dict.fromkeys(found))[:MOST_SAES]
     return list(dict.fromkeys([*best, *filter(None, (narrower(frame, id) for id in best))]))
 
 
 def narrower(frame: pd.DataFrame, id: str) -> str | None:
-    """The id of the widest SAE narrower than this one that shares toy, data, start, penalty, coefficient and seeds."""
+    """The id of the widest SAE narrower than this one that shares toy, data, init, penalty, coefficient and seeds."""
     row = frame[frame["point_id"] == id].iloc[0]
     follows = {"width", "steps"}
     same = frame["width"] < row["width"]

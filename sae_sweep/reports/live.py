@@ -208,16 +208,16 @@ class LiveView:
 
 
 def describe(point: Point) -> str:
-    """A point in a few words: width, start, encoder if not linear, penalty and coefficient, and the seed."""
+    """A point in a few words: width, init, encoder if not linear, penalty and coefficient, and the seed."""
     sae, penalty = point.sae, point.penalty
-    start = f"{sae.init}-{sae.partition}" if sae.init == "oracle" else sae.init
+    init = f"{sae.init}-{sae.partition}" if sae.init == "oracle" else sae.init
     encoder = "" if point.encoder == Encoder() else f" {point.encoder.name}"
     if counts(sae.architecture):
         sparsity = f"{sae.architecture} k={sae.k}"
     else:
         further = penalty.words.removeprefix(penalty.title)
         sparsity = f"{penalty.title} c={penalty.coefficient:g}{further}"
-    return f"width={sae.width} {start}{encoder} {sparsity} seed={point.seed}"
+    return f"width={sae.width} {init}{encoder} {sparsity} seed={point.seed}"
 
 
 def clock(seconds: float) -> str:

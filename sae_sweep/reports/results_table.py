@@ -1,4 +1,4 @@
-"""The compact results table: a row per penalty under each width and start, the untrained start above them."""
+"""The compact results table: a row per penalty under each width and init, the untrained one above them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_ROWS = 80
 MOST_BEST = 10
 # Letters of a penalty's name there at least, and of what stands beside it.
 _LEAST_NAME, _BESIDE = 8, 67
-_START = ["width", "init", "partition"]
+_INIT = ["width", "init", "partition"]
 _PENALTY = ["architecture", "penalty", "penalty_p", "penalty_scale"]
 _LADDER = ["coefficient", "k"]
 # The widths from which the table has room for a column per label, and for the spread over seeds.
@@ -32,7 +32,7 @@ _LABEL_ORDER = ("m", "mq", "mn", "mc", "mqn", "mqc", "mnc", "mqnc", "q", "n", "c
 
 
 def context(frame: pd.DataFrame) -> list[str]:
-    """The columns beside width and start that set sections apart because this sweep varies them."""
+    """The columns beside width and init that set sections apart because this sweep varies them."""
     swept = [
         column
         for column in frame.columns
@@ -45,8 +45,8 @@ def context(frame: pd.DataFrame) -> list[str]:
     # What follows from the kind of toy is no choice of its own either.
     kinds = frame.groupby("toy", dropna=False)
     found = [column for column in found if column == "toy" or (kinds[column].nunique(dropna=False) > 1).any()]
-    # Steps that follow from the width or the start are no choice of their own.
-    chosen = frame.groupby(_START, dropna=False)["steps"].nunique()
+    # Steps that follow from the width or the init are no choice of their own.
+    chosen = frame.groupby(_INIT, dropna=False)["steps"].nunique()
     return [*found, "steps"] if (chosen > 1).any() else found
 
 
@@ -75,15 +75,15 @@ def telling(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def representatives(frame: pd.DataFrame) -> pd.DataFrame:
-    """For each width, start and penalty the setting (coefficient, or k) with the lowest FVU × max(L0, 1), as means
+    """For each width, init and penalty the setting (coefficient, or k) with the lowest FVU × max(L0, 1), as means
     over seeds: a middle of the ladder that neither pays for many active latents nor gives reconstruction up.
 
-    `chosen` says what else was chosen so: "resample" where other SAEs of the row's width, start and penalty were
+    `chosen` says what else was chosen so: "resample" where other SAEs of the row's width, init and penalty were
     trained without revival.
     """
     means = aggregate(frame, "mean")
     knee = (means["fvu"] * means["l0"].clip(lower=1)).fillna(float("inf"))
-    keys = [*context(frame), *_START, *_PENALTY]
+    keys = [*context(frame), *_INIT, *_PENALTY]
     chosen = knee.groupby([means[key] for key in keys], dropna=False, sort=False).idxmin()
     apart = _apart(means, keys)
     varied = means.groupby(keys, dropna=False, sort=False)[apart].transform("nunique", dropna=False) > 1
@@ -96,7 +96,7 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _apart(means: pd.DataFrame, keys: list[str]) -> list[str]:
-    """The settings that differ within a width, start and penalty; not those that follow from another, as a learning
+    """The settings that differ within a width, init and penalty; not those that follow from another, as a learning
     rate may from the kind of revival."""
     found: list[str] = []
     named = {*keys, *_LADDER, *COLUMN_OF}
@@ -110,16 +110,14 @@ def _apart(means: pd.DataFrame, keys: list[str]) -> list[str]:
 
 
 def best_rows(frame: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) -> Text:
-    """MOST_BEST representatives at the most, a line each: the best of each width and start, then the second best, …"""
+    """MOST_BEST representatives at the most, a line each: the best of each width and init, then the second best, …"""
     chosen, keys = representatives(frame), context(frame)
     knee = (chosen["fvu"] * chosen["l0"].clip(lower=1)).fillna(float("inf"))
-    groups = knee.groupby([chosen[key] for key in [*keys, *_START]], dropna=False, sort=False)
+    groups = knee.groupby([chosen[key] for key in [*keys, *_INIT]], dropna=False, sort=False)
     order = pd.DataFrame({"place": groups.rank(method="first"), "knee": knee, "group": groups.ngroup()})
     best = chosen.loc[order.sort_values(["place", "knee"]).head(MOST_BEST).sort_values(["group", "place"]).index]
     shown = [
-        _Column(
-            "width, start", lambda row: " ".join([str(row["width"]), _short_start(row), *context_words(row, keys)])
-        ),
+        _Column("width, init", lambda row: " ".join([str(row["width"]), init_name(row), *context_words(row, keys)])),
         _Column("penalty", lambda row: shorten(recipe_name(row), max(_LEAST_NAME, width - _BESIDE), placeholder="…")),
         _Column("coef-\nficient", coefficient),
         _Column("L0", _cell("l0", _two, False)),
@@ -134,7 +132,8 @@ def best_rows(frame: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) ->
     return columns([names.say(column.header) for column in shown], [Block("", rows)], width)
 
 
-def _short_start(row: pd.Series) -> str:
+def init_name(row: pd.Series) -> str:
+    """An SAE's init; of an oracle with its partition: "oracle mq"."""
     return f"oracle {row['partition']}" if row["init"] == "oracle" else str(row["init"])
 
 
@@ -143,7 +142,7 @@ def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, name
     chosen = representatives(frame)
     spread = width >= _SPREAD and bool((chosen["n"] > 1).any())
     shown = _columns(frame, chosen, untrained, width, spread)
-    keys = [*context(frame), *_START]
+    keys = [*context(frame), *_INIT]
     blocks: list[Block] = []
     total = 0
     for _, rows in chosen.groupby(keys, dropna=False, sort=False):
@@ -159,11 +158,11 @@ def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, name
     return text
 
 
-def start_name(row: pd.Series) -> str:
-    """A start in words: "kmeans start", "oracle start, one latent per mq"."""
+def init_words(row: pd.Series) -> str:
+    """An init in words: "init kmeans", "init oracle, one latent per mq"."""
     if row["init"] == "oracle":
-        return f"oracle start, one latent per {row['partition']}"
-    return f"{row['init']} start"
+        return f"init oracle, one latent per {row['partition']}"
+    return f"init {row['init']}"
 
 
 def penalty_name(row: pd.Series) -> str:
@@ -232,21 +231,21 @@ def _present(*frames: pd.DataFrame) -> list[str]:
 
 
 def _section(frame: pd.DataFrame, untrained: pd.DataFrame, rows: pd.DataFrame, shown: list[_Column]) -> list[Row]:
-    """The rows of one width and start: the untrained one as each architecture reads it, then one per penalty."""
-    starts: list[Row] = []
+    """The rows of one width and init: the untrained one as each architecture reads it, then one per penalty."""
+    above: list[Row] = []
     lines: list[Row] = []
     for architecture, trained in rows.groupby("architecture", sort=False):
-        start = _untrained_means(frame, untrained, trained)
-        start["name"], start["setting"] = f"  as {architecture}" if starts else "untrained", "–"
-        starts.append(Row([column.cell(start) for column in shown], "dim"))
+        means = _untrained_means(frame, untrained, trained)
+        means["name"], means["setting"] = f"  as {architecture}" if above else "untrained", "–"
+        above.append(Row([column.cell(means) for column in shown], "dim"))
         for _, row in trained.iterrows():
             named = pd.concat([row, pd.Series({"name": recipe_name(row), "setting": coefficient(row)})])
             lines.append(Row([column.cell(named) for column in shown]))
-    return [*starts, *lines]
+    return [*above, *lines]
 
 
 def _untrained_means(frame: pd.DataFrame, untrained: pd.DataFrame, trained: pd.DataFrame) -> pd.Series:
-    """The untrained starts of the points behind these rows, as one mean."""
+    """The untrained SAEs of the points behind these rows, as one mean."""
     settings = [
         key for key in trained.columns if key in frame.columns and (key in _KEYS or "." in key or key == "sweep")
     ]
@@ -254,12 +253,12 @@ def _untrained_means(frame: pd.DataFrame, untrained: pd.DataFrame, trained: pd.D
     return untrained[untrained["point_id"].isin(behind)].mean(numeric_only=True).astype(object)
 
 
-_KEYS = {"sweep", *_START, *_PENALTY, "toy", "site", "distribution", "steps", "k", "coefficient"}
+_KEYS = {"sweep", *_INIT, *_PENALTY, "toy", "site", "distribution", "steps", "k", "coefficient"}
 
 
 def _title(row: pd.Series, keys: list[str]) -> str:
-    varied = context_words(row, [key for key in keys if key not in _START])
-    return " · ".join([f"width {row['width']}", start_name(row), *varied])
+    varied = context_words(row, [key for key in keys if key not in _INIT])
+    return " · ".join([f"width {row['width']}", init_words(row), *varied])
 
 
 def _cell(metric: str, show: Callable[[float], str], spread: bool, plus: str = "{:.2f}") -> Callable[[pd.Series], str]:

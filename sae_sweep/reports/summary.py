@@ -17,7 +17,7 @@ from sae_sweep.config.files import conf_dir, opening
 from sae_sweep.reports.claims import least_accuracy, lowest_accuracy
 from sae_sweep.reports.layout import listed, plural
 from sae_sweep.reports.material import Material
-from sae_sweep.reports.results_table import coefficient, penalty_name, representatives, start_name
+from sae_sweep.reports.results_table import coefficient, init_words, penalty_name, representatives
 from sae_sweep.reports.sentences import percent, toy_warning
 
 # Words of the page, each explained at the pointer or the focus where the page first says it.
@@ -26,7 +26,7 @@ WORDS = {
     "L0": "How many latents fire on an input, on average.",
     "Live": "A latent that fires on enough inputs to be counted.",
     "label": "The class of inputs that the firing of a latent matches best.",
-    "oracle": "A start that was given the answer: latents at the means of the true classes.",
+    "oracle": "An init that was given the answer: latents at the means of the true classes.",
     "untrained": "As the parameters began, before any training.",
     "runner-up": "The largest token of an input that is not its maximum.",
     "meta-SAE": "An SAE that is trained on the decoder rows of another.",
@@ -112,9 +112,8 @@ def _splits(chosen: pd.DataFrame) -> list[str]:
 
 
 def _named(row: pd.Series) -> str:
-    article = "an" if start_name(row)[0] in "aeiou" else "a"
     recipe = f" with {row['chosen']}" if row["chosen"] else ""
-    return f"{penalty_name(row)} {coefficient(row)}{recipe} at width {row['width']} from {article} {start_name(row)}"
+    return f"{penalty_name(row)} {coefficient(row)}{recipe} at width {row['width']} with {init_words(row)}"
 
 
 def ran(material: Material, frame: pd.DataFrame) -> list[tuple[str, str]]:

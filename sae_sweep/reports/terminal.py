@@ -26,11 +26,12 @@ from sae_sweep.reports.results_table import (
     best_rows,
     context,
     context_words,
+    init_name,
+    init_words,
     penalty_name,
     representatives,
     results_table,
     seeds_note,
-    start_name,
     telling,
 )
 from sae_sweep.reports.sentences import percent, toy_warning
@@ -104,7 +105,7 @@ def _rows_note(frame: pd.DataFrame) -> str:
     chosen = representatives(frame)
     note = f"Each at its coefficient (or k) of the lowest FVU × max(L0, 1), {seeds_note(chosen['n'])}. "
     if len(chosen) > MOST_BEST:
-        note = f"The best {MOST_BEST} of {len(chosen)}, of each width and start in turn. {note}"
+        note = f"The best {MOST_BEST} of {len(chosen)}, of each width and init in turn. {note}"
     return note + "Splits: live latents labelled finer than their maximum; distinct: of one class once."
 
 
@@ -145,13 +146,13 @@ def _results(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, names: Fa
         f"{seeds_note(representatives(frame)['n'])}. Splits: live latents labelled finer than their max; "
         "distinct: those of one class counted once; dupl.: further latents for a whole max"
     )
-    gap = "; oracle gap: loss above the best oracle start's" if frame["oracle_gap"].notna().any() else ""
+    gap = "; oracle gap: loss above the best oracle init's" if frame["oracle_gap"].notna().any() else ""
     table = results_table(frame, untrained, width, names)
-    return [_heading("Results by width, start and penalty"), table, Text(names.say(f"{note}{gap}."), "dim")]
+    return [_heading("Results by width, init and penalty"), table, Text(names.say(f"{note}{gap}."), "dim")]
 
 
 def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
-    """Fronts of one width and start against the first of them, and coefficients that do nothing.
+    """Fronts of one width and init against the first of them, and coefficients that do nothing.
 
     A single setting is no front.
     """
@@ -160,7 +161,7 @@ def _fronts(frame: pd.DataFrame, width: int) -> list[RenderableType]:
     for _, group in found.groupby(within(frame), dropna=False, sort=False) if len(found) else ():
         if len(group) > 1 and group["settings"].max() > 1:
             row = group.iloc[0]
-            title = " · ".join([f"width {row['width']}", start_name(row), *context_words(row, keys[:-3])])
+            title = " · ".join([f"width {row['width']}", init_words(row), *context_words(row, keys[:-3])])
             # What sets apart lines of one penalty.
             apart = [key for key in lines(frame) if key not in LINE] if group.duplicated(list(LINE)).any() else []
             blocks.append(Block(title, [Row(_front_cells(line, apart)) for _, line in group.iterrows()]))
@@ -197,45 +198,39 @@ def _front_cells(line: pd.Series, apart: list[str]) -> list[str]:
 
 
 def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, names: FactorNames) -> list[RenderableType]:
-    """By which factor latents split at the widest width: counts, information, and a sentence for each start."""
+    """By which factor latents split at the widest width: counts, information, and a sentence for each init."""
     keys = [*context(frame), "init", "partition"]
     widest = frame[frame["width"] == frame["width"].max()]
-    starts = {
-        _start(rows.iloc[0], keys): (_numbers(rows), _numbers(untrained[untrained["point_id"].isin(rows["point_id"])]))
+    inits = {
+        _init(rows.iloc[0], keys): (_numbers(rows), _numbers(untrained[untrained["point_id"].isin(rows["point_id"])]))
         for _, rows in widest.groupby(keys, dropna=False, sort=False)
     }
-    most = max(value for pair in starts.values() for counts, _ in pair for value in counts.values())
-    longest = max(map(len, starts))
+    most = max(value for pair in inits.values() for counts, _ in pair for value in counts.values())
+    longest = max(map(len, inits))
     # A name that would take the bars' room is a line of its own.
     apart = longest > width - 4 * _BAR - _NUMBERS_BESIDE
     cells = max(_BAR, min(20, (width - (0 if apart else longest) - _NUMBERS_BESIDE) // 4))
     blocks = []
-    for name, (trained, start) in starts.items():
+    for name, (trained, before) in inits.items():
         rows = [
             Row(_split_cells("trained" if apart else name, trained, most, cells)),
-            Row(_split_cells("  untrained", start, most, cells), "dim"),
+            Row(_split_cells("  untrained", before, most, cells), "dim"),
         ]
         blocks.append(Block(name if apart else "", rows))
-    heads = ["start", *(f"{factor}\nlabelled" for factor in (*_FACTORS, "max only")), "explained\nq", "\nn", "\nc"]
+    heads = ["init", *(f"{factor}\nlabelled" for factor in (*_FACTORS, "max only")), "explained\nq", "\nn", "\nc"]
     note = (
         "Labelled: live latents whose label is a maximum with this factor (max only: a whole maximum). "
         "Explained: how much of the factor the top latent explains, beyond chance."
     )
-    told = {name: names.say(_which(counts)) for name, ((counts, _), _) in starts.items()}
-    sentences = [Text(f"{_sentence_start(name)}: {said}.") for name, said in told.items()]
+    told = {name: names.say(_which(counts)) for name, ((counts, _), _) in inits.items()}
+    sentences = [Text(f"Init {name}: {said}.") for name, said in told.items()]
     title = f"Which factor do latents split by? Width {frame['width'].max()}, mean over {len(widest)} points"
     table = columns(list(map(names.say, heads)), blocks, width)
     return [_heading(title), table, Text(names.say(note), "dim"), *sentences]
 
 
-def _start(row: pd.Series, keys: list[str]) -> str:
-    start = f"oracle {row['partition']}" if row["init"] == "oracle" else str(row["init"])
-    return ", ".join([start, *context_words(row, keys[:-2])])
-
-
-def _sentence_start(name: str) -> str:
-    start, comma, rest = name.partition(", ")
-    return f"{start[0].upper()}{start[1:]} start{comma}{rest}"
+def _init(row: pd.Series, keys: list[str]) -> str:
+    return ", ".join([init_name(row), *context_words(row, keys[:-2])])
 
 
 def _numbers(rows: pd.DataFrame) -> tuple[dict[str, float], list[float]]:
@@ -287,7 +282,7 @@ def _whereabouts(directory: Path, full: bool) -> list[RenderableType]:
         f"{root / 'points'}/  every SAE, by point_id; sae-sweep inspect POINT shows its latents",
         f"{page}  figures, latents to browse" if page.exists() else f"{command}  makes report.html: figures, latents",
     ]
-    lines += [] if full else [f"{command} --full  every width and start, fronts, labels"]
+    lines += [] if full else [f"{command} --full  every width and init, fronts, labels"]
     # Never wrapped: paths and code are there to be copied.
     text = "\n".join([*lines, code])
     return [_heading("Where it lies"), Text(text, no_wrap=True, overflow="ignore")]

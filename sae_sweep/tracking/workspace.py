@@ -129,7 +129,7 @@ def _by_width(name: str, title: str) -> wr.BarPlot:
 
 
 def _labels() -> Iterator[Any]:
-    for by, words in (("penalty.name", "penalty"), ("sae.init", "start")):
+    for by, words in (("penalty.name", "penalty"), ("sae.init", "init")):
         yield wr.BarPlot(
             title=f"Latents by what they tell apart, mean by {words}",
             metrics=[*_LABELS],

@@ -425,7 +425,7 @@ def test_a_run_writes_the_page_and_names_it(root: Path) -> None:
     written = page.stat().st_mtime_ns
     full = call("run", *SEEDS, f"output_dir={root}", "--full")
     assert page.stat().st_mtime_ns == written
-    assert "Results by width, start and penalty" in full.out and "Results by width" not in end.out
+    assert "Results by width, init and penalty" in full.out and "Results by width" not in end.out
 
 
 def test_latents_are_sorted_and_all_of_them_listed(root: Path) -> None:

@@ -36,7 +36,7 @@ def test_nulls_are_named_after_what_they_are_nulls_of() -> None:
 
 def test_a_sentence_calls_a_column_by_its_phrase_or_else_its_name() -> None:
     assert columns.phrase("splits_per_max") == "number of splits per max"
-    assert columns.phrase("oracle_gap") == "loss above the best oracle start"
+    assert columns.phrase("oracle_gap") == "loss above the best oracle init"
     assert [columns.phrase(name) for name in ("mcc", "width")] == ["mcc", "width"]
 
 

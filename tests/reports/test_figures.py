@@ -129,7 +129,7 @@ def test_a_missing_setting_is_a_gap_and_coefficients_are_in_order(tables: Tables
 
 
 def test_phases(tables: Tables) -> None:
-    data = figure_data.phases(tables[0]).set_index(["start", "width"])["phase"]
+    data = figure_data.phases(tables[0]).set_index(["init_name", "width"])["phase"]
     assert set(data["whitened"]) == {"split"}
     assert set(data["kmeans", 16]) == {"found"}
     assert set(data["kmeans", 136]) == {"duplicated"}
@@ -215,7 +215,7 @@ def test_rows_of_one_block_lie_together_and_each_holds_its_own_counts(tables: Ta
     blocks = list(heatmap.y[0])
     assert [block for i, block in enumerate(blocks) if blocks[i - 1] != block] == list(dict.fromkeys(blocks))
     chosen = figure_data.knees(table).assign(at=lambda rows: rows["point_id"].map(lambda id: per_max[id]["splits"][0]))
-    means = chosen.groupby(["start", "width", "penalty_name"])["at"].mean()
+    means = chosen.groupby(["init_name", "width", "penalty_name"])["at"].mean()
     for block, name, row in zip(*heatmap.y, heatmap.z, strict=True):
         start, width = block.split(", ")
         assert row[0] == means[start, int(width), name.split()[0]]

@@ -96,14 +96,14 @@ def test_the_report_fits_the_terminal_and_has_no_escape_codes(shown: Callable[[i
     lines = text.split("Where it lies")[0].splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
     assert "\nsae-sweep report quick --output-dir " in text
-    for part in ("quick  36 of 20 points", "width 16 · kmeans start", "width 136 · oracle start, one latent per mq"):
+    for part in ("quick  36 of 20 points", "width 16 · init kmeans", "width 136 · init oracle, one latent per mq"):
         assert part in text
     assert text.count("untrained") >= 5
 
 
 def test_a_row_is_the_mean_over_seeds_at_the_middle_of_the_ladder(shown: Callable[[int], str]) -> None:
     text = shown(80)
-    table = text.split("width 136 · whitened start")[1].split("width 136 · oracle")[0].splitlines()
+    table = text.split("width 136 · init whitened")[1].split("width 136 · init oracle")[0].splitlines()
     rows = {line.split()[0]: line.split() for line in table if line.strip()}
     # FVU × max(L0, 1): .011 × 6 at c = 0.5, .021 × 1.5 at c = 2
     assert rows["l1"][:10] == ["l1", "2", "1.50", ".0210", "16", "4.06", "3.50", "0.00", "0", "+1.000"]
@@ -128,9 +128,9 @@ def test_what_follows_from_the_kind_of_toy_is_not_told_beside_it(tmp_path: Path)
     store.write_sweep_file("quick", "sweep.yaml", yaml.safe_dump({**store.info("quick"), "varied": varied}).encode())
     text = rendered(store, 200)
     assert text.startswith("quick  3 of 20 points finished · toy right on 100%\n")
-    titles = [line for line in text.splitlines() if line.startswith("width 64 · kmeans start · ")]
+    titles = [line for line in text.splitlines() if line.startswith("width 64 · init kmeans · ")]
     shares = ["max_of_k-16-3", *(f"parents-4-32 · interaction={x}" for x in (0, 1))]
-    assert titles[:3] == [f"width 64 · kmeans start · {share}" for share in shares]
+    assert titles[:3] == [f"width 64 · init kmeans · {share}" for share in shares]
 
 
 def test_what_a_penalty_reads_tells_rows_apart(tmp_path: Path) -> None:
@@ -183,12 +183,12 @@ def test_long_names_leave_room_for_the_numbers(tmp_path: Path) -> None:
 
 def test_the_factor_that_latents_split_by_is_named(shown: Callable[[int], str], tmp_path: Path) -> None:
     text = shown(120)
-    sentence = "Whitened start: latents split by the query most, 61 of them against 4 by the runner-up; 3 stand for"
+    sentence = "Init whitened: latents split by the query most, 61 of them against 4 by the runner-up; 3 stand for"
     assert sentence in text
     whitened = next(line for line in text.splitlines() if re.match(r"whitened +█", line))
     assert whitened.split()[-3:] == ["80%", "0%", "0%"]
     unsplit = rendered(planted(tmp_path, [(at, m) for at, m in results() if at.sae.width == 16]), 120)
-    assert "Kmeans start: latents do not split; 16 stand for a whole max." in unsplit
+    assert "Init kmeans: latents do not split; 16 stand for a whole max." in unsplit
 
 
 def test_what_a_sweep_varies_beside_width_and_start_titles_its_sections(tmp_path: Path) -> None:
@@ -198,11 +198,11 @@ def test_what_a_sweep_varies_beside_width_and_start_titles_its_sections(tmp_path
         for width, steps in ((16, 100), (136, 200))
     ]
     text = rendered(planted(tmp_path / "sites", found), 120)
-    assert "width 136 · kmeans start · post_unembed\n" in text  # the steps follow from the width
-    assert "Kmeans start, pre_unembed: latents split by the query most" in text
+    assert "width 136 · init kmeans · post_unembed\n" in text  # the steps follow from the width
+    assert "Init kmeans, pre_unembed: latents split by the query most" in text
     found.append((point(width=136, training=Training(steps=300)), {"fvu": 0.1, "l0": 2.0}))
     text = rendered(planted(tmp_path / "steps", found), 120)
-    assert "width 136 · kmeans start · pre_unembed · steps=300\n" in text
+    assert "width 136 · init kmeans · pre_unembed · steps=300\n" in text
 
 
 def test_claims_failures_and_where_it_lies(quick: Store) -> None:
@@ -231,10 +231,10 @@ def test_the_short_report_is_verdicts_and_ten_rows_in_fifty_lines(quick: Store) 
         assert len(text.splitlines()) <= 50
         assert "Where it lies" in text and "--full" in text
         rows = [line for line in text.splitlines() if re.match(r"(16|136) (kmeans|whitened|oracle)", line)]
-        # Three penalties of two widths and three starts: each start with its best.
+        # Three penalties of two widths and three inits: each init with its best.
         assert len(rows) == 9 and rows[0].startswith("16 kmeans")
         assert len([line for line in text.splitlines() if line.startswith("✓")]) >= min(2, len(some))
-    assert "of each width and start in turn" not in text
+    assert "of each width and init in turn" not in text
 
 
 def test_nothing_finished_and_nothing_measured(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_nothing_finished_and_nothing_measured(tmp_path: Path) -> None:
 
 def test_a_stream_without_unicode_gets_ascii(quick: Store) -> None:
     text = rendered(quick, 80, encoding="ascii")
-    assert "width 136 . oracle start" in text and "####" in text and "?" not in text.split("Which factor")[0]
+    assert "width 136 . init oracle" in text and "####" in text and "?" not in text.split("Which factor")[0]
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, no_color: bool, show, width: int = 100) -> str:
@@ -395,7 +395,7 @@ def test_points_in_a_few_words() -> None:
 
 
 def test_a_row_says_which_recipe_it_is_the_best_of(tmp_path: Path) -> None:
-    """The best of a width, start and penalty may be the one whose dead latents were revived: its row says so."""
+    """The best of a width, init and penalty may be the one whose dead latents were revived: its row says so."""
     recipes = (Training(), Training(revival="resample"))
     some = [(point(width=136, training=each), {"fvu": 0.1 / (i + 1), "l0": 1.0}) for i, each in enumerate(recipes)]
     frame = load(sweep(tmp_path / "both", some, varied=["training.revival"]), "quick")

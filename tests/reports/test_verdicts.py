@@ -245,7 +245,8 @@ def test_what_is_not_beyond_its_nulls_is_not_supported(tmp_path: Path) -> None:
     """The untrained starts have FVU .9 (tests/fabricated.py), and 16 maxima are owned with labels shuffled."""
     found = verdict(tmp_path, six(16), more={"shuffled_owned_maxes": 16})
     assert (found.verdict, found.seeds_needed) == ("undecided", None)
-    assert found.sentence.endswith("at least 15 as predicted, but not beyond labels shuffled.")
+    vain = "not beyond labels shuffled, so that no number of toys would decide it."
+    assert found.sentence.endswith(f"at least 15 as predicted, but {vain}")
     above = verdict(tmp_path / "above", six(16), more={"shuffled_owned_maxes": 15.9})
     assert above.verdict == "supported"
     fvu = {"measure": "fvu", "at_least": None}
@@ -260,6 +261,7 @@ def test_seeds_may_bring_it_beyond_a_null(tmp_path: Path) -> None:
     assert (found.verdict, found.value) == ("undecided", 18)
     assert found.interval is not None and found.seeds_needed is not None
     assert found.seeds_needed == 2 * bootstrap.toys_needed(3, 18 - found.interval[0], 1.0)
+    assert "not beyond labels shuffled; about" in found.sentence
 
 
 def test_losses_of_two_settings_are_not_held_against_their_untrained_difference(tmp_path: Path) -> None:

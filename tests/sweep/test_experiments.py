@@ -24,6 +24,8 @@ FEWER_FEATURES = ["toy.features=32", "toy.d_model=8", "sae.width=32"]
 FEWER = {"published_sanity": FEWER_FEATURES, "published_bench": FEWER_FEATURES}
 # What must split to have a structure takes a larger toy, and some seconds.
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
+# From random directions nothing splits in so few steps, and what does not split has no structure.
+UNSPLIT = "query_direction_is_learnt"
 PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")]
 # All of them take minutes. These are of maxima and of features, with pages of either.
 QUICK = ("quickstart", "published_circle")
@@ -66,7 +68,7 @@ def test_an_experiment_ends_in_verdicts(finished: Path) -> None:
         # Trained for four steps, most predictions fail; what may not fail is that they are about something.
         reason = verdict.sentence.partition("undecided, since ")[2]
         assert "no finished point" not in reason, verdict
-        assert "null" not in reason, verdict
+        assert "null" not in reason or verdict.name == UNSPLIT, verdict
 
 
 def test_an_experiment_has_a_page(finished: Path) -> None:

@@ -60,7 +60,7 @@
 
   // -- switches: what `meta` of the traces tells apart -------------------------------------------------------------
 
-  const NAMES = ["penalty", "width", "start", "architecture", "seed", "given"];
+  const NAMES = ["penalty", "width", "init", "architecture", "seed", "given"];
 
   function fieldset(parent, name) {
     const set = make("fieldset");
@@ -105,7 +105,7 @@
           off[name][on ? "delete" : "add"](value);
           const visible = chart.data.map((trace) => {
             if (trace.meta) return !NAMES.some((key) => off[key]?.has(trace.meta[key]));
-            const [, kind = "penalty", value] = /^(?:(start|width) )?(.*)$/.exec(String(trace.legendgroup));
+            const [, kind = "penalty", value] = /^(?:(init|width) )?(.*)$/.exec(String(trace.legendgroup));
             return off[kind]?.has(value) ? "legendonly" : true;
           });
           Plotly.restyle(chart, { visible });
