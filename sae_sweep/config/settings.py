@@ -437,7 +437,7 @@ class Point:
 
 def plugins_of(points: Iterable[Point]) -> dict[str, str]:
     """`plugins` of all these points, which have most of their parts in common."""
-    parts = {id(part): part for point in points for part in map(point.__dict__.get, PARTS)}
+    parts = {id(part): part for point in points for part in (getattr(point, name) for name in PARTS)}
     kinds = dict.fromkeys((kind.family, kind.name) for part in parts.values() for kind in part.chosen.values())
     origins = {" ".join(kind): registry.origin(*kind) for kind in kinds}
     return {what: " ".join(origin).strip() for what, origin in origins.items() if origin}
