@@ -39,7 +39,8 @@ STEPS, UNTIMED = 4000, 1000
 
 @dataclass(frozen=True)
 class Row:
-    """A stack: how many SAEs of which kind, and about how many latents of each fire (of TopK: k)."""
+    """A stack: how many SAEs of which kind, about how many latents of each fire (of TopK: k), which share is dead under
+    AuxK."""
 
     count: int
     architecture: str
@@ -48,11 +49,13 @@ class Row:
     batch: int
     penalty: str
     l0: int
+    dead: float | None = None
 
     @property
     def name(self) -> str:
         """The row in words."""
         kind = f"{self.architecture}{self.l0 if self.architecture == 'topk' else ''} {self.penalty}"
+        kind += "" if self.dead is None else f" auxk, {self.dead:.0%} dead"
         return f"{self.count} × {kind}, width {self.width:,}, d {self.d}, b {self.batch:,}"
 
 
@@ -62,6 +65,11 @@ ROWS = [
     Row(16, "relu", 136, 32, 512, "l1", 32),
     Row(16, "relu", 136, 32, 512, "sqrt", 14),
     Row(16, "topk", 136, 32, 512, "none", 1),
+    Row(16, "topk", 136, 32, 512, "none", 8),
+    Row(4, "topk", 1056, 32, 512, "none", 2),
+    Row(4, "topk", 1056, 32, 512, "none", 8),
+    *(Row(16, "topk", 136, 32, 512, "none", 1, dead) for dead in (0.05, 0.5)),
+    *(Row(4, "topk", 1056, 32, 512, "none", 1, dead) for dead in (0.05, 0.5)),
     Row(4, "relu", 1056, 32, 512, "l1", 120),
     Row(16, "relu", 64, 64, 4096, "l1", 4),
     Row(8, "relu", 256, 64, 4096, "l1", 11),
@@ -99,6 +107,11 @@ class Side:
             [self._start(row, seed, bool(activations)) for seed in range(row.count)],
             "cpu",
         )
+        if row.dead is not None:  # half of their pre-activations are above 0, and none is among the largest
+            dead = round(row.dead * row.width)
+            for flat in self.stack.flat:
+                self.stack.split(flat)[0][:dead] /= 100
+            self.stack.silent[:, :dead] = 10**9
         steps = max(1, min(BLOCK, NUMBERS // (row.batch * row.d)))
         self.generator = torch.Generator().manual_seed(0)
         self.batches = torch.randn(steps, row.batch, row.d, generator=self.generator)
@@ -134,6 +147,7 @@ class Side:
 
     def _point(self, row: Row, seed: int, whole: bool) -> Any:
         training = {"steps": STEPS} if whole else {"steps": 10**6, "lr": 1e-9, "lr_decay": 0.0}
+        training |= {} if row.dead is None else {"revival": "auxk"}
         return self.settings.Point(
             sae=self.settings.Sae(architecture=row.architecture, width=row.width, k=max(row.l0, 1), init="random"),
             penalty=self.settings.Penalty(row.penalty, (1.0 if whole else 1e-3) * (row.penalty != "none")),

@@ -41,7 +41,7 @@ from sae_sweep.metrics.limits import (
 )
 from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
-from sae_sweep.saes.limits import BLOCK, COPIES
+from sae_sweep.saes.limits import BLOCK, COPIES, UNROLLED_INPUTS
 from sae_sweep.saes.parameters import shapes
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes import is_plain, revival_of, warmup_steps
@@ -168,6 +168,7 @@ def training_bytes(point: Point, workers: int, speed: Speed) -> int:
     else:
         fires = max(l0 for _, l0 in firing(point) if not _dense(point, l0))
         work = workers * LISTED_BYTES * min(int(point.training.batch_size * fires), LISTED)
+        work += workers * 4 * UNROLLED_INPUTS * point.encoder.get("steps", 0) * point.sae.width
     return _input_bytes(point) + 4 * workers * AT_WORK * parameter_count(point) + work
 
 
@@ -217,6 +218,8 @@ def step_seconds(point: Point, speed: Speed, l0: float | None = None) -> float:
         return _pursuit_seconds(point, speed)
     if l0 is None:
         *_, (_, l0) = firing(point)
+    if point.encoder.name != "linear":
+        return _unrolled_seconds(point, speed, l0)
     seconds = _compiled_seconds(point, speed, l0)
     return seconds + (_auxiliary_seconds(point, speed) if revival_of(point.training).auxiliary else 0.0)
 
@@ -252,8 +255,8 @@ def _narrow_seconds(point: Point, speed: Speed, l0: float) -> float:
     topk = point.sae.architecture == "topk"
     dense = not topk and l0 > NARROW_DENSE_ABOVE * width
     of_input = speed.narrow_input + (0.0 if dense else l0 * d * speed.narrow_number)
-    if topk and point.sae.k > 1:  # one slot is filled without asking
-        of_input += _changes(point.sae.k, width) * speed.narrow_chosen
+    if topk and point.sae.k > 1:
+        of_input += width * speed.narrow_chosen
     of_code = 2 * (DENSE_PRODUCTS if dense else 1) * d / speed.narrow_flops + speed.narrow_code
     return speed.narrow_step + b * (of_input + width * of_code) + parameter_count(point) * speed.narrow_parameter
 
@@ -265,12 +268,30 @@ def _pursuit_seconds(point: Point, speed: Speed) -> float:
     return speed.narrow_step + b * of_input + parameter_count(point) / 2 * speed.narrow_parameter
 
 
+def _unrolled_seconds(point: Point, speed: Speed, l0: float) -> float:
+    """The step of encoders that iterate or have a hidden layer: for each iteration that of narrow SAEs, with a product
+    or a row more that goes back to the one before."""
+    encoder, counts = point.encoder, point.sae.architecture == "topk"
+    d, width, b = activation_size(point), point.sae.width, point.training.batch_size
+    units = encoder.get("hidden", 0)
+    reads = d + units
+    dense = not counts and l0 > NARROW_DENSE_ABOVE * width
+    of_input = speed.narrow_input + (0.0 if dense else l0 * (3 * d + 2 * reads) / 4 * speed.narrow_number)
+    if counts and point.sae.k > 1:
+        of_input += width * speed.narrow_chosen
+    of_code = 2 * (3 * (d + reads) if dense else reads) / speed.narrow_flops + speed.narrow_code
+    of_units = units * (6 * d / speed.narrow_flops + speed.narrow_code)
+    each = b * (of_input + width * of_code + of_units)
+    return speed.narrow_step + (1 + encoder.get("steps", 0)) * each + parameter_count(point) * speed.narrow_parameter
+
+
 def _auxiliary_seconds(point: Point, speed: Speed) -> float:
     """AuxK in a compiled step: the dead latents as an SAE of their own; dead latents of ReLU have nothing to fit."""
     d, dead = activation_size(point), DEAD * point.sae.width
     kept = kept_of(point.training, point.sae.width, d) if get("architecture", point.sae.architecture).counts else 0
-    of_input = speed.narrow_input + kept * d * speed.narrow_number + _changes(kept, dead) * speed.narrow_chosen
-    return point.training.batch_size * (of_input + dead * (2 * d / speed.narrow_flops + speed.narrow_code))
+    of_input = speed.narrow_input + kept * d * speed.narrow_number
+    of_code = 2 * d / speed.narrow_flops + speed.narrow_code + (speed.narrow_chosen if kept else 0.0)
+    return point.training.batch_size * (of_input + dead * of_code)
 
 
 def _changes(k: float, width: float) -> float:

@@ -28,8 +28,9 @@ class Speed:
     input; entry, entry_number: per active latent of an input, and per number of its row
     parameter: Adam, per step
     dense_flops, dense_code: the same products, and numbers, of a step in which much of the dictionary fires
-    narrow_step, narrow_input, narrow_number, narrow_flops, narrow_code, narrow_chosen, narrow_parameter: what own_step,
-    input, entry_number, product_flops, code, chosen and parameter are, of the step of narrow SAEs
+    narrow_step, narrow_input, narrow_number, narrow_flops, narrow_code, narrow_parameter: what own_step, input,
+    entry_number, product_flops, code and parameter are, of the step of narrow SAEs; narrow_chosen: more for a number of
+    the product where several of an input are kept
     device: cpu or cuda; longest: numbers of an activation up to which steps of our own train there
     autograd_step, autograd_flops, autograd_code: where autograd trains; spilled: more, where it leaves the cache
 
@@ -129,7 +130,7 @@ XEON = Speed(
     narrow_number=2.6e-10,
     narrow_flops=8.4e10,
     narrow_code=4.2e-10,
-    narrow_chosen=1e-8,
+    narrow_chosen=4e-10,
     narrow_parameter=1.7e-9,
     device="cpu",
     longest=math.inf,

@@ -11,7 +11,7 @@ from test_kernels import step_alike
 
 from sae_sweep.config.settings import Penalty
 from sae_sweep.kernels.cpu import narrow
-from sae_sweep.kernels.cpu.narrow_tile import INPUTS, add_product, encode, keep_top, transpose
+from sae_sweep.kernels.cpu.narrow_tile import INPUTS, add_product, encode, keep_top, mark_top, transpose
 from sae_sweep.kernels.cpu.vector_penalty import compile_vectors, vectorises
 from sae_sweep.registry import kinds
 from sae_sweep.saes.penalties import formula_of, penalty_value
@@ -34,6 +34,17 @@ def _top(codes, half, norms, ranks, latents):  # type: ignore[no-untyped-def]
 @numba.njit
 def _transpose(source, target):  # type: ignore[no-untyped-def]
     transpose(source, target)
+
+
+@numba.njit
+def _mark_top(codes, norms, k, masks, ranks, latents):  # type: ignore[no-untyped-def]
+    return mark_top(codes, norms, k, masks, ranks, latents)
+
+
+def _mark(codes: np.ndarray, norms: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+    """The bits of the k largest, and whether there are more than k."""
+    masks, ranks, latents = np.full(len(codes), -1), np.empty(codes.size, np.float32), np.empty(codes.size, np.int32)
+    return masks, _mark_top(codes, norms, k, masks, ranks, latents)
 
 
 def _integers(*shape: int) -> np.ndarray:
@@ -64,10 +75,25 @@ def test_of_equal_ranks_the_lower_latent_stays(k: int) -> None:
     codes, norms = np.maximum(_integers(width, INPUTS), 0), np.abs(_integers(width)) + 1
     ranks, latents = np.zeros((k, INPUTS), np.float32), np.zeros((k, INPUTS), np.int32)
     _top(codes, 17, norms, ranks, latents)
+    assert _mark(codes, norms, k)[1], "more than k have the k-th largest rank"
     for r in range(INPUTS):
         order = sorted(range(width), key=lambda latent: (-codes[latent, r] * norms[latent], latent))[:k]
         positive = [latent for latent in order if codes[latent, r] > 0]
         assert latents[ranks[:, r] > 0, r].tolist() == positive
+
+
+@pytest.mark.parametrize(("width", "k"), [(3, 1), (3, 5), (40, 2), (40, 7), (40, 40), (300, 8)])
+def test_marking_the_k_largest(width: int, k: int) -> None:
+    """Also where fewer fire than stay, on an input where none does, and where numbers are far apart."""
+    generator = np.random.default_rng(width + k)
+    codes = np.maximum(generator.standard_normal((width, INPUTS)), 0).astype(np.float32)
+    codes[:, 0], codes[:, 1], codes[0, 1] = 0, codes[:, 1] * np.float32(1e-30), np.inf
+    norms = generator.uniform(0.5, 2, width).astype(np.float32)
+    masks, tied = _mark(codes, norms, k)
+    ranks = codes * norms[:, None]
+    kth = -np.sort(-ranks, axis=0)[min(k, width) - 1]
+    bits = (masks[:, None].view(np.uint64) >> np.arange(INPUTS, dtype=np.uint64)) & np.uint64(1)
+    assert not tied and np.array_equal(bits.astype(bool), (ranks >= kth) & (ranks > 0))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ from sae_sweep.kernels.cpu.steps import (
     square_slices,
     take_steps,
 )
-from sae_sweep.kernels.cpu.tile_stack import TileStack
+from sae_sweep.kernels.cpu.tile_stack import TileStack, TileTrainer
+from sae_sweep.kernels.cpu.unrolled import UnrolledTrainer
 from sae_sweep.kernels.cpu.win_rates import count_wins, log_shares
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
 from sae_sweep.kernels.limits import DENSE_ABOVE, DENSE_AT_LEAST, ENTRIES, MOST_PARTS, PART, ROUND_BELOW
@@ -55,6 +56,12 @@ from sae_sweep.saes.train import THRESHOLD_RATE, Progress
 
 # Gradients that the threads of a dense step fill.
 DENSE_PARTS = 4
+# What trains the SAEs of an encoder, of a linear one the narrow ones.
+TRAINERS: dict[str, type[TileTrainer]] = {
+    "linear": NarrowTrainer,
+    "matching_pursuit": PursuitTrainer,
+    **dict.fromkeys(("ista", "lista", "mlp"), UnrolledTrainer),
+}
 # BatchTopK looks for its threshold above this share of the last.
 GUESS = np.float32(0.9)
 
@@ -68,15 +75,14 @@ class CpuBackend:
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
         """`pool` must keep PyTorch to one thread each: threads of its own would fight ours and reorder sums."""
         self.pool, self.threads = pool, threads
-        self.narrow, self.pursuit = (TileStack(trainer, pool, threads) for trainer in (NarrowTrainer, PursuitTrainer))
+        self.by_tiles = {trainer: TileStack(trainer, pool, threads) for trainer in set(TRAINERS.values())}
 
     def advance(self, stack: Stack, batches: Tensor) -> Progress:
         """Train every SAE of the stack on batches [steps, b, d], in place."""
         sums: dict[int, Array] = {}
-        by_tiles, tiled = self.pursuit, list(range(len(stack.points)))
-        if stack.encoder.name == "linear":
-            by_tiles, tiled = self.narrow, [i for i in tiled if is_narrow(stack, i)]
+        tiled = [i for i in range(len(stack.points)) if stack.encoder.name != "linear" or is_narrow(stack, i)]
         if tiled:
+            by_tiles = self.by_tiles[TRAINERS[stack.encoder.name]]
             sums.update(zip(tiled, by_tiles.advance(stack, tiled, batches), strict=True))
         wide = [i for i in range(len(stack.points)) if i not in sums]
         n = len(wide)

@@ -51,6 +51,20 @@ def _penalty(formula: Formula) -> dict[str, int]:
     }
 
 
+def setting_of(stack: Stack, i: int) -> Setting:
+    """The settings of a step of SAE i of the stack."""
+    point = stack.points[i]
+    formula = formula_of(point.penalty)
+    return Setting(
+        k=point.sae.k if stack.architecture.name == "topk" else 0,
+        dense_above=NARROW_DENSE_ABOVE * stack.width if vectorises(formula) else np.inf,
+        **_penalty(formula),
+        scale=float(point.penalty.get("scale", 1.0)),
+        exponent=float(stack.exponent[i]),
+        clip=float(point.training.clip),
+    )
+
+
 class NarrowTrainer(TileTrainer):
     """By the step of narrow SAEs."""
 
@@ -58,21 +72,13 @@ class NarrowTrainer(TileTrainer):
 
     def __init__(self, stack: Stack, i: int, work: tuple[Workspace, Auxiliary]) -> None:
         super().__init__(stack, i, work[0])
-        width, d, point = stack.width, stack.d, stack.points[i]
+        width, d = stack.width, stack.d
         flat, first, second = (rows[i].numpy() for rows in (stack.flat, stack.first, stack.second))
-        formula = formula_of(point.penalty)
         rows = flat[width * d : 2 * width * d].reshape(width, d)
         if d != padded(d):
             rows = np.zeros((width, padded(d)), np.float32)
         self.sae = Sae(flat, first, second, np.empty(width, np.float32), rows, stack.silent[i].numpy())
-        self.setting = Setting(
-            k=point.sae.k if stack.architecture.name == "topk" else 0,
-            dense_above=NARROW_DENSE_ABOVE * width if vectorises(formula) else np.inf,
-            **_penalty(formula),
-            scale=float(point.penalty.get("scale", 1.0)),
-            exponent=float(stack.exponent[i]),
-            clip=float(point.training.clip),
-        )
+        self.setting = setting_of(stack, i)
         refresh(self.sae)
         self.arguments = self.sae, self.setting, work[1]
 

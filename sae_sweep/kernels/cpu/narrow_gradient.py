@@ -27,6 +27,7 @@ from sae_sweep.kernels.cpu.narrow_tile import (
     encode,
     finish_gains,
     keep_top,
+    mark_top,
     product,
     transpose,
 )
@@ -44,7 +45,7 @@ PENALTY, SQUARED, FIRED, FURTHER, TOTALS = 0, 1, 2, 3, 4
 
 Array = np.ndarray[Any, Any]
 
-_slopes_at, _sum_terms_at, _weigh_terms_at, _slope_codes_at = map(
+_slopes_at, sum_terms_at, weigh_terms_at, slope_codes_at = map(
     function_at, (SLOPES, SUM_TERMS, WEIGH_TERMS, SLOPE_CODES)
 )
 
@@ -134,9 +135,16 @@ def refresh(sae):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _pieces(width):  # type: ignore[no-untyped-def]
+def pieces_of(width):  # type: ignore[no-untyped-def]
     """How many pieces of nearly equal size the latents are taken in."""
     return (width + LATENTS - 1) // LATENTS
+
+
+@_jit
+def bounds_of(width, piece):  # type: ignore[no-untyped-def]
+    """Begin and end of a piece's latents."""
+    pieces = pieces_of(width)
+    return width * piece // pieces, width * (piece + 1) // pieces
 
 
 @_jit
@@ -144,17 +152,12 @@ def _encode(sae, setting, tile, valid):  # type: ignore[no-untyped-def]
     """Codes of the tile's inputs and the bits of those above 0; how many these are."""
     width, d = len(sae.norms), (len(sae.flat) - len(sae.norms)) // (2 * len(sae.norms) + 1)
     W_enc, _, b_enc, _ = views(sae.flat, width, d)
-    pieces, entries = _pieces(width), 0
-    if setting.k:
-        tile.ranks[:] = 0
-    for piece in range(pieces):
-        begin, end = width * piece // pieces, width * (piece + 1) // pieces
-        codes, masks = tile.codes[begin:end], tile.masks[begin:end]
-        encode(W_enc[begin:end], tile.transposed, b_enc[begin:end], codes, masks)
-        if setting.k:
-            keep_top(codes, begin, sae.norms, tile.ranks, tile.latents)
-    if setting.k:
-        _mark_top(tile, setting.k)
+    entries = 0
+    for piece in range(pieces_of(width)):
+        begin, end = bounds_of(width, piece)
+        encode(W_enc[begin:end], tile.transposed, b_enc[begin:end], tile.codes[begin:end], tile.masks[begin:end])
+        choose_of_piece(tile, sae.norms, setting.k, begin, end)
+    choose(tile, sae.norms, setting.k)
     for latent in range(width):
         tile.masks[latent] &= valid
         tile.fired[latent] |= np.uint8(tile.masks[latent] != 0)
@@ -163,8 +166,24 @@ def _encode(sae, setting, tile, valid):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _mark_top(tile, k):  # type: ignore[no-untyped-def]
-    """The bits of the codes that are among the k largest of their input."""
+def choose_of_piece(tile, norms, k, begin, end):  # type: ignore[no-untyped-def]
+    """What `choose` needs of latents [begin, end), whose codes are in the nearest cache."""
+    if k == 1:
+        if begin == 0:
+            tile.ranks[:] = 0
+        keep_top(tile.codes[begin:end], begin, norms, tile.ranks, tile.latents)
+
+
+@_jit
+def choose(tile, norms, k):  # type: ignore[no-untyped-def]
+    """The bits of the codes that are among the k largest of their input, of equal ones the lower latents'; k 0: all."""
+    if k == 0:
+        return
+    if k > 1:
+        if not mark_top(tile.codes, norms, k, tile.masks, tile.norm_scaled_acts, tile.order):
+            return
+        tile.ranks[:] = 0
+        keep_top(tile.codes, 0, norms, tile.ranks, tile.latents)
     tile.masks[:] = 0
     for slot in range(k):
         for r in range(INPUTS):
@@ -173,12 +192,12 @@ def _mark_top(tile, k):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _silence(tile):  # type: ignore[no-untyped-def]
-    """Codes of 0 where no bit is set."""
-    for latent in range(len(tile.masks)):
-        mask = tile.masks[latent]
+def silence(codes, masks):  # type: ignore[no-untyped-def]
+    """Codes [·, INPUTS] of 0 where no bit is set."""
+    for latent in range(len(masks)):
+        mask = masks[latent]
         for r in range(INPUTS):
-            tile.codes[latent, r] = tile.codes[latent, r] if (mask >> r) & 1 else np.float32(0)
+            codes[latent, r] = codes[latent, r] if (mask >> r) & 1 else np.float32(0)
 
 
 @_jit
@@ -190,17 +209,17 @@ def _dense_tile(sae, setting, tile, rows, weights):  # type: ignore[no-untyped-d
     width, padded = sae.rows.shape
     d = (len(sae.flat) - width) // (2 * width + 1)
     _, W_dec, _, b_dec = views(sae.flat, width, d)
-    sum_terms, slope_codes = _sum_terms_at(setting.sum_terms_at), _slope_codes_at(setting.slope_codes_at)
-    weigh_terms = _weigh_terms_at(setting.weigh_terms_at)
+    sum_terms, slope_codes = sum_terms_at(setting.sum_terms_at), slope_codes_at(setting.slope_codes_at)
+    weigh_terms = weigh_terms_at(setting.weigh_terms_at)
     scale, exponent = np.float32(setting.scale), np.float32(setting.exponent)
     of_error, of_penalty = weights
     terms, of_terms = np.zeros((2, INPUTS), np.float32), np.empty((2, INPUTS), np.float32)
-    residual, pieces = tile.residual_transposed, _pieces(width)
+    residual = tile.residual_transposed
     for i in range(d):
         for r in range(INPUTS):
             residual[i, r] = b_dec[0, i] - tile.target_transposed[i, r]
-    for piece in range(pieces):
-        begin, end = width * piece // pieces, width * (piece + 1) // pieces
+    for piece in range(pieces_of(width)):
+        begin, end = bounds_of(width, piece)
         sum_terms(tile.codes[begin:end], sae.norms[begin:end], scale, exponent, terms)
         add_product(W_dec[begin:end].T, tile.codes[begin:end], residual)
     penalty = weigh_terms(terms, setting.scale, setting.exponent, of_terms)
@@ -214,8 +233,8 @@ def _dense_tile(sae, setting, tile, rows, weights):  # type: ignore[no-untyped-d
             residual[i, r] *= of_error
     transpose(residual, tile.residual)
     zeros = np.zeros(LATENTS, np.float32)
-    for piece in range(pieces):
-        begin, end = width * piece // pieces, width * (piece + 1) // pieces
+    for piece in range(pieces_of(width)):
+        begin, end = bounds_of(width, piece)
         codes, norms = tile.codes[begin:end], sae.norms[begin:end]
         gains, slopes = tile.gains[: end - begin], tile.slopes[: end - begin]
         product(W_dec[begin:end], residual, zeros, gains)
@@ -246,7 +265,7 @@ def _sparse_tile(sae, setting, tile, rows, weights):  # type: ignore[no-untyped-
     for r in range(rows):
         for i in range(padded):
             residual[r, i] *= of_error
-    penalty, entry, gains = _penalise_entries(sae, setting, tile), 0, tile.gains
+    penalty, entry, gains = penalise_entries(sae, setting, tile), 0, tile.gains
     for latent in range(width):
         mask = tile.masks[latent]
         if mask == 0:
@@ -269,7 +288,7 @@ def _sparse_tile(sae, setting, tile, rows, weights):  # type: ignore[no-untyped-
 
 
 @_jit
-def _penalise_entries(sae, setting, tile):  # type: ignore[no-untyped-def]
+def penalise_entries(sae, setting, tile):  # type: ignore[no-untyped-def]
     """The penalty of a tile, and its slope in each entry, in the order of latents and then inputs."""
     if setting.by_input:
         return _penalise_by_input(sae, setting, tile)
@@ -286,8 +305,8 @@ def _penalise_entries(sae, setting, tile):  # type: ignore[no-untyped-def]
     tile.norm_scaled_acts[entry : rows * INPUTS] = 0
     codes, slopes = tile.norm_scaled_acts.reshape(-1, INPUTS)[:rows], tile.entry_slopes.reshape(-1, INPUTS)[:rows]
     norms, scale, exponent = np.ones(rows, np.float32), np.float32(setting.scale), np.float32(setting.exponent)
-    sum_terms, slope_codes = _sum_terms_at(setting.sum_terms_at), _slope_codes_at(setting.slope_codes_at)
-    weigh_terms = _weigh_terms_at(setting.weigh_terms_at)
+    sum_terms, slope_codes = sum_terms_at(setting.sum_terms_at), slope_codes_at(setting.slope_codes_at)
+    weigh_terms = weigh_terms_at(setting.weigh_terms_at)
     terms, of_terms = np.zeros((2, INPUTS), np.float32), np.empty((2, INPUTS), np.float32)
     sum_terms(codes, norms, scale, exponent, terms)
     penalty = weigh_terms(terms, setting.scale, setting.exponent, of_terms)
@@ -363,7 +382,7 @@ def add_gradient(x, targets, left, sae, setting, tile, weights, dense):  # type:
         totals[FIRED] += _encode(sae, setting, own, valid)
         if dense:
             if setting.k or rows < INPUTS:
-                _silence(own)
+                silence(own.codes, own.masks)
             penalty, error = _dense_tile(sae, setting, own, rows, weights)
         else:
             penalty, error = _sparse_tile(sae, setting, own, rows, weights)

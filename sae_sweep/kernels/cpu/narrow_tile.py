@@ -7,6 +7,7 @@ has one order, by its operands alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,10 +63,7 @@ def product(typingctx, A, B, starts, C):  # type: ignore[no-untyped-def]
     def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
         A, B, starts, C = arrays(context, builder, signature, arguments)
 
-        def begin(row: Any, place: Any) -> Any:
-            return splat(builder, builder.load(builder.gep(starts.data, [row])))
-
-        _emit_product(builder, A, B, C, begin)
+        _emit_product(builder, A, B, C, lambda row, place: splat(builder, _start(builder, starts, row)))
         return context.get_dummy_value()
 
     return types.void(A, B, starts, C), codegen
@@ -77,24 +75,49 @@ def encode(typingctx, A, B, starts, C, masks):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
         A, B, starts, C, masks = arrays(context, builder, signature, arguments)
-        bits, zeros = ir.IntType(LANES), ir.Constant(VECTOR, [0.0] * LANES)
-        words = builder.bitcast(masks.data, bits.as_pointer())
-
-        def begin(row: Any, place: Any) -> Any:
-            return splat(builder, builder.load(builder.gep(starts.data, [row])))
-
-        def finish(column: Any, sums: Sequence[tuple[Any, Any, Any]]) -> None:
-            # From registers: a code that is read, compared and written back becomes a masked store, which is slow.
-            for row, place, value in sums:
-                on = builder.fcmp_ordered(">", value, zeros)
-                store(builder, builder.select(on, value, zeros), place)
-                word = builder.add(builder.mul(row, INT64(_BLOCKS)), builder.udiv(column, INT64(LANES)))
-                builder.store(builder.bitcast(on, bits), builder.gep(words, [word]))
-
-        _emit_product(builder, A, B, C, begin, finish)
+        _emit_codes(builder, A, B, C, masks, lambda row, place: splat(builder, _start(builder, starts, row)))
         return context.get_dummy_value()
 
     return types.void(A, B, starts, C, masks), codegen
+
+
+@intrinsic
+def correct(typingctx, A, B, starts, before, C, masks):  # type: ignore[no-untyped-def]
+    """As `encode` of starts[:, None] + before + A @ B; before [m, INPUTS] lies as C does."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        A, B, starts, before, C, masks = arrays(context, builder, signature, arguments)
+        first, other = (builder.ptrtoint(array.data, INT64) for array in (C, before))
+        away = builder.sub(other, first)
+
+        def begin(row: Any, place: Any) -> Any:
+            there = builder.inttoptr(builder.add(builder.ptrtoint(place, INT64), away), FLOAT.as_pointer())
+            return builder.fadd(splat(builder, _start(builder, starts, row)), load(builder, there))
+
+        _emit_codes(builder, A, B, C, masks, begin)
+        return context.get_dummy_value()
+
+    return types.void(A, B, starts, before, C, masks), codegen
+
+
+def _start(builder: Builder, starts: Any, row: Any) -> Any:
+    return builder.load(builder.gep(starts.data, [row]))
+
+
+def _emit_codes(builder: Builder, A: Any, B: Any, C: Any, masks: Any, begin: Callable[[Any, Any], Any]) -> None:
+    """Code of a product of which what exceeds 0 is kept, and marked."""
+    bits, zeros = ir.IntType(LANES), ir.Constant(VECTOR, [0.0] * LANES)
+    words = builder.bitcast(masks.data, bits.as_pointer())
+
+    def finish(column: Any, sums: Sequence[tuple[Any, Any, Any]]) -> None:
+        # From registers: a code that is read, compared and written back becomes a masked store, which is slow.
+        for row, place, value in sums:
+            on = builder.fcmp_ordered(">", value, zeros)
+            store(builder, builder.select(on, value, zeros), place)
+            word = builder.add(builder.mul(row, INT64(_BLOCKS)), builder.udiv(column, INT64(LANES)))
+            builder.store(builder.bitcast(on, bits), builder.gep(words, [word]))
+
+    _emit_product(builder, A, B, C, begin, finish)
 
 
 @intrinsic
@@ -327,6 +350,133 @@ def keep_top(typingctx, codes, first, norms, ranks, latents):  # type: ignore[no
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, norms, ranks, latents), codegen
+
+
+@intrinsic
+def mark_top(typingctx, codes, norms, k, masks, ranks, latents):  # type: ignore[no-untyped-def]
+    """Bit r of masks[i], int64 [n], is set where codes[i, r] · norms[i] is above 0 and among the k largest of input r.
+
+    codes [n, INPUTS], none below 0; norms [n]; ranks float32 and latents int32 [n · INPUTS] are overwritten. Returns
+    whether more than k bits of an input are set, because ranks are equal.
+
+    The least of the largest of k groups of latents is what surely k of an input reach; few others do. Among these the
+    k-th largest is sought by halving the numbers between it and the largest.
+    """
+
+    def codegen(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        codes, norms, k, masks, ranks, latents = arrays(context, builder, signature, arguments)
+        n = cgutils.unpack_tuple(builder, codes.shape)[0]
+        words = builder.bitcast(masks.data, ir.IntType(LANES).as_pointer())
+        one, wanted = ir.Constant(INTS, [1] * LANES), splat(builder, builder.trunc(k, INT32))
+        tied = cgutils.alloca_once_value(builder, INT64(0))
+        kept = [cgutils.alloca_once_value(builder, INT64(0)) for _ in range(_BLOCKS)]
+
+        def of_latent(latent: Any) -> list[Any]:
+            """Its ranks, a vector for each block of inputs."""
+            norm = splat(builder, builder.load(builder.gep(norms.data, [latent])))
+            begin = builder.gep(codes.data, [builder.mul(latent, INT64(INPUTS))])
+            offsets = (INT64(LANES * block) for block in range(_BLOCKS))
+            return [builder.fmul(load(builder, builder.gep(begin, [offset])), norm) for offset in offsets]
+
+        def entry(block: int, at: Any) -> tuple[Any, Any]:
+            """Where the ranks and the number of a latent are written down."""
+            at = builder.add(builder.mul(n, INT64(block)), at)
+            return builder.gep(ranks.data, [builder.mul(at, INT64(LANES))]), builder.gep(latents.data, [at])
+
+        def reach(block: int, floor: Any) -> Any:
+            """How many of these ranks come to the number of these bits."""
+            count = cgutils.alloca_once(builder, INTS)
+            builder.store(ir.Constant(INTS, [0] * LANES), count)
+            with cgutils.for_range(builder, builder.load(kept[block])) as loop:
+                value = load(builder, entry(block, loop.index)[0])
+                on = builder.sext(builder.fcmp_ordered(">=", value, builder.bitcast(floor, VECTOR)), INTS)
+                builder.store(builder.sub(builder.load(count), on), count)
+            return builder.load(count)
+
+        def halve(block: int, low: Any, high: Any) -> None:
+            """Bring the bits `low` up to those of the k-th largest; `high` is above all."""
+            count = cgutils.alloca_once(builder, INTS)
+            builder.store(reach(block, builder.load(low)), count)
+            again, some, done = (builder.append_basic_block(name) for name in ("again", "some", "done"))
+            builder.branch(again)
+            builder.position_at_end(again)
+            gap = builder.sub(builder.load(high), builder.load(low))
+            too_many = builder.icmp_signed(">", builder.load(count), wanted)
+            goes_on = builder.and_(too_many, builder.icmp_signed(">", gap, one))
+            builder.cbranch(_any(builder, goes_on), some, done)
+            builder.position_at_end(some)
+            middle = builder.add(builder.load(low), builder.lshr(gap, one))
+            reached = reach(block, middle)
+            enough = builder.icmp_signed(">=", reached, wanted)
+            up, down = builder.and_(goes_on, enough), builder.and_(goes_on, builder.not_(enough))
+            for moves, value, variable in ((up, middle, low), (up, reached, count), (down, middle, high)):
+                builder.store(builder.select(moves, value, builder.load(variable)), variable)
+            builder.branch(again)
+            builder.position_at_end(done)
+            builder.store(builder.or_(builder.load(tied), builder.zext(_any(builder, too_many), INT64)), tied)
+
+        bounds = _bounds_of_groups(builder, n, k, of_latent)
+        floors, low, high = [], cgutils.alloca_once(builder, INTS), cgutils.alloca_once(builder, INTS)
+        for least, _ in bounds:
+            # Of numbers above 0 the larger one has the larger bits.
+            bits = builder.bitcast(builder.load(least), INTS)
+            floors.append(builder.select(builder.icmp_signed("<", bits, one), one, bits))
+        with cgutils.for_range(builder, n) as loop:
+            builder.store(INT64(0), builder.gep(masks.data, [loop.index]))
+            for block, (value, floor) in enumerate(zip(of_latent(loop.index), floors, strict=True)):
+                at = builder.load(kept[block])
+                place, number = entry(block, at)
+                store(builder, value, place)
+                builder.store(builder.trunc(loop.index, INT32), number)
+                comes = _any(builder, builder.fcmp_ordered(">=", value, builder.bitcast(floor, VECTOR)))
+                builder.store(builder.add(at, builder.zext(comes, INT64)), kept[block])
+        for block, (floor, (_, most)) in enumerate(zip(floors, bounds, strict=True)):
+            builder.store(floor, low)
+            builder.store(builder.add(builder.bitcast(builder.load(most), INTS), one), high)
+            halve(block, low, high)
+            with cgutils.for_range(builder, builder.load(kept[block])) as loop:
+                place, number = entry(block, loop.index)
+                latent = builder.zext(builder.load(number), INT64)
+                at = builder.add(builder.mul(latent, INT64(_BLOCKS)), INT64(block))
+                on = builder.fcmp_ordered(">=", load(builder, place), builder.bitcast(builder.load(low), VECTOR))
+                builder.store(builder.bitcast(on, ir.IntType(LANES)), builder.gep(words, [at]))
+        return builder.load(tied)
+
+    return types.int64(codes, norms, types.int64, masks, ranks, latents), codegen
+
+
+def _bounds_of_groups(
+    builder: Builder, n: Any, groups: Any, of_latent: Callable[[Any], list[Any]]
+) -> list[tuple[Any, Any]]:
+    """The least and the largest of the largest ranks of so many groups of neighbours among n, for each block."""
+    zeros, infinite = (ir.Constant(VECTOR, [number] * LANES) for number in (0.0, math.inf))
+    least, most, of_group = (
+        [cgutils.alloca_once_value(builder, begin) for _ in range(_BLOCKS)] for begin in (infinite, zeros, zeros)
+    )
+    with cgutils.for_range(builder, groups) as group:
+        begin, end = (
+            builder.udiv(builder.mul(n, at), groups) for at in (group.index, builder.add(group.index, INT64(1)))
+        )
+        for largest in of_group:
+            builder.store(zeros, largest)
+        with cgutils.for_range_slice(builder, begin, end, INT64(1)) as (latent, _):
+            for value, largest in zip(of_latent(latent), of_group, strict=True):
+                _keep(builder, ">", value, largest)
+        for largest, *both in zip(of_group, least, most, strict=True):
+            for sign, variable in zip("<>", both, strict=True):
+                _keep(builder, sign, builder.load(largest), variable)
+    return list(zip(least, most, strict=True))
+
+
+def _any(builder: Builder, lanes: Any) -> Any:
+    """Whether any of LANES bits is set."""
+    return builder.icmp_unsigned("!=", builder.bitcast(lanes, ir.IntType(LANES)), ir.IntType(LANES)(0))
+
+
+def _keep(builder: Builder, sign: str, value: Any, variable: Any) -> None:
+    """Put into the variable what of each lane is above it, or below."""
+    old = builder.load(variable)
+    builder.store(builder.select(builder.fcmp_ordered(sign, value, old), value, old), variable)
 
 
 @intrinsic

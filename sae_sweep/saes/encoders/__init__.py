@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sae_sweep.registry import Kind, get
+from sae_sweep.saes.limits import UNROLLED, UNROLLED_CHOSEN
+from sae_sweep.saes.penalties import formula_of
+from sae_sweep.saes.recipes import revival_of
 
 if TYPE_CHECKING:
     import torch
@@ -78,3 +81,14 @@ def encoder_of(name: str) -> Encoder:
 def has_no_rows_of_its_own(architecture: Architecture) -> bool:
     """Whether an architecture leaves it to the encoder which rows it has: all but `tied`."""
     return architecture.effective is None
+
+
+def compiles_by_tiles(point: Point, device: str) -> bool:
+    """Whether the compiled step of encoders that iterate or have a hidden layer trains a point (on a CPU, by
+    kernels/cpu/unrolled_step.py): of ReLU and TopK, without AuxK, under penalties that weigh no latents by how often
+    they win, and where the codes of all steps fit."""
+    encoder, sae = point.encoder, point.sae
+    within = (1 + encoder.get("steps", 0)) * sae.width <= UNROLLED and encoder.get("hidden", 0) <= UNROLLED
+    chosen = sae.architecture == "relu" or (sae.architecture == "topk" and sae.k <= UNROLLED_CHOSEN)
+    plain = not revival_of(point.training).auxiliary and not formula_of(point.penalty).weighs
+    return device == "cpu" and within and chosen and plain

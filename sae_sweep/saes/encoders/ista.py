@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Setting, register
 from sae_sweep.saes.architectures import pre_activations
-from sae_sweep.saes.encoders import Encoder, has_no_rows_of_its_own
+from sae_sweep.saes.encoders import Encoder, compiles_by_tiles, has_no_rows_of_its_own
 
 if TYPE_CHECKING:
     import torch
@@ -87,5 +87,7 @@ register(
         effective=_effective,
         products=lambda chosen, of_sae, d: 1.0 + chosen.steps,
         suits=suits_iteration,
+        compiles=compiles_by_tiles,
+        version=2,
     )
 )

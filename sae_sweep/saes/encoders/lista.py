@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import register
-from sae_sweep.saes.encoders import Encoder
+from sae_sweep.saes.encoders import Encoder, compiles_by_tiles
 from sae_sweep.saes.encoders.ista import STEPS, first_gains, suits_iteration, unrolled
 
 if TYPE_CHECKING:
@@ -35,5 +35,7 @@ register(
         completed=_completed,
         products=lambda chosen, of_sae, d: 1.0 + chosen.steps,
         suits=suits_iteration,
+        compiles=compiles_by_tiles,
+        version=2,
     )
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Setting, register
 from sae_sweep.saes.architectures import pre_activations
-from sae_sweep.saes.encoders import Encoder, has_no_rows_of_its_own
+from sae_sweep.saes.encoders import Encoder, compiles_by_tiles, has_no_rows_of_its_own
 
 if TYPE_CHECKING:
     import torch
@@ -63,5 +63,7 @@ register(
         revived=_revived,
         products=_products,
         suits=has_no_rows_of_its_own,
+        compiles=compiles_by_tiles,
+        version=2,
     )
 )

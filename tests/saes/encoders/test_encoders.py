@@ -289,9 +289,11 @@ def test_plans_know_what_trains_them_and_what_it_costs() -> None:
     assert step_seconds(pursuit, cpu) < step_seconds(aux, cpu)
     for encoder in (MLP, ISTA, LISTA):
         point = dataclasses.replace(linear, encoder=encoder)
-        assert by_autograd(point, cpu) and not by_autograd(linear, cpu)
+        assert not by_autograd(point, cpu) and by_autograd(point, SPEEDS["cuda"])
+        assert by_autograd(dataclasses.replace(point, sae=point.sae.replace(architecture="jumprelu")), cpu)
         assert stack_key(point) != stack_key(linear) != stack_key(dataclasses.replace(linear, encoder=MLP))
-        assert step_seconds(point, cpu) > step_seconds(linear, cpu)
+        for l0 in (2, 20):  # by sums over what fires, and by products
+            assert step_seconds(point, cpu, l0) > 1.3 * step_seconds(linear, cpu, l0)
     assert stack_key(dataclasses.replace(linear, encoder=ISTA)) != stack_key(
         dataclasses.replace(linear, encoder=Encoder("ista", steps=5))
     )
