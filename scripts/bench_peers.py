@@ -223,7 +223,7 @@ def command_rows() -> list[dict[str, Any]]:
     """The command line's own rows."""
     empty = dict.fromkeys(("ratio_best_peer", "ratio_floor", "peak_bytes", "fvu", "l0"))
     return [
-        {"work": name, "backend": OURS, "seconds": seconds, **empty} for name, seconds in bench_commands.measure(say)
+        {"work": name, "backend": OURS, "seconds": seconds, **empty} for name, (seconds,) in bench_commands.measure(say)
     ]
 
 

@@ -136,6 +136,7 @@ def with_code(site: Path, code: str, cwd: Path, *arguments: str) -> subprocess.C
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_kinds_of_another_package_are_swept_resumed_reported_and_run_as_tasks(site: Path, tmp_path: Path) -> None:
     commands = [["penalties", "--json"], [*WORDS, "--json"], [*WORDS, "--json"]]
     commands += [["results", "thrown", "--format", "json"], ["report", "thrown"]]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,15 @@ def compose(asked: Mapping[str, str | None]) -> Composed:
 @registry.derived
 def _composed(named: tuple[tuple[str, str], ...], stamps: tuple[tuple[str, int, int], ...]) -> Composed:
     """`stamps`: of the files, so that a changed one is composed again."""
-    names, user_files = _offer(named)
     words = [f"{group}={files.name_in_store(option)}" for group, option in named]
     where = " ".join(f"{group}={option}" for group, option in named)
     try:
         # Hydra 1.3 warns where the version is not given, 1.4 where it is.
-        with warnings.catch_warnings(action="ignore"), initialize(config_path=None, version_base="1.3"):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            initialize(config_path=None, version_base="1.3"),
+            _offered(named) as (names, user_files),
+        ):
             config = hydra_compose(_TOP, words, return_hydra_config=True)
         chosen = {group: names.get(option, option) for group, option in config.hydra.runtime.choices.items()}
         OmegaConf.set_readonly(config, False)
@@ -80,11 +84,27 @@ def _composed(named: tuple[tuple[str, str], ...], stamps: tuple[tuple[str, int, 
     return Composed(tree, chosen, user_files)
 
 
-def _offer(named: tuple[tuple[str, str], ...]) -> tuple[dict[str, str], list[Path]]:
-    """Put the top file, and every option that it, `named` or a file of theirs chooses, into Hydra's store.
+@contextmanager
+def _offered(named: tuple[tuple[str, str], ...]) -> Iterator[tuple[dict[str, str], list[Path]]]:
+    """For a while, the top file and every option that it, `named` or a file of theirs chooses are in Hydra's store.
 
-    Returns name in the store → option, and the files that are not ours.
+    Yields name in the store → option, and the files that are not ours. Hydra copies all of its store for each
+    composition: what stays there makes the next ones slower.
     """
+    store = ConfigStore.instance()
+    before, store.repo = store.repo, _folders(store.repo)
+    try:
+        yield _offer(named)
+    finally:
+        store.repo = before
+
+
+def _folders(repo: dict[str, Any]) -> dict[str, Any]:
+    """Hydra's store with folders of its own."""
+    return {name: _folders(node) if isinstance(node, dict) else node for name, node in repo.items()}
+
+
+def _offer(named: tuple[tuple[str, str], ...]) -> tuple[dict[str, str], list[Path]]:
     top = files.top()
     ConfigStore.instance().store(name=_TOP, node=top)
     waiting = [*named, *(pair for entry in top["defaults"] if isinstance(entry, dict) for pair in entry.items())]

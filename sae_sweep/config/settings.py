@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self
@@ -432,9 +432,15 @@ class Point:
     @property
     def plugins(self) -> dict[str, str]:
         """The kinds that are not ours, as `penalty NAME`, with name and version of the package that brought each."""
-        kinds = [kind for part in PARTS for kind in getattr(self, part).chosen.values()]
-        origins = {f"{kind.family} {kind.name}": registry.origin(kind.family, kind.name) for kind in kinds}
-        return {what: " ".join(origin).strip() for what, origin in origins.items() if origin}
+        return plugins_of([self])
+
+
+def plugins_of(points: Iterable[Point]) -> dict[str, str]:
+    """`plugins` of all these points, which have most of their parts in common."""
+    parts = {id(part): part for point in points for part in (getattr(point, name) for name in PARTS)}
+    kinds = dict.fromkeys((kind.family, kind.name) for part in parts.values() for kind in part.chosen.values())
+    origins = {" ".join(kind): registry.origin(*kind) for kind in kinds}
+    return {what: " ".join(origin).strip() for what, origin in origins.items() if origin}
 
 
 def _named(plugins: Mapping[str, str]) -> dict[str, Any]:

@@ -61,7 +61,10 @@ STRUCTURES = {
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
-    """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart."""
+    """The results table with the columns NAMES, and `repeat`, which tells repetitions (seeds) apart; as it is if it has
+    them."""
+    if {*NAMES, "repeat"} <= {*frame.columns}:
+        return frame
     frame = frame.copy()  # in as few pieces as it has types: pandas warns of columns added to many
     if frame.empty:
         missing = [name for name in (*NAMES, "repeat") if name not in frame]

@@ -306,7 +306,7 @@ FIGURES = (
         "A mark is a setting; where it has several seeds, their mean with bars from the lowest to the highest. Lines "
         "join what no setting of the same penalty, init and width beats; the others are pale. A click on a mark shows "
         "that SAE's latents below.",
-        lambda sweep: figure_data.front(sweep.results),
+        lambda sweep: figure_data.front(sweep.named),
         front,
     ),
     Figure(
@@ -325,7 +325,7 @@ FIGURES = (
         "Which maxima are split",
         "Split latents of each maximum, mean over seeds, at the coefficient of each penalty that has the lowest FVU × "
         "max(L0, 1). The palest colour is 0, the darkest the most that any maximum here has.",
-        lambda sweep: figure_data.distribution(sweep.results, sweep.per_max),
+        lambda sweep: figure_data.distribution(sweep.named, sweep.per_max),
         distribution,
     ),
     Figure(
@@ -342,7 +342,7 @@ FIGURES = (
         "Which factor latents split by",
         "How much of the query, the runner-up and the copies the top latent explains, given the maximum and beyond "
         "what a permutation would show. Bars span the points; hollow marks are the untrained SAEs.",
-        lambda sweep: figure_data.information(sweep.results, sweep.untrained),
+        lambda sweep: figure_data.information(sweep.named, sweep.untrained),
         information,
     ),
     Figure(
@@ -353,7 +353,7 @@ FIGURES = (
         "modifier beyond it, and neither; whether a modifier points the same way under two parents; what semi-NMF and "
         "a meta-SAE explain. Bars span the points; hollow marks are nulls: the same with modifiers, parents or entries "
         "permuted.",
-        lambda sweep: figure_data.structure(sweep.results),
+        lambda sweep: figure_data.structure(sweep.named),
         structure,
     ),
     Figure(
@@ -376,7 +376,7 @@ FIGURES = (
         "before), at the coefficient of each penalty that has the lowest FVU × max(L0, 1), median over seeds. Colour "
         "is the penalty, the dash the init. Where L0 is driven to a target, that is dotted. Where dead latents are "
         "revived: how many are dead, and how many were revived since the step before.",
-        lambda sweep: figure_data.curves(sweep.results, sweep.curves, sweep.targets),
+        lambda sweep: figure_data.curves(sweep.named, sweep.curves, sweep.targets),
         curves,
     ),
     Figure(
@@ -387,7 +387,7 @@ FIGURES = (
         "the steps that it took. Below the dotted line, at 2%, it has settled; with training.until=plateau it stops "
         "there by itself. Above it its counts are of an SAE that is still moving. Colour is the penalty, the symbol "
         "the width.",
-        lambda sweep: figure_data.plateau(sweep.results),
+        lambda sweep: figure_data.plateau(sweep.named),
         plateau,
     ),
 )

@@ -105,7 +105,7 @@ class DashboardBuilder:
             if toy_id(point.toy) not in self.store.ids("toys"):
                 raise UserError(f"the toy of {point.id} is not in {self.store.root}/toys: run its sweep again")
             load_toy(point.toy, self.store)  # one that is damaged is not trained anew for a look
-            self._grounds[key] = Ground(point, self.store, evaluation, "cpu", lambda event: None)
+            self._grounds[key] = Ground(point, self.store, evaluation, "cpu", say=None)
         return self._grounds[key]
 
 

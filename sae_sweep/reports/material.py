@@ -11,6 +11,7 @@ import pandas as pd
 
 from sae_sweep.config.settings import point_from
 from sae_sweep.reports.claims import Verdict
+from sae_sweep.reports.figure_data import named
 
 if TYPE_CHECKING:
     from sae_sweep.metrics.extra.theory import Costs
@@ -23,6 +24,11 @@ class Finished:
     results: pd.DataFrame
     untrained: pd.DataFrame
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def named(self) -> pd.DataFrame:
+        """The results with the names that figures give to settings."""
+        return named(self.results)
 
     @cached_property
     def per_max(self) -> dict[str, Any]:

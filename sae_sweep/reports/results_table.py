@@ -101,6 +101,8 @@ def _apart(means: pd.DataFrame, keys: list[str]) -> list[str]:
     found: list[str] = []
     named = {*keys, *_LADDER, *COLUMN_OF}
     free = [name for name in map(str, means.columns) if is_setting(name) and name not in named and name != "point_id"]
+    # Few settings have two values at all, and most groups have one.
+    free = [name for name in free if means[name].nunique(dropna=False) > 1]
     for name in sorted(free, key=lambda name: pd.api.types.is_numeric_dtype(means[name])):  # kinds before numbers
         groups = means.groupby([*keys, *_LADDER, *found], dropna=False, sort=False)
         found += [name] if (groups[name].nunique(dropna=False) > 1).any() else []

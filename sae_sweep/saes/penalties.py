@@ -9,13 +9,16 @@ Priors are read as in maximum a posteriori estimation: penalty = −log p up to 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Kind, Setting, get, register
 from sae_sweep.saes.formula import Formula, check, parse, symbols
+from sae_sweep.saes.formula_cache import kept_text
 
 if TYPE_CHECKING:
     import sympy as sp
@@ -352,29 +355,69 @@ _OnTensors = Callable[..., Any]
 def _torch_functions(
     formula: Formula, scale: float, exponent: float
 ) -> tuple[list[_OnTensors], _OnTensors | None, _OnTensors]:
+    """The functions of a formula: summed over latents, the one of which the largest counts, and of all these."""
+
+    def write() -> str:
+        return _write(formula, scale, exponent)
+
+    # An exponent may fall with every block of steps, and each would be kept.
+    kept = "p" not in formula.reads
+    text = kept_text("tensors", formula, scale, writer=__file__, write=write) if kept else write()
+    names = {**vars(import_module("torch")), "constant": _constant, "combined": _combined, "cases": _cases}
+    functions: tuple[list[_OnTensors], _OnTensors | None, _OnTensors] = eval(text, names)
+    return functions
+
+
+def _constant(value: float) -> _OnTensors:
+    """A number, in its argument's shape."""
+    return lambda first, *_: first * 0 + value
+
+
+def _combined(whole: _OnTensors, parts: list[_OnTensors]) -> _OnTensors:
+    """A function that takes the values of others too."""
+    return lambda *values: whole(*values, *(part(*values) for part in parts))
+
+
+def _cases(variable: int, bound: float, strict: bool, low: _OnTensors, high: _OnTensors) -> _OnTensors:
+    """One function up to a bound of a variable (below it if strict), another from there on.
+
+    torch.where evaluates both cases, and what overflows in the one not taken would turn its gradient into NaN: each is
+    evaluated on its own side of the bound.
+    """
+
+    def either(*values: torch.Tensor) -> torch.Tensor:
+        at = values[variable]
+        small, large = ((*values[:variable], each, *values[variable + 1 :]) for each in (at.clamp(max=bound), at))
+        return torch.where(at < bound if strict else at <= bound, low(*small), high(*large))
+
+    return either
+
+
+# --- The text of these functions: a Python expression of torch's names and the three above
+
+
+def _write(formula: Formula, scale: float, exponent: float) -> str:
     terms, outer, largest = (
         sp.sympify(each).subs({symbols.s: scale, symbols.p: exponent}) for each in formula.numeric_expressions()
     )
-    arguments = (symbols.T0, symbols.T1)[: len(terms)]
-    sums = [_on_tensors((symbols.a,), term) for term in terms]
-    if formula.largest is None:
-        return sums, None, _on_tensors(arguments, outer)
-    return sums, _on_tensors((symbols.a, symbols.logπ), largest), _on_tensors((*arguments, symbols.M), outer)
+    arguments: tuple[Any, ...] = (symbols.T0, symbols.T1)[: len(terms)]
+    sums, most = ", ".join(_spell((symbols.a,), term) for term in terms), "None"
+    if formula.largest is not None:
+        most, arguments = _spell((symbols.a, symbols.logπ), largest), (*arguments, symbols.M)
+    return f"([{sums}], {most}, {_spell(arguments, outer)})"
 
 
-def _on_tensors(arguments: tuple[Any, ...], expression: Any) -> _OnTensors:
-    if expression.is_number:  # a constant would not take its argument's shape
-        return lambda first, *_: first * 0 + float(expression)
+def _spell(arguments: tuple[Any, ...], expression: Any) -> str:
+    if expression.is_number:
+        return f"constant({float(expression)!r})"
     if isinstance(expression, sp.Piecewise):
-        return _cases(arguments, expression)
+        return _spell_cases(arguments, expression)
     cases = [each for each in _outermost(expression) if each.has(*arguments)]
     names = sp.symbols(f"case:{len(cases)}") if cases else ()
     whole = expression.subs(dict(zip(cases, names, strict=True)))
-    functions = [_on_tensors(arguments, case) for case in cases]
-    combined = sp.lambdify((*arguments, *names), whole.evalf(), modules=[torch])
-    if not cases:
-        return combined
-    return lambda *values: combined(*values, *(function(*values) for function in functions))
+    written = inspect.getsource(sp.lambdify((*arguments, *names), whole.evalf(), modules=[torch]))
+    function = f"(lambda {', '.join(map(str, (*arguments, *names)))}: {written.partition('return ')[2].strip()})"
+    return f"combined({function}, [{', '.join(_spell(arguments, case) for case in cases)}])" if cases else function
 
 
 def _outermost(expression: Any) -> list[Any]:
@@ -384,17 +427,8 @@ def _outermost(expression: Any) -> list[Any]:
     return [each for part in expression.args for each in _outermost(part)]
 
 
-def _cases(arguments: tuple[Any, ...], piecewise: Any) -> _OnTensors:
-    """torch.where evaluates both cases, and what overflows in the one not taken would turn its gradient into NaN: each
-    is evaluated on its own side of the bound."""
+def _spell_cases(arguments: tuple[Any, ...], piecewise: Any) -> str:
     (below, condition), *rest = piecewise.args
-    variable, bound = arguments.index(condition.lhs), float(condition.rhs)
-    low, high = _on_tensors(arguments, below), _on_tensors(arguments, sp.Piecewise(*rest))
-    strict = isinstance(condition, sp.StrictLessThan)
-
-    def either(*values: torch.Tensor) -> torch.Tensor:
-        at = values[variable]
-        small, large = ((*values[:variable], each, *values[variable + 1 :]) for each in (at.clamp(max=bound), at))
-        return torch.where(at < bound if strict else at <= bound, low(*small), high(*large))
-
-    return either
+    variable, strict = arguments.index(condition.lhs), isinstance(condition, sp.StrictLessThan)
+    low, high = _spell(arguments, below), _spell(arguments, sp.Piecewise(*rest))
+    return f"cases({variable}, {float(condition.rhs)!r}, {strict}, {low}, {high})"

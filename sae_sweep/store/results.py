@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from sae_sweep import registry
@@ -289,22 +290,32 @@ def _source(key: str) -> str:
 
 
 def _table(settings: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> pd.DataFrame:
-    further = sorted({name for values in metrics for name in values} - set(metric_columns()))
-    constant = table_columns()
+    measured, constant = _columns(metrics), table_columns()
+    given = _columns(settings) | measured
+    further = sorted(measured.keys() - metric_columns().keys())
     swept = [column for column in (settings[0] if settings else ()) if column not in constant]
-    data = {name: [row.get(name) for row in settings] for name in ("point_id", *SETTINGS, *swept)}
-    data |= {name: [values.get(name) for values in metrics] for name in (*metric_columns(), *further)}
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in (*constant, *further, *swept):
-        values = data.get(name, [None] * len(settings))
+        values = given.get(name, [None] * len(settings))
         kind = constant.get(name) or _swept_type(name, values)
         if name == "k" and any(isinstance(value, float) for value in values):  # of BatchTopK it is a mean
             kind = "float64"
-        columns[name] = pd.Series(values, dtype=kind)
+        columns[name] = _numbers(values) if kind == "float64" else pd.Series(values, dtype=kind)
     return pd.DataFrame(columns)
 
 
-def _swept_type(name: str, values: list[Any]) -> str:
+def _numbers(values: Sequence[float | None]) -> np.ndarray[Any, Any]:
+    """A column of numbers, as most are: pandas takes ten times as long."""
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Sequence[Any]]:
+    """The values of each key, of all rows together: null where a row has no such key."""
+    blank: dict[str, Any] = dict.fromkeys(key for keys in dict.fromkeys(map(tuple, rows)) for key in keys)
+    return dict(zip(blank, zip(*((blank | row).values() for row in rows), strict=True), strict=True))
+
+
+def _swept_type(name: str, values: Sequence[Any]) -> str:
     """The type of a column outside the constant ones, null where a point has no such setting."""
     if name in COLUMN_OF:
         return SETTINGS[COLUMN_OF[name]]

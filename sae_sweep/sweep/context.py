@@ -44,8 +44,9 @@ CLASS_INPUTS = Evaluation(inputs=1 << 20)
 class Ground:
     """What the points of a pack share: the toy, its activations, its cells, and the inputs they are measured on."""
 
-    def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say) -> None:
-        toy = trained_toy(point.toy, store, device, say).to(device)
+    def __init__(self, point: Point, store: Store, evaluation: Evaluation, device: str, say: Say | None) -> None:
+        """`say` hears how often the toy is right; where it is None, that is not measured."""
+        toy = trained_toy(point.toy, store, device, say or (lambda event: None)).to(device)
         self.evaluation, self.device, self.distribution = evaluation, device, point.distribution
         self.store = store
         self.stream = Stream(
@@ -55,8 +56,7 @@ class Ground:
             toy, point.site.name, point.distribution, self.stream.mean, self.stream.scale, evaluation
         )
         self.mean, self.scale = self.stream.mean.cpu(), self.stream.scale
-        accuracy = accuracy_of(self.inputs)
-        if accuracy is not None:
+        if say is not None and (accuracy := accuracy_of(self.inputs)) is not None:
             say(ToyAccuracy(point.toy, point.distribution, accuracy))
         self._starts: dict[tuple[Sae, Encoder, int], Parameters] = {}
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sae_sweep.config.grid import Sweep
-from sae_sweep.config.settings import TRAIN_VERSION, measure_id, toy_id
+from sae_sweep.config.settings import TRAIN_VERSION, measure_id, plugins_of, toy_id
 from sae_sweep.errors import UserError
 from sae_sweep.signals import check
 from sae_sweep.store.checksums import SCHEMA
@@ -160,8 +160,7 @@ def freeze(sweep: Sweep, store: Store) -> None:
     names = {point.toy.get("names", "") for point in sweep.points}
     if len(names) == 1 and (named := names.pop()):
         info["factors"] = named.split(", ")
-    plugins = {what: package for point in sweep.points for what, package in point.plugins.items()}
-    if plugins:
+    if plugins := plugins_of(sweep.points):
         info["plugins"] = plugins
     if sweep.files:
         info["files"] = sweep.files

@@ -17,7 +17,7 @@ from sae_sweep.metrics.partition_variance import Classes
 PARENTS = Toy(name="parents", features=2, modifiers=2, d_model=16)
 
 
-@pytest.mark.parametrize("coefficient", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("coefficient", [1.0, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.25, 3.0))])
 def test_a_latent_for_each_class_under_l1(coefficient: float) -> None:
     # Means in opposite pairs: by symmetry, and as the loss is convex in it, the best bias is their centre.
     length = 2.0
@@ -30,7 +30,13 @@ def test_a_latent_for_each_class_under_l1(coefficient: float) -> None:
     assert losses[:, 0].tolist() == pytest.approx([length**2, best, best], abs=1e-3)
 
 
-@pytest.mark.parametrize("penalty", [Penalty("l1", 0.7), Penalty("sqrt", 0.5), Penalty("log1p", 3.0)])
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        Penalty("sqrt", 0.5),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (Penalty("l1", 0.7), Penalty("log1p", 3.0))),
+    ],
+)
 def test_a_latent_apart_for_each_class(penalty: Penalty) -> None:
     """Two ways to one least loss: descent over everything, and over the bias with activations from a table."""
     means, chance = codes.classes(PARENTS)

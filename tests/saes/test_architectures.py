@@ -34,7 +34,7 @@ def trained(chosen: list[Point], steps: int) -> tuple[torch.Tensor, torch.Tensor
     return last.l0, last.error
 
 
-@pytest.mark.parametrize("bandwidth", [0.1, 0.5])
+@pytest.mark.parametrize("bandwidth", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_coefficient_of_l0_moves_l0(bandwidth: float) -> None:
     coefficients = (0.1, 1.0, 10.0)
     chosen = [
@@ -112,7 +112,9 @@ def test_tied_rows_are_one_matrix_of_unit_norm_throughout() -> None:
     assert (after.W_dec - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("architecture", ["relu", "tied", "gated"])
+@pytest.mark.parametrize(
+    "architecture", ["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tied", "gated"))]
+)
 def test_a_larger_coefficient_leaves_fewer_latents_on(architecture: str) -> None:
     chosen = [points([Penalty("l1", c)], architecture, steps=250)[0] for c in (0.1, 1.0, 5.0)]
     l0, error = trained(chosen, 250)

@@ -213,8 +213,18 @@ def test_both_sites_see_the_same_inputs_and_exemplars_are_others() -> None:
     assert not torch.equal(exemplars, pre.batches(0, 1)[0])
 
 
-@pytest.mark.parametrize("shape", [(7, 3, 5), (33, 4, 31), (9, 20, 8)])
-@pytest.mark.parametrize("name", ["uniform", "max_stratified"])
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        ((7, 3, 5), "uniform"),
+        ((7, 3, 5), "max_stratified"),
+        ((33, 4, 31), "uniform"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (((33, 4, 31), "max_stratified"), ((9, 20, 8), "uniform"), ((9, 20, 8), "max_stratified"))
+        ),
+    ],
+)
 def test_the_stream_has_the_same_bits_on_any_threads(shape: tuple[int, int, int], name: str) -> None:
     model = toy_model(*shape)
 

@@ -168,7 +168,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# One with cells and one without, a preset of planted, and what is one by another name.
+QUICK = ("independent", "parents", "circle", "superposition")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+)
 def test_each_kind_runs_from_command_to_table(kind: str, root: Path, few_inputs_for_constants: None) -> None:
     words = [f"toy={kind}", "toy.features=5", "toy.d_model=4", "sae.init=kmeans,oracle"]
     words += ["penalty.coefficient=0.1", "training.steps=30", "training.batch_size=64", "evaluation.inputs=3000"]

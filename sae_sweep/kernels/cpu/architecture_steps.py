@@ -16,7 +16,7 @@ import numba
 
 from sae_sweep.config.settings import Point
 from sae_sweep.kernels.cpu.function_pointers import address_of, function_at
-from sae_sweep.kernels.cpu.penalty_gradients import SLOPES
+from sae_sweep.kernels.cpu.penalty_loops import SLOPES
 from sae_sweep.kernels.cpu.sparse_step import OPTIONS, OWN, ROW, SAE, WORKSPACE, record
 
 _int, _real = numba.int64, numba.float64

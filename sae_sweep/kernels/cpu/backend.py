@@ -20,7 +20,8 @@ from sae_sweep.kernels.cpu.batchtopk import HALF, drop_below, norm_scaled_acts, 
 from sae_sweep.kernels.cpu.dense_gradient import add_gradient
 from sae_sweep.kernels.cpu.function_pointers import address_of
 from sae_sweep.kernels.cpu.narrow import NarrowTrainer, auxiliary_of, is_narrow
-from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
+from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes
+from sae_sweep.kernels.cpu.penalty_loops import penalises
 from sae_sweep.kernels.cpu.pursuit import PursuitTrainer
 from sae_sweep.kernels.cpu.simd import LANES
 from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, Encoder, Sae, Workspace, encoder_of, refresh

@@ -13,15 +13,11 @@ from sae_sweep.kernels.cpu.function_pointers import address_of
 from sae_sweep.kernels.cpu.narrow_gradient import LATENTS, TOTALS, Sae, Setting, Workspace, refresh
 from sae_sweep.kernels.cpu.narrow_step import take_narrow_steps
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS
-from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes, penalises
+from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes
+from sae_sweep.kernels.cpu.penalty_loops import penalises
 from sae_sweep.kernels.cpu.tile_stack import TileTrainer, cut, padded
-from sae_sweep.kernels.cpu.vector_penalty import (
-    compile_vectors,
-    slopes_codes,
-    sums_terms,
-    vectorises,
-    weighs_terms,
-)
+from sae_sweep.kernels.cpu.vector_loops import slopes_codes, sums_terms, weighs_terms
+from sae_sweep.kernels.cpu.vector_penalty import compile_vectors, vectorises
 from sae_sweep.kernels.limits import NARROW_CHOSEN, NARROW_DENSE_ABOVE, NARROW_WIDTH
 from sae_sweep.saes.formula import Formula, parse
 from sae_sweep.saes.penalties import formula_of

@@ -31,10 +31,10 @@ from sae_sweep.kernels.cpu.narrow_tile import (
     product,
     transpose,
 )
-from sae_sweep.kernels.cpu.penalty_gradients import SLOPES
+from sae_sweep.kernels.cpu.penalty_loops import SLOPES
 from sae_sweep.kernels.cpu.rows import dot
 from sae_sweep.kernels.cpu.sparse_step import LISTED, OPTIONS, views
-from sae_sweep.kernels.cpu.vector_penalty import SLOPE_CODES, SUM_TERMS, WEIGH_TERMS
+from sae_sweep.kernels.cpu.vector_loops import SLOPE_CODES, SUM_TERMS, WEIGH_TERMS
 
 _jit = numba.njit(**OPTIONS)
 

@@ -137,8 +137,16 @@ def test_auxk_is_trained_in_stacks_of_its_own_by_compiled_steps_where_these_know
     assert step_seconds(none, cpu) < step_seconds(aux, cpu) < step_seconds(adamw, cpu)
 
 
-@pytest.mark.parametrize("recipe", [RESAMPLE, BOTH])
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize(
+    ("architecture", "recipe"),
+    [
+        ("topk", BOTH),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("topk", RESAMPLE), ("batchtopk", RESAMPLE), ("batchtopk", BOTH))
+        ),
+    ],
+)
 def test_stacked_as_alone_on_any_threads(architecture: str, recipe: dict[str, Any]) -> None:
     chosen = points(PENALTIES[:3], architecture, width=100, **recipe)
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
