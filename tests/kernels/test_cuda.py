@@ -257,6 +257,7 @@ SEVERAL_STEPS += [("relu", 24, b) for b in (64, 512, 1024, 4096)] + [("relu", EN
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the largest take three minutes in the interpreter, and more on a busy machine
 @pytest.mark.parametrize(("architecture", "width", "b"), SEVERAL_STEPS)
 def test_four_steps_and_four_more_with_annealing_between(architecture: str, width: int, b: int) -> None:
     """Launched, captured, replayed: against the reference, a second time, and one SAE alone."""
