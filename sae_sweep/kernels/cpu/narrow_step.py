@@ -111,6 +111,22 @@ def accumulate_metrics(totals, b, coefficient, metrics):  # type: ignore[no-unty
 
 
 @_jit
+def finish_step(work, silent, loss, steps, shared):  # type: ignore[no-untyped-def]
+    """Once the parameters of a step are updated: count silent latents, add up metrics, and publish what comes next.
+
+    loss: over how many inputs it is a mean, and the coefficient of its penalty
+    """
+    inputs, coefficient = loss
+    count_silent(work.fired[0], silent, 0, len(silent))
+    accumulate_metrics(work.totals, inputs, coefficient, shared.metrics)
+    shared.step[0] += 1
+    if shared.step[0] == steps:
+        publish(shared.queue, END, 0)
+    else:
+        publish(shared.queue, GRADIENT, len(work.cuts))
+
+
+@_jit
 def take_narrow_steps(batches, schedule, sae, setting, auxiliary, work, shared):  # type: ignore[no-untyped-def]
     """Adam steps of one SAE on batches [steps, b, d].
 
@@ -147,10 +163,4 @@ def take_narrow_steps(batches, schedule, sae, setting, auxiliary, work, shared):
         metrics[NORM] = max(metrics[NORM], norm)
         _update(sae, work, (np.float32(metrics[FACTOR]), np.float32(rate), np.float32(1 / correction2)))
         refresh(sae)
-        count_silent(work.fired[0], sae.silent, 0, len(sae.silent))
-        accumulate_metrics(work.totals, b, coefficient, metrics)
-        shared.step[0] += 1
-        if shared.step[0] == steps:
-            publish(queue, END, 0)
-        else:
-            publish(queue, GRADIENT, parts)
+        finish_step(work, sae.silent, (b, coefficient), steps, shared)

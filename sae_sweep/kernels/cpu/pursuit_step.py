@@ -18,12 +18,12 @@ import numba
 import numpy as np
 
 from sae_sweep.kernels.cpu.narrow_gradient import FIRED, SQUARED
-from sae_sweep.kernels.cpu.narrow_step import GRADIENT, accumulate_metrics, join_fired
+from sae_sweep.kernels.cpu.narrow_step import finish_step, join_fired
 from sae_sweep.kernels.cpu.narrow_tile import INPUTS, keep_best, transpose
 from sae_sweep.kernels.cpu.rows import add_rows, dot
 from sae_sweep.kernels.cpu.sparse_step import OPTIONS, views
-from sae_sweep.kernels.cpu.steps import FACTOR, NORM, adam, clip_factor, count_silent
-from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece, publish
+from sae_sweep.kernels.cpu.steps import FACTOR, NORM, adam, clip_factor
+from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece
 
 _jit = numba.njit(**OPTIONS)
 
@@ -209,12 +209,12 @@ def _update(sae, work, scales):  # type: ignore[no-untyped-def]
 def take_pursuit_steps(batches, schedule, sae, clip, work, shared):  # type: ignore[no-untyped-def]
     """Adam steps of one SAE on batches [steps, b, d]; the rest is as of `narrow_step.take_narrow_steps`."""
     steps, b, _ = batches.shape
-    queue, step, metrics = shared.queue, shared.step, shared.metrics
+    queue, metrics = shared.queue, shared.metrics
     while True:
         kind, part = claim(queue)
         if kind == END:
             return
-        now = step[0]
+        now = shared.step[0]
         _add_gradient(batches[now], sae, _part(work, part))
         if finish_piece(queue, len(work.cuts)):
             metrics[FACTOR], norm = clip_factor(_add_up(sae, work), np.empty(0), clip)
@@ -223,10 +223,4 @@ def take_pursuit_steps(batches, schedule, sae, clip, work, shared):  # type: ign
             _update(sae, work, scales)
             refresh(sae)
             join_fired(work.fired)
-            count_silent(work.fired[0], sae.silent, 0, len(sae.silent))
-            accumulate_metrics(work.totals, b, 0.0, metrics)
-            step[0] += 1
-            if step[0] == steps:
-                publish(queue, END, 0)
-            else:
-                publish(queue, GRADIENT, len(work.cuts))
+            finish_step(work, sae.silent, (b, 0.0), steps, shared)

@@ -14,12 +14,12 @@ import math
 import numba
 import numpy as np
 
-from sae_sweep.kernels.cpu.narrow_step import GRADIENT, accumulate_metrics, join_fired
+from sae_sweep.kernels.cpu.narrow_step import finish_step, join_fired
 from sae_sweep.kernels.cpu.rows import dot
 from sae_sweep.kernels.cpu.sparse_step import OPTIONS, views
-from sae_sweep.kernels.cpu.steps import FACTOR, NORM, adam, clip_factor, count_silent
+from sae_sweep.kernels.cpu.steps import FACTOR, NORM, adam, clip_factor
 from sae_sweep.kernels.cpu.unrolled_gradient import add_gradient, part_of
-from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece, publish
+from sae_sweep.kernels.cpu.work_queue import END, claim, finish_piece
 
 _jit = numba.njit(**OPTIONS)
 
@@ -122,12 +122,12 @@ def _add_up(sae, work):  # type: ignore[no-untyped-def]
 def take_unrolled_steps(batches, schedule, sae, setting, work, shared):  # type: ignore[no-untyped-def]
     """Adam steps of one SAE on batches [steps, b, d]; the rest is as of `narrow_step.take_narrow_steps`."""
     steps, b, _ = batches.shape
-    queue, step, metrics = shared.queue, shared.step, shared.metrics
+    queue, metrics = shared.queue, shared.metrics
     while True:
         kind, part = claim(queue)
         if kind == END:
             return
-        now = step[0]
+        now = shared.step[0]
         rate, correction2, coefficient = schedule[now, 0], schedule[now, 1], schedule[now, 2]
         weights = np.float32(2 / b), np.float32(coefficient / b)
         add_gradient(batches[now], sae, setting, part_of(work, part), weights)
@@ -138,10 +138,4 @@ def take_unrolled_steps(batches, schedule, sae, setting, work, shared):  # type:
             adam(sae.flat, sae.gradient, sae.first, sae.second, scales, 1, 0, len(sae.flat))
             refresh(sae)
             join_fired(work.fired)
-            count_silent(work.fired[0], sae.silent, 0, len(sae.silent))
-            accumulate_metrics(work.totals, b, coefficient, metrics)
-            step[0] += 1
-            if step[0] == steps:
-                publish(queue, END, 0)
-            else:
-                publish(queue, GRADIENT, len(work.cuts))
+            finish_step(work, sae.silent, (b, coefficient), steps, shared)
