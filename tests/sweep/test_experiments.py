@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +18,17 @@ from sae_sweep.store.store import Store
 from sae_sweep.sweep import attainable
 from sae_sweep.toys import sampling
 
+ROOT = Path(__file__).parents[2]
 MINIATURE = ["toy.d_vocab=4", "toy.k=3", "toy.steps=20", "training.steps=4", "training.batch_size=16", "seed=0,1"]
 MINIATURE += ["toy.seed=0", "evaluation.inputs=256", "evaluation.permutations=1", "logger=none"]
 # Thousands of features can be few.
 FEWER_FEATURES = ["toy.features=32", "toy.d_model=8", "sae.width=32"]
 FEWER = {"published_sanity": FEWER_FEATURES, "published_bench": FEWER_FEATURES}
+# Claims that compare lengths of training have lengths to compare; a plateau is known from 800 steps on.
+SHORTER = {
+    "published_absorption": {"24414": "4", "200000": "5"},
+    "recipes_steps": {"1500": "4", "6000": "5", "40000": "800"},
+}
 # What must split to have a structure takes a larger toy, and some seconds.
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
 # From random directions nothing splits in so few steps, and what does not split has no structure.
@@ -31,15 +38,22 @@ PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")
 QUICK = ("quickstart", "published_circle")
 
 
-def miniature(experiment: str) -> list[str]:
-    """What makes a preset small, without the settings that none of its toys has."""
+def miniature(experiment: str, folder: Path) -> list[str]:
+    """What runs a preset small, without the settings that none of its toys has."""
     words = [LARGER.get(word, word) for word in MINIATURE] + ["penalty=l1"] if experiment == "structure" else MINIATURE
     words = words + FEWER.get(experiment, [])
-    if experiment == "recipes_steps":  # its claims compare lengths of training
+    preset = experiment
+    if experiment in SHORTER:
+        text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+        for steps, fewer in SHORTER[experiment].items():
+            text = re.sub(rf"\b{steps}\b", fewer, text)
+        preset = str(folder / f"{experiment}.yaml")
+        Path(preset).write_text(text)
         words = [word for word in words if not word.startswith("training.steps=")]
     toys = {point.toy for point in overrides.load([f"experiment={experiment}", "claims=[]"]).points}
     known = {f"toy.{key}" for toy in toys for key in toy.to_dict()}
-    return [word for word in words if not word.startswith("toy.") or word.partition("=")[0] in known]
+    words = [word for word in words if not word.startswith("toy.") or word.partition("=")[0] in known]
+    return [f"experiment={preset}", *words]
 
 
 @pytest.fixture(
@@ -54,8 +68,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         patch.setattr(attainable, "check_attainable", lambda sweep: None)
         # A planted toy draws a million inputs for its mean and scale: here they need not be so exact.
         patch.setattr(sampling, "CONSTANTS_INPUTS", 1 << 14)
-        size = miniature(experiment)
-        end = call("run", "--json", f"experiment={experiment}", *size, f"output_dir={root}", "name=mini")
+        end = call("run", "--json", *miniature(experiment, root), f"output_dir={root}", "name=mini")
         assert end.code == 0, end.err
         found = json.loads(end.out)
         assert (found["ran"], found["failed"]) == (found["points"], 0)

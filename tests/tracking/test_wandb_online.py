@@ -266,7 +266,7 @@ def test_views_draw_what_runs_log() -> None:
     asked = {part.split('"')[0] for part in text.split('"summary:')[1:]}
     assert asked and asked <= logged
     assert {keys.key(f"label_{label}") for label in LABELS} <= set(
-        panels["Latents by what they tell apart, mean by start"].metrics
+        panels["Latents by what they tell apart, mean by init"].metrics
     )
     (runs,) = spec["runSets"]
     assert "quick start" in json.dumps(runs["filters"])
