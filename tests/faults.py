@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,10 @@ from sae_sweep.store.store import Store
 
 POINTS = 16
 WORDS = ["run", "--json", *SEVERAL]
-RESUME = f"interrupted: finished points are kept; resume with: sae-sweep {' '.join(WORDS)}"
+# The same, each SAE trained until it has settled: SAEs of one pack stop at steps of their own.
+SETTLING = [word for word in WORDS if not word.startswith("training.steps=")]
+SETTLING += ["training.until=plateau", "training.steps=1600", "training.schedule=constant", "training.lr=1e-2"]
+RESUME = "interrupted: finished points are kept; resume with: sae-sweep "
 STOPPED = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGUSR2: 75}
 # Every so many trials the command starts as a user starts it: a fresh interpreter, stopped also while it loads.
 FRESH_EVERY = 10
@@ -38,32 +41,37 @@ class Unavailable(Exception):
 
 
 class Bench:
-    """What the trials compare with, made once."""
+    """What the trials of one sweep compare with, made once."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, place: Path, words: Sequence[str] = WORDS) -> None:
+        self.place, self.words = place, list(words)
+
+    @cached_property
+    def settling(self) -> Bench:
+        """The bench of SETTLING."""
+        return Bench(self.place, SETTLING)
 
     @cached_property
     def undisturbed(self) -> Path:
-        """The output directory of SEVERAL, run in one go."""
+        """The output directory of the sweep, run in one go."""
         folder = Path(tempfile.mkdtemp(dir=self.place))
-        end = Forked(WORDS, folder).wait()
+        end = Forked(self.words, folder).wait()
         assert end.code == 0, end.err
         return folder / "outputs"
 
     @cached_property
     def pace(self) -> float:
-        """Seconds that SEVERAL takes in a forked process."""
+        """Seconds that the sweep takes in a forked process."""
         assert self.undisturbed  # starts the server that forks
         begin = time.monotonic()
-        assert Forked(WORDS, Path(tempfile.mkdtemp(dir=self.place))).wait().code == 0
+        assert Forked(self.words, Path(tempfile.mkdtemp(dir=self.place))).wait().code == 0
         return time.monotonic() - begin
 
     @cached_property
     def fresh_pace(self) -> float:
         """The same, loading included."""
         folder, begin = Path(tempfile.mkdtemp(dir=self.place)), time.monotonic()
-        assert Fresh(WORDS, folder).wait().code == 0
+        assert Fresh(self.words, folder).wait().code == 0
         return time.monotonic() - begin
 
 
@@ -112,11 +120,11 @@ def intact(root: Path) -> None:
 
 
 def resumes(folder: Path, bench: Bench, root: Path | None = None) -> Result:
-    """Run SEVERAL to its end in `folder`; nothing finished is made again, and the table is the undisturbed one."""
+    """Run the sweep to its end in `folder`; nothing finished is made again, and the table is the undisturbed one."""
     root = root or folder / "outputs"
     before = identities(root)
     intact(root)
-    end = Forked([*WORDS, f"output_dir={root}"], folder / "rerun").wait()
+    end = Forked([*bench.words, f"output_dir={root}"], folder / "rerun").wait()
     assert end.code == 0, end.err
     found = json.loads(end.out)
     assert (found["ran"], found["skipped"], found["failed"]) == (POINTS - len(before), len(before), 0), found
@@ -142,16 +150,23 @@ def one_line(end: Result, *codes: int) -> str:
 def stopped(number: signal.Signals, bench: Bench, folder: Path, trial: int, chance: random.Random) -> None:
     """A signal at a random moment."""
     fresh = trial % FRESH_EVERY == FRESH_EVERY - 1
-    process = (Fresh if fresh else Forked)(WORDS, folder)
+    process = (Fresh if fresh else Forked)(bench.words, folder)
     time.sleep(chance.uniform(0, bench.fresh_pace if fresh else bench.pace))
     process.send(number)
     end = process.wait()
     assert end.code in (STOPPED[number], 0), (end.code, end.err)
     assert "Traceback" not in end.err, end.err
     if end.code > 0:
-        assert end.err.splitlines()[-1] == RESUME, end.err
+        assert end.err.splitlines()[-1] == RESUME + " ".join(bench.words), end.err
         assert end.out == ""
     resumes(folder, bench)
+
+
+def stopped_while_settling(
+    number: signal.Signals, bench: Bench, folder: Path, trial: int, chance: random.Random
+) -> None:
+    """The same, where each SAE is trained until it has settled."""
+    stopped(number, bench.settling, folder, trial, chance)
 
 
 def in_company(processes: int, bench: Bench, folder: Path, trial: int, chance: random.Random) -> None:

@@ -343,7 +343,7 @@ def test_stopped_while_it_loads(delay: float, tmp_path: Path) -> None:
     process.send(signal.SIGTERM)
     end = process.wait()
     assert (end.code, end.out) == (75, "")
-    assert end.err.splitlines()[-1] == RESUME
+    assert end.err.splitlines()[-1] == RESUME + " ".join(["run", "--json", *SEVERAL])
     assert "Traceback" not in end.err
 
 
