@@ -46,6 +46,7 @@ def test_every_recipe_is_there() -> None:
 
 
 @pytest.mark.parametrize("code", RECIPES, ids=lambda code: re.search(r'name="(\w+)"', code)[1])  # type: ignore[index]
+@pytest.mark.slow
 def test_a_recipe_is_swept(code: str, tables: dict[str, pd.DataFrame]) -> None:
     table = tables[code]
     assert table["penalty"].tolist() == ["saturating"] if "saturating" in code else table["largest_row"].gt(0).all()

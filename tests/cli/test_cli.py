@@ -104,6 +104,7 @@ def test_progress_is_on_stderr_one_line_per_point(tmp_path: Path) -> None:
     assert "[6/6]" in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_report_follows_a_run(root: Path) -> None:
     end = call("run", *SEEDS, f"output_dir={root}")
     assert end.code == 0

@@ -76,7 +76,8 @@ def agree(stack: Stack, data: torch.Tensor, backend: CudaBackend | None = None) 
     return [bool(dense) for dense in backend._trainer.dense]
 
 
-@pytest.mark.parametrize("by_entries", [False, pytest.param(True, marks=SLOW)])
+@pytest.mark.parametrize("by_entries", [False, True])
+@SLOW
 def test_the_step_is_the_reference_step_for_every_penalty(by_entries: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if by_entries:
         monkeypatch.setattr(tiling, "NARROW", 0)
@@ -139,6 +140,7 @@ def test_an_sae_without_room_for_its_entries_takes_the_step_by_products() -> Non
     assert agree(stack, data[2:], backend) == [False, True, False]
 
 
+@SLOW
 def test_codes_are_float32s_whatever_half_precision_makes_of_them() -> None:
     stack = quiet(stack_of(points(PENALTIES[:2], width=ENTRIES)))
     W_enc, _, b_enc, _ = stack.split(stack.flat)
@@ -180,8 +182,9 @@ def test_company_changes_no_bit(architecture: str, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("width", "architecture"),
-    [(40, "relu"), pytest.param(ENTRIES, "relu", marks=SLOW), pytest.param(40, "topk", marks=SLOW)],
+    [(40, "relu"), (ENTRIES, "relu"), (40, "topk")],
 )
+@SLOW
 def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> None:
     chosen = points(PENALTIES[:2], architecture, width)
     broken = dataclasses.replace(chosen[1], training=chosen[1].training.replace(lr=1e30))
@@ -193,6 +196,7 @@ def test_a_broken_sae_leaves_its_mates_alone(width: int, architecture: str) -> N
     assert torch.equal(mixed.flat[0], whole.flat[0])
 
 
+@SLOW
 def test_a_gradient_too_long_to_be_a_number_breaks_an_sae_and_does_not_freeze_it() -> None:
     stack = quiet(stack_of(points([PENALTIES[0], PENALTIES[1].replace(coefficient=1e30)])))
     assert CudaBackend().advance(stack, batches(3, BATCH)).loss.isfinite().tolist() == [True, False]
@@ -243,6 +247,7 @@ def test_the_planner_knows_what_is_held(architecture: str, width: int, d: int, b
     )
 
 
+@SLOW
 def test_an_annealed_stack() -> None:
     stack = stack_of(points([Penalty("lp_annealed", 0.5), PENALTIES[0]]))
     backend = CudaBackend()

@@ -55,6 +55,7 @@ class Altered:
         return progress
 
 
+@pytest.mark.slow
 def test_right_kernels_are_found_right(small: Check) -> None:
     assert compare(small, CudaBackend) == ""
 

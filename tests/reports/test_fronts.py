@@ -80,6 +80,7 @@ def test_intervals_over_seeds(factor: float, sure: bool, tmp_path: Path) -> None
     assert np.isnan(found.loc["tanh", "gap_low"]) and found.loc["tanh", "gap"] > 0
 
 
+@pytest.mark.slow
 def test_fronts_are_compared_only_over_the_l0_that_both_reach(tmp_path: Path) -> None:
     """Twice as good where both are; outside of that the first is beyond compare, then the second."""
     planted = {
@@ -154,6 +155,7 @@ def test_what_sets_a_line_apart_is_in_its_warning(tmp_path: Path) -> None:
     assert "k from 1 to 4 leave" in line and "the k does not" in line
 
 
+@pytest.mark.slow
 def test_the_warning_stands_at_the_end_of_a_run_and_on_the_page(tmp_path: Path) -> None:
     # From clusters, so few steps change little.
     assert call("run", "--json", *TINY, "penalty=l1", "name=flat", f"output_dir={tmp_path}").code == 0

@@ -199,6 +199,7 @@ def test_only_questions_are_the_question() -> None:
     assert summary.question(info | {"files": {"mine.yaml": "# A ladder of widths."}}) == "A ladder of widths."
 
 
+@pytest.mark.slow
 def test_what_only_some_toys_have_is_not_said_of_all(tmp_path: Path) -> None:
     planted = Toy(name="parents", features=4)
     sweep(tmp_path, [(point(), {"l0": 1.0, "fvu": 0.1}), (point(toy=planted), {"l0": 1.0, "fvu": 0.1})])
@@ -251,6 +252,7 @@ def test_cards_say_what_the_stored_sae_does(trained: Path) -> None:
     assert near["other"].iloc[0] == int(cosines.argmax())
 
 
+@pytest.mark.slow
 def test_an_sae_is_its_folders_whatever_its_settings_are_called_today(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,7 @@ def test_the_backend_for_a_stack_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(heard) == 1 and "two runs differ" in str(heard[0])
 
 
+@pytest.mark.slow
 def test_a_backend_is_let_go_before_measuring(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from commandline import TINY
 

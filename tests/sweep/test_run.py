@@ -369,7 +369,7 @@ def test_stopped_while_it_logs(undisturbed: Path, tmp_path: Path) -> None:
     assert len(identities(tmp_path / "outputs")) == 16
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=SLOW), 2])
 def test_control_c_does_not_wait_for_a_pack(times: int, tmp_path: Path) -> None:
     """Of ten million steps."""
     words = [word.replace("training.steps=25", "training.steps=10000000") for word in ONE_PACK]

@@ -139,6 +139,7 @@ def test_the_distribution_of_the_toy_is_that_of_its_inputs() -> None:
     torch.testing.assert_close(share[1], torch.full((64,), 1 / 64), atol=0.006, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_small_recipe_learns_the_maximum_and_reports_its_loss() -> None:
     toy = Toy(d_vocab=16, k=3, steps=1500, batch_size=256, lr=3e-3)
     seen: list[tuple[int, float]] = []

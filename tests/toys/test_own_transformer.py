@@ -189,6 +189,7 @@ def run(*words: str) -> Result:
     return call("run", "toy=checkpoint", *words, "sae.width=8", "training.steps=5", "logger=none", "device=cpu")
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_transformer_from_a_file(tmp_path: Path) -> None:
     file, out = tmp_path / "model.safetensors", tmp_path / "out"
     save_file({name: tensor for name, tensor in state().items() if not name.endswith("IGNORE")}, file)

@@ -168,8 +168,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
-# One with cells and one without, a preset of planted, and what is one by another name.
-QUICK = ("independent", "parents", "circle", "superposition")
+# One without cells, a preset of planted, and what is one by another name.
+QUICK = ("independent", "circle", "superposition")
 
 
 @pytest.mark.parametrize(
