@@ -403,6 +403,7 @@ def test_a_table_for_people_has_what_varies_and_fits(root: Path, monkeypatch: py
     assert "width" not in end.out and lines[-1].endswith("--format csv has all")
 
 
+@pytest.mark.slow
 def test_sweeps_beside_each_other(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = [word for word in SEEDS if not word.startswith("name=")]
     assert call("run", *other, "training.lr=0.01", "name=other", f"output_dir={root}", "--json").code == 0

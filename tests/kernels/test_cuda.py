@@ -158,8 +158,9 @@ def test_codes_are_float32s_whatever_half_precision_makes_of_them() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "width"),
-    [("relu", 40), pytest.param("relu", ENTRIES, marks=SLOW), pytest.param("topk", 40, marks=SLOW)],
+    [("relu", 40), ("relu", ENTRIES), ("topk", 40)],
 )
+@SLOW
 def test_company_changes_no_bit(architecture: str, width: int) -> None:
     chosen = points(PENALTIES[:3] if architecture == "relu" else PENALTIES[-1:] * 3, architecture, width)
     data = batches(2, BATCH)

@@ -108,6 +108,7 @@ def test_the_same_records_give_the_same_page_and_elsewhere_nothing_is_written(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a file in the place of a folder is made with POSIX permissions")
+@pytest.mark.slow
 def test_where_nothing_can_be_written_the_tables_are_printed_all_the_same(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = call("report", "tiny", "--output-dir", str(trained), "--output", str(tmp_path / "file/page.html"))

@@ -78,7 +78,7 @@ def test_what_has_no_ceiling_is_let_through() -> None:
     check({"measure": "owned_maxes", "at_least": 99}, "toy=independent")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "submit"])
+@pytest.mark.parametrize("command", ["run", "plan", pytest.param("submit", marks=pytest.mark.slow)])
 def test_every_command_that_trains_refuses_it(command: str, tmp_path: Path) -> None:
     words = ["experiment=one_per_max", "toy.d_vocab=8", f"output_dir={tmp_path}"]
     end = call(command, *words)

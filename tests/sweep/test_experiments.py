@@ -34,8 +34,8 @@ LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "se
 # From random directions nothing splits in so few steps, and what does not split has no structure.
 UNSPLIT = "query_direction_is_learnt"
 PRESETS = [name for name in listing("experiment") if not name.endswith("_paper")]
-# All of them take minutes. These are of maxima and of features, with pages of either.
-QUICK = ("quickstart", "published_circle")
+# All of them take minutes.
+QUICK = ("published_circle",)
 
 
 def miniature(experiment: str, folder: Path) -> list[str]:

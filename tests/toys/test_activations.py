@@ -161,6 +161,7 @@ def readout(**changes: np.ndarray | None) -> None:
     np.savez("readout.npz", **{name: each for name, each in (found | changes).items() if each is not None})
 
 
+@pytest.mark.slow
 def test_a_read_out_gives_kl_loss_recovered_and_accuracy(here: Path) -> None:
     words = [*OWN, "toy.readout=readout.npz", "sae.init=oracle", "sae.partition=m", "sae.width=4", "training.steps=1"]
     words += ["training.batch_size=32", "logger=none"]

@@ -76,6 +76,7 @@ def test_settings_that_count() -> None:
     assert (point.site.name, point.distribution.name, point.toy.title) == ("post_unembed", "uniform", "bigrams-6-3")
 
 
+@pytest.mark.slow
 def test_from_command_to_table(tmp_path: Path) -> None:
     words = ["toy=bigrams", "toy.d_vocab=5", "toy.contexts=2", "toy.steps=200", "toy.d_model=8", "sae.width=10"]
     words += ["site=pre_unembed,post_unembed", "sae.init=oracle", "sae.partition=mq", "penalty.coefficient=0.05"]
