@@ -231,8 +231,7 @@ def test_a_probe_is_scored_on_inputs_that_it_was_not_trained_on() -> None:
 
 
 @pytest.mark.usefixtures("few_inputs_for_constants")
-@pytest.mark.parametrize("toy", ["parents", "independent"])
-@pytest.mark.slow
+@pytest.mark.parametrize("toy", ["parents", pytest.param("independent", marks=pytest.mark.slow)])
 def test_probing_is_asked_for_and_trains_nothing(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric, "PROBE_INPUTS", 3_000)
     words = [f"toy={toy}", "toy.features=4", "toy.d_model=8", "sae.init=oracle", "name=p"]

@@ -121,6 +121,7 @@ def test_a_sweep_that_is_not_there(trained: Path) -> None:
     assert result.code == 2 and "there are: tiny" in result.err
 
 
+@pytest.mark.slow
 def test_points_whose_latents_to_show(trained: Path, tmp_path: Path) -> None:
     ids = list(frame.load(Store(trained), "tiny")["point_id"])
     chosen = ["--latents", ids[3], "--latents", ids[0][:9]]
