@@ -107,7 +107,7 @@ BESIDE: dict[str, Column] = {
     ),
     "seed_agreement": Column("matched cosine between the dictionaries of seeds of one setting", since=12),
 }
-# Whether a setting is Pareto-optimal among its own penalty and start, and among all of its width.
+# Whether a setting is Pareto-optimal among its own penalty and init, and among all of its width.
 FRONTS = {"on_front": "boolean", "on_common_front": "boolean"}
 
 

@@ -218,6 +218,11 @@ class Distribution(Part):
     choices: ClassVar = {"name": ("distribution", "max_stratified")}
 
 
+def init_name(init: str, partition: str | None) -> str:
+    """An init as people read it: an oracle's with the partition that it was given, "oracle mq"."""
+    return f"{init} {partition}" if init == "oracle" else init
+
+
 class Sae(Part):
     """Architecture, size and init of an SAE."""
 

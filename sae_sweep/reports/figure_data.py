@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS, is_seed, is_setting, shuffled
+from sae_sweep.config.settings import init_name
 from sae_sweep.reports.results_table import choice_word, coefficient, penalty_name, telling
 from sae_sweep.store.front import front as optimal
 from sae_sweep.store.plateau import STILL_MOVING
@@ -70,13 +71,12 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
         missing = [name for name in (*NAMES, "repeat") if name not in frame]
         return pd.concat([frame, pd.DataFrame(columns=missing, index=frame.index, dtype=object)], axis=1)
     frame = telling(frame)
-    oracle = "oracle " + frame["partition"].fillna("")
     seeds = [name for name in ("toy_seed", "seed", "data_seed") if frame[name].nunique() > 1] or ["seed"]
     rows = frame[[*NAMED & {*frame}]]
     names = {
         "penalty_name": rows.apply(penalty_name, axis=1),
         "setting": rows.apply(coefficient, axis=1),
-        "init_name": oracle.where(frame["init"] == "oracle", frame["init"]).astype(str),
+        "init_name": [*map(init_name, frame["init"], frame["partition"])],
         "given": _words(frame, choices(frame)),
         "repeat": _words(frame, seeds) if len(seeds) > 1 else frame[seeds[0]].astype(str),
     }

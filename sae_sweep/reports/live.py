@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sae_sweep.config.settings import Encoder, Point, counts
+from sae_sweep.config.settings import Encoder, Point, counts, init_name
 from sae_sweep.reports import layout
 from sae_sweep.reports.layout import fraction, write
 from sae_sweep.sweep.events import Event, Logging, Note, PointDone, PointFailed, ToyAccuracy, ToyProgress, TrainProgress
@@ -210,7 +210,7 @@ class LiveView:
 def describe(point: Point) -> str:
     """A point in a few words: width, init, encoder if not linear, penalty and coefficient, and the seed."""
     sae, penalty = point.sae, point.penalty
-    init = f"{sae.init}-{sae.partition}" if sae.init == "oracle" else sae.init
+    init = init_name(sae.init, sae.get("partition"))
     encoder = "" if point.encoder == Encoder() else f" {point.encoder.name}"
     if counts(sae.architecture):
         sparsity = f"{sae.architecture} k={sae.k}"

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.text import Text
 
 from sae_sweep.config.columns import COLUMN_OF, LABELS, SETTINGS, is_setting
-from sae_sweep.config.settings import counts
+from sae_sweep.config.settings import counts, init_name
 from sae_sweep.reports.factor_names import NO_NAMES, FactorNames
 from sae_sweep.reports.layout import Block, Row, columns, count, fraction
 from sae_sweep.store.results import aggregate
@@ -117,7 +117,7 @@ def best_rows(frame: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) ->
     order = pd.DataFrame({"place": groups.rank(method="first"), "knee": knee, "group": groups.ngroup()})
     best = chosen.loc[order.sort_values(["place", "knee"]).head(MOST_BEST).sort_values(["group", "place"]).index]
     shown = [
-        _Column("width, init", lambda row: " ".join([str(row["width"]), init_name(row), *context_words(row, keys)])),
+        _Column("width, init", lambda row: " ".join([str(row["width"]), _init(row), *context_words(row, keys)])),
         _Column("penalty", lambda row: shorten(recipe_name(row), max(_LEAST_NAME, width - _BESIDE), placeholder="…")),
         _Column("coef-\nficient", coefficient),
         _Column("L0", _cell("l0", _two, False)),
@@ -130,11 +130,6 @@ def best_rows(frame: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) ->
     ]
     rows = [Row([column.cell(row) for column in shown]) for _, row in best.iterrows()]
     return columns([names.say(column.header) for column in shown], [Block("", rows)], width)
-
-
-def init_name(row: pd.Series) -> str:
-    """An SAE's init; of an oracle with its partition: "oracle mq"."""
-    return f"oracle {row['partition']}" if row["init"] == "oracle" else str(row["init"])
 
 
 def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, names: FactorNames = NO_NAMES) -> Text:
@@ -156,6 +151,10 @@ def results_table(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, name
     if total > MOST_ROWS:
         text.append(f"\n… {total - sum(len(block.rows) for block in blocks)} more rows: sae-sweep results", style="dim")
     return text
+
+
+def _init(row: pd.Series) -> str:
+    return init_name(row["init"], row["partition"])
 
 
 def init_words(row: pd.Series) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sae_sweep.config.calibration import chosen
 from sae_sweep.config.columns import LABELS
+from sae_sweep.config.settings import init_name
 from sae_sweep.reports.charts import front_charts
 from sae_sweep.reports.claims import Verdict, least_accuracy, lowest_accuracy, share_still_moving
 from sae_sweep.reports.factor_names import FactorNames
@@ -26,7 +27,6 @@ from sae_sweep.reports.results_table import (
     best_rows,
     context,
     context_words,
-    init_name,
     init_words,
     penalty_name,
     representatives,
@@ -230,7 +230,7 @@ def _splits(frame: pd.DataFrame, untrained: pd.DataFrame, width: int, names: Fac
 
 
 def _init(row: pd.Series, keys: list[str]) -> str:
-    return ", ".join([init_name(row), *context_words(row, keys[:-2])])
+    return ", ".join([init_name(row["init"], row["partition"]), *context_words(row, keys[:-2])])
 
 
 def _numbers(rows: pd.DataFrame) -> tuple[dict[str, float], list[float]]:

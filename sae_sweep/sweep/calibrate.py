@@ -23,7 +23,7 @@ from sae_sweep.config.calibration import (
     refined,
 )
 from sae_sweep.config.grid import Sweep, varied
-from sae_sweep.config.settings import Evaluation, Point, canonical, measure_id
+from sae_sweep.config.settings import Evaluation, Point, canonical, init_name, measure_id
 from sae_sweep.errors import UserError
 from sae_sweep.signals import check
 from sae_sweep.store.store import NotThere, Store, StoreDamaged
@@ -154,13 +154,13 @@ def _filled_in(sweep: Sweep, calibration: Calibration, lines: Mapping[str, Line]
 
 
 def _names(lines: list[Point]) -> dict[Point, str]:
-    """Each line in a few words: architecture, penalty, width and start, then what else sets lines apart."""
+    """Each line in a few words: architecture, penalty, width and init, then what else sets lines apart."""
     told = ("sae.architecture", "sae.width", "sae.init", "sae.partition", "penalty.name", "penalty.p", "penalty.scale")
     further = [key for key in varied(lines) if key not in told]
     names = {}
     for line in lines:
         sae, penalty = line.sae, line.penalty
-        start = f"{sae.init} {sae.partition}" if sae.init == "oracle" else sae.init
-        words = [sae.architecture, penalty.words, f"width {sae.width}", start]
+        init = init_name(sae.init, sae.get("partition"))
+        words = [sae.architecture, penalty.words, f"width {sae.width}", init]
         names[line] = ", ".join([*words, *(f"{key}={line.get(key)}" for key in further)])
     return names

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_sweep.config.settings import Encoder, Sae, Site, counts
+from sae_sweep.config.settings import Encoder, Sae, Site, counts, init_name
 from sae_sweep.reports.factor_names import FactorNames
 from sae_sweep.tracking.keys import FIGURE, TRAINING, UNTRAINED, front_key, key
 from sae_sweep.tracking.process import Run
@@ -78,7 +78,7 @@ def _thinned(curve: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 
 
 def point_name(settings: Mapping[str, Any]) -> str:
-    """A name for people, such as `width136-l1-0.5-s0`; an encoder, start or site other than the default is in it."""
+    """A name for people, such as `width136-l1-0.5-s0`; an encoder, init or site other than the default is in it."""
     sae, penalty = settings["sae"], settings["penalty"]
     parts = [f"width{sae['width']}"]
     if sae["architecture"] != Sae().architecture:
@@ -91,7 +91,7 @@ def point_name(settings: Mapping[str, Any]) -> str:
         parts.append(f"{penalty['name']}{penalty['p']:g}" if penalty["name"] == "lp" else penalty["name"])
         parts.append(f"{penalty['coefficient']:g}")
     if sae["init"] != Sae().init:
-        parts.append(f"oracle-{sae['partition']}" if sae["init"] == "oracle" else sae["init"])
+        parts.append(init_name(sae["init"], sae.get("partition")).replace(" ", "-"))
     if settings["site"]["name"] != Site().name:
         parts.append(settings["site"]["name"])
     return "-".join([*parts, f"s{settings['seed']}"])

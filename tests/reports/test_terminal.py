@@ -389,7 +389,7 @@ def test_time_left_goes_from_the_estimate_to_the_pace(monkeypatch: pytest.Monkey
 
 def test_points_in_a_few_words() -> None:
     assert describe(point(width=8, init="oracle", partition="mq", penalty=Penalty("tanh", 0.5, scale=2.0))) == (
-        "width=8 oracle-mq tanh c=0.5 scale=2 seed=0"
+        "width=8 oracle mq tanh c=0.5 scale=2 seed=0"
     )
     assert describe(point(architecture="topk", k=3)) == "width=64 kmeans topk k=3 seed=0"
 
