@@ -44,7 +44,9 @@ def main() -> None:
     head, kept = table.splitlines()[:2], table.splitlines()[2:]
     for name in arguments.experiments:
         command = f"`sae-sweep run experiment={name}`"
-        kept = [row for row in kept if command not in row] + list(rows(name, command, store))
+        place = next((i for i, row in enumerate(kept) if command in row), len(kept))
+        kept = [row for row in kept if command not in row]
+        kept[place:place] = rows(name, command, store)
     PAGE.write_text(before + "\n".join([*head, *kept, ""]) + after)
 
 
