@@ -11,7 +11,8 @@ from test_kernels import step_alike
 
 from sae_sweep.config.settings import Penalty
 from sae_sweep.kernels.cpu import narrow
-from sae_sweep.kernels.cpu.narrow_tile import INPUTS, add_product, encode, keep_top, mark_top, transpose
+from sae_sweep.kernels.cpu.narrow_tile import INPUTS, add_product, encode, transpose
+from sae_sweep.kernels.cpu.tile_largest import keep_top, mark_top
 from sae_sweep.kernels.cpu.vector_penalty import compile_vectors, vectorises
 from sae_sweep.registry import kinds
 from sae_sweep.saes.penalties import formula_of, penalty_value

@@ -19,21 +19,17 @@ from sae_sweep.kernels.cpu.encoder_tile import lowest
 from sae_sweep.kernels.cpu.function_pointers import function_at
 from sae_sweep.kernels.cpu.narrow_tile import (
     INPUTS,
-    add_inputs,
     add_product,
-    add_to_inputs,
-    count_bits,
-    dot_inputs,
     encode,
     finish_gains,
-    keep_top,
-    mark_top,
     product,
     transpose,
 )
 from sae_sweep.kernels.cpu.penalty_loops import SLOPES
 from sae_sweep.kernels.cpu.rows import dot
 from sae_sweep.kernels.cpu.sparse_step import LISTED, OPTIONS, views
+from sae_sweep.kernels.cpu.tile_largest import keep_top, mark_top
+from sae_sweep.kernels.cpu.tile_rows import add_inputs, add_to_inputs, count_bits, dot_inputs
 from sae_sweep.kernels.cpu.vector_loops import SLOPE_CODES, SUM_TERMS, WEIGH_TERMS
 
 _jit = numba.njit(**OPTIONS)

@@ -101,3 +101,9 @@ def sum_lanes(builder: ir.IRBuilder, vector: Any) -> Any:
 def _shuffle(builder: ir.IRBuilder, vector: Any, lanes: Sequence[int]) -> Any:
     undefined = ir.Constant(vector.type, ir.Undefined)
     return builder.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(INT32, LANES), list(lanes)))
+
+
+def add_to(builder: Any, array: Any, at: Any, value: Any) -> None:
+    """array[at] += value, of numbers."""
+    place = builder.gep(array.data, [at])
+    builder.store(builder.fadd(builder.load(place), value), place)

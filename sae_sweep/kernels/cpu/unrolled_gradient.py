@@ -36,18 +36,15 @@ from sae_sweep.kernels.cpu.narrow_gradient import (
 )
 from sae_sweep.kernels.cpu.narrow_tile import (
     INPUTS,
-    add_inputs,
     add_product,
-    add_to_inputs,
     correct,
-    count_bits,
-    dot_inputs,
     encode,
     finish_gains,
     transpose,
 )
 from sae_sweep.kernels.cpu.rows import dot
 from sae_sweep.kernels.cpu.sparse_step import OPTIONS
+from sae_sweep.kernels.cpu.tile_rows import add_inputs, add_to_inputs, count_bits, dot_inputs
 
 _jit = numba.njit(**OPTIONS)
 
