@@ -24,17 +24,31 @@ _modules: dict[str, ModuleType] = {}
 _one_at_a_time = threading.Lock()
 
 
-def kept_text(kind: str, formula: Formula, *details: object, writer: str, write: Callable[[], str]) -> str:
+@functools.cache
+def code_in(folder: Path) -> str:
+    """A hash of the code in this folder and in that of who writes texts, and SymPy's version.
+
+    To be taken when the writer is imported: its files may change under a process that runs, which then writes by the
+    code that it has.
+    """
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *sorted(folder.glob("*.py"))]
+    found = hashlib.sha256(importlib.metadata.version("sympy").encode())
+    for file in files:
+        found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def kept_text(kind: str, formula: Formula, *details: object, code: str, write: Callable[[], str]) -> str:
     """What `write` says of a formula; kept for other processes.
 
-    kind and details: what else it depends on · writer: `__file__` of who writes it
+    kind and details: what else it depends on · code: `code_in` of who writes it
     """
-    return kept(f"{_name(kind, formula, details, writer)}.py", write)[0]
+    return kept(f"{_name(kind, formula, details, code)}.py", write)[0]
 
 
-def kept_module(kind: str, formula: Formula, *details: object, writer: str, write: Callable[[], str]) -> ModuleType:
+def kept_module(kind: str, formula: Formula, *details: object, code: str, write: Callable[[], str]) -> ModuleType:
     """The same text, run as a module; functions that it compiles with `cache=keep` are kept as well."""
-    name = _name(kind, formula, details, writer)
+    name = _name(kind, formula, details, code)
     with _one_at_a_time:
         if name not in _modules:
             text, place = kept(f"{name}.py", write)
@@ -54,16 +68,6 @@ def _run(name: str, text: str, file: str, keep: bool) -> ModuleType:
     return module
 
 
-def _name(kind: str, formula: Formula, details: tuple[object, ...], writer: str) -> str:
-    told = repr((kind, formula.text, formula.outer_text, details, _version(Path(writer).parent)))
+def _name(kind: str, formula: Formula, details: tuple[object, ...], code: str) -> str:
+    told = repr((kind, formula.text, formula.outer_text, details, code))
     return f"sae_sweep_{kind}_{hashlib.sha256(told.encode()).hexdigest()[:32]}"
-
-
-@functools.cache
-def _version(writer: Path) -> str:
-    """A hash of the code in this folder and in the writer's, and SymPy's version."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), *sorted(writer.glob("*.py"))]
-    found = hashlib.sha256(importlib.metadata.version("sympy").encode())
-    for file in files:
-        found.update(hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()

@@ -13,12 +13,13 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep.lazy import lazy
 from sae_sweep.registry import Kind, Setting, get, register
 from sae_sweep.saes.formula import Formula, check, parse, symbols
-from sae_sweep.saes.formula_cache import kept_text
+from sae_sweep.saes.formula_cache import code_in, kept_text
 
 if TYPE_CHECKING:
     import sympy as sp
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sae_sweep.config.settings import Penalty
 else:
     sp, torch = lazy("sympy"), lazy("torch")
+
+_CODE = code_in(Path(__file__).parent)
 
 # prod1p continues linearly above T = 8, where a dense start would overflow exp and drown the reconstruction.
 PRODUCT_CAP = 8
@@ -362,7 +365,7 @@ def _torch_functions(
 
     # An exponent may fall with every block of steps, and each would be kept.
     kept = "p" not in formula.reads
-    text = kept_text("tensors", formula, scale, writer=__file__, write=write) if kept else write()
+    text = kept_text("tensors", formula, scale, code=_CODE, write=write) if kept else write()
     names = {**vars(import_module("torch")), "constant": _constant, "combined": _combined, "cases": _cases}
     functions: tuple[list[_OnTensors], _OnTensors | None, _OnTensors] = eval(text, names)
     return functions

@@ -15,6 +15,7 @@ from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.kernels.cpu.unrolled import UnrolledTrainer
 from sae_sweep.saes.limits import UNROLLED, UNROLLED_CHOSEN
 from sae_sweep.saes.recipes import is_plain
+from sae_sweep.sweep import cost
 from sae_sweep.sweep.backend import pick_backend
 
 ISTA, LISTA, MLP = Encoder("ista", steps=2), Encoder("lista", steps=3), Encoder("mlp", hidden=21)
@@ -106,3 +107,21 @@ def test_which_have_a_compiled_step() -> None:
     assert not compiled(ISTA, "topk", none, width=80, k=UNROLLED_CHOSEN + 1)
     assert not compiled(ISTA.replace(steps=UNROLLED // 40), width=40)
     assert not compiled(ISTA, revival="auxk") and compiled(ISTA, revival="resample")
+
+
+@pytest.mark.parametrize("encoder", [Encoder("ista", steps=4), MLP], ids=lambda encoder: encoder.name)
+def test_the_plan_knows_what_it_holds(encoder: Encoder) -> None:
+    """Of four parts of a large batch; a site of the toy's width, whose activations have as many numbers."""
+    (point,) = points_of(encoder, PENALTIES[-1:], "topk", width=1500, k=8)
+    work = UnrolledTrainer.workspace(stack_of([point], cost.activation_size(point)), 1 << 14)
+    held = sum(each.nbytes for each in work)
+    assert cost._unrolled_bytes(point) == pytest.approx(held, rel=0.15)
+
+
+def test_where_k_is_annealed_no_block_leaves_memory_behind() -> None:
+    (point,) = points_of(ISTA, PENALTIES[-1:], "topk", width=80, k=8)
+    with cpu_backend() as backend:
+        for k in (40, 20, 8):
+            stack = stack_of([dataclasses.replace(point, sae=point.sae.replace(k=k))])
+            backend.advance(stack, batches(1))
+        assert sum(map(len, backend.by_tiles[UnrolledTrainer].free.values())) == 1

@@ -14,7 +14,7 @@ from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes
 from sae_sweep.kernels.cpu.vector_penalty import compile_vectors, vectorises
 from sae_sweep.saes import formula_cache, penalties
 from sae_sweep.saes.formula import Formula, parse
-from sae_sweep.saes.formula_cache import kept_module, kept_text
+from sae_sweep.saes.formula_cache import code_in, kept_module, kept_text
 
 FORMULA = parse("a/(a + s)")
 TEXT = "import numba\n\n@numba.njit('int64(int64)', cache=keep)\ndef double(x):\n    return 2 * x\n"
@@ -43,22 +43,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "kept"
 
 
-def text(write: Callable[[], str], formula: Formula = FORMULA, *details: object) -> str:
-    return kept_text("test", formula, *details, writer=formula_cache.__file__, write=write)
+def text(write: Callable[[], str], formula: Formula = FORMULA, *details: object, code: str = "") -> str:
+    return kept_text("test", formula, *details, code=code, write=write)
 
 
 def never() -> str:
     raise AssertionError("it was not found")
 
 
-def test_a_text_is_found_by_all_that_it_depends_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_found_by_all_that_it_depends_on(folder: Path) -> None:
     assert text(lambda: "first\nsecond") == text(never) == "first\nsecond"
     assert text(lambda: "of another formula", parse("a/(a + 2*s)")) == "of another formula"
     assert text(lambda: "of another outer", parse("a/(a + s)", "T^2")) == "of another outer"
     assert text(lambda: "of a detail", FORMULA, 1.0) == "of a detail"
-    monkeypatch.setattr(formula_cache, "_version", lambda writer: "of other code")
-    assert text(lambda: "by other code") == "by other code"
+    assert text(lambda: "by other code", code="other") == "by other code"
     assert len(list(folder.iterdir())) == 5
+
+
+def test_a_process_writes_by_the_code_that_it_imported(tmp_path: Path) -> None:
+    """An edit or a pull under it is the code of the next process; its own texts must not be found by that."""
+    (tmp_path / "writer.py").write_text("before")
+    code = code_in(tmp_path)
+    (tmp_path / "writer.py").write_text("after")
+    assert code_in(tmp_path) == code
+    code_in.cache_clear()
+    assert code_in(tmp_path) != code
 
 
 @pytest.mark.parametrize("damage", [b"", b"# nonsense", b"\xff\xfe", None], ids=["empty", "cut", "not text", "changed"])
@@ -73,7 +82,7 @@ def test_a_damaged_text_is_written_anew(folder: Path, damage: bytes | None) -> N
 
 def test_compiled_functions_are_kept(folder: Path, another_process: Callable[[], None]) -> None:
     def load(write: Callable[[], str] = never) -> object:
-        module = kept_module("test", FORMULA, writer=formula_cache.__file__, write=write)
+        module = kept_module("test", FORMULA, code="", write=write)
         assert module.double(21) == 42
         return module
 
@@ -94,7 +103,7 @@ def test_where_nothing_can_be_written_it_stays_in_memory(
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     assert text(lambda: "text") == "text"
-    module = kept_module("test", FORMULA, writer=formula_cache.__file__, write=lambda: TEXT)
+    module = kept_module("test", FORMULA, code="", write=lambda: TEXT)
     assert module.double(21) == 42 and module.double.stats.cache_path is None
 
 

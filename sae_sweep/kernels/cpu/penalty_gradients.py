@@ -5,17 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_sweep.kernels.cpu import penalty_loops
 from sae_sweep.lazy import lazy
 from sae_sweep.saes.formula import Formula, symbols
-from sae_sweep.saes.formula_cache import kept_module
+from sae_sweep.saes.formula_cache import code_in, kept_module
 
 if TYPE_CHECKING:
     import sympy as sp
 else:
     sp = lazy("sympy")
+
+# As they are when this is imported: their files may change under a process that runs.
+CODE = code_in(Path(__file__).parent)
+_SOURCES = {
+    loop: inspect.getsource(loop) for loop in (penalty_loops.separable, penalty_loops.coupled, penalty_loops.competing)
+}
 
 
 @functools.cache
@@ -29,7 +36,7 @@ def compile_slopes(formula: Formula, at_zero: bool = False) -> Callable[..., flo
     and in order, so bits never vary.
     """
     write = functools.partial(_write, formula, at_zero)
-    slopes: Callable[..., float] = kept_module("slopes", formula, at_zero, writer=__file__, write=write).slopes
+    slopes: Callable[..., float] = kept_module("slopes", formula, at_zero, code=CODE, write=write).slopes
     return slopes
 
 
@@ -56,7 +63,7 @@ def _write(formula: Formula, at_zero: bool) -> str:
             f"from math import *\nfrom {penalty_loops.__name__} import *",
             f"at_zero, weighed = {at_zero}, {formula.weighs}",
             *spelled(functions),
-            inspect.getsource(loop),
+            _SOURCES[loop],
             f"slopes = jit(penalises, cache=keep)({loop.__name__})\n",
         ]
     )

@@ -95,7 +95,11 @@ class TileStack:
         across, within = (map, self.pool.map) if alone else (self.pool.map, map)
         threads, (_, b, d) = self.threads if alone else 1, batches.shape
         point = stack.points[0]
-        free = self.free.setdefault((b, d, point.encoder, point.sae, point.training), [])
+        key = b, d, point.encoder, point.sae, point.training
+        # Where k is annealed each block has another: what the one before held is of no use.
+        if key not in self.free:
+            self.free = {key: []}
+        free = self.free[key]
         metrics = np.zeros((len(members), METRICS))
         metrics[:, DENSITY] = stack.density.numpy()[members]
         together = max(1, BATCHES // (4 * b * d))

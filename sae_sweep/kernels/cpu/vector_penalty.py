@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sae_sweep.kernels.cpu import vector_loops
-from sae_sweep.kernels.cpu.penalty_gradients import outer_functions, spelled
+from sae_sweep.kernels.cpu.penalty_gradients import CODE, outer_functions, spelled
 from sae_sweep.lazy import lazy
 from sae_sweep.saes.formula import Formula, symbols
 from sae_sweep.saes.formula_cache import kept_module, kept_text
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 else:
     sp = lazy("sympy")
 
+# What compiles each of the loops, with its text as it is when this is imported.
+_LOOPS = {
+    loop: (signature, inspect.getsource(getattr(vector_loops, loop)))
+    for loop, signature in {
+        "sum_terms": "sums_terms",
+        "weigh_terms": "weighs_terms",
+        "slope_codes": "slopes_codes",
+    }.items()
+}
+
 
 @functools.cache
 def vectorises(formula: Formula) -> bool:
@@ -29,7 +39,7 @@ def vectorises(formula: Formula) -> bool:
 
     Of a largest one it needs to know which that is; what a user's formula calls beside these is left to a library.
     """
-    return kept_text("vectorises", formula, writer=__file__, write=lambda: str(_vectorises(formula))) == "True"
+    return kept_text("vectorises", formula, code=CODE, write=lambda: str(_vectorises(formula))) == "True"
 
 
 def _vectorises(formula: Formula) -> bool:
@@ -55,7 +65,7 @@ def compile_vectors(formula: Formula) -> tuple[Callable[..., None], Callable[...
     second gives the sum of the penalty over the inputs and ∂outer/∂Tᵢ in weights [2, INPUTS]; the third the penalty's
     slope in each norm-scaled activation, slopes [n, INPUTS].
     """
-    module = kept_module("vectors", formula, writer=__file__, write=lambda: _write(formula))
+    module = kept_module("vectors", formula, code=CODE, write=lambda: _write(formula))
     return module.sum_terms, module.weigh_terms, module.slope_codes
 
 
@@ -65,15 +75,14 @@ def _write(formula: Formula) -> str:
     first, second = (*of_latents, sp.Integer(0))[:2]
     terms = {"first": first, "second": second}
     terms |= {f"{name}_slope": sp.diff(term, symbols.a) for name, term in terms.items()}
-    loops = {"sum_terms": "sums_terms", "weigh_terms": "weighs_terms", "slope_codes": "slopes_codes"}
     return "\n\n".join(
         [
             f"from math import *\nfrom {vector_loops.__name__} import *",
             f"two, apart = {second != 0}, {not formula.coupled}",
             *(f"@part\ndef {name}(a, s, p):\n    return {_spell(term.evalf())}\n" for name, term in terms.items()),
             *spelled(outer_functions(outer, (symbols.T0, symbols.T1))),
-            *(inspect.getsource(getattr(vector_loops, name)) for name in loops),
-            *(f"{name} = jit({signature}, cache=keep)({name})" for name, signature in loops.items()),
+            *(source for _, source in _LOOPS.values()),
+            *(f"{name} = jit({signature}, cache=keep)({name})" for name, (signature, _) in _LOOPS.items()),
             "",
         ]
     )
