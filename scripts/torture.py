@@ -65,8 +65,8 @@ FAULTS = [
     Fault("SIGTERM", STOPS, 50, 2, partial(faults.stopped, signal.SIGTERM)),
     Fault("SIGINT", STOPS, 50, 2, partial(faults.stopped, signal.SIGINT)),
     Fault("SIGUSR2", STOPS, 50, 2, partial(faults.stopped, signal.SIGUSR2)),
-    Fault("training until a plateau, SIGKILL", SAME, 30, 1, partial(faults.stopped_while_settling, signal.SIGKILL)),
-    Fault("training until a plateau, SIGTERM", STOPS, 30, 1, partial(faults.stopped_while_settling, signal.SIGTERM)),
+    Fault("training until a plateau, SIGKILL", SAME, 10, 1, partial(faults.stopped_while_settling, signal.SIGKILL)),
+    Fault("training until a plateau, SIGTERM", STOPS, 10, 1, partial(faults.stopped_while_settling, signal.SIGTERM)),
     Fault(
         "two processes on one store", "no error, no damaged file, the same table", 50, 2, partial(faults.in_company, 2)
     ),

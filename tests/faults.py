@@ -55,7 +55,7 @@ class Bench:
     def undisturbed(self) -> Path:
         """The output directory of the sweep, run in one go."""
         folder = Path(tempfile.mkdtemp(dir=self.place))
-        end = Forked(self.words, folder).wait()
+        end = Forked(self.words, folder).wait(600)  # the first may compile what it trains with
         assert end.code == 0, end.err
         return folder / "outputs"
 

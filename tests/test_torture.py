@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # How the rows of the table begin; "W&B" stands for several kinds of letting down.
-FAULTS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGUSR2", "two processes", "eight processes", "disk full", "store read-only"]
+FAULTS = ["SIGKILL", "SIGTERM", "SIGINT", "SIGUSR2", "training until a plateau, SIGKILL"]
+FAULTS += ["training until a plateau, SIGTERM", "two processes", "eight processes", "disk full", "store read-only"]
 FAULTS += ["store deleted", "damaged file", "NaN or infinity", "out of memory, pretended", "out of memory, real"]
 FAULTS += ["hostile", "store of an earlier version", "store of a later version", "W&B"]
 
