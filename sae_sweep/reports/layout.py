@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any, TextIO
 
@@ -82,7 +82,8 @@ class Block:
 def columns(headers: Sequence[str], blocks: Sequence[Block], width: int, last_left: bool = False) -> Text:
     """Blocks of rows under one head: the first column to the left, the others to the right.
 
-    A header may have two lines. With `last_left` the last column is to the left too and is cut to fit `width`.
+    A header may have two lines. With `last_left` the last column is to the left too and is cut to fit `width`. Where a
+    table is still too wide, words of the first column that leave no room beside them have a line of their own.
     """
     heads = [header.split("\n") for header in headers]
     depth = max(map(len, heads))
@@ -95,8 +96,15 @@ def columns(headers: Sequence[str], blocks: Sequence[Block], width: int, last_le
     gap = 2 if sum(widths) + 2 * len(widths) <= width else 1
     if last_left:
         widths[-1] = min(widths[-1], max(8, width - sum(widths[:-1]) - gap * (len(widths) - 1)))
+    over = sum(widths) + gap * (len(widths) - 1) - width
+    if 0 < over <= widths[0] - max(len(row.cells[0]) for row in head):
+        widths[0] -= over
 
     def line(row: Row) -> Text:
+        first, *others = row.cells
+        if len(first) > widths[0]:
+            alone = Text(f"{first}\n", style=row.style, no_wrap=True, overflow="crop")
+            return alone.append_text(line(replace(row, cells=["", *others])))
         cells = []
         for i, (cell, space) in enumerate(zip(row.cells, widths, strict=True)):
             short = cell if len(cell) <= space else cell[: space - 1] + "…"
