@@ -86,7 +86,7 @@ def number(value: float | None) -> str:
     if value is None or pd.isna(value):
         return "–"
     if value == round(value) and abs(value) < 1e6:
-        return f"{value:.0f}"
+        return f"{value + 0.0:.0f}"  # no "-0"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 

@@ -8,8 +8,9 @@ from sae_sweep.reports.sentences import number, predicted, sample
 
 
 def test_numbers_are_short() -> None:
-    assert [number(x) for x in (16.0, 0.012345, 12345.6, 1.0e7, -0.5, None, float("nan"))] == [
+    assert [number(x) for x in (16.0, -0.0, 0.012345, 12345.6, 1.0e7, -0.5, None, float("nan"))] == [
         "16",
+        "0",
         "0.0123",
         "12346",
         "10000000",
