@@ -1,4 +1,4 @@
-"""Writes what finished sweeps found into docs/results.md and docs/results/: python scripts/results.py EXPERIMENT ...
+"""Writes what finished sweeps found into the pages that have a block for it: python scripts/results.py EXPERIMENT ...
 
 The questions and what is made of the answers are written by hand; between `<!-- NAME -->` and `<!-- end -->` stands
 what the program says of the sweep NAME: command, hardware, versions and verdicts. Every setting of it, with means and
@@ -25,7 +25,8 @@ from sae_sweep.store import results as frame
 from sae_sweep.store.plateau import STILL_MOVING
 from sae_sweep.store.store import Store
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = "results.md", "recipes.md"
 # What the table of every sweep shows of a setting, beside what its claims measure.
 MEASURES = (
     *("loss", "fvu", "l0", "live_latents", "owned_maxes", "distinct_splits_per_max", "duplicates_per_max"),
@@ -45,11 +46,12 @@ def main() -> None:
         results, untrained = frame.tables(store, name)
         if len(results) < info["points"]:
             raise SystemExit(f"{name}: {len(results)} of {info['points']} points are finished")
-        text = PAGE.read_text()
+        page = next(page for page in (DOCS / each for each in PAGES) if f"<!-- {name} -->" in page.read_text())
+        text = page.read_text()
         before, _, after = re.split(rf"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
         verdicts = evaluate_all(info, results, untrained)
-        PAGE.write_text(before + block(name, results, verdicts, hardware(store, results)) + after)
-        every_setting(results, info["claims"]).to_csv(PAGE.parent / "results" / f"{name}.csv", index=False)
+        page.write_text(before + block(name, results, verdicts, hardware(store, results)) + after)
+        every_setting(results, info["claims"]).to_csv(DOCS / "results" / f"{name}.csv", index=False)
 
 
 def block(name: str, results: pd.DataFrame, verdicts: list[Verdict], machine: str) -> str:

@@ -227,11 +227,13 @@ def test_what_a_finished_sweep_found_is_written_down(script: Callable[..., Any],
         {point.id: host for point in points},
     )
     results = script("results", "oracle", "--output-dir", str(tmp_path))
-    results.PAGE = tmp_path / "results.md"
-    results.PAGE.write_text("Before.\n<!-- oracle -->\nolder\n<!-- end -->\nAfter.\n")
+    results.DOCS = tmp_path
+    (tmp_path / "results.md").write_text("Of others.")
+    page = tmp_path / "recipes.md"
+    page.write_text("Before.\n<!-- oracle -->\nolder\n<!-- end -->\nAfter.\n")
     (tmp_path / "results").mkdir()
     results.main()
-    text = results.PAGE.read_text()
+    text = page.read_text()
     assert text.startswith("Before.") and text.endswith("After.\n") and "older" not in text
     assert "2 SAEs" in text and "on a processor;" in text
     table = pd.read_csv(tmp_path / "results" / "oracle.csv")
