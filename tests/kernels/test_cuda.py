@@ -87,7 +87,8 @@ def test_the_step_is_the_reference_step_for_every_penalty(by_entries: bool, monk
     assert agree(stack_of(chosen), batches(2, BATCH)) == [not by_entries] * len(chosen)
 
 
-@pytest.mark.parametrize("k", [1, *(pytest.param(k, marks=SLOW) for k in (3, 20))])
+@SLOW
+@pytest.mark.parametrize("k", [1, 3, 20])
 def test_topk(k: int) -> None:
     # At k = 20 some inputs have fewer positive latents than that.
     stack = stack_of(points(PENALTIES[-1:] * 2, "topk", width=90 if k == 3 else 40, k=k))

@@ -168,8 +168,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
-# One without cells, a preset of planted, and what is one by another name.
-QUICK = ("independent", "circle", "superposition")
+# A preset of planted, and what is one by another name.
+QUICK = ("circle", "superposition")
 
 
 @pytest.mark.parametrize(
