@@ -41,7 +41,7 @@ from sae_sweep.metrics.limits import (
 )
 from sae_sweep.registry import get
 from sae_sweep.saes.inits.kmeans import LLOYD_STEPS, pool_size
-from sae_sweep.saes.limits import BLOCK, COPIES, UNROLLED_INPUTS, UNROLLED_PARTS
+from sae_sweep.saes.limits import BLOCK, COPIES, TILE_INPUTS, TILE_PARTS
 from sae_sweep.saes.parameters import shapes
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes import is_plain, revival_of, warmup_steps
@@ -177,8 +177,8 @@ def _unrolled_bytes(point: Point) -> int:
     """What the step of encoders that iterate or have a hidden layer holds of an SAE: of each part of the batch the
     codes of every step, five more of their size, and a gradient."""
     d, width, units = activation_size(point), point.sae.width, point.encoder.get("hidden", 0)
-    codes = (6 + point.encoder.get("steps", 0)) * width * UNROLLED_INPUTS
-    return 4 * UNROLLED_PARTS * (codes + 2 * width * d + units * (width + d))
+    codes = (6 + point.encoder.get("steps", 0)) * width * TILE_INPUTS
+    return 4 * TILE_PARTS * (codes + 2 * width * d + units * (width + d))
 
 
 def firing(point: Point) -> Iterator[tuple[float, float]]:

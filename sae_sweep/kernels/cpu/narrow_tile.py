@@ -30,9 +30,10 @@ from sae_sweep.kernels.cpu.simd import (
     store,
     sum_lanes,
 )
+from sae_sweep.saes.limits import TILE_INPUTS
 
 # Inputs of a tile: one bit of a word each.
-INPUTS = 64
+INPUTS = TILE_INPUTS
 BLOCKS = INPUTS // LANES
 # Rows and vectors of a product whose sums are kept in registers (sixteen of eight numbers, or 32 of sixteen), and
 # products of each sum between two branches.

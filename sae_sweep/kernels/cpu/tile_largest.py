@@ -70,8 +70,7 @@ def keep_top(typingctx, codes, first, norms, ranks, latents):  # type: ignore[no
             with cgutils.for_range(builder, count) as loop:
                 rank, latent = ranked(loop.index, place)
                 enters = builder.fcmp_ordered(">", rank, builder.load(floor))
-                some = builder.icmp_unsigned("!=", builder.bitcast(enters, ir.IntType(LANES)), ir.IntType(LANES)(0))
-                with builder.if_then(some):
+                with builder.if_then(_any(builder, enters)):
                     enter(place, rank, latent)
                     builder.store(load(builder, smallest), floor)
 

@@ -15,11 +15,12 @@ from sae_sweep.kernels.cpu.narrow_tile import INPUTS
 from sae_sweep.kernels.cpu.simd import LANES
 from sae_sweep.kernels.cpu.steps import DENSITY, ERROR, L0, LOSS, METRICS, NORM
 from sae_sweep.kernels.cpu.work_queue import QUEUE_SIZE, abort_on_error, publish
+from sae_sweep.saes.limits import TILE_PARTS
 from sae_sweep.saes.recipes.optimizers import bias_corrections
 from sae_sweep.saes.stack import Stack
 
 # One part for so many products of the encoder; each has a gradient of its own.
-PART, MOST_PARTS = 1 << 24, 4
+PART = 1 << 24
 # Bytes of batches that all SAEs see before any sees the next: they stay in a cache.
 BATCHES = 1 << 22
 
@@ -33,7 +34,7 @@ def padded(d: int) -> int:
 
 def cut(b: int, products: int) -> Array:
     """Begin and end of the parts of a batch of b inputs whose encoder takes so many products: [parts, 2]."""
-    parts = min(MOST_PARTS, max(1, products // PART))
+    parts = min(TILE_PARTS, max(1, products // PART))
     length = -(-b // (parts * INPUTS)) * INPUTS
     begins = np.arange(0, b, length)
     return np.stack([begins, np.minimum(begins + length, b)], axis=1)
