@@ -55,7 +55,11 @@ def compose(asked: Mapping[str, str | None]) -> Composed:
     paths = (Path(option).expanduser() for option in words.values() if files.is_path(option))
     found = copy.deepcopy(_composed(tuple(words.items()), (*files.stamp(), *map(files.stamp_of, paths))))
     for group in alike:
-        found.tree[group][next(iter(PARTS[group].choices))] = found.chosen[group] = named[group]
+        found.tree[group][_chooser(group)] = found.chosen[group] = named[group]
+    for group in FAMILIES:
+        # A file may choose a kind by its mapping, `encoder: {name: mlp}`, where no option of the group is named.
+        if found.chosen[group] in fileless(group):
+            found.chosen[group] = found.tree[group].get(_chooser(group), found.chosen[group])
     found.tree.update({part: with_defaults(part, found.tree[part]) for part in PARTS})
     return found
 
@@ -130,7 +134,7 @@ def _offer_one(group: str, option: str, path: Path | None) -> list[tuple[str, st
     if path is None:
         if option not in listing(group):
             raise UnknownOption(group, option)
-        node = {next(iter(PARTS[group].choices)): option} if group not in PLAIN else {}
+        node = {_chooser(group): option} if group not in PLAIN else {}
         store.store(group=group, name=name, node=node)
         return []
     tree = files.read(group, path)
@@ -145,6 +149,11 @@ def _offer_one(group: str, option: str, path: Path | None) -> list[tuple[str, st
             tree["defaults"][place] = files.name_in_store(entry)
     store.store(group=group, name=name, node=tree, package=files.package_of(group, path))
     return chosen
+
+
+def _chooser(group: str) -> str:
+    """The key of a group whose value is its kind: `architecture` of `sae`, `name` of the others."""
+    return next(iter(PARTS[group].choices))
 
 
 def with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +179,9 @@ def _check_tree(tree: Any, where: str) -> None:
     top = {*known, *SEEDS, "logger", "launcher", "device", "output_dir", "name", "grid", "claims"}
     for name, keys, expected in [("", tree, top), *((f"{part}.", tree.get(part), known[part]) for part in known)]:
         if not isinstance(keys, dict):
-            raise UserError(f"{where}: {name[:-1]} must be a mapping, got {show(keys)}")
+            part = name[:-1]
+            mend = f" (write {part}: {{{_chooser(part)}: {keys}}})" if part in FAMILIES and isinstance(keys, str) else ""
+            raise UserError(f"{where}: {part} must be a mapping, got {show(keys)}{mend}")
         wrong = min(set(keys) - expected, key=str, default=None)
         if wrong is not None:
             raise UserError(f"{where}: unknown key {show(f'{name}{wrong}')}{nearest(str(wrong), expected)}")

@@ -130,6 +130,26 @@ def test_a_header_a_byte_order_mark_and_other_ends_of_lines_matter_not(encoding:
     ]
 
 
+@pytest.mark.parametrize(
+    "mapping, chosen, other",
+    [("encoder: {name: mlp}", "mlp", "linear"), ("sae: {architecture: gated}", "gated", "relu")],
+)
+def test_a_block_may_name_another_kind_than_the_mapping_of_its_file(mapping: str, chosen: str, other: str) -> None:
+    group = mapping.partition(":")[0]
+    blocks = f"  blocks:\n    - {group}: {other}\n    - {group}: {chosen}\n    - training.steps: 100\n"
+    write("conf/experiment/two.yaml", EXPERIMENT.partition("grid:")[0] + f"{mapping}\ngrid:\n{blocks}")
+    kinds = [
+        point.encoder.name if group == "encoder" else point.sae.architecture
+        for point in load(["experiment=two", "penalty.coefficient=1"]).points
+    ]
+    assert kinds == [other, chosen, chosen]
+
+
+def test_a_kind_in_place_of_a_mapping_is_refused_with_the_mend() -> None:
+    write("conf/experiment/short.yaml", EXPERIMENT + "encoder: mlp\n")
+    assert "encoder must be a mapping, got 'mlp' (write encoder: {name: mlp})" in refusal("experiment=short")
+
+
 def test_override_and_slash_may_be_left_out() -> None:
     write("mine.yaml", EXPERIMENT.replace("override /toy", "toy"))
     assert load(["experiment=mine.yaml"]).points[0].toy.d_vocab == 16
