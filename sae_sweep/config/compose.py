@@ -180,7 +180,9 @@ def _check_tree(tree: Any, where: str) -> None:
     for name, keys, expected in [("", tree, top), *((f"{part}.", tree.get(part), known[part]) for part in known)]:
         if not isinstance(keys, dict):
             part = name[:-1]
-            mend = f" (write {part}: {{{_chooser(part)}: {keys}}})" if part in FAMILIES and isinstance(keys, str) else ""
+            mend = (
+                f" (write {part}: {{{_chooser(part)}: {keys}}})" if part in FAMILIES and isinstance(keys, str) else ""
+            )
             raise UserError(f"{where}: {part} must be a mapping, got {show(keys)}{mend}")
         wrong = min(set(keys) - expected, key=str, default=None)
         if wrong is not None:
