@@ -157,7 +157,7 @@ def exemplars(data: Data, width: int, seed: int) -> Parameters:
     return Parameters(W_dec, W_dec, -margin * norms[:, 0], b_dec, threshold, **extras)
 
 
-class Autograd:
+class Autograd(Backend):
     """Each SAE of the stack alone, as anybody would train it."""
 
     def __init__(self, stack: Stack) -> None:

@@ -19,9 +19,10 @@ from sae_sweep.saes.annealing import anneal
 from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.limits import BLOCK, COPIES, GPU_BYTES
 from sae_sweep.saes.penalties import formula_of, log_shares, penalty_value
-from sae_sweep.saes.recipes import DecoderNorm, Optimizer, revival_of
+from sae_sweep.saes.recipes import DecoderNorm, Optimizer, Respond, revival_of
 from sae_sweep.saes.recipes.k_annealing import annealed
 from sae_sweep.saes.recipes.optimizers import BETA1, BETA2, bias_corrections
+from sae_sweep.saes.recipes.revivals import responses
 from sae_sweep.saes.recipes.target_l0 import steer
 from sae_sweep.saes.recipes.until import settled
 from sae_sweep.saes.stack import Stack
@@ -118,6 +119,10 @@ class Backend(Protocol):
         """Advance by `steps` steps from `stack.step`."""
         ...
 
+    def responses(self, stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
+        """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input."""
+        return responses(stack, i, batches)
+
 
 def train(
     stack: Stack,
@@ -165,14 +170,14 @@ def take_block(stack: Stack, batches: Tensor, backend: Backend, pool: ThreadPool
     for i in torch.nonzero(~loss.isfinite()).flatten().tolist():
         stack.failed.setdefault(i, stack.step)
     gradient = torch.as_tensor(progress.gradient).cpu()
-    revived, dead = revive(now, batches, pool)
+    revived, dead = revive(now, batches, backend.responses, pool)
     fvu, rescale = error * progress.steps / progress.variance.cpu(), stack.rescale.float()
     steer(stack, l0)
     return Look(stack.step, loss, fvu, l0, gradient, revived, dead, rescale)
 
 
 @torch.no_grad()
-def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> tuple[Tensor, Tensor]:
+def revive(stack: Stack, batches: Tensor, respond: Respond, pool: ThreadPoolExecutor | None) -> tuple[Tensor, Tensor]:
     """Give dead latents another start where the recipes ask for it after the block [steps, b, d].
 
     How many were revived, and how many are dead then, per SAE [n]. A latent is dead that has not fired for
@@ -185,7 +190,7 @@ def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> tu
         dead_after = training.get("dead_after") or BLOCK
         revived = stack.dead[i] & (stack.silent[i] < dead_after) & bool(kind.auxiliary)
         if kind.revive and kind.due(training, stack.step, len(batches)):
-            restarted = kind.revive(stack, i, batches)
+            restarted = kind.revive(stack, i, batches, respond)
             stack.silent[i][restarted] = 0
             revived = revived | restarted
         stack.dead[i] = stack.silent[i] >= dead_after
@@ -204,7 +209,7 @@ def revive(stack: Stack, batches: Tensor, pool: ThreadPoolExecutor | None) -> tu
     return revived, dead
 
 
-class AutogradBackend:
+class AutogradBackend(Backend):
     """The reference step: faster backends compute the same, and where they differ from this one, they are wrong.
 
     On the CPU each SAE takes its steps by itself on one thread, so its bits depend neither on pack-mates nor on

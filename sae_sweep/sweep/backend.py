@@ -64,7 +64,7 @@ def warn(say: Say, name: str, wrong: str) -> None:
         say(Note(f"{name} are not used, a slower step is: {wrong}"))
 
 
-class FirstThatWorks:
+class FirstThatWorks(Backend):
     """Trains by the first of several backends that gets through a block of steps; what fails before that is left."""
 
     def __init__(self, choices: Sequence[tuple[str, Callable[[], Backend]]], say: Say) -> None:
@@ -93,3 +93,9 @@ class FirstThatWorks:
                 self.backend = backend
                 return progress
         raise AssertionError("no backend to choose from")
+
+    def responses(self, stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
+        """Which latents of SAE i fire on batches [steps, b, d], and the squared error of each input."""
+        if self.backend is None:
+            return super().responses(stack, i, batches)
+        return self.backend.responses(stack, i, batches)

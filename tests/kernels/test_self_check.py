@@ -23,7 +23,7 @@ from sae_sweep.kernels.cuda import dense, self_check, update
 from sae_sweep.kernels.cuda.backend import CudaBackend
 from sae_sweep.kernels.cuda.self_check import ANSWER, UNABLE, Check, compare, in_own_process, remembered
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import AutogradBackend, Progress
+from sae_sweep.saes.train import AutogradBackend, Backend, Progress
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -43,7 +43,7 @@ def a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Altered:
+class Altered(Backend):
     """The reference step, and then something that it should not do."""
 
     def __init__(self, alter: Any) -> None:

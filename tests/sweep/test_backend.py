@@ -32,7 +32,7 @@ def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_warned", set())
 
 
-class Broken:
+class Broken(Backend):
     """Spoils a stack before it fails, at its first block of steps or at a later one."""
 
     def __init__(self, error: Exception, blocks: int = 0) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sae_sweep.kernels.cpu.architecture_steps import FURTHER, TOTALS, Setting, steps_of
@@ -24,6 +25,7 @@ from sae_sweep.kernels.cpu.penalty_gradients import compile_slopes
 from sae_sweep.kernels.cpu.penalty_loops import penalises
 from sae_sweep.kernels.cpu.pursuit import PursuitTrainer
 from sae_sweep.kernels.cpu.simd import LANES
+from sae_sweep.kernels.cpu.sparse_encode import Lister
 from sae_sweep.kernels.cpu.sparse_step import GROUP, LISTED, Encoder, Sae, Workspace, encoder_of, refresh
 from sae_sweep.kernels.cpu.steps import (
     CLIP,
@@ -52,7 +54,7 @@ from sae_sweep.saes.architectures.batchtopk import chosen_of
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes.optimizers import bias_corrections
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import THRESHOLD_RATE, Progress
+from sae_sweep.saes.train import THRESHOLD_RATE, Backend, Progress
 
 # Gradients that the threads of a dense step fill.
 DENSE_PARTS = 4
@@ -62,6 +64,8 @@ TRAINERS: dict[str, type[TileTrainer]] = {
     "matching_pursuit": PursuitTrainer,
     **dict.fromkeys(("ista", "lista", "mlp"), UnrolledTrainer),
 }
+# From this width on what latents respond is listed.
+LISTED_AT_LEAST = 1 << 14
 # BatchTopK looks for its threshold above this share of the last.
 GUESS = np.float32(0.9)
 
@@ -69,7 +73,7 @@ Array = np.ndarray[Any, Any]
 Share = Callable[..., Iterable[Any]]
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Threads share the SAEs of a stack, or the parts and slices of one SAE when there are fewer SAEs than threads."""
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
@@ -96,6 +100,25 @@ class CpuBackend:
         stack.step += len(batches)
         columns = torch.tensor(np.array([sums[i] for i in range(len(stack.points))]), dtype=torch.float32).unbind(1)
         return Progress(len(batches), batches.square().sum(-1).mean(1).sum(), *columns)
+
+    def responses(self, stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
+        """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input.
+
+        Of wide SAEs from lists of the active latents: the reference's codes are dense, and have room for few inputs.
+        """
+        point, kind = stack.points[i], stack.architecture
+        # Codes that a whole batch decides are no list of one input's.
+        listed = kind.listed and not kind.learns_threshold and point.encoder.name == "linear"
+        if not listed or stack.width < LISTED_AT_LEAST:
+            return super().responses(stack, i, batches)
+        sae, fired, errors = stack.parameters(i), torch.zeros(stack.width, dtype=torch.bool), []
+        lister = Lister(sae, point.sae.architecture, point.sae.get("k", 1))
+        for x in batches:
+            for lists in lister(x):
+                starts, latents, codes = map(torch.from_numpy, lists)
+                fired[latents] = True
+                errors.append(F.embedding_bag(latents, sae.W_dec, starts[:-1], mode="sum", per_sample_weights=codes))
+        return fired, (torch.cat(errors) + sae.b_dec - batches.flatten(0, 1)).square().sum(1)
 
 
 class _Trainer:

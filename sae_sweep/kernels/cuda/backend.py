@@ -23,14 +23,14 @@ from sae_sweep.saes.formula import Formula
 from sae_sweep.saes.penalties import formula_of
 from sae_sweep.saes.recipes.optimizers import bias_corrections
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import Progress
+from sae_sweep.saes.train import Backend, Progress
 
 # float32 products on tensor cores: three of TF32, with a relative error of about 1e-6 where one has 3e-4 to 1e-3.
 # Triton's "ieee" products run on no tensor core, and their tiles spill 16 KB a thread from registers.
 PRECISION = "tf32x3"
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """Holds the buffers of the stack it trains: beside the gradient, a bit per input and latent is the largest."""
 
     def __init__(self, precision: str = PRECISION, capture: Capture | None = None) -> None:

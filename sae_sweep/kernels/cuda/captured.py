@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_sweep.saes.stack import Stack
-from sae_sweep.saes.train import Progress, ReferenceStep, parts_at_once, step_numbers
+from sae_sweep.saes.train import Backend, Progress, ReferenceStep, parts_at_once, step_numbers
 
 Step = Callable[[], None]
 Capture = Callable[[Step], Step]
@@ -54,7 +54,7 @@ class CapturedStep:
         self._replay = None
 
 
-class CapturedReference:
+class CapturedReference(Backend):
     """Trains a stack by the reference step (saes/train.py), all SAEs at once where their activations have room."""
 
     def __init__(self, capture: Capture = cuda_graph) -> None:

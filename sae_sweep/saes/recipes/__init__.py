@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sae_sweep.saes.parameters import Parameters
     from sae_sweep.saes.stack import Stack
 
+# A stack, which SAE of it, batches [steps, b, d]: which latents fire on them [width], the squared error of each input.
+Respond = Callable[["Stack", int, "Tensor"], tuple["Tensor", "Tensor"]]
+
 
 def warmup_steps(warmup: float, training: Training) -> float:
     """Of a warm-up that is a share of the steps, or, above 1, a number of them, how many steps it is."""
@@ -73,9 +76,10 @@ class DecoderNorm(Ingredient):
 class Revival(Ingredient):
     """What is done for latents that have not fired for `dead_after` steps, a setting of every kind that does anything.
 
-    `revive(stack, i, batches)` gives dead latents of SAE i another start, in place, and returns which [width]. It is
-    asked after every block of steps whether it is `due(training, step, steps)`, where `steps` were the last ones;
-    batches [·, b, d] are those of the block.
+    `revive(stack, i, batches, respond)` gives dead latents of SAE i another start, in place, and returns which [width].
+    It is asked after every block of steps whether it is `due(training, step, steps)`, where `steps` were the last ones;
+    batches [·, b, d] are those of the block. `respond(stack, i, batches)`: which latents fire on them [width], and the
+    squared error of each input.
     `auxiliary(stack, residual, pre, sae)`: what the loss of each SAE gains in a step [n], from x − x̂ [n, b, d], held,
     and the pre-activations [n, b, width]. copies, products: how many tensors of batch × width it holds at once, and
     how many products of batch, width and d it takes. compiled_under: architectures whose compiled steps on the CPU
@@ -84,7 +88,7 @@ class Revival(Ingredient):
 
     family = "revival"
     due: Callable[[Training, int, int], bool] = lambda training, step, steps: False
-    revive: Callable[[Stack, int, Tensor], Tensor] | None = None
+    revive: Callable[[Stack, int, Tensor, Respond], Tensor] | None = None
     auxiliary: Callable[[Stack, Tensor, Tensor, Parameters], Tensor] | None = None
     copies: int = 0
     products: int = 0

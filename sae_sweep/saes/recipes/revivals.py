@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_sweep.config.settings import Training
+    from sae_sweep.saes.recipes import Respond
     from sae_sweep.saes.stack import Stack
 else:
     torch, F = lazy("torch"), lazy("torch.nn.functional")
@@ -58,14 +59,17 @@ def _due(training: Training, step: int, steps: int) -> bool:
     return step // every > (step - steps) // every and step <= training.revival_until * training.steps
 
 
-def resample(stack: Stack, i: int, batches: Tensor) -> Tensor:
+def resample(stack: Stack, i: int, batches: Tensor, respond: Respond | None = None) -> Tensor:
     """Give the dead latents of SAE i another start at inputs of the block [steps, b, d]; which they were [width]."""
     point, sae = stack.points[i], stack.parameters(i)
     training, kind = point.training, stack.architecture
-    living, errors = _responses(stack, i, batches)
-    if training.get("dead_after") is not None:
+    counted = training.get("dead_after") is not None
+    revived = torch.zeros(stack.width, dtype=torch.bool, device=batches.device)
+    if counted and bool((stack.silent[i] < training.dead_after).all()):
+        return revived
+    living, errors = (respond or responses)(stack, i, batches)
+    if counted:
         living = stack.silent[i] < training.dead_after
-    revived = torch.zeros_like(living)
     dead = torch.nonzero(~living).flatten()
     chances = errors.cpu() if training.revival_source == "loss" else torch.ones(len(errors))
     count = min(len(dead), int((chances > 0).sum()))
@@ -92,8 +96,11 @@ def resample(stack: Stack, i: int, batches: Tensor) -> Tensor:
     return revived
 
 
-def _responses(stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
-    """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input [steps·b]."""
+def responses(stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
+    """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input [steps·b].
+
+    By the reference's codes: a backend may have quicker ones.
+    """
     kind, sae, point = stack.architecture, stack.parameters(i), stack.points[i]
     # What chooses over a batch must see the whole of it.
     rows = batches.shape[1] if kind.learns_threshold else max(1, NUMBERS // stack.width)

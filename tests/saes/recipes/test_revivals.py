@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from stacks import PENALTIES, batches, points, stack_of
 
 from sae_sweep.config.settings import Point, derive_seed
+from sae_sweep.kernels.cpu import backend as cpu_backend
+from sae_sweep.kernels.cpu.backend import CpuBackend
 from sae_sweep.registry import kinds
-from sae_sweep.saes.recipes.revivals import resample
+from sae_sweep.saes.recipes.revivals import resample, responses
 from sae_sweep.saes.stack import Stack
 from sae_sweep.saes.train import BLOCK, AutogradBackend, Backend, Look, revive, train
 from sae_sweep.sweep.cost import by_autograd, step_seconds
@@ -118,7 +120,7 @@ def test_a_latent_that_an_auxiliary_loss_brings_back_counts_as_revived() -> None
     stack = stack_of(points(PENALTIES[-1:], "topk", width=6, k=1, revival="auxk", dead_after=30))
     stack.dead[0, [1, 4]] = True
     stack.silent[0] = torch.tensor([0, 3, 0, 99, 99, 29])
-    revived, dead = revive(stack, batches(1), None)
+    revived, dead = revive(stack, batches(1), responses, None)
     assert (revived.tolist(), dead.tolist()) == ([1.0], [2.0])
     assert torch.nonzero(stack.ever_revived[0]).flatten().tolist() == [1]
     assert torch.nonzero(stack.dead[0]).flatten().tolist() == [3, 4]
@@ -186,6 +188,28 @@ def test_all_that_a_dead_latent_has_starts_again_and_nothing_else_changes(archit
     expected = 1.0 if architecture == "topk" else 0.2 * living
     torch.testing.assert_close(W_enc[dead].norm(dim=1), torch.full((2,), expected))
     torch.testing.assert_close(b_enc[dead], -(W_enc[dead] @ b_dec))
+
+
+@pytest.mark.parametrize("architecture", ["relu", "tied", "topk", "batchtopk", "jumprelu"])
+def test_a_wide_sae_responds_by_lists_as_by_dense_codes(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_backend, "LISTED_AT_LEAST", 30)
+    stack, data = stack_of(points(PENALTIES[:2], architecture, width=30)), batches(3)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        backend = CpuBackend(pool, 1)
+        AutogradBackend().advance(stack, batches(5))
+        fired, errors = backend.responses(stack, 1, data)
+    expected_fired, expected = responses(stack, 1, data)
+    assert torch.equal(fired, expected_fired) and fired.any()
+    torch.testing.assert_close(errors, expected)
+
+
+def test_where_none_is_dead_no_input_is_asked() -> None:
+    def refused(*_: Any) -> Any:
+        raise AssertionError("asked")
+
+    stack = stack_of(points(PENALTIES[:1], "topk", width=30, revival="resample", dead_after=125))
+    stack.silent[0] = 124
+    assert not resample(stack, 0, batches(1), refused).any()
 
 
 def test_inputs_are_drawn_by_their_error_or_all_alike() -> None:
