@@ -273,8 +273,11 @@ def knees(frame: pd.DataFrame) -> pd.DataFrame:
 
 def choices(frame: pd.DataFrame) -> list[str]:
     """The keys that this sweep varies for their own sake: not those that follow from the names, such as a learning
-    rate that goes with the width."""
-    names = [name for name in SETTINGS if name in NAMED]
+    rate that goes with the width.
+
+    What follows from the coefficient or k alone is told too: a toy that has a ladder of its own is another line.
+    """
+    names = [name for name in SETTINGS if name in NAMED and name not in ("coefficient", "k")]
     for name in map(str, frame.columns):
         if is_setting(name) and name not in NAMED and not is_seed(name) and frame[name].nunique(dropna=False) > 1:
             groups = frame.groupby(names, dropna=False, sort=False)

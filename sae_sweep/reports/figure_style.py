@@ -42,6 +42,8 @@ PHASE_COLOURS = dict(zip(PHASES, ("#56B4E9", "#CC79A7", "#E69F00", "#0072B2", "#
 # The height of a row of a heatmap or a bar in pixels, and where there are so many that they would fill MOST_HEIGHT.
 ROW, CROWDED_ROW, MOST_HEIGHT = 26, 14, 1400
 MOST_LINES = 48
+# Panels side by side.
+MOST_ACROSS = 3
 
 
 class Grid:

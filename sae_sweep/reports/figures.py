@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sae_sweep.reports import figure_data
+from sae_sweep.reports import figure_data, figure_ladders
 from sae_sweep.reports.figure_data import NAMES, PHASES
 from sae_sweep.reports.figure_rows import information as information
 from sae_sweep.reports.figure_rows import labels as labels
@@ -27,6 +27,7 @@ from sae_sweep.reports.figure_style import (
     COLOURS,
     COUNT_SCALE,
     GREY,
+    MOST_ACROSS,
     PHASE_COLOURS,
     RING,
     SYMBOLS,
@@ -49,8 +50,6 @@ from sae_sweep.reports.figure_training import plateau as plateau
 from sae_sweep.reports.layout import log_ticks, plural
 from sae_sweep.reports.material import Finished
 
-# Panels of the front side by side.
-MOST_ACROSS = 3
 _COUNTS = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes"]
 
 
@@ -308,6 +307,18 @@ FIGURES = (
         "that SAE's latents below.",
         lambda sweep: figure_data.front(sweep.named),
         front,
+    ),
+    Figure(
+        "ladder",
+        "Ladder",
+        "What each coefficient comes to",
+        "One measure at a time against the coefficient of the penalty, or against k where the architecture sets that: "
+        "the mean over seeds, with bars from the lowest to the highest. Colour is the penalty, the symbol the width; "
+        "each init, and whatever else the sweep varies, has a panel. A penalty with one coefficient is left out, and "
+        "so is a measure that is the same everywhere. Coefficients of two penalties are not alike: compare the best "
+        "that each reaches, and how long it holds.",
+        lambda sweep: figure_ladders.ladder(sweep.named),
+        figure_ladders.draw,
     ),
     Figure(
         "split_counts",

@@ -55,6 +55,7 @@ _SHOWN_IN = {
     "plateau": "plateau",
     "stopped_at": "plateau",
     "structure_": "structure",
+    "mcc": "ladder",
     **dict.fromkeys(("fvu", "l0", "on_", "owned_", "live_"), "front"),
 }
 # Letters of a row's name beside which a phone has no room for the chart: it is then scrolled.
@@ -111,7 +112,7 @@ def page(contents: Contents, folder: str = "figures") -> str:
         total=info.get("points", len(frame)),
         context=[*_shared(frame), *filter(None, [names.legend])],
         failures=[(id, str(failure.get("reason", "no reason was noted"))) for id, failure in failures.items()],
-        verdicts=[_verdict(*pair, names) for pair in zip(info.get("claims") or [], verdicts, strict=True)],
+        verdicts=[_verdict(*pair, names, drawn) for pair in zip(info.get("claims") or [], verdicts, strict=True)],
         sections=[_section(figure, data, drawn, folder, names) for figure in FIGURES if figure.key in data],
         warnings=[*unmoved(frame), *(line.warning for line in lines if line.warning)],
         chosen=[line.sentence for line in lines],
@@ -206,10 +207,12 @@ def _shared(frame: pd.DataFrame) -> list[str]:
     return [str(values.iloc[0]) for values in given if values.nunique() == 1]
 
 
-def _verdict(claim: Mapping[str, Any], verdict: Verdict, names: FactorNames) -> dict[str, str]:
-    """A claim as the cells of a row: the number, its interval, and its nulls."""
+def _verdict(
+    claim: Mapping[str, Any], verdict: Verdict, names: FactorNames, drawn: Mapping[str, go.Figure]
+) -> dict[str, str]:
+    """A claim as the cells of a row: the number, its interval, its nulls, and the figure that shows it, if drawn."""
     mark, kind = _MARKS[verdict.verdict]
-    shown = next((key for start, key in _SHOWN_IN.items() if claim["measure"].startswith(start)), "")
+    shown = next((key for start, key in _SHOWN_IN.items() if key in drawn and claim["measure"].startswith(start)), "")
     return {
         "mark": mark,
         "kind": kind,

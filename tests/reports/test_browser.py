@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
 ]
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright comes with the `test` extra")
-CHARTS = ("front", "split_counts", "distribution", "labels", "information", "phases", "curves", "logits")
+CHARTS = ("front", "ladder", "split_counts", "distribution", "labels", "information", "phases", "curves", "logits")
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,24 @@ def test_splits_are_counted_one_way_or_the_other(visit: Visit) -> None:
     for count in ("distinct ones", "all split latents"):
         counts.get_by_label(count, exact=True).check()
         assert visit.chart("split_counts", shown) == [count]
+
+
+def test_measures_of_a_ladder_change_places_and_what_is_off_stays_off(visit: Visit) -> None:
+    switches = visit.page.locator(".switches[data-for=ladder]")
+    first = visit.chart("ladder", SHOWN)[0]["count"]
+    title, legend = "chart._fullLayout.yaxis.title.text", "chart.querySelectorAll('.legend .traces').length"
+    entries = visit.chart("ladder", legend)
+    assert {meta["count"] for meta in visit.chart("ladder", SHOWN)} == {first} == {visit.chart("ladder", title)}
+    switches.get_by_label("l1", exact=True).uncheck()
+    assert {(meta["count"], meta["penalty"]) for meta in visit.chart("ladder", SHOWN)} == {(first, "sqrt")}
+    switches.get_by_label("FVU", exact=True).check()
+    assert {(meta["count"], meta["penalty"]) for meta in visit.chart("ladder", SHOWN)} == {("FVU", "sqrt")}
+    assert visit.chart("ladder", f"[{title}, chart._fullLayout.yaxis.type]") == ["FVU", "log"]
+    assert visit.chart("ladder", legend) == entries > 0
+    switches.get_by_label("l1", exact=True).check()
+    assert {meta["penalty"] for meta in visit.chart("ladder", SHOWN)} == {"l1", "sqrt"}
+    switches.get_by_label(first, exact=True).check()
+    assert visit.chart("ladder", f"[{title}, chart._fullLayout.yaxis.type]") == [first, "linear"]
 
 
 def test_axes_become_linear_and_logarithmic_again(visit: Visit) -> None:

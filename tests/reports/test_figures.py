@@ -285,5 +285,15 @@ def test_what_else_varies_is_told_but_not_what_follows_from_the_width(tmp_path: 
     assert set(figure_data.front(frame.load(store, "quick"))["given"]) == {""}
 
 
+def test_toys_with_ladders_of_their_own_are_no_line_together(tmp_path: Path) -> None:
+    results = [
+        (point(toy=Toy(name="planted", features=8, d_model=d_model), penalty=Penalty("l1", c)), {"l0": 1.0, "fvu": fvu})
+        for d_model, c, fvu in ((8, 1.0, 0.1), (8, 2.0, 0.2), (4, 3.0, 0.9), (4, 4.0, 0.95))
+    ]
+    data = figure_data.front(frame.load(sweep(tmp_path, results, varied=["toy.d_model"]), "quick"))
+    assert list(data["given"]) == ["planted-8-8"] * 2 + ["planted-8-4"] * 2
+    assert list(data["on_front"]) == [True, False] * 2
+
+
 def _seeds(table: pd.DataFrame) -> list[tuple[str, int]]:
     return list(zip(table["point_id"], table["seed"], strict=True))

@@ -89,7 +89,7 @@ def test_json_says_where_the_page_is_and_data_behind_each_figure_loads_with_pand
     assert Path(found["report"]).read_text().startswith("<!doctype html>")
     assert found["points"] == 16
     folder = trained / "sweeps/tiny/figures"
-    for name in ("front", "split_counts", "distribution", "labels", "information", "phases", "curves"):
+    for name in ("front", "ladder", "split_counts", "distribution", "labels", "information", "phases", "curves"):
         table = pd.read_parquet(folder / f"{name}.parquet")
         assert len(table) and list(table.columns) == list(pd.read_csv(folder / f"{name}.csv").columns)
     table = pd.read_csv(folder / "front.csv")
@@ -173,11 +173,12 @@ def test_a_claim_that_failed_points_at_the_figure_that_shows_it(tmp_path: Path) 
     results = [
         (
             point(toy=SMALL.replace(seed=toy), width=8, seed=seed),
-            {"l0": 1.0, "fvu": 0.1, "splits_per_max": 0.5 + 0.1 * seed},
+            {"l0": 1.0, "fvu": 0.1, "splits_per_max": 0.5 + 0.1 * seed, "mcc": 0.5},
         )
         for toy, seed in seeds
     ]
-    measures = {"splits_per_max": "split_counts", "label_mq - label_m": "labels", "loss": ""}
+    # What MCC is along a ladder is drawn only where there is one.
+    measures = {"splits_per_max": "split_counts", "label_mq - label_m": "labels", "loss": "", "mcc": ""}
     claims = [{**CLAIM, "name": name, "measure": name} for name in measures]
     sweep(tmp_path, results, claims=[*claims, {**CLAIM, "name": "fine", "at_least": 0.1}])
     assert call("report", "quick", "--output-dir", str(tmp_path)).code == 0

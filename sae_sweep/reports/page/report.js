@@ -76,44 +76,59 @@
     parent.append(label);
   }
 
-  // One of several counts in the place of the others.
-  function choice(chart, parent) {
-    const counts = [...new Set(chart.data.map((trace) => trace.meta?.count))].filter(Boolean);
-    if (counts.length < 2) return;
-    const set = fieldset(parent, "count");
-    for (const count of counts) {
-      const shown = chart.data.some((trace) => trace.meta?.count === count && trace.visible !== false);
-      const change = () => Plotly.restyle(chart, { visible: chart.data.map((trace) => trace.meta?.count === count) });
-      checkbox(set, count, shown, change, { type: "radio", name: `count-${chart.dataset.key}` });
-    }
+  // How the vertical axes show one of several counts, where that differs.
+  function vertical(chart, count) {
+    const axis = chart.layout.meta?.find((each) => each.count === count);
+    const own = Object.keys(chart.layout).filter((key) => axis && key.startsWith("yaxis"));
+    return Object.fromEntries(own.flatMap((key) => [
+      [`${key}.type`, axis.type], [`${key}.tickvals`, axis.tickvals], [`${key}.tickmode`, axis.tickvals ? "array" : "auto"], [`${key}.autorange`, true],
+      ...(chart.layout[key].title?.text ? [[`${key}.title.text`, count]] : [])]));
   }
 
   function switches(chart) {
     const parent = document.querySelector(`.switches[data-for="${chart.dataset.key}"]`);
     const traces = chart.data.filter((trace) => trace.meta);
     if (!traces.length) return;
-    choice(chart, parent);
     const off = {};
+    let { count } = (traces.find((trace) => trace.visible !== false) ?? traces[0]).meta;
+    const show = () => {
+      const visible = chart.data.map((trace) => {
+        if (trace.meta) return trace.meta.count === count && !NAMES.some((key) => off[key]?.has(trace.meta[key]));
+        const [, kind = "penalty", value] = /^(?:(init|width) )?(.*)$/.exec(String(trace.legendgroup));
+        return off[kind]?.has(value) ? "legendonly" : true;
+      });
+      Plotly.update(chart, { visible }, vertical(chart, count));
+    };
+    // One of several counts in the place of the others.
+    const counts = [...new Set(traces.map((trace) => trace.meta.count))];
+    const choice = counts.length > 1 && fieldset(parent, "measure");
+    for (const value of choice ? counts : []) {
+      const change = () => {
+        count = value;
+        show();
+      };
+      checkbox(choice, value, value === count, change, { type: "radio", name: `count-${chart.dataset.key}` });
+    }
     for (const name of NAMES) {
       const values = [...new Set(traces.map((trace) => trace.meta[name]))].filter((value) => value !== undefined);
       if (values.length < 2) continue;
-      const shown = new Set(traces.filter((trace) => trace.visible !== false).map((trace) => trace.meta[name]));
-      off[name] = new Set(values.filter((value) => !shown.has(value)));
+      // Of what the first count was not taken of, nothing is turned off.
+      const hidden = (value) => {
+        const own = traces.filter((trace) => trace.meta[name] === value && trace.meta.count === count);
+        return own.length > 0 && own.every((trace) => trace.visible === false);
+      };
+      off[name] = new Set(values.filter(hidden));
       const set = fieldset(parent, name === "given" ? "beside" : name);
       for (const value of values) {
-        checkbox(set, value === "" ? "none" : value, shown.has(value), (on) => {
+        checkbox(set, value === "" ? "none" : value, !off[name].has(value), (on) => {
           off[name][on ? "delete" : "add"](value);
-          const visible = chart.data.map((trace) => {
-            if (trace.meta) return !NAMES.some((key) => off[key]?.has(trace.meta[key]));
-            const [, kind = "penalty", value] = /^(?:(init|width) )?(.*)$/.exec(String(trace.legendgroup));
-            return off[kind]?.has(value) ? "legendonly" : true;
-          });
-          Plotly.restyle(chart, { visible });
+          show();
         });
       }
     }
     // Panels share their axes, of which the first of a row or column has the title.
-    const axes = Object.keys(chart.layout).filter((key) => /^[xy]axis/.test(key) && chart.layout[key].type === "log");
+    const fixed = chart.layout.meta ? /^xaxis/ : /^[xy]axis/;
+    const axes = Object.keys(chart.layout).filter((key) => fixed.test(key) && chart.layout[key].type === "log");
     const titles = [...new Set(axes.map((axis) => chart.layout[axis].title?.text).filter(Boolean))];
     if (!titles.length) return;
     const set = fieldset(parent, "logarithmic");
