@@ -74,46 +74,47 @@ def draw(data: pd.DataFrame) -> go.Figure:
     A panel for each init and whatever else the sweep varies; SAEs that set k have panels of their own.
     """
     panels = [*data[_PANEL].drop_duplicates().itertuples(index=False, name=None)]
-    drawn = panels[:MOST_PANELS]
-    figure, places = _panels(data, drawn)
+    figure, places = _panels(data, panels[:MOST_PANELS])
     penalties, widths, shown = unique(data["penalty_name"]), sorted(unique(data["width"])), shown_widths(data)
     measures = [name for name in MEASURES if (data["measure"] == name).any()]
-    # A measure after the other, as the page offers them.
-    ranked = data.sort_values("measure", key=lambda column: column.map(measures.index), kind="stable")
-    for (measure, *names, along), rows in ranked.groupby(["measure", *_LINE], dropna=False, sort=False):
-        given, init, width, _, penalty = names
-        if (panel := (given, init, along)) not in drawn:
-            continue
-        said = f"{penalty} at {along} %{{x:.4g}}, width {width}, init {init}{given and f', {given}'}"
-        trace = _line(rows, f"{said}<br>{MEASURES[measure]} %{{y:.4g}}")
-        trace.update(
-            line={**penalty_look(penalties.index(penalty)), "width": 1.5},
-            marker={"symbol": SYMBOLS[widths.index(width) % len(SYMBOLS)], "size": 8},
-            name=penalty,
-            legendgroup=penalty,
-            visible=bool(width in shown and measure == measures[0]),
-            meta=switches(names) | {"count": MEASURES[measure]},
-        )
-        figure.add_trace(trace, **places[drawn.index(panel)])
+    for measure in measures:
+        taken = data[data["measure"] == measure]
+        for names, rows in taken.groupby(_LINE, dropna=False, sort=False):
+            given, init, width, _, penalty, along = names
+            if (given, init, along) not in places:
+                continue
+            said = f"{penalty} at {along} %{{x:.4g}}, width {width}, init {init}{given and f', {given}'}"
+            trace = _line(rows, f"{said}<br>{MEASURES[measure]} %{{y:.4g}}")
+            trace.update(
+                line={**penalty_look(penalties.index(penalty)), "width": 1.5},
+                marker={"symbol": SYMBOLS[widths.index(width) % len(SYMBOLS)], "size": 8},
+                name=penalty,
+                legendgroup=penalty,
+                visible=bool(width in shown and measure == measures[0]),
+                meta=switches(names[:-1]) | {"count": MEASURES[measure]},
+            )
+            figure.add_trace(trace, **places[given, init, along])
     for i, penalty in enumerate(penalties):
         figure.add_trace(legend(penalty, penalty, line=penalty_look(i), mode="lines"), row=1, col=1)
     for i, width in enumerate(widths):
         marker = {"symbol": SYMBOLS[i % len(SYMBOLS)], "color": GREY, "size": 8}
         figure.add_trace(legend(f"width {width}", f"width {width}", marker=marker, mode="markers"), row=1, col=1)
-    if len(panels) > len(drawn):
-        rest = f"{len(drawn)} of {len(panels)} panels are drawn; the table has all"
+    if len(panels) > len(places):
+        rest = f"{len(places)} of {len(panels)} panels are drawn; the figure's table has all"
         figure.add_trace(legend(rest, rest, mode="none"), row=1, col=1)
-    # By these the page changes the axis with the measure.
-    axes = [_axis(data[data["measure"] == name], name) for name in measures]
+    # By these the page changes the axes with the measure.
+    axes = [_axis(data[data["measure"] == measure], measure) for measure in measures]
     figure.update_layout(meta=axes)
     for axis in axes[:1]:
         figure.update_yaxes(type=axis["type"], tickvals=axis["tickvals"], tickformat="~g")
         figure.update_yaxes(title=axis["count"], col=1)
-    rows = max(place["row"] for place in places) if places else 1
-    return finished(figure, "Ladder: what each coefficient comes to", 100 + (_HIGH + _BETWEEN) * rows)
+    down = max((place["row"] for place in places.values()), default=1)
+    return finished(figure, "Ladder: what each coefficient comes to", 100 + (_HIGH + _BETWEEN) * down)
 
 
-def _panels(data: pd.DataFrame, panels: Sequence[tuple[str, str, str]]) -> tuple[go.Figure, list[dict[str, int]]]:
+def _panels(
+    data: pd.DataFrame, panels: Sequence[tuple[Any, ...]]
+) -> tuple[go.Figure, dict[tuple[Any, ...], dict[str, int]]]:
     """The empty panels, named and with their axes along the ladder, and the row and column of each."""
     several = data["init_name"].nunique() > 1
     titles = [", ".join(filter(None, [f"init {init}" * several, given])) for given, init, _ in panels]
@@ -130,8 +131,8 @@ def _panels(data: pd.DataFrame, panels: Sequence[tuple[str, str, str]]) -> tuple
         vertical_spacing=_BETWEEN / (_HIGH * down + _BETWEEN * (down - 1)),
     )
     figure.update_annotations(font_size=13)
-    places = [{"row": i // across + 1, "col": i % across + 1} for i in range(len(panels))]
-    for panel, place in zip(panels, places, strict=True):
+    places = {panel: {"row": i // across + 1, "col": i % across + 1} for i, panel in enumerate(panels)}
+    for panel, place in places.items():
         rungs = np.unique(data.loc[(data[_PANEL] == list(panel)).all(axis=1), "rung"])
         ticks = rungs if panel[-1] == "k" else log_ticks(0.99 * rungs[0], 1.01 * rungs[-1])
         figure.update_xaxes(type="log", tickformat="~g", tickvals=ticks, **place)

@@ -108,4 +108,4 @@ def test_each_init_and_whatever_varies_has_a_panel(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(figure_ladders, "MOST_PANELS", 2)
     figure = draw(data)
     assert [trace.xaxis for trace in shown(figure)] == ["x", "x2"]
-    assert "2 of 3 panels are drawn; the table has all" in {trace.name for trace in figure.data}
+    assert "2 of 3 panels are drawn; the figure's table has all" in {trace.name for trace in figure.data}
