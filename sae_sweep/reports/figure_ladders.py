@@ -31,7 +31,7 @@ MEASURES = {
     "mcc": "found features (MCC)",
     "owned_maxes": "owned maxes",
     "distinct_splits_per_max": "distinct splits per max",
-    "found_mq": "found classes of maximum and query, share",
+    "found_mq": "share of (maximum, query) found",
     "live_latents": "live latents",
     "l0": "L0",
     "fvu": "FVU",

@@ -314,9 +314,9 @@ FIGURES = (
         "What each coefficient comes to",
         "One measure at a time against the coefficient of the penalty, or against k where the architecture sets that: "
         "the mean over seeds, with bars from the lowest to the highest. Colour is the penalty, the symbol the width; "
-        "each init, and whatever else the sweep varies, has a panel. A penalty with one coefficient is left out, and "
-        "so is a measure that is the same everywhere. Coefficients of two penalties are not alike: compare the best "
-        "that each reaches, and how long it holds.",
+        "each init, and whatever else the sweep varies, has a panel, which is empty where the measure was not taken. "
+        "Penalties with one coefficient are left out, and so are measures that are the same everywhere. The same "
+        "coefficient is not as strong in two penalties: compare the best that each reaches.",
         lambda sweep: figure_ladders.ladder(sweep.named),
         figure_ladders.draw,
     ),
