@@ -53,6 +53,10 @@ def check_values(key: str, values: list[Any]) -> list[Any]:
     """The values of one key, converted. UserError: no such key or option, a setting out of its limits, no values."""
     if key.startswith(("hydra.", "hydra/")):
         raise files.refuse_hydra(key.replace("/", "."))
+    if key == "grid" or key.startswith(("grid.axes", "grid.blocks")):
+        raise UserError(
+            f"{show(key)} is for the file of an experiment: here an axis is its key with its values, as sae.width=16,64"
+        )
     if key in GROUPS:
         if key == "experiment" and values == [None]:
             return values

@@ -202,7 +202,8 @@ def _fit_partition(p, place, totals, layout, weights, limits, sums, fits, latent
             of_mass = _rounded(mass / total)
             if of_mass > share or (of_mass == share and each - first < share_class):
                 share, share_class = of_mass, each - first
-                if p == layout.cells:
+                # The merged rows of a dense latent may stand in a cell of which no input was drawn.
+                if p == layout.cells and whole > 0:
                     fits.held[latent] = held / whole
     if score_class != NOTHING:
         fits.f1[p, latent], fits.f1_class[p, latent] = score, score_class

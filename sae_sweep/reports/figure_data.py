@@ -45,6 +45,8 @@ KINDS = {
     "none": "no label",
     "dead": "dead",
 }
+# Classes of inputs that wide SAEs are to have a latent for each of.
+FOUND = ("mq", "mqc", "mn", "mqnc")
 # A phase: which maxima most latents of a setting stand for. See `phases`.
 PHASES = ("found", "absorbed", "duplicated", "split", "mixed", "unnamed")
 _HOVERED = ["splits_per_max", "distinct_splits_per_max", "duplicates_per_max", "owned_maxes", "live_latents"]
@@ -214,6 +216,30 @@ def information(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
         .reset_index()
         .dropna(subset=["explained"])
     )
+
+
+def found(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
+    """A row per width, init and penalty at its knee (`knees`), `part` of FOUND and `state`: `value`, the share of that
+    part's classes that have a latent, as a mean over points with `value_low` and `value_high`.
+
+    States: "trained", "untrained", "labels shuffled", and where they were searched "best codes" of the dictionary.
+    """
+    trained = knees(frame.dropna(subset=["found_mq"]))
+    alike = ["init_name", "given", "width", "penalty_name", "setting"]
+    before = named(untrained.dropna(subset=["found_mq"])).merge(trained[alike].drop_duplicates())
+    parts = [
+        table[NAMES].assign(value=table[column].astype(float), part=part, state=state)
+        for part in FOUND
+        for table, column, state in (
+            (trained, f"found_{part}", "trained"),
+            (before, f"found_{part}", "untrained"),
+            (trained, shuffled(f"found_{part}"), "labels shuffled"),
+            (trained, f"inferred_found_{part}", "best codes"),
+        )
+    ]
+    whole = pd.concat(parts, ignore_index=True).dropna(subset=["value"])
+    groups = whole.groupby([*NAMES, "part", "state"], dropna=False, sort=False)["value"]
+    return groups.agg(points="size", value="mean", value_low="min", value_high="max").reset_index()
 
 
 def structure(frame: pd.DataFrame) -> pd.DataFrame:

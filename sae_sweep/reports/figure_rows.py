@@ -5,19 +5,23 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae_sweep.reports.figure_data import FACTORS, KINDS, STRUCTURES
+from sae_sweep.reports.figure_data import FACTORS, FOUND, KINDS, NAMES, STRUCTURES
 from sae_sweep.reports.figure_style import (
     COLOURS,
+    GREY,
     KIND_COLOURS,
     SYMBOLS,
     blocks,
     colour,
     finished,
     height,
+    legend,
     spread,
     two_levels,
 )
 
+# How a share found is marked: an SAE's own, its nulls, and what its dictionary could do.
+FOUND_SYMBOLS = {"trained": "circle", "untrained": "circle-open", "labels shuffled": "line-ns", "best codes": "star"}
 # Widths further apart than this are shown by shares, since the counts of the narrow ones would not be seen.
 FAR_APART = 20
 
@@ -72,6 +76,43 @@ def information(data: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="share of the factor's entropy", tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category")
     return finished(figure, "Which factor the top latent tells", height(2 * len(set(blocks(data)))))
+
+
+def found(data: pd.DataFrame) -> go.Figure:
+    """Which share of the classes of a part have a latent, beside the nulls and what the dictionary could; bars span the
+    points."""
+    figure = go.Figure()
+    data = data.sort_values(["given", "width"], kind="stable")
+    for i, part in enumerate(FOUND):
+        for state, symbol in FOUND_SYMBOLS.items():
+            rows = data[(data["part"] == part) & (data["state"] == state)]
+            if rows.empty:
+                continue
+            figure.add_trace(
+                go.Scatter(
+                    x=rows["value"],
+                    y=[f"{block}, {name}" for block, name in zip(blocks(rows), rows["penalty_name"], strict=True)],
+                    error_x=spread(rows, "value") if state == "trained" else None,
+                    mode="markers",
+                    orientation="h",
+                    offsetgroup=part,
+                    marker={"color": colour(i), "size": 9, "symbol": symbol, "line": {"width": 2, "color": colour(i)}},
+                    name=KINDS[part],
+                    legendgroup=part,
+                    showlegend=state == "trained",
+                    customdata=rows["points"],
+                    hovertemplate=f"%{{y}}<br>{KINDS[part]}, {state}: %{{x:.1%}} of the classes<br>mean of "
+                    "%{customdata} points<extra></extra>",
+                )
+            )
+    for state, symbol in FOUND_SYMBOLS.items():
+        if state != "trained" and (data["state"] == state).any():
+            marker = {"color": GREY, "size": 9, "symbol": symbol, "line": {"width": 2, "color": GREY}}
+            figure.add_trace(legend(state, state, marker=marker, mode="markers"))
+    figure.update_layout(scattermode="group", scattergap=0.4)
+    figure.update_xaxes(title="share of the classes that have a latent", tickformat=".0%")
+    figure.update_yaxes(autorange="reversed", type="category")
+    return finished(figure, "Which classes have a latent", height(2 * data[NAMES].drop_duplicates().shape[0]))
 
 
 def structure(data: pd.DataFrame) -> go.Figure:

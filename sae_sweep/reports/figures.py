@@ -20,6 +20,7 @@ from plotly.subplots import make_subplots
 
 from sae_sweep.reports import figure_data, figure_ladders
 from sae_sweep.reports.figure_data import NAMES, PHASES
+from sae_sweep.reports.figure_rows import found as found
 from sae_sweep.reports.figure_rows import information as information
 from sae_sweep.reports.figure_rows import labels as labels
 from sae_sweep.reports.figure_rows import structure as structure
@@ -346,6 +347,17 @@ FIGURES = (
         "Mean number of latents by label, of the SAEs, trained and untrained.",
         lambda sweep: figure_data.labels(sweep.results, sweep.untrained),
         labels,
+    ),
+    Figure(
+        "found",
+        "Found",
+        "Which classes have a latent",
+        "Of the classes of a part, for example all pairs of maximum and query, the share that has a latent with most "
+        "of its mass in that class, at the coefficient of each penalty that has the lowest FVU × max(L0, 1). Hollow: "
+        "the untrained SAEs. A stroke: the same latents with labels shuffled within each maximum. A star: with the "
+        "best codes for the dictionary, where those were searched. Bars span the points.",
+        lambda sweep: figure_data.found(sweep.results, sweep.untrained),
+        found,
     ),
     Figure(
         "information",

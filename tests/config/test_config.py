@@ -414,6 +414,8 @@ BAD = [
     ("sae.architecture=topk", "give sae="),
     ("penalty.ladder=[1]", "give penalty.coefficient="),
     ("distribution.digest=x", "unknown key"),
+    ("grid.axes.sae.width=[8,16]", "is for the file of an experiment"),
+    ("grid.blocks=[]", "here an axis is its key with its values"),
     ("distribution=missing.csv", "No such file"),
     ("distribution=/", "directory"),
     ("distribution=weights", "needs distribution.file"),

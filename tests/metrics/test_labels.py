@@ -307,6 +307,18 @@ def test_folding_dense_latents_changes_no_count():
     assert whole.purity == pytest.approx(folded.purity)
 
 
+def test_a_dense_latent_is_described_where_no_input_of_the_cell_that_its_rows_merge_into_was_drawn():
+    planted = Planted(12, 3)
+    fold = fold_dense(planted.cells, planted.chance, 0.8)
+    drawn = ~np.isin(planted.cell, fold.onto)
+    planted.cell, planted.weight = planted.cell[drawn], planted.weight[drawn]
+    norms = ((planted.factor("m") == 11) & (planted.factor("c") == 1)).astype(np.float32)[:, None]
+    whole, _ = counts(norms, planted, drawn=True)
+    latents, _ = counts(norms, planted, Fold(0.01, fold.onto), drawn=True)
+    assert latents.live.all() and latents.owner.tolist() == whole.owner.tolist() == [11]
+    assert latents.pure_class[PARTITIONS.index("mqnc")].tolist() == [NOTHING] and not latents.below_cell.any()
+
+
 def test_class_names():
     cells = PLANTED.cells
     example = int(cells.index(np.array([5, 3, 5, 2])))

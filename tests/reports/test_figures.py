@@ -182,6 +182,25 @@ def test_information_spans_the_points(tables: Tables) -> None:
     assert len(figures.information(data).data) == 6
 
 
+def test_shares_found_are_drawn_beside_their_nulls(tables: Tables) -> None:
+    none = {f"{of}found_{part}": None for of in ("", "shuffled_", "inferred_") for part in figure_data.FOUND}
+    trained, untrained = (table.assign(**none).assign(found_mq=0.001 * table["width"]) for table in tables)
+    trained = trained.assign(shuffled_found_mq=0.05, found_mn=0.5 + 0.1 * trained["seed"], inferred_found_mn=0.9)
+    data = figure_data.found(trained, untrained)
+    assert set(zip(data["part"], data["state"], strict=True)) == {
+        *(("mq", state) for state in ("trained", "untrained", "labels shuffled")),
+        *(("mn", state) for state in ("trained", "best codes")),
+    }
+    row = data[(data["part"] == "mn") & (data["state"] == "trained")].iloc[0]
+    assert tuple(row[["value", "value_low", "value_high"]]) == pytest.approx((0.6, 0.5, 0.7))
+    pairs = data[data["part"] == "mq"]
+    expected = (0.001 * pairs["width"]).where(pairs["state"] != "labels shuffled", 0.05)
+    assert pairs["value"].tolist() == pytest.approx(expected.tolist())
+    shown = [trace.name for trace in figures.found(data).data if trace.showlegend]
+    assert shown == ["maximum, query", "maximum, runner-up", "untrained", "labels shuffled", "best codes"]
+    assert figure_data.found(trained.assign(found_mq=None), untrained).empty
+
+
 def test_structure_is_drawn_beside_its_null_where_it_was_measured(tables: Tables) -> None:
     assert figure_data.structure(tables[0]).empty
     some = tables[0].assign(structure_cosine=0.1 * tables[0]["seed"], structure_cosine_null=-0.5)
