@@ -25,11 +25,11 @@ def listed(
     width, d = W.shape
     flat = np.concatenate([W.ravel(), np.full(width * d, norm / d**0.5), bias, np.zeros(d)]).astype(np.float32)
     norms, ones = np.ones((2, -(-width // LANES) * LANES), np.float32)
-    encoder = encoder_of(flat[: width * d].reshape(width, d), norms if k else ones, rounded, k)
+    encoder = encoder_of(flat[: width * d].reshape(width, d), norms if k else ones, rounded, k, floor)
     refresh(flat, width, d, encoder, norms)
     codes, starts = np.empty((len(x) * width, LISTED), np.float32), np.empty(len(x) + 1, np.int64)
     latents = codes.view(np.int32)
-    assert encode(x.astype(np.float32), 0, len(x), encoder, k, np.float32(floor), codes, latents, starts) == len(x)
+    assert encode(x.astype(np.float32), 0, len(x), encoder, codes, latents, starts) == len(x)
     entries = slice(0, starts[-1])
     return [starts, latents[entries, LATENT], codes[entries, CODE].view(np.int32)]
 
