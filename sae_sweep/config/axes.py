@@ -55,7 +55,8 @@ def check_values(key: str, values: list[Any]) -> list[Any]:
         raise files.refuse_hydra(key.replace("/", "."))
     if key == "grid" or key.startswith(("grid.axes", "grid.blocks")):
         raise UserError(
-            f"{show(key)} is for the file of an experiment: here an axis is its key with its values, as sae.width=16,64"
+            f"{show(key)} is of the file of an experiment, as grid: {{axes: …}}; an axis by itself is its key with its "
+            "values, as sae.width=16,64"
         )
     if key in GROUPS:
         if key == "experiment" and values == [None]:

@@ -225,8 +225,8 @@ def found(frame: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
     States: "trained", "untrained", "labels shuffled", and where they were searched "best codes" of the dictionary.
     """
     trained = knees(frame.dropna(subset=["found_mq"]))
-    alike = ["init_name", "given", "width", "penalty_name", "setting"]
-    before = named(untrained.dropna(subset=["found_mq"])).merge(trained[alike].drop_duplicates())
+    # What an SAE is called follows from the whole table, and is not asked for twice.
+    before = trained[[*NAMES, "point_id"]].merge(untrained[["point_id", *(f"found_{part}" for part in FOUND)]])
     parts = [
         table[NAMES].assign(value=table[column].astype(float), part=part, state=state)
         for part in FOUND
@@ -301,12 +301,13 @@ def choices(frame: pd.DataFrame) -> list[str]:
     """The keys that this sweep varies for their own sake: not those that follow from the names, such as a learning
     rate that goes with the width.
 
-    What follows from the coefficient or k alone is told too: a toy that has a ladder of its own is another line.
+    A toy that follows from the coefficient or k is told too: with a ladder of its own it is another line.
     """
-    names = [name for name in SETTINGS if name in NAMED and name not in ("coefficient", "k")]
+    names = [name for name in SETTINGS if name in NAMED]
     for name in map(str, frame.columns):
         if is_setting(name) and name not in NAMED and not is_seed(name) and frame[name].nunique(dropna=False) > 1:
-            groups = frame.groupby(names, dropna=False, sort=False)
+            aside = ("coefficient", "k") if name.split(".")[0] == "toy" else ()
+            groups = frame.groupby([each for each in names if each not in aside], dropna=False, sort=False)
             if (groups[name].nunique(dropna=False) > 1).any():
                 names.append(name)
     return [name for name in names if name not in NAMED]

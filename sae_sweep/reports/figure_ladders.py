@@ -105,7 +105,8 @@ def draw(data: pd.DataFrame) -> go.Figure:
     # By these the page changes the axes with the measure.
     axes = [_axis(data[data["measure"] == measure], measure) for measure in measures]
     figure.update_layout(meta=axes)
-    for axis in axes[:1]:
+    if axes:
+        axis = axes[0]
         figure.update_yaxes(type=axis["type"], tickvals=axis["tickvals"], tickformat="~g")
         figure.update_yaxes(title=axis["count"], col=1)
     down = max((place["row"] for place in places.values()), default=1)

@@ -82,7 +82,7 @@ def found(data: pd.DataFrame) -> go.Figure:
     """Which share of the classes of a part have a latent, beside the nulls and what the dictionary could; bars span the
     points."""
     figure = go.Figure()
-    data = data.sort_values(["given", "width"], kind="stable")
+    data = data.sort_values("width", kind="stable")
     for i, part in enumerate(FOUND):
         for state, symbol in FOUND_SYMBOLS.items():
             rows = data[(data["part"] == part) & (data["state"] == state)]

@@ -56,6 +56,8 @@ _SHOWN_IN = {
     "stopped_at": "plateau",
     "structure_": "structure",
     "mcc": "ladder",
+    "found_m": "found",
+    "inferred_found_m": "found",
     **dict.fromkeys(("fvu", "l0", "on_", "owned_", "live_"), "front"),
 }
 # Letters of a row's name beside which a phone has no room for the chart: it is then scrolled.
@@ -181,7 +183,9 @@ def _section(
         "short": names.say(figure.short),
         "title": names.say(figure.title),
         "note": names.say(figure.note),
-        "wide": key in (*_GRIDS, "distribution") or _panels(drawn[key]) > 1 or _longest_name(data[key]) > LONG_NAME,
+        "wide": key in (*_GRIDS, "distribution", "found")
+        or _panels(drawn[key]) > 1
+        or _longest_name(data[key]) > LONG_NAME,
         "height": drawn[key].layout.height,
         # Where a penalty's coefficients stand side by side, each has room for its number: the chart is scrolled.
         "least": 260 + COLUMN * len(data[key][["penalty_name", "setting"]].drop_duplicates()) if key in _GRIDS else 0,

@@ -183,7 +183,7 @@ def recipe_name(row: pd.Series) -> str:
 
 def coefficient(row: pd.Series) -> str:
     """The coefficient, or the number of active latents where that is what is set."""
-    return f"k={row['k']:.0f}" if counts(row["architecture"]) else f"{row['coefficient']:g}"
+    return f"k={row['k']:g}" if counts(row["architecture"]) else f"{row['coefficient']:g}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from fabricated import point, sweep
 
 from sae_sweep.config.columns import table_columns
-from sae_sweep.config.settings import Penalty, Toy
+from sae_sweep.config.settings import Penalty, Toy, Training
 from sae_sweep.metrics.extra.theory import Costs
 from sae_sweep.reports import figure_data, figures
 from sae_sweep.store import results as frame
@@ -312,6 +312,15 @@ def test_toys_with_ladders_of_their_own_are_no_line_together(tmp_path: Path) -> 
     data = figure_data.front(frame.load(sweep(tmp_path, results, varied=["toy.d_model"]), "quick"))
     assert list(data["given"]) == ["planted-8-8"] * 2 + ["planted-8-4"] * 2
     assert list(data["on_front"]) == [True, False] * 2
+
+
+def test_a_rate_that_goes_with_k_leaves_one_line(tmp_path: Path) -> None:
+    results = [
+        (point(architecture="topk", width=8, k=k, training=Training(lr=lr)), {"l0": k, "fvu": fvu})
+        for k, lr, fvu in ((1.0, 1e-3, 0.3), (2.0, 5e-4, 0.2), (4.0, 2e-4, 0.25))
+    ]
+    data = figure_data.front(frame.load(sweep(tmp_path, results, varied=["sae.k", "training.lr"]), "quick"))
+    assert set(data["given"]) == {""} and list(data["on_front"]) == [True, True, False]
 
 
 def _seeds(table: pd.DataFrame) -> list[tuple[str, int]]:

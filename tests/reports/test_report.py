@@ -173,12 +173,13 @@ def test_a_claim_that_failed_points_at_the_figure_that_shows_it(tmp_path: Path) 
     results = [
         (
             point(toy=SMALL.replace(seed=toy), width=8, seed=seed),
-            {"l0": 1.0, "fvu": 0.1, "splits_per_max": 0.5 + 0.1 * seed, "mcc": 0.5},
+            {"l0": 1.0, "fvu": 0.1, "splits_per_max": 0.5 + 0.1 * seed, "mcc": 0.5, "found_mq": 0.5},
         )
         for toy, seed in seeds
     ]
     # What MCC is along a ladder is drawn only where there is one.
     measures = {"splits_per_max": "split_counts", "label_mq - label_m": "labels", "loss": "", "mcc": ""}
+    measures["found_mq"] = "found"
     claims = [{**CLAIM, "name": name, "measure": name} for name in measures]
     sweep(tmp_path, results, claims=[*claims, {**CLAIM, "name": "fine", "at_least": 0.1}])
     assert call("report", "quick", "--output-dir", str(tmp_path)).code == 0

@@ -64,8 +64,9 @@ TRAINERS: dict[str, type[TileTrainer]] = {
     "matching_pursuit": PursuitTrainer,
     **dict.fromkeys(("ista", "lista", "mlp"), UnrolledTrainer),
 }
-# From this width on what latents respond is listed.
-LISTED_AT_LEAST = 1 << 14
+# From this width on what latents respond is listed. Lists are quicker from 16,384 on (TopK of one latent there by 15
+# times), but dense codes revived SAEs of up to 65,535 latents before there were lists, and those keep their bits.
+LISTED_AT_LEAST = 1 << 16
 # BatchTopK looks for its threshold above this share of the last.
 GUESS = np.float32(0.9)
 
@@ -111,14 +112,14 @@ class CpuBackend(Backend):
         listed = kind.listed and not kind.learns_threshold and point.encoder.name == "linear"
         if not listed or stack.width < LISTED_AT_LEAST:
             return super().responses(stack, i, batches)
-        sae, fired, errors = stack.parameters(i), torch.zeros(stack.width, dtype=torch.bool), []
+        sae, fired, decoded = stack.parameters(i), torch.zeros(stack.width, dtype=torch.bool), []
         lister = Lister(sae, point.sae.architecture, point.sae.get("k", 1))
         for x in batches:
             for lists in lister(x):
                 starts, latents, codes = map(torch.from_numpy, lists)
                 fired[latents] = True
-                errors.append(F.embedding_bag(latents, sae.W_dec, starts[:-1], mode="sum", per_sample_weights=codes))
-        return fired, (torch.cat(errors) + sae.b_dec - batches.flatten(0, 1)).square().sum(1)
+                decoded.append(F.embedding_bag(latents, sae.W_dec, starts[:-1], mode="sum", per_sample_weights=codes))
+        return fired, (torch.cat(decoded) + sae.b_dec - batches.flatten(0, 1)).square().sum(1)
 
 
 class _Trainer:

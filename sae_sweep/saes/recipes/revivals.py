@@ -59,7 +59,24 @@ def _due(training: Training, step: int, steps: int) -> bool:
     return step // every > (step - steps) // every and step <= training.revival_until * training.steps
 
 
-def resample(stack: Stack, i: int, batches: Tensor, respond: Respond | None = None) -> Tensor:
+def responses(stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
+    """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input [steps·b].
+
+    By the reference's codes: a backend may have quicker ones.
+    """
+    kind, sae, point = stack.architecture, stack.parameters(i), stack.points[i]
+    # What chooses over a batch must see the whole of it.
+    rows = batches.shape[1] if kind.learns_threshold else max(1, NUMBERS // stack.width)
+    fired = torch.zeros(stack.width, dtype=torch.bool, device=batches.device)
+    errors = []
+    for x in (part for batch in batches for part in batch.split(rows)):
+        codes = kind.codes(x, sae, point.sae, True, point.encoder)
+        fired |= (codes > 0).any(0)
+        errors.append((codes @ sae.W_dec + sae.b_dec - x).square().sum(1))
+    return fired, torch.cat(errors)
+
+
+def resample(stack: Stack, i: int, batches: Tensor, respond: Respond = responses) -> Tensor:
     """Give the dead latents of SAE i another start at inputs of the block [steps, b, d]; which they were [width]."""
     point, sae = stack.points[i], stack.parameters(i)
     training, kind = point.training, stack.architecture
@@ -67,7 +84,7 @@ def resample(stack: Stack, i: int, batches: Tensor, respond: Respond | None = No
     revived = torch.zeros(stack.width, dtype=torch.bool, device=batches.device)
     if counted and bool((stack.silent[i] < training.dead_after).all()):
         return revived
-    living, errors = (respond or responses)(stack, i, batches)
+    living, errors = respond(stack, i, batches)
     if counted:
         living = stack.silent[i] < training.dead_after
     dead = torch.nonzero(~living).flatten()
@@ -94,23 +111,6 @@ def resample(stack: Stack, i: int, batches: Tensor, respond: Respond | None = No
             moment[name][dead] = 0.0
     revived[dead] = True
     return revived
-
-
-def responses(stack: Stack, i: int, batches: Tensor) -> tuple[Tensor, Tensor]:
-    """Which latents of SAE i fire on batches [steps, b, d]: [width]; and the squared error of each input [steps·b].
-
-    By the reference's codes: a backend may have quicker ones.
-    """
-    kind, sae, point = stack.architecture, stack.parameters(i), stack.points[i]
-    # What chooses over a batch must see the whole of it.
-    rows = batches.shape[1] if kind.learns_threshold else max(1, NUMBERS // stack.width)
-    fired = torch.zeros(stack.width, dtype=torch.bool, device=batches.device)
-    errors = []
-    for x in (part for batch in batches for part in batch.split(rows)):
-        codes = kind.codes(x, sae, point.sae, True, point.encoder)
-        fired |= (codes > 0).any(0)
-        errors.append((codes @ sae.W_dec + sae.b_dec - x).square().sum(1))
-    return fired, torch.cat(errors)
 
 
 def kept_of(training: Training, width: int, d: int) -> int:

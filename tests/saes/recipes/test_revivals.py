@@ -13,6 +13,7 @@ from stacks import PENALTIES, batches, points, stack_of
 from sae_sweep.config.settings import Point, derive_seed
 from sae_sweep.kernels.cpu import backend as cpu_backend
 from sae_sweep.kernels.cpu.backend import CpuBackend
+from sae_sweep.kernels.cpu.sparse_encode import Lister
 from sae_sweep.registry import kinds
 from sae_sweep.saes.recipes.revivals import resample, responses
 from sae_sweep.saes.stack import Stack
@@ -192,7 +193,9 @@ def test_all_that_a_dead_latent_has_starts_again_and_nothing_else_changes(archit
 
 @pytest.mark.parametrize("architecture", ["relu", "tied", "topk", "batchtopk", "jumprelu"])
 def test_a_wide_sae_responds_by_lists_as_by_dense_codes(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
     monkeypatch.setattr(cpu_backend, "LISTED_AT_LEAST", 30)
+    monkeypatch.setattr(cpu_backend, "Lister", lambda *given: asked.append(given) or Lister(*given))
     stack, data = stack_of(points(PENALTIES[:2], architecture, width=30)), batches(3)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         backend = CpuBackend(pool, 1)
@@ -201,6 +204,7 @@ def test_a_wide_sae_responds_by_lists_as_by_dense_codes(architecture: str, monke
     expected_fired, expected = responses(stack, 1, data)
     assert torch.equal(fired, expected_fired) and fired.any()
     torch.testing.assert_close(errors, expected)
+    assert len(asked) == (architecture not in ("batchtopk", "jumprelu")), "a whole batch decides these"
 
 
 def test_where_none_is_dead_no_input_is_asked() -> None:
