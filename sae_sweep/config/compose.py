@@ -139,6 +139,9 @@ def _offer_one(group: str, option: str, path: Path | None) -> list[tuple[str, st
         return []
     tree = files.read(group, path)
     tree.pop(files.PARAMS, None)
+    for part in FAMILIES:
+        if isinstance(tree.get(part), list):
+            _refuse_list(part, f"{group}={option}: {part}", tree[part])
     chosen: list[tuple[str, str]] = []
     for place, entry in enumerate(tree["defaults"]):
         if isinstance(entry, dict):
@@ -156,6 +159,13 @@ def _chooser(group: str) -> str:
     return next(iter(PARTS[group].choices))
 
 
+def _refuse_list(part: str, key: str, value: Any) -> None:
+    if isinstance(value, list | dict):
+        raise UserError(
+            f"{key} takes one value, not {show(value)} (an axis is grid: {{axes: {{{part}: [NAME, NAME]}}}})"
+        )
+
+
 def with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
     """The settings of a group, with what a configuration has in place of the defaults of the settings."""
     if part not in FAMILIES:
@@ -163,6 +173,7 @@ def with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
     key, (family, default) = next(iter(PARTS[part].choices.items()))
     kinds = registry.kinds(family)
     name = given.get(key, default)
+    _refuse_list(part, f"{part}.{key}", name)
     if name not in kinds:
         raise UserError(f"{part}.{key} cannot be {show(name)}{nearest(str(name), kinds)}")
     found = {key: name, **IN_CONFIG.get(part, {}), **kinds[name].defaults}

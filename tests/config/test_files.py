@@ -145,6 +145,19 @@ def test_a_block_may_name_another_kind_than_the_mapping_of_its_file(mapping: str
     assert kinds == [other, chosen, chosen]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("encoder: {name: [linear, mlp]}", "encoder.name takes one value"),
+        ("encoder: [linear, mlp]", "experiment=many: encoder takes one value"),
+    ],
+)
+def test_a_list_of_kinds_outside_the_grid_is_refused_with_the_mend(given: str, said: str) -> None:
+    write("conf/experiment/many.yaml", EXPERIMENT.partition("grid:")[0] + given)
+    refused = refusal("experiment=many")
+    assert said in refused and "(an axis is grid: {axes: {encoder: [NAME, NAME]}})" in refused
+
+
 def test_a_kind_in_place_of_a_mapping_is_refused_with_the_mend() -> None:
     write("conf/experiment/short.yaml", EXPERIMENT + "encoder: mlp\n")
     assert "encoder must be a mapping, got 'mlp' (write encoder: {name: mlp})" in refusal("experiment=short")
