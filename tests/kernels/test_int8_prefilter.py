@@ -12,7 +12,7 @@ from sae_sweep.kernels.cpu import sparse_step as sparse
 from sae_sweep.kernels.cpu.simd import LANES, has
 from sae_sweep.kernels.cpu.sparse_step import CODE, LATENT, LISTED, encode, encoder_of, refresh
 
-pytestmark = pytest.mark.skipif(
+rounds = pytest.mark.skipif(
     not int8_prefilter.PREFILTERS, reason="this processor has no AVX-512 VNNI: nothing is rounded"
 )
 Array = np.ndarray
@@ -49,6 +49,24 @@ def drawn(width: int, d: int, rows: int = 200, quiet: float = 1.5) -> tuple[Arra
     return rng.normal(size=(rows, d)), W, -quiet * np.abs(rng.normal(size=width))
 
 
+@pytest.mark.parametrize("k", [0, 3])
+def test_lists_are_the_codes_that_fire(k: int) -> None:
+    """On any processor, without rounding."""
+    x, W, bias = (array.astype(np.float32) for array in drawn(40, 8, rows=20))
+    codes = np.maximum(x @ W.T + bias, 0)
+    if k:
+        codes[codes < np.sort(codes, axis=1)[:, [-k]]] = 0
+    starts, latents, bits = listed(x, W, bias, rounded=False, k=k)
+    expected = [np.flatnonzero(row) for row in codes]
+    assert starts.tolist() == [0, *np.cumsum([len(row) for row in expected])]
+    for row, of_row in enumerate(expected):
+        entries = slice(starts[row], starts[row + 1])
+        order = np.argsort(latents[entries])
+        np.testing.assert_array_equal(latents[entries][order], of_row)
+        np.testing.assert_allclose(bits[entries].view(np.float32)[order], codes[row, of_row], rtol=1e-4, atol=1e-5)
+
+
+@rounds
 @pytest.mark.parametrize("width", [3, 16, 40, 501, 1100])
 @pytest.mark.parametrize("d", [1, 5, 16, 64, 70])
 def test_lists_are_those_without_rounding(width: int, d: int) -> None:
@@ -56,6 +74,7 @@ def test_lists_are_those_without_rounding(width: int, d: int) -> None:
     same(*drawn(width, d, quiet=0.3), floor=0.3)
 
 
+@rounds
 @pytest.mark.parametrize("k", [1, 3, 20])
 @pytest.mark.parametrize("width", [40, 501, 1100])
 def test_the_largest_are_those_without_rounding(width: int, k: int) -> None:
@@ -71,6 +90,7 @@ SCALES: list[Callable[[Array], Array]] = [
 ]
 
 
+@rounds
 @pytest.mark.parametrize("of_inputs", range(len(SCALES)))
 @pytest.mark.parametrize("of_latents", range(len(SCALES)))
 def test_whatever_the_sizes(of_inputs: int, of_latents: int) -> None:
@@ -80,6 +100,7 @@ def test_whatever_the_sizes(of_inputs: int, of_latents: int) -> None:
     same(x, W, bias * usual)
 
 
+@rounds
 def test_what_is_no_number_is_left_to_the_exact_product() -> None:
     x, W, bias = drawn(90, 20)
     for array, bad in ((x, np.nan), (x, np.inf), (W, np.nan), (W, -np.inf), (bias, np.inf), (bias, np.nan)):
@@ -89,6 +110,7 @@ def test_what_is_no_number_is_left_to_the_exact_product() -> None:
     same(x, W, bias, k=2)
 
 
+@rounds
 @pytest.mark.parametrize("d", [8, 64])
 @pytest.mark.parametrize("of_latents", [True, False])
 def test_what_rounding_hides_is_found_all_the_same(d: int, of_latents: bool) -> None:
@@ -107,6 +129,7 @@ def test_what_rounding_hides_is_found_all_the_same(d: int, of_latents: bool) -> 
     same(x, W, bias)
 
 
+@rounds
 def test_bounds_hold_and_say_something() -> None:
     x, W, bias = drawn(64, 64, rows=64)
     bias -= 100  # far from firing
@@ -128,6 +151,7 @@ def test_bounds_hold_and_say_something() -> None:
     assert (bounds[int8_prefilter.BIAS] >= 1).all() and (bounds[int8_prefilter.BIAS] < 1.001).all()
 
 
+@rounds
 def test_only_where_few_fire_is_anything_rounded() -> None:
     W, weights = np.zeros((320, 8), np.float32), np.ones(320, np.float32)
     rows = [
