@@ -19,6 +19,7 @@ from sae_sweep.metrics.evaluation_batches import accuracy_of
 from sae_sweep.metrics.extra.inference import Objective
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.saes.architectures import architecture_of
+from sae_sweep.saes.encoders import encoder_of
 from sae_sweep.saes.folding import fold, unfold
 from sae_sweep.saes.formats import saelens
 from sae_sweep.saes.formats.index import read_sae
@@ -37,6 +38,9 @@ from sae_sweep.toys.sampling import EvaluationInputs, Stream, feature_means
 
 # Codes in the largest dense tensor of a measurement, and on a GPU, which a few inputs at a time would leave idle.
 DENSE_NUMBERS, GPU_DENSE_NUMBERS = 1 << 22, 1 << 27
+# From this width on matching pursuit of one step is measured by lists, a hundred times as fast; narrower SAEs were
+# measured by dense codes before, whose last bits differ.
+LISTED_AT_LEAST = 1 << 14
 # The inputs that class means are taken over: all of them, or a million drawn.
 CLASS_INPUTS = Evaluation(inputs=1 << 20)
 
@@ -175,10 +179,15 @@ class PointSae(SaeTensors):
 
         return Lister(self.parameters, self.point.sae.architecture, self.point.sae.get("k", 1))
 
+    @cached_property
+    def _is_listed(self) -> bool:
+        sae, encoder = self.point.sae, self.point.encoder.name
+        product = encoder_of(encoder).is_product(sae) and (encoder == "linear" or sae.width >= LISTED_AT_LEAST)
+        return product and architecture_of(sae.architecture).listed
+
     def active(self, x: Tensor) -> Iterator[Active]:
         """The codes as lists, some inputs at a time: no tensor that is held grows with all inputs times the width."""
-        linear = self.point.encoder.name == "linear"
-        if x.device.type == "cpu" and linear and architecture_of(self.point.sae.architecture).listed:
+        if x.device.type == "cpu" and self._is_listed:
             for lists in self._lister(x):
                 yield Active(*map(torch.from_numpy, lists))
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from stacks import PENALTIES, batches, points, stack_of
 
+from sae_sweep.config.settings import Encoder
 from sae_sweep.metrics import sparse_codes
 from sae_sweep.metrics.sparse_codes import Active
 from sae_sweep.registry import kinds
@@ -55,3 +58,23 @@ def test_an_sae_lists_what_it_encodes(architecture: str, entries: int, monkeypat
     found = torch.cat([part.dense(75) for part in lists])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert 0 < int((found != 0).sum()) < found.numel()
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_matching_pursuit_of_one_step_is_listed_as_topk_is(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_sweep.sweep import context
+
+    asked = []
+    monkeypatch.setattr(context, "LISTED_AT_LEAST", 75)
+    monkeypatch.setattr(context, "_dense_codes", lambda *given: asked.append(given) or iter(()))
+    (point,) = points(PENALTIES[-1:], "topk", width=75, k=k)
+    point = dataclasses.replace(point, encoder=Encoder("matching_pursuit"))
+    started = stack_of([point]).parameters(0)
+    sae = context.PointSae(point, started)
+    x = batches(1, 90)[0]
+    lists = list(sae.active(x))
+    assert bool(asked) == (k > 1), "of more steps each goes by what the ones before left"
+    if k == 1:
+        found = torch.cat([part.dense(75) for part in lists])
+        torch.testing.assert_close(found, sae.encode(x), atol=1e-5, rtol=1e-5)
+        assert set(torch.cat([part.counts for part in lists]).tolist()) <= {0, 1} and (found != 0).any()

@@ -109,7 +109,7 @@ class CpuBackend(Backend):
         """
         point, kind = stack.points[i], stack.architecture
         # Codes that a whole batch decides are no list of one input's.
-        listed = kind.listed and not kind.learns_threshold and point.encoder.name == "linear"
+        listed = kind.listed and not kind.learns_threshold and stack.encoder.is_product(point.sae)
         if not listed or stack.width < LISTED_AT_LEAST:
             return super().responses(stack, i, batches)
         sae, fired, decoded = stack.parameters(i), torch.zeros(stack.width, dtype=torch.bool), []

@@ -56,6 +56,7 @@ class Encoder(Kind):
     effective: from what is trained to what is used
     products(chosen, settings, d): its work for an input and a latent, where 1 is that of a linear encoder and decoder
     suits(architecture): whether the two go together
+    is_product(settings): whether its codes are those that the architecture makes of W_enc·x + b_enc
     compiles(point, device): whether the compiled steps of a device know it, beside a recipe that they know
     """
 
@@ -69,6 +70,7 @@ class Encoder(Kind):
     effective: Callable[[Parameters], Parameters] | None = None
     products: Callable[[settings.Encoder, Sae, int], float]
     suits: Callable[[Architecture], bool]
+    is_product: Callable[[Sae], bool] = lambda settings: False
     compiles: Callable[[Point, str], bool] = lambda point, device: False
 
 

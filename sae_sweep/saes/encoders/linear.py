@@ -29,6 +29,7 @@ register(
         formula="pre = W_enc·x + b_enc",
         source="arXiv 2309.08600",
         products=lambda chosen, of_sae, d: 1.0,
+        is_product=lambda of_sae: True,
         suits=lambda architecture: True,
         compiles=lambda point, device: True,
     )

@@ -71,6 +71,8 @@ register(
         effective=by_projection,
         products=lambda chosen, of_sae, d: 1.0 + of_sae.k / 4,
         suits=lambda architecture: architecture.name == "topk",
+        # The row of largest projection is that of largest contribution.
+        is_product=lambda of_sae: of_sae.k == 1,
         compiles=_compiles,
         version=2,
     )
