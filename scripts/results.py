@@ -26,7 +26,7 @@ from sae_sweep.store.plateau import STILL_MOVING
 from sae_sweep.store.store import Store
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = "results.md", "recipes.md"
+PAGES = "results.md", "recipes.md", "paper.md"
 # What the table of every sweep shows of a setting, beside what its claims measure.
 MEASURES = (
     *("loss", "fvu", "l0", "live_latents", "owned_maxes", "distinct_splits_per_max", "duplicates_per_max"),
