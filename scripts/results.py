@@ -51,7 +51,7 @@ def main() -> None:
         before, _, after = re.split(rf"(?<=<!-- {name} -->\n)(.*?)(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
         verdicts = evaluate_all(info, results, untrained)
         page.write_text(before + block(name, results, verdicts, hardware(store, results)) + after)
-        every_setting(results, info["claims"]).to_csv(DOCS / "results" / f"{name}.csv", index=False)
+        every_setting(results, untrained, info["claims"]).to_csv(DOCS / "results" / f"{name}.csv", index=False)
 
 
 def block(name: str, results: pd.DataFrame, verdicts: list[Verdict], machine: str) -> str:
@@ -82,9 +82,15 @@ def row(verdict: Verdict) -> str:
     return f"| {' | '.join([prediction, said, number(verdict.value), span, *nulls])} |"
 
 
-def every_setting(results: pd.DataFrame, claims: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per setting: what tells it apart, how many SAEs, and of each measure mean and standard deviation."""
+def every_setting(
+    results: pd.DataFrame, untrained: pd.DataFrame, claims: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """A row per setting: what tells it apart, how many SAEs, and of each measure mean and standard deviation; of shares
+    found the mean of the untrained SAEs too."""
     means = frame.aggregate(results, "mean")
+    shares = [m for m in map(str, results.columns) if m.startswith("found_") and untrained[m].notna().any()]
+    before = untrained.set_index("point_id")[shares].reindex(results["point_id"])
+    nulls = frame.aggregate(results.assign(**{m: before[m].to_numpy() for m in shares}), "mean")
     settings = [
         column
         for column in map(str, means.columns)
@@ -92,7 +98,8 @@ def every_setting(results: pd.DataFrame, claims: Sequence[Mapping[str, Any]]) ->
     ]
     claimed = (column for claim in claims for column in claim["measure"].split(" - "))
     measures = [m for m in dict.fromkeys((*MEASURES, *claimed)) if means[m].notna().any()]
-    return means[[*settings, "n", *(each for measure in measures for each in (measure, f"{measure}_std"))]].map(rounded)
+    table = means[[*settings, "n", *(each for measure in measures for each in (measure, f"{measure}_std"))]]
+    return table.assign(**{f"{m}_untrained": nulls[m] for m in shares if m in measures}).map(rounded)
 
 
 def rounded(value: Any) -> Any:

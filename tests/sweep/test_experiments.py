@@ -29,8 +29,8 @@ SHORTER = {
     "published_absorption": {"24414": "4", "200000": "5"},
     "recipes_steps": {"1500": "4", "6000": "5", "40000": "800"},
 }
-# A claim about a width of one of several toys names it: of four tokens in three places it is another.
-NARROWER = {"splitting_best": {"2560": "192"}}
+# Claims about widths of one of several toys name them: of four tokens in three places they are others.
+NARROWER = {"splitting_best": {"1056": "32", "2560": "192"}}
 # What must split to have a structure takes a larger toy, and some seconds.
 LARGER = {"toy.d_vocab=4": "toy.d_vocab=6", "toy.steps=20": "toy.steps=200", "seed=0,1": "seed=0"}
 # From random directions nothing splits in so few steps, and what does not split has no structure.
