@@ -82,9 +82,7 @@ def row(verdict: Verdict) -> str:
     return f"| {' | '.join([prediction, said, number(verdict.value), span, *nulls])} |"
 
 
-def every_setting(
-    results: pd.DataFrame, untrained: pd.DataFrame, claims: Sequence[Mapping[str, Any]]
-) -> pd.DataFrame:
+def every_setting(results: pd.DataFrame, untrained: pd.DataFrame, claims: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A row per setting: what tells it apart, how many SAEs, and of each measure mean and standard deviation; of shares
     found the mean of the untrained SAEs too."""
     means = frame.aggregate(results, "mean")
