@@ -20,6 +20,7 @@ import pandas as pd
 from sae_sweep.config.columns import is_seed, is_setting
 from sae_sweep.config.settings import MEASURE_VERSION, TRAIN_VERSION
 from sae_sweep.reports.claims import Verdict, evaluate_all
+from sae_sweep.reports.layout import plural
 from sae_sweep.reports.sentences import number
 from sae_sweep.store import results as frame
 from sae_sweep.store.plateau import STILL_MOVING
@@ -56,11 +57,11 @@ def main() -> None:
 
 def block(name: str, results: pd.DataFrame, verdicts: list[Verdict], machine: str) -> str:
     """What the program says of a finished sweep."""
-    toys, points = results["toy_seed"].nunique(), len(results)
+    toys, minutes = results["toy_seed"].nunique(), results["seconds"].sum() / 60
     moving = (results["plateau"].dropna() > STILL_MOVING).mean()
     return "\n".join(
         [
-            f"`sae-sweep run experiment={name}`: {points} SAEs over {toys} toys, {results['seconds'].sum() / 60:.0f} "
+            f"`sae-sweep run experiment={name}`: {plural(len(results), 'SAE')} over {plural(toys, 'toy')}, {minutes:.0f} "
             f"minutes on {machine}; training and measuring versions {TRAIN_VERSION} and {MEASURE_VERSION}. Twice the "
             f"steps would lower the loss of {moving:.0%} by more than 2%. [Every setting](results/{name}.csv).\n",
             "| prediction | verdict | value | 95% interval | untrained | labels shuffled |",
