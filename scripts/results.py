@@ -62,8 +62,9 @@ def block(name: str, results: pd.DataFrame, verdicts: list[Verdict], machine: st
     return "\n".join(
         [
             f"`sae-sweep run experiment={name}`: {plural(len(results), 'SAE')} over {plural(toys, 'toy')}, "
-            f"{minutes:.0f} minutes on {machine}; training and measuring versions {TRAIN_VERSION} and {MEASURE_VERSION}. "
-            f"Twice the steps would lower the loss of {moving:.0%} by more than 2%. [Every setting](results/{name}.csv).\n",
+            f"{minutes:.0f} minutes on {machine}; training and measuring versions {TRAIN_VERSION} and "
+            f"{MEASURE_VERSION}. Twice the steps would lower the loss of {moving:.0%} by more than 2%. "
+            f"[Every setting](results/{name}.csv).\n",
             "| prediction | verdict | value | 95% interval | untrained | labels shuffled |",
             "|---|---|---|---|---|---|",
             *map(row, verdicts),
