@@ -141,7 +141,7 @@ def _offer_one(group: str, option: str, path: Path | None) -> list[tuple[str, st
     tree.pop(files.PARAMS, None)
     for part in FAMILIES:
         if isinstance(tree.get(part), list):
-            _refuse_list(part, f"{group}={option}: {part}", tree[part])
+            raise _of_the_grid(part, f"{group}={option}: {part}", tree[part])
     chosen: list[tuple[str, str]] = []
     for place, entry in enumerate(tree["defaults"]):
         if isinstance(entry, dict):
@@ -159,11 +159,8 @@ def _chooser(group: str) -> str:
     return next(iter(PARTS[group].choices))
 
 
-def _refuse_list(part: str, key: str, value: Any) -> None:
-    if isinstance(value, list | dict):
-        raise UserError(
-            f"{key} takes one value, not {show(value)} (an axis is grid: {{axes: {{{part}: [NAME, NAME]}}}})"
-        )
+def _of_the_grid(part: str, key: str, values: Any) -> UserError:
+    return UserError(f"{key} takes one value, not {show(values)} (an axis is grid: {{axes: {{{part}: [NAME, NAME]}}}})")
 
 
 def with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +170,8 @@ def with_defaults(part: str, given: dict[str, Any]) -> dict[str, Any]:
     key, (family, default) = next(iter(PARTS[part].choices.items()))
     kinds = registry.kinds(family)
     name = given.get(key, default)
-    _refuse_list(part, f"{part}.{key}", name)
+    if isinstance(name, list | dict):
+        raise _of_the_grid(part, f"{part}.{key}", name)
     if name not in kinds:
         raise UserError(f"{part}.{key} cannot be {show(name)}{nearest(str(name), kinds)}")
     found = {key: name, **IN_CONFIG.get(part, {}), **kinds[name].defaults}
